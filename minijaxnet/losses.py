@@ -1,0 +1,226 @@
+"""Losses: how wrong a batch of predictions is, as one number. Lower means a better model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.pytrees import pair
+
+Loss = Callable[[jax.Array, Any], jax.Array]
+
+
+class Predictor(Protocol):
+    """Whatever makes predictions, such as a ``Network``."""
+
+    @property
+    def apply(self) -> Callable[[Any, Any], jax.Array]:
+        """``apply(params, x) -> predictions``."""
+        ...
+
+
+def prediction_errors(predictions: jax.Array, targets: Any) -> jax.Array:
+    """The error at each point: ``predicted - actual``.
+
+    Args:
+        predictions: ``(batch, n_out)``, floating.
+        targets: the actual values, of the same shape.
+
+    Returns:
+        The errors, of the same shape.
+
+    Raises:
+        ValueError: the shapes differ. They are never broadcast: ``(n, 1)`` against ``(n,)`` would make n x n errors.
+
+    Example:
+        >>> prediction_errors(jnp.array([[9.0]]), jnp.array([[13.0]]))
+        Array([[-4.]], dtype=float32)
+    """
+    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+    _check_same_shape("targets", targets, "predictions", predictions)
+    return predictions - targets
+
+
+def mean_squared_error(predictions: jax.Array, targets: Any) -> jax.Array:
+    """The mean of the squared errors over all elements: ``mean((predicted - actual)^2)``.
+
+    Args:
+        predictions: ``(batch, n_out)``, floating.
+        targets: the actual values, of the same shape.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> mean_squared_error(jnp.array([10.0, 8.0, 6.0]), jnp.array([20.0, 3.0, 1.0]))
+        Array(50., dtype=float32)
+    """
+    return jnp.mean(jnp.square(prediction_errors(predictions, targets)))
+
+
+def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
+    """The mean surprise at the right classes: ``mean_i(log(sum_c exp(z_ic)) - sum_c y_ic z_ic)``.
+
+    ``log(sum(exp))`` is computed with the largest logit taken out, so no logit is too large for it.
+
+    Args:
+        logits: ``(batch, classes)``, floating.
+        labels: classes as integers ``(batch,)``, or their probabilities (one-hot) ``(batch, classes)``.
+            A class that does not exist has no probability: the loss is NaN.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ValueError: the labels fit the logits in neither way.
+
+    Example:
+        >>> softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))  # log(2)
+        Array(0.6931472, dtype=float32)
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if _are_classes(labels):
+        _check_classes_fit(logits, labels)
+        exists = (labels >= 0) & (labels < logits.shape[-1])
+        picked = jnp.take_along_axis(logits, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
+        right_logit = jnp.where(exists, picked, jnp.nan)
+    else:
+        _check_same_shape("labels", labels, "logits", logits)
+        right_logit = jnp.sum(labels * logits, axis=-1)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - right_logit)
+
+
+def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
+    """The mean surprise at yes-or-no answers: ``mean(log(1 + exp(z)) - y z)``.
+
+    ``log(1 + exp(z))`` is computed as ``max(z, 0) + log1p(exp(-|z|))``, which never overflows.
+
+    Args:
+        logits: ``(batch, n_out)``, floating; ``sigmoid(z)`` is the probability of yes.
+        labels: 0 or 1 (or a probability), of the same shape.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> binary_cross_entropy(jnp.array([[0.0], [1000.0]]), jnp.array([[1.0], [1.0]]))  # (log(2) + 0) / 2
+        Array(0.3465736, dtype=float32)
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    _check_same_shape("labels", labels, "logits", logits)
+    return jnp.mean(jnp.logaddexp(logits, 0) - labels * logits)
+
+
+def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
+    """The share of points whose likeliest class is the right one, between 0 and 1.
+
+    Args:
+        logits: ``(batch, classes)``, or ``(batch, 1)`` for yes or no, where a logit above 0 says yes.
+        labels: integers ``(batch,)``, one-hot ``(batch, classes)``, or 0 and 1 of shape ``(batch, 1)``.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        ValueError: the labels fit the logits in none of these ways.
+
+    Example:
+        >>> accuracy(jnp.array([[0.0, 1.0], [2.0, 1.0]]), jnp.array([1, 1]))
+        Array(0.5, dtype=float32)
+    """
+    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    if _are_classes(labels):
+        _check_classes_fit(logits, labels)
+        right = jnp.argmax(logits, axis=-1) == labels
+    else:
+        _check_same_shape("labels", labels, "logits", logits)
+        if logits.shape[-1] == 1:
+            right = (logits > 0) == (labels > 0.5)
+        else:
+            right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
+    return jnp.mean(right, dtype=jnp.float32)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What ``objective`` returns: equal for an equal network and loss, so that compiled steps are found again."""
+
+    network: Predictor
+    loss: Loss
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        """The loss of the network's predictions on a batch ``(x, y)``, a scalar."""
+        x, y = pair(batch)
+        return self.loss(self.network.apply(params, x), y)
+
+    def check_values(self, params: Any, batch: Any) -> None:
+        """Say on the host what the compiled program could only turn into NaN: labels that are no class.
+
+        Raises:
+            ValueError: shapes that do not fit, labels out of range.
+        """
+        x, y = pair(batch)
+        logits = jax.eval_shape(self.network.apply, params, x)
+        jax.eval_shape(self.loss, logits, y)
+        if self.loss in (softmax_cross_entropy, accuracy) and _are_classes(y):
+            _check_range("labels", y, 0, logits.shape[-1] - 1, f"a class of {logits.shape[-1]}")
+        elif self.loss in (softmax_cross_entropy, binary_cross_entropy):
+            _check_range("labels", y, 0, 1, "a probability")
+
+
+def objective(network: Predictor, loss: Loss) -> Objective:
+    """The function that a descent takes down: ``f(params, batch) = loss(network.apply(params, x), y)``.
+
+    It also makes metrics: ``objective(network, accuracy)``.
+
+    Args:
+        network: a pair of pure functions.
+        loss: ``loss(predictions, targets)``, a scalar.
+
+    Returns:
+        ``f(params, batch)``, where ``batch`` is ``Batch(x, y)`` or any pair ``(x, y)``.
+
+    Example:
+        >>> from minijaxnet.network import dense
+        >>> f = objective(dense(1, 1, bias=False), mean_squared_error)
+        >>> f({"weights": jnp.array([[2.0]])}, (jnp.array([[3.0]]), jnp.array([[10.0]])))
+        Array(16., dtype=float32)
+    """
+    return Objective(network, loss)
+
+
+def _are_classes(labels: Any) -> bool:
+    return jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+
+
+def _check_classes_fit(logits: jax.Array, labels: jax.Array) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"labels: got classes of shape {labels.shape} for logits of shape {logits.shape}; "
+            "expected labels (n,) and logits (n, classes)"
+        )
+
+
+def _check_same_shape(name: str, got: jax.Array, other: str, expected: jax.Array) -> None:
+    if got.shape != expected.shape:
+        raise ValueError(
+            f"{name}: got shape {got.shape}; expected {expected.shape}, the shape of the {other}"
+        )
+
+
+def _check_range(name: str, values: Any, low: int, high: int, what: str) -> None:
+    values = np.asarray(values)
+    outside = np.argwhere((values < low) | (values > high))
+    if len(outside):
+        index = tuple(int(i) for i in outside[0])
+        where = index[0] if len(index) == 1 else index
+        raise ValueError(f"{name}[{where}]: got {values[index]}; expected {what}, from {low} to {high}")

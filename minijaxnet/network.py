@@ -1,0 +1,190 @@
+"""Networks as pairs of pure functions: ``init`` makes the parameters, ``apply`` makes the predictions.
+
+A network holds no state. ``serial`` takes networks and returns one, so that whatever holds for a layer holds
+for the whole.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+Activation = Callable[[jax.Array], jax.Array]
+WeightInit = Callable[..., jax.Array]
+
+# He et al. (2015): an activation that silences half of its inputs halves the variance, so start twice as wide.
+_HALF_SILENT = (jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus)
+
+
+class Network(NamedTuple):
+    """A network is what starts it and what it computes.
+
+    Attributes:
+        init: ``init(key) -> params``, a pytree of arrays.
+        apply: ``apply(params, x) -> predictions``; the batch axis comes first.
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[[Any, Any], jax.Array]
+
+
+def dense(
+    n_in: int,
+    n_out: int,
+    *,
+    bias: bool = True,
+    weight_init: WeightInit | None = None,
+    dtype: Any = None,
+) -> Network:
+    """A fully connected layer: ``y = x @ W + b``.
+
+    It computes in the dtype of its weights: inputs of another dtype are cast.
+
+    Args:
+        n_in: width of the input, at least 1.
+        n_out: width of the output, at least 1.
+        bias: whether to add ``b``, which starts at zero.
+        weight_init: ``weight_init(key, shape, dtype)``, as in ``jax.nn.initializers``; Glorot's normal start
+            when left out, of variance ``2 / (n_in + n_out)``.
+        dtype: any floating dtype; JAX's default one when left out.
+
+    Returns:
+        A network whose params are ``{"weights": (n_in, n_out), "bias": (n_out,)}``.
+
+    Raises:
+        ValueError: a width below 1; on ``apply``, an ``x`` whose last axis is not ``n_in`` wide.
+        TypeError: a width that is not an int, a dtype that is not floating.
+
+    Example:
+        >>> layer = dense(2, 1)
+        >>> params = {"weights": jnp.array([[2.0], [-1.0]]), "bias": jnp.array([0.5])}
+        >>> layer.apply(params, jnp.array([[5.0, 1.0]]))
+        Array([[9.5]], dtype=float32)
+
+    Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    """
+    for name, width in (("n_in", n_in), ("n_out", n_out)):
+        _check_width(f"dense: {name}", width)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dense: dtype: got {jnp.dtype(dtype).name}; expected a real floating dtype")
+    start = initializers.glorot_normal() if weight_init is None else weight_init
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        floating = jnp.result_type(float) if dtype is None else dtype
+        params = {"weights": start(key, (n_in, n_out), floating)}
+        return params | {"bias": jnp.zeros(n_out, floating)} if bias else params
+
+    def apply(params: dict[str, jax.Array], x: Any) -> jax.Array:
+        weights = params["weights"]
+        x = jnp.asarray(x, weights.dtype)
+        if x.ndim == 0 or x.shape[-1] != weights.shape[0]:
+            raise ValueError(
+                f"dense: x: got shape {x.shape}; expected a last axis of {weights.shape[0]}, "
+                f"to fit weights of shape {weights.shape}"
+            )
+        y = x @ weights
+        return y + params["bias"] if bias else y
+
+    return Network(init, apply)
+
+
+def elementwise(fn: Activation) -> Network:
+    """A function of each element, as a network without parameters: ``y_i = fn(x_i)``.
+
+    Args:
+        fn: a function that keeps the shape, such as ``jax.nn.relu``.
+
+    Returns:
+        A network whose params are the empty tuple.
+
+    Example:
+        >>> elementwise(jax.nn.relu).apply((), jnp.array([-1.0, 2.0]))
+        Array([0., 2.], dtype=float32)
+    """
+    return Network(lambda key: (), lambda params, x: fn(x))
+
+
+def serial(*networks: Network) -> Network:
+    """Networks one after the other: ``y = f_n(... f_2(f_1(x)))``.
+
+    Args:
+        *networks: any number; none is the identity.
+
+    Returns:
+        A network whose params are the tuple of theirs; each starts from its own part of the key.
+
+    Example:
+        >>> network = serial(dense(2, 3), elementwise(jnp.tanh), dense(3, 1))
+        >>> network.apply(network.init(jax.random.key(0)), jnp.ones((4, 2))).shape
+        (4, 1)
+    """
+
+    def init(key: jax.Array) -> tuple[Any, ...]:
+        keys = jax.random.split(key, len(networks))
+        return tuple(network.init(k) for network, k in zip(networks, keys, strict=True))
+
+    def apply(params: tuple[Any, ...], x: Any) -> jax.Array:
+        for network, layer_params in zip(networks, params, strict=True):
+            x = network.apply(layer_params, x)
+        return x
+
+    return Network(init, apply)
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    activation: Activation = jax.nn.relu,
+    output_activation: Activation | None = None,
+    bias: bool = True,
+    dtype: Any = None,
+) -> Network:
+    """A multilayer perceptron: ``h_0 = x``, ``h_l = activation(h_{l-1} @ W_l + b_l)``, ``y = h_L``.
+
+    Weights before an activation that silences half of its inputs (relu and its kin) start by He's rule, of
+    variance ``2 / n_in``; all others by Glorot's, of variance ``2 / (n_in + n_out)``. Biases start at zero.
+
+    Args:
+        sizes: widths from the input to the output, at least two.
+        activation: of every hidden layer.
+        output_activation: of the last layer; none when left out.
+        bias: whether each layer adds one.
+        dtype: any floating dtype; JAX's default one when left out.
+
+    Returns:
+        A network whose params are a tuple with one ``{"weights", "bias"}`` a layer.
+
+    Raises:
+        ValueError: fewer than two sizes, or one below 1.
+        TypeError: a size that is not an int, a dtype that is not floating.
+
+    Example:
+        >>> network = mlp((2, 2, 1), bias=False)
+        >>> params = ({"weights": jnp.array([[1.0, -1.0], [1.0, 1.0]])}, {"weights": jnp.array([[2.0], [-1.0]])})
+        >>> network.apply(params, jnp.array([[2.0, 3.0]]))
+        Array([[9.]], dtype=float32)
+
+    Source: He et al., "Delving deep into rectifiers", 2015; Glorot and Bengio, 2010.
+    """
+    sizes = tuple(sizes)
+    if len(sizes) < 2:
+        raise ValueError(f"mlp: sizes: got {sizes}; expected at least an input and an output width")
+    activations = (activation,) * (len(sizes) - 2) + (output_activation,)
+
+    def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:
+        start = initializers.he_normal() if fn in _HALF_SILENT else initializers.glorot_normal()
+        linear = dense(n_in, n_out, bias=bias, weight_init=start, dtype=dtype)
+        if fn is None:
+            return linear
+        return Network(linear.init, lambda params, x: fn(linear.apply(params, x)))
+
+    return serial(*map(layer, sizes, sizes[1:], activations))
+
+
+def _check_width(where: str, width: Any) -> None:
+    if isinstance(width, bool) or not isinstance(width, int):
+        raise TypeError(f"{where}: got {width!r}; expected an int")
+    if width < 1:
+        raise ValueError(f"{where}: got {width}; expected at least 1")

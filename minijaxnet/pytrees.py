@@ -1,0 +1,158 @@
+"""The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as one would write it in Python, ``(leaf)`` for a bare one.
+
+    >>> [(path, leaf)] = jax.tree_util.tree_flatten_with_path({"bias": 1.0})[0]
+    >>> leaf_name(path)
+    "['bias']"
+    """
+    return jax.tree_util.keystr(path) or "(leaf)"
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names, in the tree's order.
+
+    >>> named_leaves(({"weights": 1.0}, 2.0))
+    {"[0]['weights']": 1.0, '[1]': 2.0}
+    """
+    return {leaf_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
+    """A batch as ``(x, y)``.
+
+    Raises:
+        TypeError: it is not a pair.
+
+    Example:
+        >>> pair([1, 2, 3])
+        Traceback (most recent call last):
+        TypeError: batch: got list of 3; expected a pair (x, y)
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        raise TypeError(f"{where}: got {type(batch).__name__}{size}; expected a pair (x, y)")
+    return batch[0], batch[1]
+
+
+def floating_arrays(tree: Any, where: str) -> Any:
+    """Each leaf as a strongly typed floating array: what a descent can move.
+
+    A weak type (a Python number) would make the compiled step take the first state and the second for two
+    different kinds of argument, and so compile it twice.
+
+    Args:
+        tree: a pytree of real floating arrays or Python floats.
+        where: what the caller names the tree in an error.
+
+    Returns:
+        The same tree; leaves keep their dtype, Python floats get JAX's default one.
+
+    Raises:
+        TypeError: a leaf is not a real floating number (integer, boolean, complex, text); the tree is empty.
+
+    Example:
+        >>> floating_arrays({"weight": 2.0}, "params")
+        {'weight': Array(2., dtype=float32)}
+        >>> floating_arrays([1, 2], "params")
+        Traceback (most recent call last):
+        TypeError: params[0]: got dtype int32; expected a real floating dtype (a gradient step is not an integer)
+    """
+
+    def convert(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        name = where + jax.tree_util.keystr(path)
+        try:
+            array = jnp.asarray(leaf)
+        except TypeError:
+            kind = type(leaf).__name__
+            raise TypeError(f"{name}: got {kind}; expected an array of floating numbers") from None
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: got dtype {array.dtype}; expected a real floating dtype "
+                "(a gradient step is not an integer)"
+            )
+        return lax.convert_element_type(array, array.dtype)
+
+    if not jax.tree.leaves(tree):
+        raise TypeError(f"{where}: got a tree without leaves; expected at least one array")
+    return jax.tree_util.tree_map_with_path(convert, tree)
+
+
+def l2_norm(tree: Any) -> jax.Array:
+    r"""The Euclidean norm of a tree taken as one long vector: ``sqrt(sum_i g_i^2)``.
+
+    Squares are summed in each leaf's dtype, in float32 at least, so that bfloat16 leaves lose nothing.
+
+    Args:
+        tree: a pytree of floating arrays of any shape.
+
+    Returns:
+        A scalar, float32 or wider.
+
+    Example:
+        >>> l2_norm({"a": jnp.array([3.0]), "b": jnp.array([[4.0]])})
+        Array(5., dtype=float32)
+    """
+
+    def sum_of_squares(leaf: jax.Array) -> jax.Array:
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.sum(jnp.square(wide))
+
+    return jnp.sqrt(sum(map(sum_of_squares, jax.tree.leaves(tree)), start=jnp.float32(0)))
+
+
+def cast_floats(tree: Any, dtype: Any) -> Any:
+    """The same tree with floating leaves in ``dtype``; integers, booleans and keys stay as they are.
+
+    >>> cast_floats((jnp.ones(1), jnp.arange(1)), jnp.bfloat16)
+    (Array([1], dtype=bfloat16), Array([0], dtype=int32))
+    """
+
+    def cast(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def structure_difference(got: Any, expected: Any) -> str | None:
+    """What keeps one tree from standing where another stood: structure, shape or dtype; None if nothing.
+
+    Args:
+        got: a pytree of arrays (or of anything with ``shape`` and ``dtype``).
+        expected: the tree it should look like.
+
+    Example:
+        >>> structure_difference({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
+        "['w']: got float32[2]; expected float32[3]"
+    """
+    got_leaves, expected_leaves = named_leaves(got), named_leaves(expected)
+    if jax.tree.structure(got) != jax.tree.structure(expected):
+        extra = [name for name in got_leaves if name not in expected_leaves]
+        missing = [name for name in expected_leaves if name not in got_leaves]
+        return f"got a tree with leaves {list(got_leaves)}; expected {list(expected_leaves)}" + (
+            f" (too many: {extra}, missing: {missing})" if extra or missing else ""
+        )
+    for name, leaf in got_leaves.items():
+        want = expected_leaves[name]
+        if (jnp.shape(leaf), jnp.result_type(leaf)) != (jnp.shape(want), jnp.result_type(want)):
+            return f"{name}: got {array_type(leaf)}; expected {array_type(want)}"
+    return None
+
+
+def array_type(leaf: Any) -> str:
+    """An array's dtype and shape, as JAX writes them.
+
+    >>> array_type(np.zeros((2, 3), np.float32))
+    'float32[2,3]'
+    """
+    return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"
