@@ -193,9 +193,7 @@ def _load(loader: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets  # 0.8 s: imported where used
     except ImportError:
-        raise ImportError(
-            'the data sets ship inside scikit-learn: pip install "minijaxnet[data]"'
-        ) from None
+        raise ImportError('the data sets ship inside scikit-learn: pip install "minijaxnet[data]"') from None
     return getattr(datasets, loader)(return_X_y=True)
 
 

@@ -62,9 +62,7 @@ class Descent(NamedTuple):
     step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 
-def gradient_descent(
-    objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False
-) -> Descent:
+def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
     """Gradient descent: ``params <- params - learning_rate * slope``.
 
     The rate lives in ``state.optimizer``, so another rate is another state of the same compiled step. The update is
@@ -202,9 +200,7 @@ def _arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
     return (batch,) if state.key is None else (batch, jax.random.fold_in(state.key, state.step))
 
 
-def _slope(
-    objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any
-) -> tuple[jax.Array, Any, Any]:
+def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
     """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
 
     def checked(params: Any) -> tuple[jax.Array, Any]:

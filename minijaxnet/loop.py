@@ -23,7 +23,7 @@ from minijaxnet.pytrees import structure_difference
 Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 # A chunk's history is at most this long and this large, so that one compilation serves any number of steps.
-_CHUNK_STEPS = 2**16
+_CHUNK_STEPS = 2**15
 _CHUNK_BYTES = 2**24
 
 
@@ -96,7 +96,13 @@ def descend(
 
 
 def descend_epochs(
-    descent: Descent, state: DescentState, data: Any, key: jax.Array, *, batch_size: int, epochs: int
+    descent: Descent,
+    state: DescentState,
+    data: Any,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    epochs: int,
 ) -> tuple[DescentState, Trace]:
     """Take one step on each minibatch of the data, in a new order each epoch.
 
@@ -152,9 +158,7 @@ class Minibatches(NamedTuple):
     def per_epoch(self) -> int:
         """Steps an epoch."""
         if check_count("batch_size", self.batch_size, least=1) > self.points:
-            raise ValueError(
-                f"batch_size: got {self.batch_size}; expected at most {self.points}, the points there are"
-            )
+            raise ValueError(f"batch_size: got {self.batch_size}; expected at most {self.points}, the points there are")
         return self.points // self.batch_size
 
     def most_steps(self) -> int:
@@ -183,24 +187,27 @@ def run_steps(
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
     check_count("steps", steps)
     traced = any(
-        isinstance(leaf, jax.core.Tracer)
-        for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps)))
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps)))
     )
     until_flat = flat_norm(until_flat, sampled=state.key is not None)
     if traced:
         capacity = _power_of_two_from(max(steps, 1))
-        state, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat)
-        return state, jax.tree.map(lambda rows: rows[:steps] if rows.ndim else rows, trace)
-    state = jax.tree.map(jnp.copy, state)  # ours to donate
-    capacity, pieces = chunk_capacity(step, feed, state, source), []
-    left = steps
-    while left > 0 or not pieces:
-        state, trace = run_chunk(step, feed, capacity, state, source, min(left, capacity), until_flat)
-        pieces.append(piece := taken_rows(trace))
-        left -= int(piece.steps_taken)
-        if piece.status != OUT_OF_STEPS:
-            break
-    return state, jax.device_put(join_traces(pieces, steps))
+        state, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
+        return state, _without_untaken(trace, steps)
+    state = own_copy(state)
+    capacity = chunk_capacity(step, feed, state, source)
+    history, status, running = History(steps), np.int32(OUT_OF_STEPS), None
+    for first in range(0, max(steps, 1), capacity):
+        chunk = min(steps - first, capacity)
+        state, trace = run_chunk(step, feed, capacity, state, source, chunk, until_flat, status)
+        status = trace.status  # a chunk after the end takes no step, so the next can start before this one is read
+        if running is not None:
+            history.append(running)
+            if history.status != OUT_OF_STEPS:
+                break
+        running = trace
+    history.append(trace)
+    return state, history.trace()
 
 
 def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:
@@ -228,8 +235,9 @@ def _chunk(
     source: Any,
     steps: Any,
     until_flat: Any,
+    status: Any,
 ) -> tuple[DescentState, Trace]:
-    """At most ``steps <= capacity`` steps, and their trace of ``capacity`` rows."""
+    """At most ``steps <= capacity`` steps, and their trace of ``capacity`` rows; none if ``status`` says it is over."""
     batch_at = feed.draw(source, state.step, steps, capacity)
     step = _traced_once(step)
     next_state, info = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0))
@@ -245,31 +253,43 @@ def _chunk(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         k, running, state, history = carry
         next_state, info = step(state, batch_at(k))
-        flat = info.gradient_norm <= until_flat
-        running = running & ~flat & jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
-        # A step that is not taken leaves the state as it was, and no number in the history but the reason why:
-        # a norm of -1 where it is flat, NaN where it diverged.
-        reason = jnp.where(flat, -1, jnp.nan).astype(info.gradient_norm.dtype)
-        row = StepInfo(
-            jnp.where(running, info.loss, jnp.nan),
-            jnp.where(running, info.gradient_norm, reason),
-            jax.tree.map(lambda leaf: jnp.where(running, leaf, _nothing(leaf)), info.aux),
-        )
+        running = running & _may_go_on(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
-        history = jax.tree.map(
-            lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, row
-        )
+        history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, info)
         return k + 1, running, state, history
 
     _, running, state, history = lax.while_loop(
-        unfinished, body, (jnp.int32(0), jnp.bool_(True), state, history)
+        unfinished, body, (jnp.int32(0), status == OUT_OF_STEPS, state, history)
     )
-    norms = history.gradient_norm
-    steps_taken = jnp.sum(norms >= 0, dtype=jnp.int32)
-    stopped_flat = norms[jnp.minimum(steps_taken, capacity - 1)] == -1
-    status = jnp.where(running, OUT_OF_STEPS, jnp.where(stopped_flat, FLAT, DIVERGED))
-    norms = jnp.where(norms >= 0, norms, jnp.nan)
-    return state, Trace(history.loss, norms, history.aux, steps_taken, status.astype(jnp.int32))
+    # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
+    row = lax.iota(jnp.int32, capacity)
+    stopped_at = jnp.min(jnp.where(_may_go_on(history, until_flat), capacity, row), initial=capacity)
+    is_flat = history.gradient_norm[jnp.minimum(stopped_at, capacity - 1)] <= until_flat
+    ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
+    status = jnp.where(status == OUT_OF_STEPS, ended, status).astype(jnp.int32)
+    return state, Trace(*history, jnp.minimum(stopped_at, steps), status)
+
+
+@jax.jit
+def own_copy(tree: Any) -> Any:
+    """A copy that may be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _without_untaken(trace: Trace, steps: int) -> Trace:
+    """The first ``steps`` rows, and nothing in those of steps that were not taken."""
+    taken = lax.iota(jnp.int32, steps) < trace.steps_taken
+
+    def mask(leaf: jax.Array) -> jax.Array:
+        return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], _nothing(leaf))
+
+    rows = jax.tree.map(mask, StepInfo(*trace[:3]))
+    return Trace(*rows, trace.steps_taken, trace.status)
+
+
+def _may_go_on(info: StepInfo, until_flat: Any) -> Any:
+    """Whether a step may be taken: there is a slope, and all numbers are finite."""
+    return (info.gradient_norm > until_flat) & jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
 
 
 _STATIC = ("step", "feed", "capacity")
@@ -293,25 +313,31 @@ def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.A
     return _any_replica(jnp.any(running, axis=0) if in_batched[0] else running), False
 
 
-def taken_rows(trace: Trace) -> Trace:
-    """The rows of the steps that were taken, on the host."""
-    trace = jax.tree.map(np.asarray, trace)
-    taken = int(trace.steps_taken)
-    return trace._replace(
-        **{name: jax.tree.map(lambda rows: rows[:taken], getattr(trace, name)) for name in StepInfo._fields}
-    )
+class History:
+    """The rows of consecutive chunks, put together on the host."""
 
+    def __init__(self, steps: int):
+        """Room for ``steps`` rows."""
+        self.steps, self.steps_taken, self.status = steps, 0, np.int32(OUT_OF_STEPS)
+        self._rows: StepInfo | None = None
 
-def join_traces(pieces: list[Trace], steps: int) -> Trace:
-    """One trace of ``steps`` rows from those of consecutive chunks, each without its untaken rows."""
-    taken = sum(int(piece.steps_taken) for piece in pieces)
+    def append(self, chunk: Trace) -> StepInfo:
+        """Take over the rows of the steps that the chunk took, and hand them back."""
+        taken, first = int(chunk.steps_taken), self.steps_taken
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], StepInfo(*chunk[:3]))
+        if self._rows is None:
+            self._rows = jax.tree.map(lambda leaf: np.empty((self.steps, *leaf.shape[1:]), leaf.dtype), rows)
+        for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
+            mine[first : first + taken] = new
+        self.steps_taken, self.status = first + taken, np.asarray(chunk.status)
+        return rows
 
-    def join(*rows: np.ndarray) -> np.ndarray:
-        past_end = np.full((steps - taken, *rows[0].shape[1:]), _nothing(rows[0]), rows[0].dtype)
-        return np.concatenate([*rows, past_end])
-
-    rows = [StepInfo(piece.loss, piece.gradient_norm, piece.aux) for piece in pieces]
-    return Trace(*jax.tree.map(join, *rows), np.int32(taken), pieces[-1].status)
+    def trace(self) -> Trace:
+        """All rows so far; past the last step nothing."""
+        for leaf in jax.tree.leaves(self._rows):
+            leaf[self.steps_taken :] = _nothing(leaf)
+        assert self._rows is not None, "a history has at least one chunk, be it empty"
+        return Trace(*self._rows, np.int32(self.steps_taken), self.status)
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
@@ -320,8 +346,11 @@ def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
     if not isinstance(until_flat, jax.core.Tracer) and not (float(until_flat) >= 0 or until_flat == -1):
         raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
-    until_flat = jnp.asarray(until_flat, jnp.result_type(float))
-    return jnp.where(until_flat > 0, until_flat, -1) if sampled else until_flat
+    dtype = jnp.result_type(float)
+    if isinstance(until_flat, jax.core.Tracer):
+        until_flat = until_flat.astype(dtype)
+        return jnp.where(until_flat > 0, until_flat, -1) if sampled else until_flat
+    return np.asarray(until_flat if until_flat > 0 or not sampled else -1, dtype)
 
 
 def check_count(name: str, value: Any, *, least: int = 0) -> int:

@@ -212,9 +212,7 @@ def _check_classes_fit(logits: jax.Array, labels: jax.Array) -> None:
 
 def _check_same_shape(name: str, got: jax.Array, other: str, expected: jax.Array) -> None:
     if got.shape != expected.shape:
-        raise ValueError(
-            f"{name}: got shape {got.shape}; expected {expected.shape}, the shape of the {other}"
-        )
+        raise ValueError(f"{name}: got shape {got.shape}; expected {expected.shape}, the shape of the {other}")
 
 
 def _check_range(name: str, values: Any, low: int, high: int, what: str) -> None:

@@ -15,7 +15,14 @@ Activation = Callable[[jax.Array], jax.Array]
 WeightInit = Callable[..., jax.Array]
 
 # He et al. (2015): an activation that silences half of its inputs halves the variance, so start twice as wide.
-_HALF_SILENT = (jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus)
+_HALF_SILENT = (
+    jax.nn.relu,
+    jax.nn.leaky_relu,
+    jax.nn.elu,
+    jax.nn.gelu,
+    jax.nn.silu,
+    jax.nn.softplus,
+)
 
 
 class Network(NamedTuple):

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 
@@ -77,8 +76,7 @@ def floating_arrays(tree: Any, where: str) -> Any:
             raise TypeError(f"{name}: got {kind}; expected an array of floating numbers") from None
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
-                f"{name}: got dtype {array.dtype}; expected a real floating dtype "
-                "(a gradient step is not an integer)"
+                f"{name}: got dtype {array.dtype}; expected a real floating dtype (a gradient step is not an integer)"
             )
         return lax.convert_element_type(array, array.dtype)
 
