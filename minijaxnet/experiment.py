@@ -1,0 +1,175 @@
+"""An experiment: the handful of pure functions that every verb works on, and how one is read from a file."""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to carry out a descent; an experiment's defaults, which the command line's flags override.
+
+    Attributes:
+        steps: how many steps at most.
+        learning_rate: of the optimizer, positive.
+        batch_size: points a step; every step sees all points if None.
+        until_flat: stop before a step whose gradient norm is at most this.
+        seed: of the start, of the order of minibatches and of dropout.
+        optimizer: "gd" is gradient descent; any other name is an optimizer of optax.
+        precision: float32, float64 or bfloat16.
+    """
+
+    steps: int = 1_000
+    learning_rate: float = 0.1
+    batch_size: int | None = None
+    until_flat: float = 0.0
+    seed: int = 0
+    optimizer: str = "gd"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to learn, from what, and from where.
+
+    Attributes:
+        name: names the run's folder; letters, digits, ``-`` and ``_``.
+        init: ``init(key, *, ...) -> params``. Its keyword-only numbers become flags of the command line.
+        objective: ``f(params, batch)``, a scalar to be made small; with a key as third argument if it draws numbers.
+        data: ``data(*, ...) -> (train, test)``, two batches ``(x, y)``. Its keyword-only numbers become ``--data-...``.
+        value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
+            Where there is one, the descent runs it.
+        predict: ``predict(params, x)``, for pictures.
+        metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
+        defaults: the settings that the experiment is meant to be run with.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bowl = Experiment(
+        ...     "bowl",
+        ...     init=lambda key, *, start=3.0: jnp.float32(start),
+        ...     objective=lambda weight, batch: jnp.mean((weight * batch[0] - batch[1]) ** 2),
+        ...     data=lambda: ((jnp.ones(2), jnp.ones(2)), (jnp.ones(1), jnp.ones(1))),
+        ...     defaults=Settings(steps=50),
+        ... )
+        >>> number_options(bowl.init)
+        {'start': 3.0}
+    """
+
+    name: str
+    init: Callable[..., Any]
+    objective: Callable[..., Any]
+    data: Callable[..., tuple[Any, Any]]
+    value_and_gradient: Callable[[Any, Any], tuple[Any, Any]] | None = field(default=None, kw_only=True)
+    predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
+    metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)
+    defaults: Settings = field(default_factory=Settings, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything runs."""
+        if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"Experiment: name: got {self.name!r}; expected letters, digits, '-' and '_'")
+        for name in ("init", "objective", "data", "value_and_gradient", "predict"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name in ("value_and_gradient", "predict")):
+                raise TypeError(f"Experiment: {name}: got {type(value).__name__}; expected a function")
+        for name, metric in self.metrics.items():
+            if not callable(metric):
+                raise TypeError(f"Experiment: metrics[{name!r}]: got {type(metric).__name__}; expected a function")
+        if not isinstance(self.defaults, Settings):
+            raise TypeError(f"Experiment: defaults: got {type(self.defaults).__name__}; expected Settings(...)")
+        number_options(self.init)
+        number_options(self.data)
+
+
+class ExperimentError(ValueError):
+    """A file from which no experiment can be had; the text says why."""
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """The ``experiment`` that a Python file defines.
+
+    The file is run as a module, with its own folder importable, not as a script: its ``__main__`` part stays out.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its experiment.
+
+    Raises:
+        ExperimentError: there is no such file, it fails (its own traceback is in the text), or it defines no
+            ``experiment = Experiment(...)``.
+
+    Example:
+        >>> load_experiment("no/such/file.py")
+        Traceback (most recent call last):
+        minijaxnet.experiment.ExperimentError: no/such/file.py: there is no such file; expected a Python file
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise ExperimentError(f"{path}: {what}; expected a Python file")
+    found = getattr(_run_module(path), "experiment", None)
+    if not isinstance(found, Experiment):
+        what = "defines no experiment" if found is None else f"its experiment is a {type(found).__name__}"
+        raise ExperimentError(f"{path}: {what}; expected a line `experiment = Experiment(...)`")
+    return found
+
+
+def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
+    """The keyword-only numbers of a function with their defaults: what can be set from outside.
+
+    Raises:
+        TypeError: a keyword-only argument without a default, which nobody could call.
+
+    Example:
+        >>> number_options(lambda key, *, scale=1.0, name="x": None)
+        {'scale': 1.0}
+    """
+    options: dict[str, int | float] = {}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin that does not tell
+        return options
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if parameter.default is inspect.Parameter.empty:
+                raise TypeError(
+                    f"{parameter.name}: a keyword-only argument without a default; expected a number as one"
+                )
+            if isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool):
+                options[parameter.name] = parameter.default
+    return options
+
+
+def _run_module(path: Path) -> ModuleType:
+    name = f"_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"{path}: got a {path.suffix or 'file without a suffix'}; expected a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise ExperimentError(f"{path}: it does not import:\n{_own_traceback(error, path)}") from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _own_traceback(error: BaseException, path: Path) -> str:
+    """The traceback from the file itself on, without the frames of those who loaded it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    first = next((i for i, frame in enumerate(frames) if Path(frame.filename) == path), len(frames))
+    lines = traceback.format_list(frames[first:][:3]) + traceback.format_exception_only(error)
+    return "".join(lines).rstrip()
