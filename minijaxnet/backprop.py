@@ -1,8 +1,9 @@
 """Backpropagation by hand: every derivative of a multilayer perceptron beside its equation.
 
-Notation: a dense layer computes ``z = h @ W + b`` and ``h' = f(z)`` for a whole batch, one point a row. ``delta`` is the
-derivative of the loss with respect to z, of z's shape. The backward pass carries delta from the loss to the input and
-reads off each layer's gradient on the way (Rumelhart, Hinton and Williams, 1986; Goodfellow et al., 2016, section 6.5).
+Notation: a dense layer computes ``z = h @ W + b`` and ``h' = f(z)`` for a whole batch, one point a row. ``delta`` is
+the derivative of the loss with respect to z, of z's shape. The backward pass carries delta from the loss to the input
+and reads off each layer's gradient on the way (Rumelhart, Hinton and
+Williams, 1986; Goodfellow et al., 2016, section 6.5).
 """
 
 import functools
@@ -231,7 +232,9 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
         TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``.
 
     Example:
-        >>> square = with_gradient(lambda w, batch: (w - batch) ** 2, lambda w, batch: ((w - batch) ** 2, 2 * (w - batch)))
+        >>> square = lambda weight, batch: (weight - batch) ** 2
+        >>> by_hand = lambda weight, batch: (square(weight, batch), 2 * (weight - batch))
+        >>> square = with_gradient(square, by_hand)
         >>> print(jax.grad(square)(3.0, 1.0), jax.grad(square, argnums=1)(3.0, 1.0))
         4.0 -4.0
 

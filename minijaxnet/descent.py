@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
-from minijaxnet.pytrees import floating_arrays, l2_norm
+from minijaxnet.pytrees import array_type, floating_arrays, l2_norm
 
 ObjectiveFn = Callable[..., Any]
 
@@ -203,13 +204,14 @@ def _arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
 def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
     """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
 
-    def checked(params: Any) -> tuple[jax.Array, Any]:
+    def checked(params: Any) -> tuple[Any, Any]:
         result = objective(params, *_arguments(state, batch))
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"objective: got {type(result).__name__}; expected (loss, aux), as has_aux=True says")
         loss, aux = result if has_aux else (result, ())
-        if not (hasattr(loss, "dtype") and jnp.shape(loss) == () and jnp.issubdtype(loss.dtype, jnp.floating)):
-            got = f"{loss.dtype}{list(loss.shape)}" if hasattr(loss, "dtype") else type(loss).__name__
+        dtype, shape = getattr(loss, "dtype", None), getattr(loss, "shape", None)
+        if dtype is None or shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            got = type(loss).__name__ if dtype is None else array_type(loss)
             raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
         return loss, aux
 
@@ -226,6 +228,6 @@ def _learning_rate(learning_rate: Any) -> jax.Array:
         raise TypeError(f"{where}: got {learning_rate!r}; expected a positive number")
     if jnp.shape(learning_rate) != ():
         raise ValueError(f"{where}: got an array of shape {jnp.shape(learning_rate)}; expected one number")
-    if not isinstance(learning_rate, jax.core.Tracer) and not 0 < float(learning_rate) < float("inf"):
+    if not isinstance(learning_rate, Tracer) and not 0 < float(learning_rate) < float("inf"):
         raise ValueError(f"{where}: got {learning_rate}; expected a positive, finite number")
     return jnp.asarray(learning_rate, jnp.result_type(float))

@@ -1,7 +1,7 @@
 """The loop: many steps of a descent inside one compiled program.
 
-Gradient descent is: start somewhere; until you are somewhere flat, find the slope, take a step downhill. The whole of it
-is one ``lax.while_loop``, compiled once for any number of steps and any learning rate. What happened is data: a
+Gradient descent is: start somewhere; until you are somewhere flat, find the slope, take a step downhill. The whole
+of it is one ``lax.while_loop``, compiled once for any number of steps and any learning rate. What happened is data: a
 ``Trace`` says what each step saw and how it ended; nothing raises inside a compiled program.
 """
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
@@ -66,9 +67,9 @@ def descend(
 ) -> tuple[DescentState, Trace]:
     """Take ``steps`` steps on one batch, or fewer: stop where the slope's norm is at most ``until_flat``.
 
-    The descent also stops, at its last finite state, before a step whose loss or slope is not finite. Works under
-    ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone) and ``jax.jvp``; reverse mode does not
-    pass a loop of dynamic length.
+    The descent also stops, at its last finite state, before a step whose loss or slope is not finite. Works
+    under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone) and ``jax.jvp``; reverse mode
+    does not pass a loop of dynamic length.
 
     Args:
         descent: how to step.
@@ -92,7 +93,7 @@ def descend(
         >>> print(state.params, trace.loss, Status(int(trace.status)).name)
         1.0 [ 4. nan nan nan] FLAT
     """
-    return run_steps(descent.step, state, _OneBatch(), batch, steps=steps, until_flat=until_flat)
+    return run_steps(descent.step, state, OneBatch(), batch, steps=steps, until_flat=until_flat)
 
 
 def descend_epochs(
@@ -106,8 +107,8 @@ def descend_epochs(
 ) -> tuple[DescentState, Trace]:
     """Take one step on each minibatch of the data, in a new order each epoch.
 
-    The order of epoch e is drawn from ``fold_in(key, e)``, and e from ``state.step``: two calls of three epochs equal one
-    of six. Points that do not fill a last batch sit an epoch out.
+    The order of epoch e is drawn from ``fold_in(key, e)``, and e from ``state.step``: two calls of three epochs equal
+    one of six. Points that do not fill a last batch sit an epoch out.
 
     Args:
         descent: how to step.
@@ -133,18 +134,20 @@ def descend_epochs(
         >>> int(trace.steps_taken)
         6
     """
-    minibatches = Minibatches(batch_size, count_points(data))
+    minibatches = minibatches_of(data, batch_size)
     steps = check_count("epochs", epochs) * minibatches.per_epoch
     return run_steps(descent.step, state, minibatches, (data, key), steps=steps, until_flat=-1.0)
 
 
-class _OneBatch(NamedTuple):
+class OneBatch(NamedTuple):
     """Every step looks at the same batch."""
 
     def most_steps(self) -> int:
+        """How many steps a chunk may have."""
         return _CHUNK_STEPS
 
     def draw(self, source: Any, first: jax.Array, steps: jax.Array, capacity: int) -> Callable[[Any], Any]:
+        """The batch of each step from ``first`` on: always the source itself."""
         return lambda k: source
 
 
@@ -166,7 +169,7 @@ class Minibatches(NamedTuple):
         return min(_CHUNK_STEPS, max(self.per_epoch, _CHUNK_BYTES // (4 * self.batch_size)))
 
     def draw(self, source: Any, first: jax.Array, steps: jax.Array, capacity: int) -> Callable[[Any], Any]:
-        """The rows of steps ``first`` to ``first + steps``, drawn before the loop: a sort inside would cost it dearly."""
+        """The rows of each step from ``first`` on, drawn before the loop: a sort inside would cost it dearly."""
         (data, key), per_epoch = source, self.per_epoch
         first_epoch, offset = first // per_epoch, first % per_epoch
 
@@ -181,14 +184,20 @@ class Minibatches(NamedTuple):
         return lambda k: jax.tree.map(lambda leaf: leaf[rows[offset + k]], data)
 
 
+def minibatches_of(data: Any, batch_size: Any) -> Minibatches:
+    """How the data falls into minibatches of a size, checked."""
+    points = count_points(data)
+    if check_count("batch_size", batch_size, least=1) > points:
+        raise ValueError(f"batch_size: got {batch_size}; expected at most {points}, the points there are")
+    return Minibatches(batch_size, points)
+
+
 def run_steps(
     step: Step, state: DescentState, feed: Any, source: Any, *, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
     check_count("steps", steps)
-    traced = any(
-        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps)))
-    )
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps))))
     until_flat = flat_norm(until_flat, sampled=state.key is not None)
     if traced:
         capacity = _power_of_two_from(max(steps, 1))
@@ -196,16 +205,19 @@ def run_steps(
         return state, _without_untaken(trace, steps)
     state = own_copy(state)
     capacity = chunk_capacity(step, feed, state, source)
-    history, status, running = History(steps), np.int32(OUT_OF_STEPS), None
-    for first in range(0, max(steps, 1), capacity):
-        chunk = min(steps - first, capacity)
-        state, trace = run_chunk(step, feed, capacity, state, source, chunk, until_flat, status)
-        status = trace.status  # a chunk after the end takes no step, so the next can start before this one is read
-        if running is not None:
-            history.append(running)
-            if history.status != OUT_OF_STEPS:
-                break
-        running = trace
+
+    def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
+        return run_chunk(step, feed, capacity, state, source, min(steps - first, capacity), until_flat, status)
+
+    history = History(steps)
+    state, trace = chunk(state, 0, np.int32(OUT_OF_STEPS))
+    for first in range(capacity, steps, capacity):
+        # A chunk after the end takes no step, so the next one starts before this one is read.
+        state, next_trace = chunk(state, first, trace.status)
+        history.append(trace)
+        trace = next_trace
+        if history.status != OUT_OF_STEPS:
+            break
     history.append(trace)
     return state, history.trace()
 
@@ -267,7 +279,7 @@ def _chunk(
     is_flat = history.gradient_norm[jnp.minimum(stopped_at, capacity - 1)] <= until_flat
     ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
     status = jnp.where(status == OUT_OF_STEPS, ended, status).astype(jnp.int32)
-    return state, Trace(*history, jnp.minimum(stopped_at, steps), status)
+    return state, Trace(history.loss, history.gradient_norm, history.aux, jnp.minimum(stopped_at, steps), status)
 
 
 @jax.jit
@@ -283,8 +295,7 @@ def _without_untaken(trace: Trace, steps: int) -> Trace:
     def mask(leaf: jax.Array) -> jax.Array:
         return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], _nothing(leaf))
 
-    rows = jax.tree.map(mask, StepInfo(*trace[:3]))
-    return Trace(*rows, trace.steps_taken, trace.status)
+    return trace._replace(**jax.tree.map(mask, rows_of(trace))._asdict())
 
 
 def _may_go_on(info: StepInfo, until_flat: Any) -> Any:
@@ -324,7 +335,7 @@ class History:
     def append(self, chunk: Trace) -> StepInfo:
         """Take over the rows of the steps that the chunk took, and hand them back."""
         taken, first = int(chunk.steps_taken), self.steps_taken
-        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], StepInfo(*chunk[:3]))
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], rows_of(chunk))
         if self._rows is None:
             self._rows = jax.tree.map(lambda leaf: np.empty((self.steps, *leaf.shape[1:]), leaf.dtype), rows)
         for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
@@ -337,20 +348,24 @@ class History:
         for leaf in jax.tree.leaves(self._rows):
             leaf[self.steps_taken :] = _nothing(leaf)
         assert self._rows is not None, "a history has at least one chunk, be it empty"
-        return Trace(*self._rows, np.int32(self.steps_taken), self.status)
+        rows = self._rows
+        return Trace(rows.loss, rows.gradient_norm, rows.aux, np.int32(self.steps_taken), self.status)
+
+
+def rows_of(trace: Trace) -> StepInfo:
+    """What the steps of a trace saw."""
+    return StepInfo(trace.loss, trace.gradient_norm, trace.aux)
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
     """The gradient norm at which a descent rests, checked; -1 (never) for 0 where a slope is only a sample."""
     if isinstance(until_flat, str | bool) or jnp.shape(until_flat) != ():
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
-    if not isinstance(until_flat, jax.core.Tracer) and not (float(until_flat) >= 0 or until_flat == -1):
+    if not isinstance(until_flat, Tracer) and not (float(until_flat) >= 0 or until_flat == -1):
         raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
-    dtype = jnp.result_type(float)
-    if isinstance(until_flat, jax.core.Tracer):
-        until_flat = until_flat.astype(dtype)
-        return jnp.where(until_flat > 0, until_flat, -1) if sampled else until_flat
-    return np.asarray(until_flat if until_flat > 0 or not sampled else -1, dtype)
+    xp = jnp if isinstance(until_flat, Tracer) else np
+    never_for_zero = xp.where(until_flat > 0, until_flat, -1) if sampled else until_flat
+    return xp.asarray(never_for_zero, jnp.result_type(float))
 
 
 def check_count(name: str, value: Any, *, least: int = 0) -> int:
@@ -377,9 +392,9 @@ def count_points(data: Any) -> int:
     Raises:
         ValueError: there are none, or they differ.
     """
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(data)}
-    if len(lengths) != 1 or None in lengths or 0 in lengths:
-        raise ValueError(f"data: got batch axes of length {sorted(map(str, lengths))}; expected one, above 0")
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"data: got batch axes of length {sorted(lengths)}; expected one length, above 0")
     return lengths.pop()
 
 

@@ -150,7 +150,7 @@ def structure_difference(got: Any, expected: Any) -> str | None:
 def array_type(leaf: Any) -> str:
     """An array's dtype and shape, as JAX writes them.
 
-    >>> array_type(np.zeros((2, 3), np.float32))
+    >>> array_type(jnp.zeros((2, 3)))
     'float32[2,3]'
     """
     return f"{jnp.result_type(leaf)}[{','.join(map(str, jnp.shape(leaf)))}]"

@@ -1,0 +1,331 @@
+"""The loss as a landscape: along one direction, over two, and the path of a descent on it.
+
+A network has more weights than a picture has axes, so a picture of its loss is a slice: the loss at the params plus so
+much of one direction, or of two. A direction is a pytree like the params; ``weight_direction`` makes that of one weight.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minijaxnet.descent import ObjectiveFn
+from minijaxnet.pytrees import array_type, floating_arrays, named_leaves, structure_difference
+
+# What the points evaluated at once may hold together. Larger blocks were slower as well as larger: they leave the cache.
+_BLOCK_BYTES = 2**23
+
+
+class LossSlice(NamedTuple):
+    """The loss along one direction.
+
+    Attributes:
+        offsets: ``(points,)``, from ``-span`` to ``span``; the middle one of an odd number is exactly 0.
+        losses: ``(points,)`` in the loss's dtype; ``losses[i]`` is the loss at ``params + offsets[i] * direction``.
+    """
+
+    offsets: jax.Array
+    losses: jax.Array
+
+
+class LossSurface(NamedTuple):
+    """The loss over two directions.
+
+    Attributes:
+        offsets: ``(points,)``, from ``-span`` to ``span``, the same along both directions.
+        losses: ``(points, points)`` in the loss's dtype; ``losses[i, j]`` is the loss at
+            ``params + offsets[i] * directions[0] + offsets[j] * directions[1]``. A picture that draws rows upward, with
+            the first direction to the right, draws ``losses.T``.
+    """
+
+    offsets: jax.Array
+    losses: jax.Array
+
+
+def loss_slice(
+    objective: ObjectiveFn, params: Any, batch: Any, *, direction: Any, span: float = 1.0, points: int = 101
+) -> LossSlice:
+    """The loss along a direction: ``L(params + a * direction)`` for a from ``-span`` to ``span``.
+
+    One compiled program evaluates all points, in blocks that fit the cache. The sum is made in float32 or wider and then
+    rounded to each parameter's dtype, so that what is drawn is the loss that a descent in this dtype meets.
+
+    Args:
+        objective: ``f(params, batch)``, a scalar. Compiled programs are found again by it.
+        params: the middle of the slice, a pytree of floating arrays.
+        batch: what the objective looks at.
+        direction: a pytree of real numbers like ``params``, of any length.
+        span: how far to go either way, in lengths of the direction.
+        points: how many, at least 2.
+
+    Returns:
+        Offsets and losses.
+
+    Raises:
+        TypeError: a direction of another structure than ``params``, or not of real numbers; an objective that does not
+            return a floating scalar; ``points`` that is not an int.
+        ValueError: a direction of other shapes than ``params``; a span that is not positive and finite; fewer than 2
+            points.
+
+    Example:
+        >>> squared_error = lambda weight, batch: (weight * batch[0] - batch[1]) ** 2
+        >>> print(loss_slice(squared_error, 2.0, (3.0, 10.0), direction=1.0, points=3))
+        LossSlice(offsets=Array([-1.,  0.,  1.], dtype=float32), losses=Array([49., 16.,  1.], dtype=float32))
+
+    Source: Goodfellow, Vinyals and Saxe, "Qualitatively characterizing neural network optimization problems", 2015.
+    """
+    params = floating_arrays(params, "params")
+    _check_like("direction", direction, params)
+    offsets = _offsets("loss_slice", span, points, (params, direction))
+    return LossSlice(offsets, _losses(objective, params, batch, (direction,), offsets[:, None]))
+
+
+def loss_surface(
+    objective: ObjectiveFn, params: Any, batch: Any, *, directions: Sequence[Any], span: float = 1.0, points: int = 51
+) -> LossSurface:
+    """The loss over a plane: ``L(params + a * directions[0] + b * directions[1])``, a and b from ``-span`` to ``span``.
+
+    Evaluated as by ``loss_slice``.
+
+    Args:
+        objective: ``f(params, batch)``, a scalar.
+        params: the middle of the plane, a pytree of floating arrays.
+        batch: what the objective looks at.
+        directions: two pytrees of real numbers like ``params``; they need not be orthogonal.
+        span: how far to go either way, in lengths of each direction.
+        points: how many along each direction, at least 2.
+
+    Returns:
+        Offsets, and the losses with the first direction along their first axis.
+
+    Raises:
+        TypeError: ``directions`` that are not a pair; and as for ``loss_slice``.
+        ValueError: as for ``loss_slice``.
+
+    Example:
+        >>> valley = lambda params, batch: params["x"] ** 2 + 0 * params["y"]
+        >>> params = {"x": 0.0, "y": 0.0}
+        >>> to_x, to_y = weight_direction(params, "['x']", ()), weight_direction(params, "['y']", ())
+        >>> print(loss_surface(valley, params, None, directions=(to_x, to_y), points=3).losses)
+        [[1. 1. 1.]
+         [0. 0. 0.]
+         [1. 1. 1.]]
+
+    Source: Li, Xu, Taylor, Studer and Goldstein, "Visualizing the loss landscape of neural nets", 2018.
+    """
+    params = floating_arrays(params, "params")
+    if not isinstance(directions, tuple | list) or len(directions) != 2:
+        size = f" of {len(directions)}" if isinstance(directions, tuple | list) else ""
+        raise TypeError(f"directions: got {type(directions).__name__}{size}; expected two trees like params")
+    for i, direction in enumerate(directions):
+        _check_like(f"directions[{i}]", direction, params)
+    offsets = _offsets("loss_surface", span, points, (params, directions))
+    grid = jnp.stack(jnp.meshgrid(offsets, offsets, indexing="ij"), axis=-1).reshape(-1, 2)
+    return LossSurface(offsets, _losses(objective, params, batch, tuple(directions), grid).reshape(points, points))
+
+
+def weight_direction(params: Any, path: str, index: int | tuple[int, ...]) -> Any:
+    """The direction of a single weight: 1 there, 0 everywhere else.
+
+    Args:
+        params: a pytree of floating arrays.
+        path: the leaf, as ``jax.tree_util.keystr`` writes it: ``"[0]['weights']"``; ``"(leaf)"`` for a bare array.
+        index: the weight in that leaf, an int for each of its axes; ``()`` for a scalar. In ``weights`` of shape
+            ``(n_in, n_out)``, ``(i, j)`` leads from input i to node j.
+
+    Returns:
+        A pytree like ``params``, of length 1.
+
+    Raises:
+        TypeError: a path that is not text, an index that is not made of ints.
+        ValueError: a path that is not there, an index outside of its leaf.
+
+    Example:
+        >>> weight_direction({"bias": jnp.ones(2)}, "['bias']", 1)
+        {'bias': Array([0., 1.], dtype=float32)}
+        >>> weight_direction(({"bias": jnp.ones(2)}, jnp.ones(1)), "[0]", 1)
+        Traceback (most recent call last):
+        ValueError: weight_direction: path: got "[0]"; expected one of "[0]['bias']", "[1]"
+    """
+    params = floating_arrays(params, "params")
+    leaves = named_leaves(params)
+    if not isinstance(path, str):
+        raise TypeError(f"weight_direction: path: got {type(path).__name__}; expected text such as {_quoted(leaves)}")
+    if path not in leaves:
+        raise ValueError(f'weight_direction: path: got "{path}"; expected one of {_quoted(leaves)}')
+    where = _checked_index(index, path, leaves[path].shape)
+    zeros, structure = [jnp.zeros_like(leaf) for leaf in leaves.values()], jax.tree.structure(params)
+    chosen = list(leaves).index(path)
+    zeros[chosen] = zeros[chosen].at[where].set(1)
+    return jax.tree.unflatten(structure, zeros)
+
+
+def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) -> np.ndarray:
+    """Where each stop of a descent lies on the line, plane or space of some directions.
+
+    The coordinates c of a stop are those of the nearest point of that space, ``min_c |stop - origin - sum_i c_i d_i|``,
+    so the directions need be neither orthogonal nor of length 1. The nearest point is on the picture; the stop itself
+    may lie far above or below it. Computed on the host, in float64.
+
+    Args:
+        path: a tree of params whose leaves have a leading axis of stops, such as the ``aux`` of the trace of an objective
+            that returns ``(loss, params)``.
+        directions: one tree or more like the params, linearly independent.
+        origin: the params at coordinates 0, such as those that the surface was drawn around; the last stop when left
+            out (the last one without NaN: rows of steps that a descent did not take are NaN).
+
+    Returns:
+        ``(stops, directions)``, float64; NaN for a stop that is not finite.
+
+    Raises:
+        TypeError: a path or an origin of another structure than the directions; ``directions`` that are no sequence.
+        ValueError: shapes that do not fit; directions that are linearly dependent; no finite stop to start from.
+
+    Example:
+        >>> path = {"x": jnp.array([3.0, 2.0, 1.0]), "y": jnp.array([1.0, 1.0, 0.0])}
+        >>> print(project_path(path, [{"x": 1.0, "y": 0.0}, {"x": 1.0, "y": 1.0}]))
+        [[1. 1.]
+         [0. 1.]
+         [0. 0.]]
+    """
+    if not isinstance(directions, tuple | list) or not directions:
+        got = (
+            f"an empty {type(directions).__name__}"
+            if isinstance(directions, tuple | list)
+            else type(directions).__name__
+        )
+        raise TypeError(f"directions: got {got}; expected a list of trees like the params")
+    for i, direction in enumerate(directions):
+        _check_like(f"directions[{i}]", direction, directions[0])
+    stops = _count_stops(path, directions[0])
+    if origin is not None:
+        _check_like("origin", origin, directions[0])
+
+    rows = [_float64(leaf).reshape(stops, -1) for leaf in jax.tree.leaves(path)]
+    if origin is None:
+        finite = np.flatnonzero(np.all([np.isfinite(leaf).all(axis=1) for leaf in rows], axis=0))
+        if not finite.size:
+            raise ValueError(
+                f"path: got {stops} stops, none of them finite; expected one to measure from, or an origin"
+            )
+        start = [leaf[finite[-1]] for leaf in rows]
+    else:
+        start = [_float64(leaf).ravel() for leaf in jax.tree.leaves(origin)]
+
+    columns = [np.concatenate([_float64(leaf).ravel() for leaf in jax.tree.leaves(tree)]) for tree in directions]
+    # With D = Q R the normal equations D^T D c = D^T s become R c = Q^T s, which does not square the condition.
+    basis, triangle = np.linalg.qr(np.stack(columns, axis=1))
+    if np.linalg.matrix_rank(triangle) < len(directions):
+        raise ValueError(f"directions: got {len(directions)} that are linearly dependent; expected independent ones")
+    along = np.zeros((stops, len(directions)))
+    for leaf, first, part in zip(rows, start, np.split(basis, np.cumsum([len(leaf) for leaf in start])), strict=False):
+        along += (leaf - first) @ part
+    return np.linalg.solve(triangle, along.T).T
+
+
+@functools.partial(jax.jit, static_argnames="objective")
+def _losses(
+    objective: ObjectiveFn, params: Any, batch: Any, directions: tuple[Any, ...], offsets: jax.Array
+) -> jax.Array:
+    """The loss at each row of offsets, one offset a direction: as many points at once as ``_BLOCK_BYTES`` allows."""
+
+    def loss_at(row: jax.Array) -> jax.Array:
+        def move(weight: jax.Array, *slopes: Any) -> jax.Array:
+            moved = weight.astype(row.dtype)
+            for offset, slope in zip(row, slopes, strict=True):
+                moved = moved + offset * jnp.asarray(slope, row.dtype)
+            return moved.astype(weight.dtype)
+
+        return objective(jax.tree.map(move, params, *directions), batch)
+
+    program, loss = jax.make_jaxpr(loss_at, return_shape=True)(offsets[0])
+    if not (jax.tree.structure(loss).num_leaves == 1 and getattr(loss, "shape", None) == ()):
+        got = array_type(loss) if hasattr(loss, "dtype") else type(loss).__name__
+        raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(f"objective: got {array_type(loss)}; expected the loss, a floating scalar")
+    # Every intermediate counted: more than is ever alive at once, and known without compiling anything.
+    made = [variable.aval for equation in program.eqns for variable in equation.outvars]
+    point_bytes = sum(math.prod(value.shape) * value.dtype.itemsize for value in made)
+    block = max(1, _BLOCK_BYTES // max(1, point_bytes))
+    return jax.vmap(loss_at)(offsets) if block >= len(offsets) else lax.map(loss_at, offsets, batch_size=block)
+
+
+def _offsets(where: str, span: Any, points: Any, trees: Any) -> jax.Array:
+    """``points`` numbers from ``-span`` to ``span`` in the widest dtype of the trees, symmetric to the last bit."""
+    try:
+        points = operator.index(points)
+    except TypeError:
+        raise TypeError(f"{where}: points: got {points!r}; expected an int") from None
+    if points < 2:
+        raise ValueError(f"{where}: points: got {points}; expected at least 2")
+    if isinstance(span, bool) or not isinstance(span, int | float | np.number | np.ndarray | jax.Array):
+        raise TypeError(f"{where}: span: got {span!r}; expected a positive number")
+    if jnp.shape(span) != () or not 0 < float(span) < float("inf"):
+        raise ValueError(f"{where}: span: got {span}; expected a positive, finite number")
+    dtype = functools.reduce(jnp.promote_types, map(jnp.result_type, jax.tree.leaves(trees)), jnp.float32)
+    steps = 2 * np.arange(points) - (points - 1)
+    return jnp.asarray(float(span) * (steps / (points - 1)), dtype)
+
+
+def _check_like(where: str, tree: Any, params: Any) -> None:
+    """Raise unless ``tree`` holds real numbers in the structure and shapes of ``params``; its dtypes are its own."""
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+        raise TypeError(f"{where}: {structure_difference(tree, params)}")
+    expected = named_leaves(params)
+    for name, leaf in named_leaves(tree).items():
+        _check_real(where + name, leaf)
+        if jnp.shape(leaf) != jnp.shape(expected[name]):
+            raise ValueError(f"{where}{name}: got shape {jnp.shape(leaf)}; expected {jnp.shape(expected[name])}")
+
+
+def _check_real(name: str, leaf: Any) -> None:
+    try:
+        dtype = jnp.result_type(leaf)
+    except TypeError:
+        raise TypeError(f"{name}: got {type(leaf).__name__}; expected an array of real numbers") from None
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name}: got dtype {dtype}; expected real numbers")
+
+
+def _count_stops(path: Any, direction: Any) -> int:
+    if jax.tree.structure(path) != jax.tree.structure(direction):
+        raise TypeError(f"path: {structure_difference(path, direction)}")
+    expected, stops = named_leaves(direction), None
+    for name, leaf in named_leaves(path).items():
+        _check_real("path" + name, leaf)
+        shape, point = jnp.shape(leaf), jnp.shape(expected[name])
+        stops = shape[0] if stops is None and shape else stops
+        if shape != (stops, *point):
+            axes = ", ".join(map(str, ("stops" if stops is None else stops, *point)))
+            raise ValueError(
+                f"path{name}: got shape {shape}; expected ({axes}), an axis of stops before that of params"
+            )
+    if not stops:
+        raise ValueError("path: got no stops; expected at least one")
+    return stops
+
+
+def _checked_index(index: Any, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    where = f"weight_direction: index into {path}"
+    try:
+        whole = tuple(map(operator.index, index if isinstance(index, tuple) else (index,)))
+    except TypeError:
+        raise TypeError(f"{where}: got {index!r}; expected an int for each axis of {shape}") from None
+    if len(whole) != len(shape) or not all(-size <= i < size for i, size in zip(whole, shape, strict=True)):
+        raise ValueError(f"{where}: got {index}; expected an int for each axis of {shape}, within it")
+    return whole
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _float64(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf).astype(np.float64)
