@@ -1,16 +1,12 @@
 """A small JAX framework for researchers who work on gradients: descend, verify, benchmark."""
 
+from minijaxnet.backprop import mlp_gradient, with_gradient
+from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
-from minijaxnet.loop import (
-    DIVERGED,
-    FLAT,
-    OUT_OF_STEPS,
-    Status,
-    Trace,
-    descend,
-    descend_epochs,
-)
+from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
+from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_direction
+from minijaxnet.loop import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace, descend, descend_epochs
 from minijaxnet.losses import (
     accuracy,
     binary_cross_entropy,
@@ -20,6 +16,8 @@ from minijaxnet.losses import (
     softmax_cross_entropy,
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
+from minijaxnet.run import FitResult, fit
+from minijaxnet.verify import GradReport, check_grad
 
 __all__ = [
     "DIVERGED",
@@ -28,28 +26,44 @@ __all__ = [
     "Batch",
     "Descent",
     "DescentState",
+    "Experiment",
+    "ExperimentError",
+    "FitResult",
+    "GradReport",
     "Network",
+    "Settings",
     "Status",
+    "StepComparison",
     "StepInfo",
     "Trace",
     "accuracy",
     "binary_cross_entropy",
     "breast_cancer",
+    "check_grad",
+    "compare_steps",
     "dense",
     "descend",
     "descend_epochs",
     "diabetes",
     "digits",
     "elementwise",
+    "fit",
     "gradient_descent",
     "iris",
     "lesson_points",
+    "load_experiment",
+    "loss_slice",
+    "loss_surface",
     "mean_squared_error",
     "mlp",
+    "mlp_gradient",
     "objective",
     "optax_descent",
     "prediction_errors",
+    "project_path",
     "serial",
     "softmax_cross_entropy",
+    "weight_direction",
     "wine",
+    "with_gradient",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Settings:
     until_flat: float = 0.0
     seed: int = 0
     optimizer: str = "gd"
-    precision: str = "float32"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The loss as a landscape: along one direction, over two, and the path of a descent on it.
 
-A network has more weights than a picture has axes, so a picture of its loss is a slice: the loss at the params plus so
-much of one direction, or of two. A direction is a pytree like the params; ``weight_direction`` makes that of one weight.
+A network has more weights than a picture has axes, so a picture of its loss is a slice: the loss at the params plus
+so much of one direction, or of two. A direction is a pytree like the params; ``weight_direction`` makes that of one
+weight.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jax import lax
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import array_type, floating_arrays, named_leaves, structure_difference
 
-# What the points evaluated at once may hold together. Larger blocks were slower as well as larger: they leave the cache.
+# What the points evaluated at once may hold together. Larger blocks were slower, too: they leave the cache.
 _BLOCK_BYTES = 2**23
 
 
@@ -53,8 +54,8 @@ def loss_slice(
 ) -> LossSlice:
     """The loss along a direction: ``L(params + a * direction)`` for a from ``-span`` to ``span``.
 
-    One compiled program evaluates all points, in blocks that fit the cache. The sum is made in float32 or wider and then
-    rounded to each parameter's dtype, so that what is drawn is the loss that a descent in this dtype meets.
+    One compiled program evaluates all points, in blocks that fit the cache. The sum is made in float32 or wider and
+    then rounded to each parameter's dtype, so that what is drawn is the loss that a descent in this dtype meets.
 
     Args:
         objective: ``f(params, batch)``, a scalar. Compiled programs are found again by it.
@@ -82,7 +83,7 @@ def loss_slice(
     """
     params = floating_arrays(params, "params")
     _check_like("direction", direction, params)
-    offsets = _offsets("loss_slice", span, points, (params, direction))
+    offsets = _offsets("loss_slice", span, points, params)
     return LossSlice(offsets, _losses(objective, params, batch, (direction,), offsets[:, None]))
 
 
@@ -125,7 +126,7 @@ def loss_surface(
         raise TypeError(f"directions: got {type(directions).__name__}{size}; expected two trees like params")
     for i, direction in enumerate(directions):
         _check_like(f"directions[{i}]", direction, params)
-    offsets = _offsets("loss_surface", span, points, (params, directions))
+    offsets = _offsets("loss_surface", span, points, params)
     grid = jnp.stack(jnp.meshgrid(offsets, offsets, indexing="ij"), axis=-1).reshape(-1, 2)
     return LossSurface(offsets, _losses(objective, params, batch, tuple(directions), grid).reshape(points, points))
 
@@ -159,7 +160,14 @@ def weight_direction(params: Any, path: str, index: int | tuple[int, ...]) -> An
         raise TypeError(f"weight_direction: path: got {type(path).__name__}; expected text such as {_quoted(leaves)}")
     if path not in leaves:
         raise ValueError(f'weight_direction: path: got "{path}"; expected one of {_quoted(leaves)}')
-    where = _checked_index(index, path, leaves[path].shape)
+    shape = leaves[path].shape
+    expected = f"expected an int for each axis of {shape}" if shape else "expected (), as for any scalar"
+    try:
+        where = tuple(map(operator.index, index if isinstance(index, tuple) else (index,)))
+    except TypeError:
+        raise TypeError(f"weight_direction: index into {path}: got {index!r}; {expected}") from None
+    if len(where) != len(shape) or not all(-size <= i < size for i, size in zip(where, shape, strict=True)):
+        raise ValueError(f"weight_direction: index into {path}: got {index!r}; {expected}")
     zeros, structure = [jnp.zeros_like(leaf) for leaf in leaves.values()], jax.tree.structure(params)
     chosen = list(leaves).index(path)
     zeros[chosen] = zeros[chosen].at[where].set(1)
@@ -174,7 +182,7 @@ def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) ->
     may lie far above or below it. Computed on the host, in float64.
 
     Args:
-        path: a tree of params whose leaves have a leading axis of stops, such as the ``aux`` of the trace of an objective
+        path: a tree of params whose leaves have a leading axis of stops, such as the trace's ``aux`` for an objective
             that returns ``(loss, params)``.
         directions: one tree or more like the params, linearly independent.
         origin: the params at coordinates 0, such as those that the surface was drawn around; the last stop when left
@@ -195,38 +203,36 @@ def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) ->
          [0. 0.]]
     """
     if not isinstance(directions, tuple | list) or not directions:
-        got = (
-            f"an empty {type(directions).__name__}"
-            if isinstance(directions, tuple | list)
-            else type(directions).__name__
+        raise TypeError(
+            f"directions: got {type(directions).__name__}; expected a list of one or more trees like params"
         )
-        raise TypeError(f"directions: got {got}; expected a list of trees like the params")
     for i, direction in enumerate(directions):
         _check_like(f"directions[{i}]", direction, directions[0])
-    stops = _count_stops(path, directions[0])
+    stops = next((jnp.shape(leaf)[0] for leaf in jax.tree.leaves(path) if jnp.ndim(leaf)), 0)
+    _check_like("path", path, directions[0], leading=(stops,))
     if origin is not None:
         _check_like("origin", origin, directions[0])
 
-    rows = [_float64(leaf).reshape(stops, -1) for leaf in jax.tree.leaves(path)]
+    columns = [[_float64(leaf).ravel() for leaf in jax.tree.leaves(direction)] for direction in directions]
+    # With D = Q R the normal equations D^T D c = D^T s become R c = Q^T s, which does not square the condition.
+    basis, triangle = np.linalg.qr(np.stack([np.concatenate(column) for column in columns], axis=1))
+    if not np.isfinite(triangle).all() or np.linalg.matrix_rank(triangle) < len(directions):
+        raise ValueError(f"directions: got {len(directions)}, not finite or not independent; expected independent ones")
+
+    sizes = [leaf.size for leaf in columns[0]]
+    rows = [_float64(leaf).reshape(stops, size) for leaf, size in zip(jax.tree.leaves(path), sizes, strict=True)]
     if origin is None:
         finite = np.flatnonzero(np.all([np.isfinite(leaf).all(axis=1) for leaf in rows], axis=0))
         if not finite.size:
             raise ValueError(
-                f"path: got {stops} stops, none of them finite; expected one to measure from, or an origin"
+                f"path: got {stops} stops, none of them finite; expected one, or an origin to measure from"
             )
         start = [leaf[finite[-1]] for leaf in rows]
     else:
         start = [_float64(leaf).ravel() for leaf in jax.tree.leaves(origin)]
-
-    columns = [np.concatenate([_float64(leaf).ravel() for leaf in jax.tree.leaves(tree)]) for tree in directions]
-    # With D = Q R the normal equations D^T D c = D^T s become R c = Q^T s, which does not square the condition.
-    basis, triangle = np.linalg.qr(np.stack(columns, axis=1))
-    if np.linalg.matrix_rank(triangle) < len(directions):
-        raise ValueError(f"directions: got {len(directions)} that are linearly dependent; expected independent ones")
-    along = np.zeros((stops, len(directions)))
-    for leaf, first, part in zip(rows, start, np.split(basis, np.cumsum([len(leaf) for leaf in start])), strict=False):
-        along += (leaf - first) @ part
-    return np.linalg.solve(triangle, along.T).T
+    parts = np.split(basis, np.cumsum(sizes)[:-1])
+    along = sum((leaf - first) @ part for leaf, first, part in zip(rows, start, parts, strict=True))
+    return np.linalg.solve(triangle, np.transpose(along)).T + 0.0  # + 0.0: a coordinate of -0.0 reads oddly
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -245,11 +251,9 @@ def _losses(
         return objective(jax.tree.map(move, params, *directions), batch)
 
     program, loss = jax.make_jaxpr(loss_at, return_shape=True)(offsets[0])
-    if not (jax.tree.structure(loss).num_leaves == 1 and getattr(loss, "shape", None) == ()):
+    if not (hasattr(loss, "dtype") and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)):
         got = array_type(loss) if hasattr(loss, "dtype") else type(loss).__name__
         raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"objective: got {array_type(loss)}; expected the loss, a floating scalar")
     # Every intermediate counted: more than is ever alive at once, and known without compiling anything.
     made = [variable.aval for equation in program.eqns for variable in equation.outvars]
     point_bytes = sum(math.prod(value.shape) * value.dtype.itemsize for value in made)
@@ -257,8 +261,8 @@ def _losses(
     return jax.vmap(loss_at)(offsets) if block >= len(offsets) else lax.map(loss_at, offsets, batch_size=block)
 
 
-def _offsets(where: str, span: Any, points: Any, trees: Any) -> jax.Array:
-    """``points`` numbers from ``-span`` to ``span`` in the widest dtype of the trees, symmetric to the last bit."""
+def _offsets(where: str, span: Any, points: Any, params: Any) -> jax.Array:
+    """``points`` numbers from ``-span`` to ``span`` in the widest dtype of the params, symmetric to the last bit."""
     try:
         points = operator.index(points)
     except TypeError:
@@ -269,58 +273,26 @@ def _offsets(where: str, span: Any, points: Any, trees: Any) -> jax.Array:
         raise TypeError(f"{where}: span: got {span!r}; expected a positive number")
     if jnp.shape(span) != () or not 0 < float(span) < float("inf"):
         raise ValueError(f"{where}: span: got {span}; expected a positive, finite number")
-    dtype = functools.reduce(jnp.promote_types, map(jnp.result_type, jax.tree.leaves(trees)), jnp.float32)
+    dtype = functools.reduce(jnp.promote_types, (leaf.dtype for leaf in jax.tree.leaves(params)), jnp.float32)
     steps = 2 * np.arange(points) - (points - 1)
     return jnp.asarray(float(span) * (steps / (points - 1)), dtype)
 
 
-def _check_like(where: str, tree: Any, params: Any) -> None:
-    """Raise unless ``tree`` holds real numbers in the structure and shapes of ``params``; its dtypes are its own."""
+def _check_like(where: str, tree: Any, params: Any, leading: tuple[int, ...] = ()) -> None:
+    """Raise unless ``tree`` holds real numbers in the structure and shapes of ``params``, after some leading axes."""
     if jax.tree.structure(tree) != jax.tree.structure(params):
         raise TypeError(f"{where}: {structure_difference(tree, params)}")
     expected = named_leaves(params)
     for name, leaf in named_leaves(tree).items():
-        _check_real(where + name, leaf)
-        if jnp.shape(leaf) != jnp.shape(expected[name]):
-            raise ValueError(f"{where}{name}: got shape {jnp.shape(leaf)}; expected {jnp.shape(expected[name])}")
-
-
-def _check_real(name: str, leaf: Any) -> None:
-    try:
-        dtype = jnp.result_type(leaf)
-    except TypeError:
-        raise TypeError(f"{name}: got {type(leaf).__name__}; expected an array of real numbers") from None
-    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"{name}: got dtype {dtype}; expected real numbers")
-
-
-def _count_stops(path: Any, direction: Any) -> int:
-    if jax.tree.structure(path) != jax.tree.structure(direction):
-        raise TypeError(f"path: {structure_difference(path, direction)}")
-    expected, stops = named_leaves(direction), None
-    for name, leaf in named_leaves(path).items():
-        _check_real("path" + name, leaf)
-        shape, point = jnp.shape(leaf), jnp.shape(expected[name])
-        stops = shape[0] if stops is None and shape else stops
-        if shape != (stops, *point):
-            axes = ", ".join(map(str, ("stops" if stops is None else stops, *point)))
-            raise ValueError(
-                f"path{name}: got shape {shape}; expected ({axes}), an axis of stops before that of params"
-            )
-    if not stops:
-        raise ValueError("path: got no stops; expected at least one")
-    return stops
-
-
-def _checked_index(index: Any, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    where = f"weight_direction: index into {path}"
-    try:
-        whole = tuple(map(operator.index, index if isinstance(index, tuple) else (index,)))
-    except TypeError:
-        raise TypeError(f"{where}: got {index!r}; expected an int for each axis of {shape}") from None
-    if len(whole) != len(shape) or not all(-size <= i < size for i, size in zip(whole, shape, strict=True)):
-        raise ValueError(f"{where}: got {index}; expected an int for each axis of {shape}, within it")
-    return whole
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError:
+            raise TypeError(f"{where}{name}: got {type(leaf).__name__}; expected an array of real numbers") from None
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise TypeError(f"{where}{name}: got dtype {dtype}; expected real numbers")
+        shape = (*leading, *jnp.shape(expected[name]))
+        if jnp.shape(leaf) != shape:
+            raise ValueError(f"{where}{name}: got shape {jnp.shape(leaf)}; expected {shape}")
 
 
 def _quoted(names: Any) -> str:

@@ -1,0 +1,215 @@
+"""The baseline network: a forward pass node by node, its error, and a descent that leaves none.
+
+Two inputs, two hidden nodes, one output, no bias. The lesson changes the weights by hand until the error is gone. Here
+gradient descent does it, then does it from a thousand random starts: not all of them can be moved.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import minijaxnet as mjn
+from minijaxnet.experiment import Experiment, Settings
+
+network = mjn.mlp((2, 2, 1), bias=False)
+objective = mjn.objective(network, mjn.mean_squared_error)
+
+
+class Case(NamedTuple):
+    """One point, and weights to try on it: each node's incoming weights together, as the lesson draws them."""
+
+    title: str
+    inputs: tuple[float, ...]
+    hidden_nodes: tuple[tuple[float, ...], ...]
+    output_node: tuple[float, ...]
+    actual: float
+
+
+BASELINE = Case("The baseline network", (2, 3), ((1, 1), (-1, 1)), (2, -1), 13)
+CASES = (
+    BASELINE,
+    BASELINE._replace(title="Better output weights", output_node=(3, -2)),
+    Case("Practice 1", (3, 2), ((2, 1), (0, 0)), (2, 2), 5),
+    Case("Practice 2", (0, 3), ((2, 1), (1, 2)), (1, 1), 3),
+    Case("Practice 2, node 1 changed", (0, 3), ((2, 1), (1, 0)), (1, 1), 3),
+)
+RATE = 0.003
+
+
+class Forward(NamedTuple):
+    """What a forward pass computes on its way."""
+
+    hidden: tuple[float, ...]
+    prediction: float
+    error: float
+
+
+class Descended(NamedTuple):
+    """Where a descent began and ended: weights, and what they make of the baseline's point."""
+
+    start: Any
+    end: Any
+    forward_at_start: Forward
+    forward_at_end: Forward
+    steps: int
+    status: mjn.Status
+
+
+class ManyEnds(NamedTuple):
+    """Where descents from many starts ended: hidden values ``(starts, 2)``, error and status ``(starts,)``."""
+
+    hidden: jax.Array
+    errors: jax.Array
+    statuses: jax.Array
+
+
+def params_of(case: Case) -> Any:
+    """The network's params. Weights are (n_in, n_out): a node's incoming weights are a column."""
+    return tuple({"weights": jnp.array(nodes, float).T} for nodes in (case.hidden_nodes, (case.output_node,)))
+
+
+def batch_of(case: Case) -> mjn.Batch:
+    """The case's point, as a batch of one."""
+    return mjn.Batch(jnp.array([case.inputs], float), jnp.array([[case.actual]], float))
+
+
+def node_by_node(case: Case) -> Forward:
+    """The forward pass as the lesson does it: a node multiplies, adds up, and cuts off what is below zero."""
+
+    def node(weights: Sequence[float], values: Sequence[float]) -> float:
+        return float(sum(weight * value for weight, value in zip(weights, values, strict=True)))
+
+    hidden = tuple(max(0.0, node(weights, case.inputs)) for weights in case.hidden_nodes)
+    prediction = node(case.output_node, hidden)
+    return Forward(hidden, prediction, prediction - case.actual)
+
+
+def as_matrices(params: Any, batch: mjn.Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same pass as the framework does it, one matrix product a layer: hidden values, predictions and errors."""
+    hidden = jax.nn.relu(batch.x @ params[0]["weights"])
+    predictions = network.apply(params, batch.x)
+    return hidden, predictions, mjn.prediction_errors(predictions, batch.y)
+
+
+def forward(params: Any, batch: mjn.Batch) -> Forward:
+    """What matrix products make of a batch of one point."""
+    hidden, prediction, error = as_matrices(params, batch)
+    return Forward(tuple(hidden[0].tolist()), prediction.item(), error.item())
+
+
+def descend_by_itself(learning_rate: float = RATE) -> Descended:
+    """Take the baseline's weights downhill on the squared error of its one point, until it is flat."""
+    start, batch = params_of(BASELINE), batch_of(BASELINE)
+    descent = mjn.gradient_descent(objective, learning_rate)
+    state, trace = mjn.descend(descent, descent.init(start), batch, steps=1_000, until_flat=1e-3)
+    status = mjn.Status(int(trace.status))
+    ends = forward(start, batch), forward(state.params, batch)
+    return Descended(start, state.params, *ends, int(trace.steps_taken), status)
+
+
+def descend_from_many(starts: int = 1_000, learning_rate: float = RATE) -> ManyEnds:
+    """The same descent from random weights, all starts in one compiled program."""
+    batch = batch_of(BASELINE)
+    descent = mjn.gradient_descent(objective, learning_rate)
+
+    def run(key: jax.Array) -> ManyEnds:
+        state, trace = mjn.descend(descent, descent.init(network.init(key)), batch, steps=1_000, until_flat=1e-3)
+        hidden, _, errors = as_matrices(state.params, batch)
+        return ManyEnds(hidden[0], errors[0, 0], trace.status)
+
+    return jax.vmap(run)(jax.random.split(jax.random.key(0), starts))
+
+
+def init(key: jax.Array, *, spread: float = 0.0) -> Any:
+    """The baseline's weights, each with so much of a normal random number added."""
+    params = params_of(BASELINE)
+    noise = network.init(key)
+    return jax.tree.map(lambda weight, extra: weight + spread * extra, params, noise)
+
+
+def mean_error(params: Any, batch: Any) -> jax.Array:
+    """Predicted minus actual, its sign kept."""
+    return jnp.mean(mjn.prediction_errors(network.apply(params, batch[0]), batch[1]))
+
+
+experiment = Experiment(
+    "baseline_network",
+    init,
+    objective,
+    lambda: (batch_of(BASELINE), batch_of(BASELINE)),
+    predict=network.apply,
+    metrics={"error": mean_error},
+    defaults=Settings(steps=1_000, learning_rate=RATE, until_flat=1e-3),
+)
+
+
+def main() -> None:
+    """Print the lesson, then the descents."""
+    for case in CASES:
+        result = node_by_node(case)
+        print(f"{case.title}: inputs {listed(case.inputs)}, actual {case.actual}")
+        for i, (weights, value) in enumerate(zip(case.hidden_nodes, result.hidden, strict=True)):
+            print(f"  hidden node {i}   {products(case.inputs, weights)} = {value:g}")
+        print(f"  prediction      {products(result.hidden, case.output_node)} = {result.prediction:g}")
+        print(f"  error           {result.prediction:g} - {case.actual} = {result.error:g}\n")
+
+    batch, params = batch_of(BASELINE), params_of(BASELINE)
+    print("The same as matrix products, a node's incoming weights in a column:")
+    result = forward(params, batch)
+    into_hidden, into_output = (rows(layer["weights"]) for layer in params)
+    print(f"  {listed(batch.x[0])} @ {into_hidden} = {listed(result.hidden)}")
+    print(f"  {listed(result.hidden)} @ {into_output} = {listed([result.prediction])}\n")
+
+    found = descend_by_itself()
+    print(f"Gradient descent finds weights without an error by itself, at rate {RATE}:")
+    for when, params, result in (
+        ("start", found.start, found.forward_at_start),
+        ("end", found.end, found.forward_at_end),
+    ):
+        nodes = " and ".join(listed(node) for node in params[0]["weights"].T)
+        print(f"  {when:5}  hidden nodes {nodes}, output {listed(params[1]['weights'].T[0])}")
+        print(f"         prediction {result.prediction:.4f}, error {result.error:.2g}")
+    print(f"  {found.status.name} after {found.steps} steps\n")
+
+    print("Flat need not be right. Where a step is too long, it can silence both hidden nodes for good:")
+    print("   rate  steps  status  hidden values   prediction     error")
+    for rate in (0.001, RATE, 0.01, 0.02):
+        found = descend_by_itself(rate)
+        hidden, prediction, error = found.forward_at_end
+        row = f"  {rate:5g}  {found.steps:5}  {found.status.name:6}  {listed(hidden):14}"
+        print(f"{row}  {prediction:10.4f}  {error:8.2g}")
+
+    ends = descend_from_many()
+    is_flat = ends.statuses == mjn.FLAT
+    is_right = jnp.abs(ends.errors) < 1e-3
+    is_silent = jnp.all(ends.hidden == 0, axis=1)
+    print(f"\nFrom {len(ends.errors)} random starts, {jnp.sum(is_flat)} end where it is flat:")
+    print(f"  {jnp.sum(is_flat & is_right):4} without an error")
+    print(
+        f"  {jnp.sum(is_flat & is_silent):4} with both hidden nodes silent, at the error {ends.errors[is_silent][0]:g}"
+    )
+
+
+def listed(numbers: Any) -> str:
+    """``[1, 2.5]``."""
+    return "[" + ", ".join(f"{float(number):.4g}" for number in numbers) + "]"
+
+
+def rows(matrix: Any) -> str:
+    """``[[1, 2], [3, 4]]``."""
+    return "[" + ", ".join(map(listed, matrix)) + "]"
+
+
+def products(values: Sequence[float], weights: Sequence[float]) -> str:
+    """``2 * 1 + 3 * (-1)``."""
+    terms = (
+        f"{value:g} * {weight:g}" if weight >= 0 else f"{value:g} * ({weight:g})"
+        for value, weight in zip(values, weights, strict=True)
+    )
+    return " + ".join(terms)
+
+
+if __name__ == "__main__":
+    main()

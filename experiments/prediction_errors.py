@@ -1,0 +1,169 @@
+"""Prediction errors: one a point, made one number by the loss; and why many points are hard to please.
+
+Four points and two sets of weights, by the lesson. Then descents from a hundred random starts on every choice of one, two,
+three and four of the points: how many of them get all their points right?
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import minijaxnet as mjn
+from minijaxnet.experiment import Experiment, Settings
+
+network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
+objective = mjn.objective(network, mjn.mean_squared_error)
+points = mjn.lesson_points()
+
+
+def weights_of(*hidden_nodes: tuple[float, ...], output_node: tuple[float, ...]) -> Any:
+    """Params from each node's incoming weights, which become a column."""
+    return tuple({"weights": jnp.array(nodes, float).T} for nodes in (hidden_nodes, (output_node,)))
+
+
+WEIGHTS = {
+    "A": weights_of((2, 1), (1, 2), output_node=(1, 1)),
+    "B": weights_of((2, 1), (1, 1.5), output_node=(1, 1.5)),
+}
+PREDICTED_AND_ACTUAL = ((10, 20), (8, 3), (6, 1))
+
+
+class Errors(NamedTuple):
+    """A prediction, an error and a squared error for each point, ``(points,)`` each; and their mean, the loss."""
+
+    predictions: jax.Array
+    errors: jax.Array
+    squared: jax.Array
+    loss: jax.Array
+
+
+class Pleased(NamedTuple):
+    """Descents on every choice of some of the points.
+
+    Attributes:
+        choices: ``(choices, points)``, 1 where a point is in the choice.
+        losses: ``(choices, starts)``, the loss over the chosen points where each descent ended.
+        statuses: ``(choices, starts)``.
+        params: where each ended, with those two leading axes.
+    """
+
+    choices: jax.Array
+    losses: jax.Array
+    statuses: jax.Array
+    params: Any
+
+
+def errors_of(predictions: jax.Array, actual: jax.Array) -> Errors:
+    """All the errors, and what the mean squared error makes of them."""
+    errors = mjn.prediction_errors(predictions, actual)
+    return Errors(predictions.ravel(), errors.ravel(), errors.ravel() ** 2, mjn.mean_squared_error(predictions, actual))
+
+
+def errors_at(params: Any) -> Errors:
+    """The errors of the lesson's network at its four points."""
+    return errors_of(network.apply(params, points.x), points.y)
+
+
+def loss_of_chosen(params: Any, batch: Any) -> jax.Array:
+    """The mean squared error over the chosen points of ``(x, y, chosen)``."""
+    x, y, chosen = batch
+    squared = mjn.prediction_errors(network.apply(params, x), y)[:, 0] ** 2
+    return jnp.sum(chosen * squared) / jnp.sum(chosen)
+
+
+def please(starts: int = 100) -> Pleased:
+    """Descend on each choice of points from each random start, all of it in one compiled program."""
+    n = len(points.x)
+    subsets = [subset for size in range(1, n + 1) for subset in itertools.combinations(range(n), size)]
+    choices = jnp.array([[i in subset for i in range(n)] for subset in subsets], float)
+    descent = mjn.gradient_descent(loss_of_chosen, learning_rate=0.01)
+
+    def run(chosen: jax.Array, key: jax.Array) -> tuple[Any, ...]:
+        batch = (*points, chosen)
+        state, trace = mjn.descend(descent, descent.init(network.init(key)), batch, steps=4_000, until_flat=1e-2)
+        return loss_of_chosen(state.params, batch), trace.status, state.params
+
+    for_all_starts = jax.vmap(run, in_axes=(None, 0))
+    for_all_choices = jax.vmap(for_all_starts, in_axes=(0, None))
+    return Pleased(choices, *for_all_choices(choices, jax.random.split(jax.random.key(0), starts)))
+
+
+def best_for_all(pleased: Pleased) -> Any:
+    """The params with the lowest loss over all the points, which are the last choice."""
+    best = jnp.argmin(pleased.losses[-1])
+    return jax.tree.map(lambda leaf: leaf[-1, best], pleased.params)
+
+
+experiment = Experiment(
+    "prediction_errors",
+    network.init,
+    objective,
+    lambda: (points, points),
+    predict=network.apply,
+    defaults=Settings(steps=4_000, learning_rate=0.01, until_flat=1e-2, seed=3),
+)
+
+
+def main() -> None:
+    """Print the lesson, then the descents."""
+    print("Four points, two sets of weights (ReLU on the hidden nodes and on the output)\n")
+    results = {name: errors_at(params) for name, params in WEIGHTS.items()}
+    for name, result in results.items():
+        print(f"Weights {name}: hidden nodes {nodes(WEIGHTS[name][0])}, output {nodes(WEIGHTS[name][1])}")
+        print_errors(result, [point(x) for x in points.x], points.y)
+    better = min(results, key=lambda name: results[name].loss.item())
+    print(
+        f"Lower is better: an error counts whatever its sign, a large one more. Weights {better} are the better model.\n"
+    )
+
+    print("The loss by hand: square each error, add up, divide by how many there are")
+    predicted, actual = (jnp.array(side, float)[:, None] for side in zip(*PREDICTED_AND_ACTUAL, strict=True))
+    print_errors(errors_of(predicted, actual), [""] * len(predicted), actual)
+
+    pleased = please()
+    starts = pleased.losses.shape[1]
+    print(f"The more points, the harder they are to please at once: {starts} random starts on each choice of them")
+    print("  points  errors  choices  descents  end without an error    lowest loss")
+    sizes = jnp.sum(pleased.choices, axis=1)
+    for size in range(1, len(points.x) + 1):
+        losses = pleased.losses[sizes == size]
+        right = losses < 1e-3
+        lowest = jnp.max(jnp.min(losses, axis=1))
+        print(
+            f"  {size:6}  {size:6}  {len(losses):7}  {losses.size:8}"
+            f"  {jnp.sum(right):6} ({jnp.mean(right):6.1%})       {lowest:12.4f}"
+        )
+    print("  (the lowest loss of the choice that is hardest to please)\n")
+
+    best = best_for_all(pleased)
+    print(f"The best weights found for all four: hidden nodes {nodes(best[0])}, output {nodes(best[1])}")
+    print_errors(errors_at(best), [point(x) for x in points.x], points.y)
+
+
+def print_errors(result: Errors, names: list[str], actual: jax.Array) -> None:
+    """A row a point, then the total and the mean."""
+    print("  point      predicted    actual     error   squared")
+    for name, prediction, target, error, squared in zip(
+        names, result.predictions, actual.ravel(), result.errors, result.squared, strict=True
+    ):
+        print(f"  {name:9}  {prediction:9.4g} {target:9.4g} {error:9.4g} {squared:9.4g}")
+    print(f"  {'total':39} {jnp.sum(result.squared):10.8g}")
+    print(f"  {'mean: the loss':39} {result.loss:10.8g}\n")
+
+
+def point(x: jax.Array) -> str:
+    """``(0, 3)``."""
+    return "(" + ", ".join(f"{value:g}" for value in x.tolist()) + ")"
+
+
+def nodes(layer: dict[str, jax.Array]) -> str:
+    """Each node's incoming weights: ``(2, 1) (1, 2)``."""
+    return " ".join(
+        "(" + ", ".join(f"{weight:.4g}" for weight in column.tolist()) + ")" for column in layer["weights"].T
+    )
+
+
+if __name__ == "__main__":
+    main()

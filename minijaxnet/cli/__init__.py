@@ -1,0 +1,52 @@
+"""The command line: one file a verb. The three jobs meet here and nowhere else."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from minijaxnet.cli.errors import UsageError, show_error
+
+VERBS = {
+    "run": "carry out an experiment: descend, check the hand gradient, time the step",
+    "list": "show the experiments of a folder",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``minijaxnet VERB ...``.
+
+    Args:
+        arguments: without the command's name; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 it ran and the answer is no (diverged, a wrong gradient), 2 it could not run,
+        130 stopped by Ctrl-C.
+    """
+    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"minijaxnet {version('minijaxnet')}")
+        return 0
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"got the verb {verb!r}; expected one of {', '.join(VERBS)}")
+        return importlib.import_module(f"minijaxnet.cli.{verb}").main(rest)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return show_error(error)
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<6} {summary}" for verb, summary in VERBS.items())
+    return (
+        "usage: minijaxnet VERB ...\n\n"
+        "A small JAX framework for researchers who work on gradients.\n\n"
+        f"{verbs}\n\n"
+        "minijaxnet VERB --help tells more; minijaxnet run FILE --help shows that experiment's own flags and defaults."
+    )

@@ -1,0 +1,37 @@
+"""How the command line says what went wrong: one sentence, and the user's own lines where it happened in them."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import minijaxnet
+
+_EXPECTED = (ValueError, TypeError, ImportError, OSError)
+
+
+class UsageError(ValueError):
+    """The command was called wrongly."""
+
+
+def show_error(error: Exception) -> int:
+    """Print an error and return the exit code 2; raise it again if it is none that a user can mend.
+
+    A ``ValueError`` and its kin name the argument, what it got and what it expected. The lines of the user's own files
+    that led there are shown with it; those of libraries are not, unless ``MINIJAXNET_TRACEBACK`` is set.
+    """
+    if not isinstance(error, _EXPECTED) or os.environ.get("MINIJAXNET_TRACEBACK"):
+        raise error
+    print(f"minijaxnet: error: {error}", file=sys.stderr)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if own:
+        print("in your code:", file=sys.stderr)
+        print("".join(traceback.format_list(own[-3:])).rstrip(), file=sys.stderr)
+    return 2
+
+
+def _is_users(filename: str) -> bool:
+    package = Path(minijaxnet.__file__).parent
+    libraries = {"site-packages", "dist-packages"} | set(Path(os.__file__).parts[-2:-1])
+    path = Path(filename)
+    return path.is_file() and package not in path.parents and not libraries & set(path.parts) and path.suffix == ".py"

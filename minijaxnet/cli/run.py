@@ -1,0 +1,278 @@
+"""``minijaxnet run``: carry out an experiment; say what it learnt, whether its gradient is right, how fast it is."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from minijaxnet.backprop import with_gradient
+from minijaxnet.bench import StepComparison, compare_steps
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.descent import Descent, gradient_descent, optax_descent
+from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options
+from minijaxnet.loop import DIVERGED
+from minijaxnet.pytrees import cast_floats
+from minijaxnet.run import FitResult, Progress, fit
+from minijaxnet.run.folder import create_run_folder, environment, write_json
+from minijaxnet.tables import figure, text_table
+from minijaxnet.verify import GradReport, check_grad
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags(Settings):
+    """What ``minijaxnet run`` can be told, beside the experiment's own numbers."""
+
+    runs: str = "runs"
+    """The folder in which the run's own folder is made."""
+    bench_seconds: float = 2.0
+    """How long to time the step against optax's; 0 leaves it out."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the experiment of a file."""
+    file, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (None, arguments)
+    if file is None:
+        if rest and not {"-h", "--help"} & set(rest):
+            raise UsageError(f"run: got {rest[0]}; expected the file of an experiment first")
+        _parse(None, "FILE", ["--help"])
+    experiment = load_experiment(str(file))
+    flags, init_options, data_options = _parse(experiment, str(file), rest)
+    with jax.enable_x64(flags.precision == "float64"):
+        return _run(experiment, str(file), flags, init_options, data_options)
+
+
+def _parse(experiment: Experiment | None, file: str, arguments: Sequence[str]) -> tuple[RunFlags, dict, dict]:
+    """The flags of the verb, and of the experiment's ``init`` and ``data``, with its defaults."""
+    import tyro  # 80 ms: imported where used
+
+    init = number_options(experiment.init) if experiment else {}
+    data = {f"data_{name}": value for name, value in (number_options(experiment.data) if experiment else {}).items()}
+    known = {field.name for field in dataclasses.fields(RunFlags)}
+    if clash := known & set(init):
+        raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of run; expected another name")
+    own = [(name, type(value), dataclasses.field(default=value)) for name, value in (init | data).items()]
+    flags_type = dataclasses.make_dataclass("Flags", own, bases=(RunFlags,), frozen=True, kw_only=True)
+    defaults = dataclasses.asdict(experiment.defaults) if experiment else {}
+    flags = tyro.cli(
+        flags_type,
+        prog=f"minijaxnet run {file}",
+        description=_summary(file) if experiment else "Carry out the experiment of a file.",
+        default=flags_type(**defaults),
+        args=list(arguments),
+    )
+    values = dataclasses.asdict(flags)
+    return (
+        RunFlags(**{name: values[name] for name in known}),
+        {name: values[name] for name in init},
+        {name.removeprefix("data_"): values[name] for name in data},
+    )
+
+
+def _summary(file: str) -> str:
+    docstring = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
+    return (docstring or "Carry out an experiment.").splitlines()[0]
+
+
+def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict, data_options: dict) -> int:
+    dtype = jnp.dtype(flags.precision)
+    train, test = (cast_floats(batch, dtype) for batch in experiment.data(**data_options))
+    start_key, order_key, draw_key = jax.random.split(jax.random.key(flags.seed), 3)
+    params = cast_floats(jax.jit(functools.partial(experiment.init, **init_options))(start_key), dtype)
+    key = draw_key if _draws(experiment.objective) else None
+    by_hand = experiment.value_and_gradient
+    objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
+    descent = make_descent(objective, flags.optimizer, flags.learning_rate)
+
+    title = (
+        f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
+        f"{flags.learning_rate:g}, {flags.precision} on {jax.devices()[0].device_kind}"
+    )
+    print(title, flush=True)
+    report = None
+    if by_hand is not None:
+        report = check_grad(experiment.objective, by_hand, (params, train), has_value=True)
+        if not report.ok:
+            print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
+            return 1
+
+    folder = create_run_folder(flags.runs, experiment.name)
+    config = {"file": file, "experiment": experiment.name, "flags": dataclasses.asdict(flags)}
+    write_json(folder / "config.json", config | {"init": init_options, "data": data_options})
+    write_json(folder / "environment.json", environment())
+    measure = _measure(experiment, train, test, key)
+    with _progress_bar(flags.steps) as on_progress:
+        result = fit(
+            descent,
+            descent.init(params, key),
+            train,
+            steps=flags.steps,
+            until_flat=flags.until_flat,
+            batch_size=flags.batch_size,
+            key=order_key if flags.batch_size is not None else None,
+            measure=measure,
+            run_dir=folder,
+            on_progress=on_progress,
+        )
+    print(f"\n{_outcome(result)}\n\n{_metrics_table(result)}", flush=True)
+    if report is not None:
+        print(f"\n{report}", flush=True)
+    finished = not result.interrupted and result.status != DIVERGED
+    comparison = None
+    if finished and flags.bench_seconds > 0:
+        batch = train if flags.batch_size is None else jax.tree.map(lambda leaf: leaf[: flags.batch_size], train)
+        comparison = _compare(experiment, descent, flags, params, batch, key)
+    if comparison is not None:
+        print(f"\n{comparison}", flush=True)
+    write_json(folder / "result.json", _result(result, report, comparison))
+    print(f"\nwritten to {folder}")
+    if result.status == DIVERGED:
+        print(f"hint: a smaller step goes less far astray: --learning-rate {flags.learning_rate / 10:g}")
+        return 1
+    return 130 if result.interrupted else 0
+
+
+def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: float) -> Descent:
+    """The descent that a name stands for: "gd", or an optimizer of optax.
+
+    Raises:
+        ValueError: no optimizer has that name; the nearest ones are named.
+    """
+    if optimizer == "gd":
+        return gradient_descent(objective, learning_rate)
+    gradient_descent(objective, learning_rate)  # the same check of the rate for all
+    try:
+        import optax
+    except ImportError:
+        raise ImportError(
+            f'optimizer: got {optimizer!r}, but optax is not installed: pip install "minijaxnet[optax]"'
+        ) from None
+    makers = {name: maker for name, maker in vars(optax).items() if _takes_rate(maker)}
+    if optimizer not in makers:
+        near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
+    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate))
+
+
+def describe(optimizer: str) -> str:
+    """An optimizer in words."""
+    return "gradient descent" if optimizer == "gd" else f"optax.{optimizer}"
+
+
+def _takes_rate(maker: Any) -> bool:
+    return inspect.isfunction(maker) and "learning_rate" in inspect.signature(maker).parameters
+
+
+def _draws(objective: Callable[..., Any]) -> bool:
+    """Whether an objective takes a key as its third argument."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in kinds for parameter in inspect.signature(objective).parameters.values()) >= 3
+
+
+def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
+    """``measure(params)``: the metrics on the training data, and as ``test_...`` the loss and they on the test data."""
+    extra = () if key is None else (key,)
+
+    @jax.jit
+    def measure(params: Any) -> dict[str, Any]:
+        measured = {name: metric(params, train) for name, metric in experiment.metrics.items()}
+        measured["test_loss"] = experiment.objective(params, test, *extra)
+        return measured | {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+
+    return measure
+
+
+def _compare(
+    experiment: Experiment, descent: Descent, flags: RunFlags, params: Any, batch: Any, key: Any
+) -> StepComparison | None:
+    """The step that was run against its rivals: autodiff where it is by hand, and optax's plain one."""
+    hand = "" if experiment.value_and_gradient is None else ", gradient by hand"
+    arms = {f"{describe(flags.optimizer)}{hand}": descent}
+    if hand:
+        arms["the same, autodiff"] = make_descent(experiment.objective, flags.optimizer, flags.learning_rate)
+    with contextlib.suppress(ImportError):
+        rival = "sgd" if flags.optimizer == "gd" else flags.optimizer
+        if flags.optimizer == "gd":
+            arms[f"optax.{rival}, autodiff"] = make_descent(experiment.objective, rival, flags.learning_rate)
+        else:
+            arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, flags.learning_rate)
+    if len(arms) < 2:
+        return None
+    return compare_steps(
+        arms,
+        params,
+        batch,
+        baseline=next(iter(arms)),
+        seconds=flags.bench_seconds,
+        key=key,
+        same_result=flags.optimizer == "gd",
+    )
+
+
+@contextlib.contextmanager
+def _progress_bar(steps: int) -> Iterator[Callable[[Progress], None] | None]:
+    """A live bar with loss, speed and time left, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} steps/s  left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("descent", total=steps, loss="-", speed="-")
+
+        def on_progress(progress: Progress) -> None:
+            speed = f"{progress.steps_per_s:,.0f}"
+            bar.update(task, completed=progress.step, loss=figure(progress.loss), speed=speed)
+
+        yield on_progress
+
+
+def _outcome(result: FitResult) -> str:
+    taken = int(result.trace.steps_taken)
+    if result.interrupted:
+        how = f"stopped by Ctrl-C after {taken:,} steps"
+    else:
+        how = {
+            "OUT_OF_STEPS": f"took all {taken:,} steps",
+            "FLAT": f"flat after {taken:,} steps",
+            "DIVERGED": f"DIVERGED at step {taken:,}; its last finite parameters are kept",
+        }[result.status.name]
+    speed = f"{1e6 * result.run_s / taken:.4g} us a step" if taken else "no step timed"
+    return f"descent: {how}; compiled in {result.compile_s:.2f} s, then {speed}"
+
+
+def _metrics_table(result: FitResult) -> str:
+    last = result.rows[-1]
+    names = ["loss", *[name for name in last if name not in ("step", "loss", "gradient_norm") and "test_" not in name]]
+    rows = [(name, figure(last[name]), figure(last[f"test_{name}"])) for name in names]
+    return text_table(("at the end", "train", "test"), rows)
+
+
+def _result(result: FitResult, report: GradReport | None, comparison: StepComparison | None) -> dict[str, Any]:
+    taken = int(result.trace.steps_taken)
+    return {
+        "status": "INTERRUPTED" if result.interrupted else result.status.name,
+        "steps_taken": taken,
+        "metrics": result.rows[-1],
+        "compile_s": result.compile_s,
+        "step_us": 1e6 * result.run_s / taken if taken else None,
+        "gradient_check": None if report is None else report.to_dict(),
+        "step_comparison": None if comparison is None else comparison.to_dict(),
+    }

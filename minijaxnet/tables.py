@@ -1,0 +1,57 @@
+"""A result as a plain text table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
+    """Rows under their headings: the first column to the left, the others to the right.
+
+    Args:
+        columns: headings.
+        rows: a cell a column each; cells are shown by ``str``.
+        title: a line above the table.
+
+    Returns:
+        Lines without trailing blanks.
+
+    Raises:
+        ValueError: a row with more or fewer cells than there are columns.
+
+    Example:
+        >>> print(text_table(("leaf", "error"), [("weights", 1.5), ("bias", 10)]))
+        leaf     error
+        --------------
+        weights    1.5
+        bias        10
+    """
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        first, *rest = (
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join((first, *rest)).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([*([title] if title else []), line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """A number with a few significant digits.
+
+    >>> figure(0.000123456), figure(1234567.0), figure(12.5)
+    ('0.0001235', '1.235e+06', '12.5')
+    """
+    return f"{value:.{digits}g}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage.
+
+    >>> percent(0.9722)
+    '97.2 %'
+    """
+    return f"{100 * share:.1f} %"
