@@ -169,11 +169,11 @@ def main() -> None:
         ("end", found.end, found.forward_at_end),
     ):
         nodes = " and ".join(listed(node) for node in params[0]["weights"].T)
-        print(f"  {when:5}  hidden nodes {nodes}, output {listed(params[1]['weights'].T[0])}")
+        print(f"  {when:5}  hidden {nodes}, output {listed(params[1]['weights'].T[0])}")
         print(f"         prediction {result.prediction:.4f}, error {result.error:.2g}")
     print(f"  {found.status.name} after {found.steps} steps\n")
 
-    print("Flat need not be right. Where a step is too long, it can silence both hidden nodes for good:")
+    print("Flat need not be right. A step that is too long can silence both hidden nodes:")
     print("   rate  steps  status  hidden values   prediction     error")
     for rate in (0.001, RATE, 0.01, 0.02):
         found = descend_by_itself(rate)

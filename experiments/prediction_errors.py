@@ -1,7 +1,7 @@
 """Prediction errors: one a point, made one number by the loss; and why many points are hard to please.
 
-Four points and two sets of weights, by the lesson. Then descents from a hundred random starts on every choice of one, two,
-three and four of the points: how many of them get all their points right?
+Four points and two sets of weights, by the lesson. Then descents from a hundred random starts on every choice of one,
+two, three and four of the points: how many of them get all their points right?
 """
 
 import itertools
@@ -27,6 +27,7 @@ WEIGHTS = {
     "A": weights_of((2, 1), (1, 2), output_node=(1, 1)),
     "B": weights_of((2, 1), (1, 1.5), output_node=(1, 1.5)),
 }
+RIGHT = 1e-3  # a loss below this is called no error
 PREDICTED_AND_ACTUAL = ((10, 20), (8, 3), (6, 1))
 
 
@@ -114,9 +115,9 @@ def main() -> None:
         print(f"Weights {name}: hidden nodes {nodes(WEIGHTS[name][0])}, output {nodes(WEIGHTS[name][1])}")
         print_errors(result, [point(x) for x in points.x], points.y)
     better = min(results, key=lambda name: results[name].loss.item())
-    print(
-        f"Lower is better: an error counts whatever its sign, a large one more. Weights {better} are the better model.\n"
-    )
+    n = len(results[better].errors)
+    print(f"As many errors as points, at any weights: here {n}. The loss makes one number of")
+    print(f"them, and lower is better: weights {better}.\n")
 
     print("The loss by hand: square each error, add up, divide by how many there are")
     predicted, actual = (jnp.array(side, float)[:, None] for side in zip(*PREDICTED_AND_ACTUAL, strict=True))
@@ -124,33 +125,33 @@ def main() -> None:
 
     pleased = please()
     starts = pleased.losses.shape[1]
-    print(f"The more points, the harder they are to please at once: {starts} random starts on each choice of them")
-    print("  points  errors  choices  descents  end without an error    lowest loss")
+    print("The more points, the harder they are to please at once:")
+    print(f"descents from {starts} random starts on each choice of the points\n")
+    print("  points  choices  descents  without an error  lowest loss of the hardest choice")
     sizes = jnp.sum(pleased.choices, axis=1)
     for size in range(1, len(points.x) + 1):
         losses = pleased.losses[sizes == size]
-        right = losses < 1e-3
-        lowest = jnp.max(jnp.min(losses, axis=1))
-        print(
-            f"  {size:6}  {size:6}  {len(losses):7}  {losses.size:8}"
-            f"  {jnp.sum(right):6} ({jnp.mean(right):6.1%})       {lowest:12.4f}"
-        )
-    print("  (the lowest loss of the choice that is hardest to please)\n")
+        right = losses < RIGHT
+        hardest = jnp.max(jnp.min(losses, axis=1))
+        counts = f"{size:8}  {len(losses):7}  {losses.size:8}"
+        print(f"{counts}  {jnp.sum(right):7} ({jnp.mean(right):6.1%})  {hardest:11.4f}")
 
+    print()
     best = best_for_all(pleased)
-    print(f"The best weights found for all four: hidden nodes {nodes(best[0])}, output {nodes(best[1])}")
+    print("The best weights found for all four:")
+    print(f"  hidden nodes {nodes(best[0])}, output {nodes(best[1])}")
     print_errors(errors_at(best), [point(x) for x in points.x], points.y)
 
 
 def print_errors(result: Errors, names: list[str], actual: jax.Array) -> None:
     """A row a point, then the total and the mean."""
-    print("  point      predicted    actual     error   squared")
+    print("  point      predicted    actual     error     squared")
     for name, prediction, target, error, squared in zip(
         names, result.predictions, actual.ravel(), result.errors, result.squared, strict=True
     ):
-        print(f"  {name:9}  {prediction:9.4g} {target:9.4g} {error:9.4g} {squared:9.4g}")
-    print(f"  {'total':39} {jnp.sum(result.squared):10.8g}")
-    print(f"  {'mean: the loss':39} {result.loss:10.8g}\n")
+        print(f"  {name:9}  {prediction:9.4g} {target:9.4g} {error:9.4g} {squared:11.6g}")
+    print(f"  {'total':39} {jnp.sum(result.squared):12.8g}")
+    print(f"  {'mean: the loss':39} {result.loss:12.8g}\n")
 
 
 def point(x: jax.Array) -> str:

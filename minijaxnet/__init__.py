@@ -6,7 +6,7 @@ from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
 from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_direction
-from minijaxnet.loop import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace, descend, descend_epochs
+from minijaxnet.loop import descend, descend_epochs
 from minijaxnet.losses import (
     accuracy,
     binary_cross_entropy,
@@ -17,6 +17,7 @@ from minijaxnet.losses import (
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.run import FitResult, fit
+from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
 from minijaxnet.verify import GradReport, check_grad
 
 __all__ = [

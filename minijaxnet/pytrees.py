@@ -1,5 +1,6 @@
 """The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
 
+import operator
 from typing import Any
 
 import jax
@@ -120,6 +121,24 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def check_count(name: str, value: Any, *, least: int = 0) -> int:
+    """A whole number of at least ``least``.
+
+    >>> check_count("steps", -1)
+    Traceback (most recent call last):
+    ValueError: steps: got -1; expected at least 0
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r}; expected an int") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}; expected an int")
+    if count < least:
+        raise ValueError(f"{name}: got {count}; expected at least {least}")
+    return count
 
 
 def structure_difference(got: Any, expected: Any) -> str | None:

@@ -19,11 +19,11 @@ from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options
-from minijaxnet.loop import DIVERGED
 from minijaxnet.pytrees import cast_floats
-from minijaxnet.run import FitResult, Progress, fit
-from minijaxnet.run.folder import create_run_folder, environment, write_json
+from minijaxnet.run import FitResult, Progress, check_fit, fit
+from minijaxnet.run.folder import create_run_folder, environment, write_json, write_params
 from minijaxnet.tables import figure, text_table
+from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
 
 
@@ -91,6 +91,14 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     by_hand = experiment.value_and_gradient
     objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
     descent = make_descent(objective, flags.optimizer, flags.learning_rate)
+    start = descent.init(params, key)
+    how: dict[str, Any] = {
+        "steps": flags.steps,
+        "until_flat": flags.until_flat,
+        "batch_size": flags.batch_size,
+        "key": order_key if flags.batch_size is not None else None,
+    }
+    check_fit(descent, start, train, **how)
 
     title = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
@@ -110,18 +118,8 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     write_json(folder / "environment.json", environment())
     measure = _measure(experiment, train, test, key)
     with _progress_bar(flags.steps) as on_progress:
-        result = fit(
-            descent,
-            descent.init(params, key),
-            train,
-            steps=flags.steps,
-            until_flat=flags.until_flat,
-            batch_size=flags.batch_size,
-            key=order_key if flags.batch_size is not None else None,
-            measure=measure,
-            run_dir=folder,
-            on_progress=on_progress,
-        )
+        result = fit(descent, start, train, **how, measure=measure, run_dir=folder, on_progress=on_progress)
+    write_params(folder / "params.safetensors", result.state.params)
     print(f"\n{_outcome(result)}\n\n{_metrics_table(result)}", flush=True)
     if report is not None:
         print(f"\n{report}", flush=True)
@@ -254,8 +252,8 @@ def _outcome(result: FitResult) -> str:
             "FLAT": f"flat after {taken:,} steps",
             "DIVERGED": f"DIVERGED at step {taken:,}; its last finite parameters are kept",
         }[result.status.name]
-    speed = f"{1e6 * result.run_s / taken:.4g} us a step" if taken else "no step timed"
-    return f"descent: {how}; compiled in {result.compile_s:.2f} s, then {speed}"
+    speed = f" ({1e6 * result.run_s / taken:.4g} us a step)" if taken >= 100 else ""
+    return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"
 
 
 def _metrics_table(result: FitResult) -> str:

@@ -17,22 +17,12 @@ import numpy as np
 
 from minijaxnet.data import check_batch
 from minijaxnet.descent import Descent, DescentState
-from minijaxnet.loop import (
-    OUT_OF_STEPS,
-    History,
-    OneBatch,
-    Status,
-    Trace,
-    check_count,
-    chunk_capacity,
-    flat_norm,
-    minibatches_of,
-    own_copy,
-    run_chunk,
-)
+from minijaxnet.feeds import OneBatch, minibatches_of
+from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
-from minijaxnet.pytrees import floating_arrays, named_leaves
+from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
 from minijaxnet.run.folder import MetricsFile
+from minijaxnet.trace import OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
 _CHUNK_S = 0.1
@@ -122,12 +112,12 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.status.name)
         3.000 OUT_OF_STEPS
     """
-    check_count("steps", steps)
+    check_fit(descent, state, data, steps=steps, until_flat=until_flat, batch_size=batch_size, key=key)
     log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
-    _check_values(descent, state, data)
-    state = own_copy(state)
-    feed, source = _feed(data, batch_size, key)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
+    data = jax.device_put(data)
+    feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
+    state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
 
     def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
@@ -174,16 +164,19 @@ def fit(
     return FitResult(state, history.trace(), rows, interrupted.is_set(), compile_s, run_s)
 
 
-def _feed(data: Any, batch_size: int | None, key: jax.Array | None) -> tuple[Any, Any]:
-    data = jax.device_put(data)
-    if batch_size is None:
-        return OneBatch(), data
-    if key is None:
-        raise TypeError("key: got None; expected a jax.random.key, for the order of the minibatches")
-    return minibatches_of(data, batch_size), (data, key)
-
-
-def _check_values(descent: Descent, state: DescentState, data: Any) -> None:
+def check_fit(
+    descent: Descent,
+    state: DescentState,
+    data: Any,
+    *,
+    steps: int,
+    until_flat: float = 0.0,
+    batch_size: int | None = None,
+    key: jax.Array | None = None,
+) -> None:
+    """What ``fit`` checks on the host before it starts; its arguments, its errors."""
+    check_count("steps", steps)
+    flat_norm(until_flat, sampled=False)
     check_batch(data, "data")
     for name, leaf in named_leaves(floating_arrays(state.params, "state.params")).items():
         if not bool(jnp.all(jnp.isfinite(leaf))):
@@ -193,6 +186,10 @@ def _check_values(descent: Descent, state: DescentState, data: Any) -> None:
         objective = getattr(objective, "objective", None)  # a wrapper, such as with_gradient's
     if objective is not None:
         objective.check_values(state.params, data)
+    if batch_size is not None:
+        minibatches_of(data, batch_size)
+        if key is None:
+            raise TypeError("key: got None; expected a jax.random.key, for the order of the minibatches")
 
 
 @contextmanager

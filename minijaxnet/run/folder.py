@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.pytrees import named_leaves
+
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
     """A new folder ``parent/name-YYYYMMDD-HHMMSS`` (UTC) that nobody else has; a number is added if need be.
@@ -40,6 +42,15 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all; numbers that JSON lacks (NaN, infinity) become null."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_params(path: Path, params: Any) -> None:
+    """Write parameters as safetensors, each leaf under its name in the tree, such as ``[0]['weights']``."""
+    from safetensors.flax import save_file
+
+    temporary = path.with_name(path.name + ".part")
+    save_file(named_leaves(params), temporary)
     os.replace(temporary, path)
 
 

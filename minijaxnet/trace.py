@@ -1,0 +1,77 @@
+"""What a descent went through: a row a step, and how it ended."""
+
+import enum
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.descent import StepInfo
+
+
+class Status(enum.IntEnum):
+    """How a descent ended."""
+
+    OUT_OF_STEPS = 0
+    FLAT = 1
+    DIVERGED = 2
+
+
+OUT_OF_STEPS, FLAT, DIVERGED = Status
+
+
+class Trace(NamedTuple):
+    """What each step of a descent saw, and how it ended.
+
+    Attributes:
+        loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken.
+        gradient_norm: ``(steps,)``, float32 or wider; row k is the slope's norm before step k.
+        aux: the objective's aux, each leaf with a leading axis of steps; past the end NaN, or 0 where there is no NaN.
+        steps_taken: int32. For a descent that diverged it is the step at which that happened.
+        status: int32, a ``Status``: FLAT, OUT_OF_STEPS or DIVERGED; one a replica under ``jax.vmap``.
+    """
+
+    loss: Any
+    gradient_norm: Any
+    aux: Any
+    steps_taken: Any
+    status: Any
+
+
+class History:
+    """The rows of consecutive chunks, put together on the host."""
+
+    def __init__(self, steps: int):
+        """Room for ``steps`` rows."""
+        self.steps, self.steps_taken, self.status = steps, 0, np.int32(OUT_OF_STEPS)
+        self._rows: StepInfo | None = None
+
+    def append(self, chunk: Trace) -> StepInfo:
+        """Take over the rows of the steps that the chunk took, and hand them back."""
+        taken, first = int(chunk.steps_taken), self.steps_taken
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], rows_of(chunk))
+        if self._rows is None:
+            self._rows = jax.tree.map(lambda leaf: np.empty((self.steps, *leaf.shape[1:]), leaf.dtype), rows)
+        for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
+            mine[first : first + taken] = new
+        self.steps_taken, self.status = first + taken, np.asarray(chunk.status)
+        return rows
+
+    def trace(self) -> Trace:
+        """All rows so far; past the last step nothing."""
+        for leaf in jax.tree.leaves(self._rows):
+            leaf[self.steps_taken :] = nothing(leaf)
+        assert self._rows is not None, "a history has at least one chunk, be it empty"
+        rows = self._rows
+        return Trace(rows.loss, rows.gradient_norm, rows.aux, np.int32(self.steps_taken), self.status)
+
+
+def rows_of(trace: Trace) -> StepInfo:
+    """What the steps of a trace saw."""
+    return StepInfo(trace.loss, trace.gradient_norm, trace.aux)
+
+
+def nothing(leaf: Any) -> Any:
+    """What stands where nothing was recorded: NaN, or 0 for dtypes without it."""
+    return jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
