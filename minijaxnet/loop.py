@@ -117,7 +117,8 @@ def _run_steps(
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps))))
     if traced:
-        capacity = _power_of_two_from(max(steps, 1))
+        # The rows of replicas a power of two apart would fall on the same lines of the cache.
+        capacity = _power_of_two_from(max(steps, 1)) + 48
         state, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return state, _without_untaken(trace, steps)
     state = own_copy(state)
@@ -173,70 +174,41 @@ def _chunk(
     if difference := structure_difference(next_state, state):
         raise TypeError(f"step: the state it returns is not like the one it took: {difference}")
     _check_scalars(info)
-    loop = _make_loop(lambda state, drawn, k: step(state, feed.at(drawn, k)), capacity)
-    state, history, running = loop(state, drawn, steps, until_flat, status == OUT_OF_STEPS)
-    # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
-    row = lax.iota(jnp.int32, capacity)
-    stopped_at = jnp.min(jnp.where(_may_go_on(history, until_flat), capacity, row), initial=capacity)
-    is_flat = history.gradient_norm[jnp.minimum(stopped_at, capacity - 1)] <= until_flat
+    history = jax.tree.map(lambda leaf: jnp.full((capacity, *leaf.shape), nothing(leaf), leaf.dtype), info)
+
+    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+        k, _, running, _, _ = carry
+        return (k < steps) & _any_replica(running)
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        k, taken, running, state, history = carry
+        next_state, info = step(state, feed.at(drawn, k))
+        running = running & _may_go_on(info, until_flat)
+        state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
+        history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, info)
+        return k + 1, taken + running, running, state, history
+
+    start = jnp.int32(0), jnp.int32(0), status == OUT_OF_STEPS, state, history
+    _, taken, running, state, history = lax.while_loop(unfinished, body, start)
+    is_flat = history.gradient_norm[jnp.minimum(taken, capacity - 1)] <= until_flat
     ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
     status = jnp.where(status == OUT_OF_STEPS, ended, status).astype(jnp.int32)
-    return state, Trace(history.loss, history.gradient_norm, history.aux, jnp.minimum(stopped_at, steps), status)
+    return state, Trace(history.loss, history.gradient_norm, history.aux, taken, status)
 
 
-def _make_loop(step_at: Callable[..., Any], capacity: int, replicas: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """The loop itself, for one descent or for ``replicas`` of them side by side.
+@custom_vmap
+def _any_replica(running: jax.Array) -> jax.Array:
+    """Whether any replica still runs: one flag for all.
 
-    ``loop(state, drawn, steps, until_flat, running) -> (state, history, running)``; ``step_at(state, drawn, k)`` is a
-    step of all replicas. A replica that must not go on is frozen; the loop ends when none runs.
-
-    Under ``vmap`` JAX's own rule would give each replica its own condition, and then select the whole carry, history
-    included, at each step: time squared in the number of steps. So the rule is written here: a wider loop with one
-    condition, whose history has the steps first and so is written in whole rows.
+    Under ``vmap`` a loop whose condition differs between replicas selects its whole carry, history included, at each
+    step: time squared in the number of steps. One shared flag and replicas that freeze themselves keep it linear.
     """
+    return running
 
-    @custom_vmap
-    def loop(state: Any, drawn: Any, steps: Any, until_flat: Any, running: Any) -> tuple[Any, Any, Any]:
-        def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-            k, running, _, _ = carry
-            return (k < steps) & jnp.any(running)
 
-        def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            k, running, state, history = carry
-            next_state, info = step_at(state, drawn, k)
-            running = running & _may_go_on(info, until_flat)
-
-            def keep_frozen(new: jax.Array, old: jax.Array) -> jax.Array:
-                return jnp.where(running.reshape(*replicas, *[1] * (new.ndim - len(replicas))), new, old)
-
-            state = jax.tree.map(keep_frozen, next_state, state)
-            history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, info)
-            return k + 1, running, state, history
-
-        info = jax.eval_shape(step_at, state, drawn, 0)[1]
-        history = jax.tree.map(lambda leaf: jnp.full((capacity, *leaf.shape), nothing(leaf), leaf.dtype), info)
-        _, running, state, history = lax.while_loop(unfinished, body, (jnp.int32(0), running, state, history))
-        return state, history, running
-
-    @loop.def_vmap
-    def _(size: int, batched: Any, state: Any, drawn: Any, steps: Any, until_flat: Any, running: Any) -> Any:
-        def widen(leaf: Any, is_batched: bool) -> jax.Array:
-            return leaf if is_batched else jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)))
-
-        state_batched, drawn_batched, _, flat_batched, running_batched = batched
-        drawn_axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, drawn_batched)
-        wider_loop = _make_loop(jax.vmap(step_at, in_axes=(0, drawn_axes, None)), capacity, (size, *replicas))
-        state, history, running = wider_loop(
-            jax.tree.map(widen, state, state_batched),
-            drawn,
-            steps,
-            widen(until_flat, flat_batched),
-            widen(running, running_batched),
-        )
-        history = jax.tree.map(lambda rows: jnp.moveaxis(rows, 1, 0), history)
-        return (state, history, running), jax.tree.map(lambda _: True, (state, history, running))
-
-    return loop
+@_any_replica.def_vmap
+def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.Array, bool]:
+    return _any_replica(jnp.any(running, axis=0) if in_batched[0] else running), False
 
 
 @jax.jit
