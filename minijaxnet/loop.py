@@ -58,14 +58,14 @@ def descend(
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
+        >>> from minijaxnet.trace import Status
         >>> descent = gradient_descent(lambda weight, batch: (weight - batch) ** 2, learning_rate=0.5)
         >>> state, trace = descend(descent, descent.init(3.0), 1.0, steps=4)
         >>> print(state.params, trace.loss, Status(int(trace.status)).name)
         1.0 [ 4. nan nan nan] FLAT
     """
-    check_count("steps", steps)
     rest = flat_norm(until_flat, sampled=state.key is not None)
-    return _run_steps(descent.step, state, OneBatch(), batch, steps, rest)
+    return _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
 
 
 def descend_epochs(
@@ -118,7 +118,7 @@ def _run_steps(
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps))))
     if traced:
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
-        capacity = _power_of_two_from(max(steps, 1)) + 48
+        capacity = (1 << steps.bit_length()) + 48
         state, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return state, _without_untaken(trace, steps)
     state = own_copy(state)
@@ -141,10 +141,10 @@ def _run_steps(
 
 
 def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:
-    """How many steps the history of a chunk can hold: a power of two, fewer where a step records much."""
+    """How many steps the history of a chunk can hold: fewer where a step records much."""
     info = _first_info.eval_shape(step, feed, state, source)
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(info))
-    return _power_of_two_from(max(1, min(feed.most_steps(), CHUNK_BYTES // row_bytes)) // 2 + 1)
+    return max(1, min(feed.most_steps(), CHUNK_BYTES // row_bytes))
 
 
 @functools.partial(jax.jit, static_argnames=("step", "feed"))
@@ -254,7 +254,3 @@ def _check_scalars(info: StepInfo) -> None:
         leaf = getattr(info, name)
         if leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"step: {name}: got {leaf.dtype}{list(leaf.shape)}; expected a floating scalar")
-
-
-def _power_of_two_from(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -2,24 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.network import Network
 from minijaxnet.pytrees import pair
 
 Loss = Callable[[jax.Array, Any], jax.Array]
-
-
-class Predictor(Protocol):
-    """Whatever makes predictions, such as a ``Network``."""
-
-    @property
-    def apply(self) -> Callable[[Any, Any], jax.Array]:
-        """``apply(params, x) -> predictions``."""
-        ...
 
 
 def prediction_errors(predictions: jax.Array, targets: Any) -> jax.Array:
@@ -154,7 +146,7 @@ def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
 class Objective:
     """What ``objective`` returns: equal for an equal network and loss, so that compiled steps are found again."""
 
-    network: Predictor
+    network: Network
     loss: Loss
 
     def __call__(self, params: Any, batch: Any) -> jax.Array:
@@ -177,7 +169,7 @@ class Objective:
             _check_range("labels", y, 0, 1, "a probability")
 
 
-def objective(network: Predictor, loss: Loss) -> Objective:
+def objective(network: Network, loss: Loss) -> Objective:
     """The function that a descent takes down: ``f(params, batch) = loss(network.apply(params, x), y)``.
 
     It also makes metrics: ``objective(network, accuracy)``.

@@ -24,6 +24,8 @@ OUT_OF_STEPS, FLAT, DIVERGED = Status
 class Trace(NamedTuple):
     """What each step of a descent saw, and how it ended.
 
+    NumPy arrays where a descent was called plainly, JAX arrays under ``jit`` and ``vmap``.
+
     Attributes:
         loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken.
         gradient_norm: ``(steps,)``, float32 or wider; row k is the slope's norm before step k.

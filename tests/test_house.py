@@ -1,0 +1,127 @@
+"""The rules of the house: who may import whom, what is public, and that the README does what it says."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minijaxnet
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minijaxnet"
+
+FLOORS = [
+    {"pytrees", "tables"},
+    {"network", "data"},
+    {"losses"},
+    {"backprop", "descent", "feeds", "experiment"},
+    {"trace", "landscape"},
+    {"loop"},
+    {"verify", "bench", "run"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minijaxnet."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("minijaxnet.")}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) != "__init__"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_lower_floors(path: Path):
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    own = room_of(path)
+    assert own in floor, f"{own} stands on no floor"
+    too_high = {room for room in rooms_imported_by(path) - {own} if floor[room] >= floor[own]}
+    assert not too_high, f"{own} imports from {too_high}, on its own floor or above"
+
+
+def test_files_can_be_read_at_one_sitting():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
+    assert not {path: lines for path, lines in lengths.items() if lines > 320}
+
+
+def test_public_names_are_the_contract():
+    contract = """
+    Network dense elementwise serial mlp mean_squared_error softmax_cross_entropy
+    binary_cross_entropy accuracy prediction_errors objective Batch digits breast_cancer diabetes
+    wine iris mlp_gradient with_gradient Descent DescentState StepInfo gradient_descent
+    optax_descent descend descend_epochs Trace loss_slice loss_surface weight_direction project_path
+    Experiment load_experiment check_grad GradReport compare_steps StepComparison fit FLAT
+    OUT_OF_STEPS DIVERGED
+    """.split()
+    assert set(contract) <= set(minijaxnet.__all__)
+    assert all(hasattr(minijaxnet, name) for name in minijaxnet.__all__)
+
+
+def test_every_public_function_shows_an_example():
+    without = [
+        name
+        for name in minijaxnet.__all__
+        if not isinstance(getattr(minijaxnet, name), type | int)
+        and ">>>" not in (getattr(minijaxnet, name).__doc__ or "")
+    ]
+    assert not without
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readmes_snippets_run(capsys: pytest.CaptureFixture):
+    *jobs, own_experiment = python_blocks()
+    assert len(jobs) == 3
+    assert all(len(job.strip().splitlines()) <= 10 for job in jobs)
+    names: dict = {}
+    for job in jobs:
+        exec(compile(job, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "OUT_OF_STEPS" in printed
+    assert "gradient by hand against autodiff: right" in printed
+    assert "interleaved rounds" in printed
+    assert names["trace"].loss[-1] < 0.1 < names["trace"].loss[0]
+    assert "experiment = mjn.Experiment(" in own_experiment
+
+
+def test_the_readmes_experiment_runs(tmp_path: Path):
+    file = tmp_path / "my_experiment.py"
+    file.write_text(python_blocks()[-1], encoding="utf-8")
+    call = [
+        sys.executable,
+        "-m",
+        "minijaxnet",
+        "run",
+        str(file),
+        "--bench-seconds",
+        "0",
+        "--scale",
+        "2",
+        "--runs",
+        "out",
+    ]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "gradient by hand against autodiff: right" in done.stdout
+    assert len(list((tmp_path / "out").glob("line-*/result.json"))) == 1
+
+
+def test_the_readme_opens_with_the_two_commands():
+    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert commands[0].strip() == 'pip install -e ".[all]" && minijaxnet run experiments/digits.py'
+    assert commands[1].strip() == 'pip install -e ".[test]" && pytest'
