@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import minijaxnet as mjn
 from minijaxnet.experiment import Experiment, Settings
@@ -60,19 +61,20 @@ class Descended(NamedTuple):
 class ManyEnds(NamedTuple):
     """Where descents from many starts ended: hidden values ``(starts, 2)``, error and status ``(starts,)``."""
 
-    hidden: jax.Array
-    errors: jax.Array
-    statuses: jax.Array
+    hidden: Any
+    errors: Any
+    statuses: Any
 
 
 def params_of(case: Case) -> Any:
     """The network's params. Weights are (n_in, n_out): a node's incoming weights are a column."""
-    return tuple({"weights": jnp.array(nodes, float).T} for nodes in (case.hidden_nodes, (case.output_node,)))
+    layers = (case.hidden_nodes, (case.output_node,))
+    return tuple({"weights": jnp.asarray(np.array(nodes, float).T)} for nodes in layers)
 
 
 def batch_of(case: Case) -> mjn.Batch:
     """The case's point, as a batch of one."""
-    return mjn.Batch(jnp.array([case.inputs], float), jnp.array([[case.actual]], float))
+    return mjn.Batch(jnp.asarray([case.inputs], float), jnp.asarray([[case.actual]], float))
 
 
 def node_by_node(case: Case) -> Forward:
@@ -119,11 +121,12 @@ def descend_from_many(starts: int = 1_000, learning_rate: float = RATE) -> ManyE
         hidden, _, errors = as_matrices(state.params, batch)
         return ManyEnds(hidden[0], errors[0, 0], trace.status)
 
-    return jax.vmap(run)(jax.random.split(jax.random.key(0), starts))
+    ends = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), starts))
+    return jax.tree.map(np.asarray, ends)
 
 
 def init(key: jax.Array, *, spread: float = 0.0) -> Any:
-    """The baseline's weights, each with so much of a normal random number added."""
+    """The baseline's weights, plus so much of random ones."""
     params = params_of(BASELINE)
     noise = network.init(key)
     return jax.tree.map(lambda weight, extra: weight + spread * extra, params, noise)
@@ -168,8 +171,8 @@ def main() -> None:
         ("start", found.start, found.forward_at_start),
         ("end", found.end, found.forward_at_end),
     ):
-        nodes = " and ".join(listed(node) for node in params[0]["weights"].T)
-        print(f"  {when:5}  hidden {nodes}, output {listed(params[1]['weights'].T[0])}")
+        nodes = " and ".join(listed(node) for node in np.asarray(params[0]["weights"]).T)
+        print(f"  {when:5}  hidden {nodes}, output {listed(params[1]['weights'].ravel())}")
         print(f"         prediction {result.prediction:.4f}, error {result.error:.2g}")
     print(f"  {found.status.name} after {found.steps} steps\n")
 
@@ -183,12 +186,12 @@ def main() -> None:
 
     ends = descend_from_many()
     is_flat = ends.statuses == mjn.FLAT
-    is_right = jnp.abs(ends.errors) < 1e-3
-    is_silent = jnp.all(ends.hidden == 0, axis=1)
-    print(f"\nFrom {len(ends.errors)} random starts, {jnp.sum(is_flat)} end where it is flat:")
-    print(f"  {jnp.sum(is_flat & is_right):4} without an error")
+    is_right = np.abs(ends.errors) < 1e-3
+    is_silent = np.all(ends.hidden == 0, axis=1)
+    print(f"\nFrom {len(ends.errors)} random starts, {is_flat.sum()} end where it is flat:")
+    print(f"  {np.sum(is_flat & is_right):4} without an error")
     print(
-        f"  {jnp.sum(is_flat & is_silent):4} with both hidden nodes silent, at the error {ends.errors[is_silent][0]:g}"
+        f"  {np.sum(is_flat & is_silent):4} with both hidden nodes silent, at the error {ends.errors[is_silent][0]:g}"
     )
 
 

@@ -24,7 +24,7 @@ SPAN, RATE, STEPS = 4.0, 0.003, 4_000
 # Weights are (n_in, n_out): the incoming weights of node 0 are the first column.
 baseline = ({"weights": jnp.array([[1.0, -1.0], [1.0, 1.0]])}, {"weights": jnp.array([[2.0], [-1.0]])})
 directions = tuple(weight_direction(baseline, "[0]['weights']", (i, 0)) for i in (0, 1))
-center = ({"weights": baseline[0]["weights"].at[:, 0].set(0)}, baseline[1])
+center = ({"weights": jnp.array([[0.0, -1.0], [0.0, 1.0]])}, baseline[1])
 
 
 class Descents(NamedTuple):
@@ -80,20 +80,27 @@ def descend_from(starts: jax.Array, *, all_weights: bool = False) -> Descents:
         stops = jax.tree.map(lambda rows, last: jnp.concatenate([rows, last[None]]), trace.aux, end)
         return end, stops, trace.status
 
-    ends, stops, statuses = jax.vmap(run)(starts)
-    in_one_row = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), stops)
+    ends, stops, statuses = jax.jit(jax.vmap(run))(starts)
+    in_one_row = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), stops)
     positions = project_path(in_one_row, directions, origin=center).reshape(len(starts), -1, 2)
-    nearest = jax.vmap(at)(jnp.asarray(positions[:, -1], float))
-    off_plane = jax.vmap(l2_norm)(jax.tree.map(jnp.subtract, ends, nearest))
-    losses = jax.vmap(objective, in_axes=(0, None))(ends, points)
+    losses, off_plane = loss_and_distance(ends, positions[:, -1])
     taken = ~np.isnan(positions[..., 0])  # steps that a descent did not take are NaN
     paths = [path[rows] for path, rows in zip(positions, taken, strict=True)]
     return Descents(paths, np.asarray(losses), np.asarray(off_plane), np.asarray(statuses))
 
 
-def init(key: jax.Array, *, span: float = SPAN) -> jax.Array:
-    """A random position on the plane."""
-    return jax.random.uniform(key, (2,), minval=-span, maxval=span)
+@jax.jit
+@jax.vmap
+def loss_and_distance(params: Any, position: Any) -> tuple[jax.Array, jax.Array]:
+    """The loss at some params, and how far they are from a position on the plane."""
+    return objective(params, points), l2_norm(jax.tree.map(jnp.subtract, params, at(position)))
+
+
+def init(key: jax.Array, *, weight_0: float = 1.0, weight_1: float = 1.0, spread: float = 0.0) -> jax.Array:
+    """The two weights of the baseline, or others, each with so much of a normal random number added."""
+    return jnp.stack([jnp.asarray(weight_0, float), jnp.asarray(weight_1, float)]) + spread * jax.random.normal(
+        key, (2,)
+    )
 
 
 def loss_on_plane(position: Any, batch: Any) -> jax.Array:

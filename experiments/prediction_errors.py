@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import minijaxnet as mjn
 from minijaxnet.experiment import Experiment, Settings
@@ -20,7 +21,8 @@ points = mjn.lesson_points()
 
 def weights_of(*hidden_nodes: tuple[float, ...], output_node: tuple[float, ...]) -> Any:
     """Params from each node's incoming weights, which become a column."""
-    return tuple({"weights": jnp.array(nodes, float).T} for nodes in (hidden_nodes, (output_node,)))
+    layers = (hidden_nodes, (output_node,))
+    return tuple({"weights": jnp.asarray(np.array(nodes, float).T)} for nodes in layers)
 
 
 WEIGHTS = {
@@ -34,10 +36,10 @@ PREDICTED_AND_ACTUAL = ((10, 20), (8, 3), (6, 1))
 class Errors(NamedTuple):
     """A prediction, an error and a squared error for each point, ``(points,)`` each; and their mean, the loss."""
 
-    predictions: jax.Array
-    errors: jax.Array
-    squared: jax.Array
-    loss: jax.Array
+    predictions: np.ndarray
+    errors: np.ndarray
+    squared: np.ndarray
+    loss: float
 
 
 class Pleased(NamedTuple):
@@ -50,16 +52,16 @@ class Pleased(NamedTuple):
         params: where each ended, with those two leading axes.
     """
 
-    choices: jax.Array
-    losses: jax.Array
-    statuses: jax.Array
+    choices: np.ndarray
+    losses: np.ndarray
+    statuses: np.ndarray
     params: Any
 
 
-def errors_of(predictions: jax.Array, actual: jax.Array) -> Errors:
+def errors_of(predictions: Any, actual: Any) -> Errors:
     """All the errors, and what the mean squared error makes of them."""
-    errors = mjn.prediction_errors(predictions, actual)
-    return Errors(predictions.ravel(), errors.ravel(), errors.ravel() ** 2, mjn.mean_squared_error(predictions, actual))
+    errors = np.ravel(mjn.prediction_errors(predictions, actual))
+    return Errors(np.ravel(predictions), errors, errors**2, mjn.mean_squared_error(predictions, actual).item())
 
 
 def errors_at(params: Any) -> Errors:
@@ -78,49 +80,56 @@ def please(starts: int = 100) -> Pleased:
     """Descend on each choice of points from each random start, all of it in one compiled program."""
     n = len(points.x)
     subsets = [subset for size in range(1, n + 1) for subset in itertools.combinations(range(n), size)]
-    choices = jnp.array([[i in subset for i in range(n)] for subset in subsets], float)
+    choices = np.array([[i in subset for i in range(n)] for subset in subsets], np.float32)
     descent = mjn.gradient_descent(loss_of_chosen, learning_rate=0.01)
 
-    def run(chosen: jax.Array, key: jax.Array) -> tuple[Any, ...]:
+    def run(chosen: Any, key: jax.Array) -> tuple[Any, ...]:
         batch = (*points, chosen)
         state, trace = mjn.descend(descent, descent.init(network.init(key)), batch, steps=4_000, until_flat=1e-2)
         return loss_of_chosen(state.params, batch), trace.status, state.params
 
     for_all_starts = jax.vmap(run, in_axes=(None, 0))
-    for_all_choices = jax.vmap(for_all_starts, in_axes=(0, None))
-    return Pleased(choices, *for_all_choices(choices, jax.random.split(jax.random.key(0), starts)))
+    for_all_choices = jax.jit(jax.vmap(for_all_starts, in_axes=(0, None)))
+    ends = for_all_choices(choices, jax.random.split(jax.random.key(0), starts))
+    return Pleased(choices, *jax.tree.map(np.asarray, ends))
 
 
 def best_for_all(pleased: Pleased) -> Any:
     """The params with the lowest loss over all the points, which are the last choice."""
-    best = jnp.argmin(pleased.losses[-1])
+    best = np.argmin(pleased.losses[-1])
     return jax.tree.map(lambda leaf: leaf[-1, best], pleased.params)
+
+
+def init(key: jax.Array, *, spread: float = 0.0) -> Any:
+    """Weights A, plus so much of random ones."""
+    return jax.tree.map(lambda weight, noise: weight + spread * noise, WEIGHTS["A"], network.init(key))
 
 
 experiment = Experiment(
     "prediction_errors",
-    network.init,
+    init,
     objective,
     lambda: (points, points),
     predict=network.apply,
-    defaults=Settings(steps=4_000, learning_rate=0.01, until_flat=1e-2, seed=3),
+    defaults=Settings(steps=4_000, learning_rate=0.01, until_flat=1e-2),
 )
 
 
 def main() -> None:
     """Print the lesson, then the descents."""
+    names = [point(x) for x in np.asarray(points.x)]
     print("Four points, two sets of weights (ReLU on the hidden nodes and on the output)\n")
     results = {name: errors_at(params) for name, params in WEIGHTS.items()}
     for name, result in results.items():
         print(f"Weights {name}: hidden nodes {nodes(WEIGHTS[name][0])}, output {nodes(WEIGHTS[name][1])}")
-        print_errors(result, [point(x) for x in points.x], points.y)
-    better = min(results, key=lambda name: results[name].loss.item())
+        print_errors(result, names, points.y)
+    better = min(results, key=lambda name: results[name].loss)
     n = len(results[better].errors)
     print(f"As many errors as points, at any weights: here {n}. The loss makes one number of")
     print(f"them, and lower is better: weights {better}.\n")
 
     print("The loss by hand: square each error, add up, divide by how many there are")
-    predicted, actual = (jnp.array(side, float)[:, None] for side in zip(*PREDICTED_AND_ACTUAL, strict=True))
+    predicted, actual = (np.array(side, float)[:, None] for side in zip(*PREDICTED_AND_ACTUAL, strict=True))
     print_errors(errors_of(predicted, actual), [""] * len(predicted), actual)
 
     pleased = please()
@@ -128,41 +137,42 @@ def main() -> None:
     print("The more points, the harder they are to please at once:")
     print(f"descents from {starts} random starts on each choice of the points\n")
     print("  points  choices  descents  without an error  lowest loss of the hardest choice")
-    sizes = jnp.sum(pleased.choices, axis=1)
+    sizes = pleased.choices.sum(axis=1)
     for size in range(1, len(points.x) + 1):
         losses = pleased.losses[sizes == size]
         right = losses < RIGHT
-        hardest = jnp.max(jnp.min(losses, axis=1))
+        hardest = losses.min(axis=1).max()
         counts = f"{size:8}  {len(losses):7}  {losses.size:8}"
-        print(f"{counts}  {jnp.sum(right):7} ({jnp.mean(right):6.1%})  {hardest:11.4f}")
+        print(f"{counts}  {right.sum():7} ({right.mean():6.1%})  {hardest:11.4f}")
 
     print()
     best = best_for_all(pleased)
     print("The best weights found for all four:")
     print(f"  hidden nodes {nodes(best[0])}, output {nodes(best[1])}")
-    print_errors(errors_at(best), [point(x) for x in points.x], points.y)
+    print_errors(errors_at(best), names, points.y)
 
 
-def print_errors(result: Errors, names: list[str], actual: jax.Array) -> None:
+def print_errors(result: Errors, names: list[str], actual: Any) -> None:
     """A row a point, then the total and the mean."""
     print("  point      predicted    actual     error     squared")
     for name, prediction, target, error, squared in zip(
-        names, result.predictions, actual.ravel(), result.errors, result.squared, strict=True
+        names, result.predictions, np.ravel(actual), result.errors, result.squared, strict=True
     ):
         print(f"  {name:9}  {prediction:9.4g} {target:9.4g} {error:9.4g} {squared:11.6g}")
-    print(f"  {'total':39} {jnp.sum(result.squared):12.8g}")
+    print(f"  {'total':39} {result.squared.sum():12.8g}")
     print(f"  {'mean: the loss':39} {result.loss:12.8g}\n")
 
 
-def point(x: jax.Array) -> str:
+def point(x: np.ndarray) -> str:
     """``(0, 3)``."""
     return "(" + ", ".join(f"{value:g}" for value in x.tolist()) + ")"
 
 
-def nodes(layer: dict[str, jax.Array]) -> str:
+def nodes(layer: Any) -> str:
     """Each node's incoming weights: ``(2, 1) (1, 2)``."""
     return " ".join(
-        "(" + ", ".join(f"{weight:.4g}" for weight in column.tolist()) + ")" for column in layer["weights"].T
+        "(" + ", ".join(f"{weight:.4g}" for weight in column.tolist()) + ")"
+        for column in np.asarray(layer["weights"]).T
     )
 
 

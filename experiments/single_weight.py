@@ -32,6 +32,10 @@ def loss_and_weight(weight: Any, batch: Any) -> tuple[jax.Array, Any]:
     return loss(weight, batch), weight
 
 
+losses_and_slopes = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(0, None)))
+second_derivative = jax.jit(jax.grad(jax.grad(loss)))
+
+
 class Stops(NamedTuple):
     """A descent: weight, loss, slope and the step to the next stop, ``(stops,)`` each; and how it ended."""
 
@@ -49,12 +53,12 @@ class Rates(NamedTuple):
     ``1 - rate * curvature``: it shrinks for rates below ``2 / curvature``.
     """
 
-    rates: jax.Array
-    factors_by_theory: jax.Array
-    factors: jax.Array
-    steps_taken: jax.Array
-    statuses: jax.Array
-    last_losses: jax.Array
+    rates: np.ndarray
+    factors_by_theory: np.ndarray
+    factors: np.ndarray
+    steps_taken: np.ndarray
+    statuses: np.ndarray
+    last_losses: np.ndarray
 
 
 class TwoWeights(NamedTuple):
@@ -70,15 +74,14 @@ def stops_of(learning_rate: float = RATE, *, until_flat: float = 0.1) -> Stops:
     """Descend from the lesson's weight until it is flat, and read off every stop, the last included."""
     descent = mjn.gradient_descent(loss_and_weight, learning_rate, has_aux=True)
     state, trace = mjn.descend(descent, descent.init(WEIGHT), batch, steps=1_000, until_flat=until_flat)
-    weights = jnp.append(trace.aux[: trace.steps_taken], state.params)
-    losses, slopes = jax.vmap(jax.value_and_grad(loss), in_axes=(0, None))(weights, batch)
-    weights, losses, slopes = map(np.asarray, (weights, losses, slopes))
+    weights = np.append(trace.aux[: trace.steps_taken], state.params)
+    losses, slopes = map(np.asarray, losses_and_slopes(weights, batch))
     return Stops(weights, losses, slopes, -learning_rate * slopes, mjn.Status(int(trace.status)))
 
 
 def curvature() -> float:
     """The second derivative of the loss, the same everywhere in this bowl."""
-    return jax.grad(jax.grad(loss))(WEIGHT, batch).item()
+    return second_derivative(WEIGHT, batch).item()
 
 
 def bowl() -> LossSlice:
@@ -97,15 +100,16 @@ def descend_at(rates: Any) -> Rates:
         state, trace = mjn.descend(descent, start, batch, steps=1_000, until_flat=1e-3)
         return factor, trace.steps_taken, trace.status, loss(state.params, batch)
 
-    rates = jnp.asarray(rates, float)
-    return Rates(rates, 1 - rates * curvature(), *jax.vmap(run)(rates))
+    rates = np.asarray(rates, np.float32)
+    measured = jax.jit(jax.vmap(run))(rates)
+    return Rates(rates, 1 - rates * curvature(), *map(np.asarray, measured))
 
 
 def longest_rate() -> float:
     """The longest rate at which the descent still gets lower, to a thousandth of ``2 / curvature``."""
     tried = descend_at(2 / curvature() * np.linspace(0.5, 1.5, 1_001))
-    gets_lower = tried.last_losses < loss(WEIGHT, batch)
-    return jnp.max(jnp.where(gets_lower, tried.rates, 0)).item()
+    gets_lower = tried.last_losses < loss(WEIGHT, batch).item()
+    return tried.rates[gets_lower].max().item()
 
 
 def two_weights() -> TwoWeights:

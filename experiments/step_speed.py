@@ -15,7 +15,6 @@ from jax import lax
 import minijaxnet as mjn
 from minijaxnet.tables import figure, text_table
 
-
 SCAN = "bare scan, records nothing"
 DESCEND = "descend: history, until flat, guard"
 LOOP = "jitted step, Python loop"

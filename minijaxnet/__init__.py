@@ -5,7 +5,7 @@ from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
-from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_direction
+from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction
 from minijaxnet.loop import descend, descend_epochs
 from minijaxnet.losses import (
     accuracy,
@@ -31,6 +31,8 @@ __all__ = [
     "ExperimentError",
     "FitResult",
     "GradReport",
+    "LossSlice",
+    "LossSurface",
     "Network",
     "Settings",
     "Status",

@@ -254,11 +254,18 @@ def _losses(
     if not (hasattr(loss, "dtype") and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)):
         got = array_type(loss) if hasattr(loss, "dtype") else type(loss).__name__
         raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
-    # Every intermediate counted: more than is ever alive at once, and known without compiling anything.
-    made = [variable.aval for equation in program.eqns for variable in equation.outvars]
-    point_bytes = sum(math.prod(value.shape) * value.dtype.itemsize for value in made)
-    block = max(1, _BLOCK_BYTES // max(1, point_bytes))
+    block = max(1, _BLOCK_BYTES // max(1, _bytes_made(program)))
     return jax.vmap(loss_at)(offsets) if block >= len(offsets) else lax.map(loss_at, offsets, batch_size=block)
+
+
+def _bytes_made(program: Any) -> int:
+    """The bytes of all intermediates: more than is alive at any time, but known without compiling anything."""
+    total = 0
+    for equation in program.eqns:
+        inside = sum(_bytes_made(inner) for inner in equation.params.values() if hasattr(inner, "eqns"))
+        made = sum(math.prod(out.aval.shape) * out.aval.dtype.itemsize for out in equation.outvars)
+        total += max(inside, made)
+    return total
 
 
 def _offsets(where: str, span: Any, points: Any, params: Any) -> jax.Array:

@@ -154,6 +154,8 @@ def structure_difference(got: Any, expected: Any) -> str | None:
     """
     got_leaves, expected_leaves = named_leaves(got), named_leaves(expected)
     if jax.tree.structure(got) != jax.tree.structure(expected):
+        if list(got_leaves) == list(expected_leaves):
+            return f"got {jax.tree.structure(got)}; expected {jax.tree.structure(expected)}"
         extra = [name for name in got_leaves if name not in expected_leaves]
         missing = [name for name in expected_leaves if name not in got_leaves]
         return f"got a tree with leaves {list(got_leaves)}; expected {list(expected_leaves)}" + (

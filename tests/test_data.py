@@ -1,0 +1,197 @@
+"""The small data sets and what is checked on a batch before it meets a compiled program."""
+
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minijaxnet as mjn
+from minijaxnet.data import check_batch
+
+# name: (the set, scikit-learn's loader, columns, targets' shape and kind, number of classes or None)
+SETS = {
+    "digits": (mjn.digits, "load_digits", 64, (), jnp.integer, 10),
+    "wine": (mjn.wine, "load_wine", 13, (), jnp.integer, 3),
+    "iris": (mjn.iris, "load_iris", 4, (), jnp.integer, 3),
+    "breast_cancer": (mjn.breast_cancer, "load_breast_cancer", 30, (1,), jnp.floating, None),
+    "diabetes": (mjn.diabetes, "load_diabetes", 10, (1,), jnp.floating, None),
+}
+each_set = pytest.mark.parametrize("name", SETS)
+
+
+def raw(loader):
+    return getattr(sklearn.datasets, loader)(return_X_y=True)
+
+
+@each_set
+def test_a_set_has_the_shapes_and_dtypes_that_it_says(name):
+    load, loader, columns, y_shape, kind, classes = SETS[name]
+    train, test = load()
+    points = len(raw(loader)[0])
+    n_test = round(points / 5)
+    for batch, n in ((train, points - n_test), (test, n_test)):
+        assert isinstance(batch, mjn.Batch)
+        assert (batch.x.shape, batch.y.shape) == ((n, columns), (n, *y_shape))
+        assert batch.x.dtype == jnp.float32
+        assert jnp.issubdtype(batch.y.dtype, kind)
+        check_batch(batch, name)
+    if classes is not None:
+        assert set(np.unique(train.y)) == set(range(classes))
+
+
+def test_breast_cancer_is_a_question_of_yes_or_no():
+    train, test = mjn.breast_cancer()
+    assert set(np.unique(train.y)) == set(np.unique(test.y)) == {0.0, 1.0}
+
+
+@each_set
+def test_each_column_of_the_training_points_has_mean_0_and_deviation_1_and_none_is_nan(name):
+    train, test = SETS[name][0]()
+    chex.assert_tree_all_finite((train, test))
+    columns = [train.x] + ([train.y] if name == "diabetes" else [])
+    for values in columns:
+        values = np.asarray(values, np.float64)
+        deviation = values.std(axis=0)
+        # Each value is rounded once to float32.
+        bound = np.finfo(np.float32).eps * np.abs(values).max()
+        assert np.abs(values.mean(axis=0)).max() <= bound
+        assert np.abs(deviation[deviation > 0] - 1).max() <= bound
+        assert (values[:, deviation == 0] == 0).all()
+
+
+def test_digits_have_constant_columns_and_they_become_0():
+    train, _ = mjn.digits()
+    constant = np.asarray(train.x).std(axis=0) == 0
+    assert constant.any()
+    assert (np.asarray(train.x)[:, constant] == 0).all()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the mean of a constant that is no binary fraction rounds, its deviation is not 0"
+)
+def test_a_column_of_any_constant_becomes_0(monkeypatch):
+    x, y = raw("load_iris")
+    x = np.column_stack([x, np.full(len(x), 0.1)])
+    monkeypatch.setattr(sklearn.datasets, "load_iris", lambda return_X_y: (x, y))
+    train, test = mjn.iris()
+    assert (train.x[:, -1] == 0).all()
+    assert (test.x[:, -1] == 0).all()
+
+
+@each_set
+@pytest.mark.parametrize("seed", [0, 3])
+def test_train_and_test_are_disjoint_and_together_all_points(name, seed, monkeypatch):
+    # With its row number in the place of the first column each point can be told apart, and found again after scaling.
+    load, loader, *_ = SETS[name]
+    x, y = raw(loader)
+    x[:, 0] = np.arange(len(x))
+    monkeypatch.setattr(sklearn.datasets, loader, lambda return_X_y: (x, y))
+    with jax.enable_x64(True):
+        train, test = jax.tree.map(np.asarray, load(seed=seed))
+    together = np.concatenate([train.x, test.x])
+    rows = np.argsort(np.argsort(together[:, 0]))  # the rank of a row number is the row number
+    kept = rows[: len(train.x)]
+    assert len(np.unique(np.round(together[:, 0], 6))) == len(x)
+
+    deviation = x[kept].std(axis=0)
+    expected = (x[rows] - x[kept].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    np.testing.assert_allclose(together, expected, rtol=1e-9, atol=1e-9)
+    targets = np.concatenate([train.y, test.y]).reshape(-1)
+    if name == "diabetes":
+        y = (y - y[kept].mean()) / y[kept].std()
+    np.testing.assert_allclose(targets, y[rows], rtol=1e-9, atol=1e-9)
+
+
+@each_set
+def test_a_seed_gives_one_split_and_another_seed_another(name):
+    load = SETS[name][0]
+    chex.assert_trees_all_equal(load(seed=1), load(seed=1))
+    chex.assert_trees_all_equal(load(), load(seed=0))
+    splits = [np.asarray(load(seed=seed)[1].x) for seed in range(4)]
+    for i, one in enumerate(splits):
+        for other in splits[:i]:
+            assert not np.array_equal(one, other)
+
+
+def test_under_x64_the_sets_are_float64():
+    with jax.enable_x64(True):
+        for load in (mjn.iris, mjn.diabetes, mjn.breast_cancer):
+            train, _ = load()
+            assert train.x.dtype == jnp.float64
+        assert mjn.lesson_points().x.dtype == jnp.float64
+
+
+def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r'pip install "minijaxnet\[data\]"'):
+        mjn.iris()
+
+
+# --- check_batch -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64, jnp.bfloat16]),
+    on_device=st.booleans(),
+    data=st.data(),
+)
+def test_a_number_that_is_not_finite_is_found_at_its_place(shape, bad, dtype, on_device, data):
+    place = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    x = np.zeros(shape, dtype)
+    batch_y = np.zeros(shape[0], np.int32)
+    check_batch((x, batch_y), "data")
+    x[place] = bad
+    x = jnp.asarray(x) if on_device else x
+    with pytest.raises(ValueError) as raised:
+        check_batch((x, batch_y), "data")
+    assert str(raised.value).startswith(f"data.x{list(place)}: got {bad} (1 of {x.size} values are not finite)")
+
+
+def test_the_first_of_several_places_is_named_and_they_are_counted():
+    y = np.array([[0, 1], [np.nan, 2], [np.inf, np.nan]])
+    with pytest.raises(ValueError, match=r"^train\.y\[1, 0\]: got nan \(3 of 6 values are not finite\)"):
+        check_batch((np.ones((3, 1)), y), "train")
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind", "message"),
+    [
+        ((np.ones((2, 1)), np.ones(3)), ValueError, r"data\.y: got 3 points; expected 2, as many as in data\.x"),
+        ((np.ones((0, 1)), np.ones(0)), ValueError, r"data\.x: got an empty data set; expected at least one point"),
+        (((), ()), ValueError, r"data: got no arrays; expected a pair \(x, y\) of them"),
+        ((np.ones(2), 3.0), ValueError, r"data\.y: got a single number; expected an array with the batch axis first"),
+        ((np.array(["a", "b"]), np.ones(2)), TypeError, r"data\.x: got dtype <U1; expected numbers"),
+        ((np.array([None, 1]), np.ones(2)), TypeError, r"data\.x: got dtype object; expected numbers"),
+        ((jax.random.split(jax.random.key(0), 2), np.ones(2)), TypeError, r"data\.x: got dtype key<fry>; expected"),
+        (np.ones((2, 2)), TypeError, r"data: got ndarray; expected a pair \(x, y\)"),
+        ((np.ones(2),), TypeError, r"data: got tuple of 1; expected a pair \(x, y\)"),
+        ({"x": np.ones(2), "y": np.ones(2)}, TypeError, r"data: got dict; expected a pair \(x, y\)"),
+        (({"a": np.ones(2), "b": np.ones(3)}, np.ones(2)), ValueError, r"data\.x\['b'\]: got 3 points; expected 2, as"),
+        (({"a": np.ones(2), "b": [np.array([1, np.nan])]}, np.ones(2)), ValueError, r"data\.x\['b'\]\[0\]\[1\]: got"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_said_with_its_place(batch, kind, message):
+    with pytest.raises(kind, match=message):
+        check_batch(batch, "data")
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        mjn.lesson_points(),
+        (np.ones((2, 1), np.uint8), np.array([True, False])),
+        [np.ones((2, 1)), jnp.ones(2, jnp.bfloat16)],
+        ({"image": np.ones((2, 3, 3)), "age": np.ones(2)}, np.ones((2, 1), complex)),
+    ],
+)
+def test_a_sound_batch_passes(batch):
+    assert check_batch(batch, "data") is None

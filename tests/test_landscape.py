@@ -1,0 +1,365 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minijaxnet as mjn
+from minijaxnet import landscape
+from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_direction
+
+network = mjn.mlp((2, 3, 1), activation=jnp.tanh)
+objective = mjn.objective(network, mjn.mean_squared_error)
+batch = mjn.lesson_points()
+jitted = jax.jit(objective)
+WEIGHTS = "[0]['weights']"
+
+few = settings(max_examples=25, deadline=None)
+keys = st.integers(0, 2**31 - 1).map(jax.random.key)
+
+
+def params_of(seed, dtype=jnp.float32):
+    leaves = network.init(jax.random.key(seed))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + 0.1, dtype), leaves)
+
+
+def the_weight(weight, batch):
+    return weight
+
+
+def stepped(params, *moves):
+    """params + sum of offset * direction, one leaf at a time in NumPy, rounded to the dtype of the params."""
+
+    def move(leaf, *steps):
+        wide = np.promote_types(np.float32, np.asarray(leaf).dtype)
+        moved = np.asarray(leaf, wide)
+        for (offset, _), step in zip(moves, steps, strict=True):
+            moved = moved + np.asarray(offset, wide) * np.asarray(step, wide)
+        return jnp.asarray(moved, leaf.dtype)
+
+    return jax.tree.map(move, params, *[direction for _, direction in moves])
+
+
+PARAMS = params_of(0)
+
+# --- The loss along a direction, and over two ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float64", 1e-12)])
+def test_each_point_of_a_slice_is_the_loss_at_the_moved_params(dtype, rtol):
+    with jax.enable_x64(dtype == "float64"):
+        params, direction = params_of(0, dtype), params_of(1, dtype)
+        got = loss_slice(objective, params, batch, direction=direction, span=2.0, points=7)
+        expected = [jitted(stepped(params, (offset, direction)), batch) for offset in np.asarray(got.offsets)]
+        assert got.losses.dtype == jitted(params, batch).dtype
+        assert got.offsets.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
+        chex.assert_trees_all_close(np.asarray(got.losses, np.float64), np.array(expected, np.float64), rtol=rtol)
+
+
+def test_each_point_of_a_surface_is_the_loss_at_the_moved_params_first_direction_first():
+    params, along, across = params_of(0), params_of(1), params_of(2)
+    got = loss_surface(objective, params, batch, directions=(along, across), span=0.7, points=4)
+    chex.assert_shape(got.offsets, (4,))
+    chex.assert_shape(got.losses, (4, 4))
+    for i, a in enumerate(np.asarray(got.offsets)):
+        for j, b in enumerate(np.asarray(got.offsets)):
+            expected = jitted(stepped(params, (a, along), (b, across)), batch)
+            chex.assert_trees_all_close(got.losses[i, j], expected, rtol=1e-5)
+
+
+def test_swapping_the_directions_transposes_the_surface():
+    params, along, across = params_of(0), params_of(1), params_of(2)
+    one = loss_surface(objective, params, batch, directions=(along, across), points=5)
+    other = loss_surface(objective, params, batch, directions=[across, along], points=5)
+    chex.assert_trees_all_close(one.losses, other.losses.T, rtol=1e-5)
+
+
+def test_the_middle_of_a_surface_is_the_slice():
+    params, along, across = params_of(0), params_of(1), params_of(2)
+    surface = loss_surface(objective, params, batch, directions=(along, across), points=5)
+    one = loss_slice(objective, params, batch, direction=along, points=5)
+    other = loss_slice(objective, params, batch, direction=across, points=5)
+    chex.assert_trees_all_close((surface.losses[:, 2], surface.losses[2]), (one.losses, other.losses), rtol=1e-5)
+
+
+@few
+@given(st.floats(1e-3, 1e3), st.sampled_from([2, 3, 8, 33]))
+def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points):
+    offsets = np.asarray(loss_slice(the_weight, 0.0, None, direction=1.0, span=span, points=points).offsets)
+    chex.assert_trees_all_equal(offsets, -offsets[::-1])
+    assert offsets[-1] == np.float32(span)
+    assert (np.diff(offsets) > 0).all()
+    assert points % 2 == 0 or offsets[points // 2] == 0
+
+
+@few
+@given(keys, st.floats(0.1, 3.0))
+def test_the_opposite_direction_reverses_the_slice(key, span):
+    params, direction = params_of(0), network.init(key)
+    there = loss_slice(objective, params, batch, direction=direction, span=span, points=9)
+    back = loss_slice(objective, params, batch, direction=jax.tree.map(jnp.negative, direction), span=span, points=9)
+    chex.assert_trees_all_close(there.losses, back.losses[::-1], rtol=1e-6)
+
+
+def test_a_linear_units_loss_is_a_bowl_with_the_lessons_slope():
+    got = loss_slice(lambda w, b: (w * b[0] - b[1]) ** 2, 2.0, (3.0, 10.0), direction=1.0, span=1e-2, points=3)
+    low, middle, high = np.asarray(got.losses, np.float64)
+    assert middle == 16
+    assert abs((high - low) / 2e-2 + 24) < 1e-2
+
+
+def test_bfloat16_params_keep_their_coarse_steps():
+    got = loss_slice(lambda w, _: w.astype(jnp.float32), jnp.bfloat16(1), None, direction=1.0, span=0.01, points=5)
+    chex.assert_trees_all_equal(got.losses, jnp.array([0.98828125, 0.99609375, 1.0, 1.0078125, 1.0078125]))
+
+
+def test_float64_params_keep_their_fine_steps():
+    with jax.enable_x64(True):
+        got = loss_slice(the_weight, jnp.float64(1), None, direction=1, span=1e-12, points=3)
+        np.testing.assert_allclose(np.asarray(got.losses) - 1, [-1e-12, 0, 1e-12], rtol=1e-3)
+
+
+def test_directions_may_be_of_another_dtype_than_the_params():
+    params = params_of(0, jnp.bfloat16)
+    whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), params)
+    got = loss_slice(objective, params, batch, direction=whole, points=3)
+    same = loss_slice(objective, params, batch, direction=jax.tree.map(jnp.ones_like, params), points=3)
+    chex.assert_trees_all_equal(got, same)
+
+
+def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
+    params, directions = params_of(0), (params_of(1), params_of(2))
+    at_once = loss_surface(objective, params, batch, directions=directions, points=5)
+    landscape._losses.clear_cache()
+    monkeypatch.setattr(landscape, "_BLOCK_BYTES", 2_000)  # a few points, and a remainder
+    in_blocks = loss_surface(objective, params, batch, directions=directions, points=5)
+    landscape._losses.clear_cache()
+    chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
+@pytest.mark.parametrize(("sizes", "points"), [((64, 512, 512, 10), 16), ((64, 256, 10), 4096)])
+def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points, wrap):
+    large = mjn.mlp(sizes)
+    f = wrap(mjn.objective(large, mjn.mean_squared_error))
+    params = jax.eval_shape(large.init, jax.random.key(0))
+    data = tuple(jax.ShapeDtypeStruct((points, width), jnp.float32) for width in (sizes[0], sizes[-1]))
+    grid = jax.ShapeDtypeStruct((51 * 51, 2), jnp.float32)
+    compiled = landscape._losses.lower(f, params, data, (params, params), grid).compile()
+    largest_bytes = 4 * max(sizes[1] * sizes[2], points * sizes[1])
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**25 < 51 * 51 * largest_bytes / 50
+
+
+def test_another_span_direction_or_params_traces_nothing_again():
+    traces = []
+
+    def counted(params, batch):
+        traces.append(1)
+        return objective(params, batch)
+
+    loss_slice(counted, params_of(0), batch, direction=params_of(1), points=6)
+    before = len(traces)
+    loss_slice(counted, params_of(2), batch, direction=params_of(3), span=0.3, points=6)
+    assert len(traces) == before > 0
+
+
+def test_a_slice_works_under_vmap_jit_and_grad():
+    starts = jnp.array([1.0, 2.0])
+
+    def losses(start):
+        return loss_slice(lambda w, _: w**2, start, None, direction=1.0, points=3).losses
+
+    expected = jnp.array([[0.0, 1.0, 4.0], [1.0, 4.0, 9.0]])
+    chex.assert_trees_all_close(jax.vmap(losses)(starts), expected)
+    chex.assert_trees_all_close(jax.jit(losses)(starts[1]), expected[1])
+    chex.assert_trees_all_close(jax.grad(lambda start: losses(start).sum())(2.0), 12.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "arguments"),
+    [
+        (TypeError, r"direction: got a tree", {"direction": (1.0, 2.0)}),
+        (TypeError, r"direction: got a tree", {"direction": None}),
+        (ValueError, r"direction\['w'\]: got shape \(3,\); expected \(2,\)", {"direction": {"w": jnp.ones(3)}}),
+        (TypeError, r"direction\['w'\]: got dtype complex64", {"direction": {"w": jnp.ones(2, complex)}}),
+        (TypeError, r"direction\['w'\]: got str", {"direction": {"w": "up"}}),
+        (TypeError, "points: got 2.5; expected an int", {"points": 2.5}),
+        (ValueError, "points: got 1; expected at least 2", {"points": 1}),
+        (ValueError, "span: got 0; expected a positive", {"span": 0}),
+        (ValueError, "span: got -1.0", {"span": -1.0}),
+        (ValueError, "span: got nan", {"span": float("nan")}),
+        (ValueError, "span: got inf", {"span": float("inf")}),
+        (TypeError, "span: got 'wide'", {"span": "wide"}),
+        (TypeError, "span: got True", {"span": True}),
+        (TypeError, r"objective: got float32\[2\]; expected the loss", {"objective": lambda p, b: p["w"]}),
+        (TypeError, r"objective: got int32\[\]", {"objective": lambda p, b: 1}),
+        (TypeError, "objective: got tuple", {"objective": lambda p, b: (p["w"][0], 1.0)}),
+        (TypeError, r"params\['w'\]: got dtype int32", {"params": {"w": jnp.arange(2)}}),
+    ],
+)
+def test_a_slice_says_what_it_cannot_draw(error, text, arguments):
+    plain = {"objective": lambda p, b: jnp.sum(p["w"]), "params": {"w": jnp.ones(2)}, "direction": {"w": jnp.ones(2)}}
+    given = plain | arguments
+    with pytest.raises(error, match=text):
+        loss_slice(given.pop("objective"), given.pop("params"), None, **given)
+
+
+@pytest.mark.parametrize("directions", [None, {"w": jnp.ones(2)}, [{"w": jnp.ones(2)}], 3 * ({"w": jnp.ones(2)},)])
+def test_a_surface_needs_two_directions(directions):
+    with pytest.raises(TypeError, match=r"directions: got .*; expected two trees like params"):
+        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": jnp.ones(2)}, None, directions=directions)
+
+
+def test_a_surface_names_the_direction_that_does_not_fit():
+    directions = ({"w": jnp.ones(2)}, {"w": jnp.ones(1)})
+    with pytest.raises(ValueError, match=r"directions\[1\]\['w'\]: got shape \(1,\); expected \(2,\)"):
+        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": jnp.ones(2)}, None, directions=directions)
+
+
+# --- The direction of one weight -----------------------------------------------------------------------------------
+
+
+@few
+@given(st.data(), st.sampled_from(["float32", "bfloat16"]))
+def test_a_weight_direction_is_one_there_and_zero_elsewhere(data, dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    path = data.draw(st.sampled_from(list(leaves)))
+    index = tuple(data.draw(st.integers(-size, size - 1)) for size in leaves[path].shape)
+    direction = weight_direction(params, path, index)
+    chex.assert_trees_all_equal_shapes_and_dtypes(direction, params)
+    named = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(direction)[0]}
+    assert named[path][index] == 1
+    assert sum(float(jnp.sum(jnp.abs(leaf))) for leaf in named.values()) == 1
+
+
+def test_the_index_of_a_weight_is_input_then_node():
+    params = params_of(0)
+    moved = jax.tree.map(jnp.add, params, weight_direction(params, WEIGHTS, (1, 2)))
+    changed = (moved[0]["weights"] != params[0]["weights"]).nonzero()
+    assert (changed[0].item(), changed[1].item()) == (1, 2)
+
+
+def test_a_bare_scalar_has_a_direction_too():
+    assert weight_direction(2.0, "(leaf)", ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "path", "index"),
+    [
+        (ValueError, r"path: got \"weights\"; expected one of .*\"\[1\]\['bias'\]\"", "weights", (0, 0)),
+        (ValueError, r"path: got \"\[2\]\"; expected one of \"\[0\]\['bias'\]\"", "[2]", 0),
+        (TypeError, r"path: got int; expected text such as \"\[0\]\['bias'\]\"", 0, (0, 0)),
+        (ValueError, r"index into \[0\]\['weights'\]: got 0; expected an int for each axis of \(2, 3\)", WEIGHTS, 0),
+        (ValueError, r"got \(0, 3\); expected an int", WEIGHTS, (0, 3)),
+        (ValueError, r"got \(-3, 0\); expected an int", WEIGHTS, (-3, 0)),
+        (TypeError, r"got \(0, 1.5\); expected an int", WEIGHTS, (0, 1.5)),
+        (TypeError, r"got \(slice.*; expected an int", WEIGHTS, (slice(None), 0)),
+    ],
+)
+def test_a_weight_that_is_not_there_is_named_with_those_that_are(error, text, path, index):
+    with pytest.raises(error, match=text):
+        weight_direction(params_of(0), path, index)
+
+
+# --- The path of a descent -----------------------------------------------------------------------------------------
+
+
+def random_tree(rng, *leading):
+    return {"a": rng.normal(size=(*leading, 2, 3)), "b": (rng.normal(size=(*leading, 4)), rng.normal(size=leading))}
+
+
+def combined(coordinates, directions):
+    return jax.tree.map(lambda *leaves: np.tensordot(coordinates, np.stack(leaves), axes=1), *directions)
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 6))
+def test_coordinates_on_the_plane_are_recovered_whatever_the_angle_of_the_directions(seed, count, stops):
+    rng = np.random.default_rng(seed)
+    directions, origin = [random_tree(rng) for _ in range(count)], random_tree(rng)
+    coordinates = rng.normal(size=(stops, count))
+    path = jax.tree.map(np.add, combined(coordinates, directions), origin)
+    np.testing.assert_allclose(project_path(path, directions, origin=origin), coordinates, rtol=1e-7, atol=1e-9)
+
+
+def test_what_is_left_over_is_at_right_angles_to_the_directions():
+    rng = np.random.default_rng(0)
+    directions, path = (random_tree(rng), random_tree(rng)), random_tree(rng, 5)
+    origin = random_tree(rng)
+    nearest = jax.tree.map(np.add, combined(project_path(path, directions, origin=origin), directions), origin)
+    rest = jax.tree.map(np.subtract, path, nearest)
+    for direction in directions:
+        products = jax.tree.map(lambda r, d: np.sum((r * d).reshape(5, -1), axis=1), rest, direction)
+        np.testing.assert_allclose(sum(jax.tree.leaves(products)), 0, atol=1e-12)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(rest)) > 0.1
+
+
+def test_nearly_parallel_directions_keep_their_digits():
+    directions = [np.array([1.0, 0.0, 0.0]), np.array([1.0, 1e-6, 0.0])]
+    path = np.stack([2 * directions[0] + 3 * directions[1], np.zeros(3)])
+    np.testing.assert_allclose(project_path(path, directions), [[2, 3], [0, 0]], rtol=1e-8, atol=1e-12)
+
+
+def test_the_path_ends_at_the_origin_unless_told_otherwise():
+    path = jnp.array([[3.0, 0.0], [2.0, 5.0], [1.0, 1.0]])
+    directions = [jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])]
+    np.testing.assert_array_equal(project_path(path, directions), [[2, -0.5], [1, 2], [0, 0]])
+    np.testing.assert_array_equal(project_path(path, directions, origin=path[0]), [[0, 0], [-1, 2.5], [-2, 0.5]])
+
+
+def test_stops_that_were_not_taken_stay_nan_and_do_not_move_the_others():
+    path = jnp.array([[3.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan], [jnp.nan, 0.0]])
+    got = project_path(path, [jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])])
+    np.testing.assert_allclose(got, [[3, -1], [0, 0], [np.nan] * 2, [np.nan] * 2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_descents_recorded_path_lies_where_its_params_say(dtype):
+    def with_params(params, batch):
+        return objective(params, batch), params
+
+    params = params_of(0, dtype)
+    descent = mjn.gradient_descent(with_params, 0.01, has_aux=True)
+    _, trace = mjn.descend(descent, descent.init(params), batch, steps=5)
+    directions = [weight_direction(params, WEIGHTS, (0, 1)), weight_direction(params, "[1]['bias']", 0)]
+    got = project_path(trace.aux, directions, origin=params)
+    assert got.dtype == np.float64
+    chosen = np.stack([trace.aux[0]["weights"][:, 0, 1], trace.aux[1]["bias"][:, 0]], axis=1).astype(np.float64)
+    np.testing.assert_allclose(got, chosen - chosen[0], rtol=1e-12, atol=1e-15)
+    assert np.abs(got[-1]).max() > 0
+
+
+ONE, OTHER = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "path", "directions", "origin"),
+    [
+        (TypeError, "directions: got dict; expected a list", {"w": jnp.ones((3, 2))}, ONE, None),
+        (TypeError, "directions: got list; expected a list of one", {"w": jnp.ones((3, 2))}, [], None),
+        (ValueError, "not independent", {"w": jnp.ones((3, 2))}, [ONE, ONE], None),
+        (ValueError, "not independent", {"w": jnp.ones((3, 2))}, [ONE, {"w": jnp.zeros(2)}], None),
+        (ValueError, "not finite", {"w": jnp.ones((3, 2))}, [{"w": jnp.array([1.0, jnp.nan])}], None),
+        (ValueError, "got 3, not finite or not independent", {"w": jnp.ones((3, 2))}, [ONE, OTHER, ONE], None),
+        (TypeError, r"directions\[1\]: got a tree", {"w": jnp.ones((3, 2))}, [ONE, {"v": jnp.ones(2)}], None),
+        (ValueError, r"directions\[1\]\['w'\]: got shape", {"w": jnp.ones((3, 2))}, [ONE, {"w": jnp.ones(1)}], None),
+        (TypeError, "path: got a tree", jnp.ones((3, 2)), [ONE], None),
+        (ValueError, r"path\['w'\]: got shape \(2,\); expected \(2, 2\)", {"w": jnp.ones(2)}, [ONE], None),
+        (ValueError, "got 0 stops, none of them finite", {"w": jnp.ones((0, 2))}, [ONE], None),
+        (ValueError, "got 1 stops, none of them finite", {"w": jnp.full((1, 2), jnp.nan)}, [ONE], None),
+        (ValueError, r"origin\['w'\]: got shape \(1,\)", {"w": jnp.ones((3, 2))}, [ONE], {"w": jnp.ones(1)}),
+        (TypeError, "origin: got a tree", {"w": jnp.ones((3, 2))}, [ONE], {"w": (1.0, 1.0)}),
+    ],
+)
+def test_a_path_that_cannot_be_projected_is_refused(error, text, path, directions, origin):
+    with pytest.raises(error, match=text):
+        project_path(path, directions, origin=origin)
+
+
+def test_stops_must_be_as_many_in_every_leaf():
+    path, direction = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}, {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"path\['b'\]: got shape \(2, 2\); expected \(3, 2\)"):
+        project_path(path, [direction])

@@ -1,0 +1,206 @@
+"""The few tree helpers: names of leaves, floating leaves, the norm, the cast, the difference of structures."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from minijaxnet.pytrees import (
+    array_type,
+    cast_floats,
+    floating_arrays,
+    l2_norm,
+    leaf_name,
+    named_leaves,
+    pair,
+    structure_difference,
+)
+
+TREE = ({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}, [np.float32(1.0), ()])
+
+
+def test_leaves_are_named_as_one_would_write_them_and_stay_in_order():
+    assert list(named_leaves(TREE)) == ["[0]['bias']", "[0]['weights']", "[1][0]"]
+    assert [leaf.shape for leaf in named_leaves(TREE).values()] == [(3,), (2, 3), ()]
+    assert list(named_leaves(1.0)) == ["(leaf)"]
+    assert named_leaves(()) == {}
+    assert leaf_name(()) == "(leaf)"
+
+
+@pytest.mark.parametrize("batch", [(1, 2), [1, 2]])
+def test_a_pair_is_a_tuple_or_list_of_two(batch):
+    assert pair(batch) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [((1,), "tuple of 1"), ([1, 2, 3], "list of 3"), ({}, "dict"), (np.ones((2, 2)), "ndarray"), ("ab", "str")],
+)
+def test_what_is_no_pair_is_refused_where_it_stands(batch, got):
+    with pytest.raises(TypeError, match=rf"^there: got {got}; expected a pair \(x, y\)$"):
+        pair(batch, "there")
+
+
+# --- floating_arrays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+def test_floating_arrays_keeps_values_dtypes_and_structure(dtype):
+    tree = {"a": np.array([1.5, -2.0], dtype), "b": (jnp.ones((), dtype),)}
+    chex.assert_trees_all_equal(floating_arrays(tree, "params"), jax.tree.map(jnp.asarray, tree), strict=True)
+
+
+def test_floating_arrays_makes_python_numbers_strongly_typed():
+    [array] = jax.tree.leaves(floating_arrays([2.0], "params"))
+    assert (array.dtype, array.weak_type) == (jnp.float32, False)
+    [array] = jax.tree.leaves(floating_arrays([jnp.asarray(2.0)], "params"))
+    assert not array.weak_type
+    with jax.enable_x64(True):
+        assert floating_arrays(2.0, "params").dtype == jnp.float64
+
+
+def test_floating_arrays_works_on_traced_leaves():
+    doubled = jax.jit(lambda x: floating_arrays({"x": x}, "params")["x"] * 2)(1.5)
+    assert (doubled, doubled.weak_type) == (3.0, False)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ([1.0, 2], r"params\[1\]: got dtype int32; expected a real floating dtype"),
+        ({"w": np.array([True])}, r"params\['w'\]: got dtype bool; expected a real floating dtype"),
+        (np.complex64(1), r"params: got dtype complex64; expected a real floating dtype"),
+        ({"k": jax.random.key(0)}, r"params\['k'\]: got dtype key<fry>; expected a real floating dtype"),
+        ([1.0, "text"], r"params\[1\]: got str; expected an array of floating numbers"),
+        ([np.array([None])], r"params\[0\]: got ndarray; expected an array of floating numbers"),
+        ((), r"params: got a tree without leaves; expected at least one array"),
+        (None, r"params: got a tree without leaves"),
+        ({"a": [], "b": {}}, r"params: got a tree without leaves"),
+    ],
+)
+def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(tree, message):
+    with pytest.raises(TypeError, match=message):
+        floating_arrays(tree, "params")
+
+
+# --- l2_norm ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    a=hnp.arrays(np.float32, (3, 2), elements=st.floats(-(2.0**40), 2.0**40, width=32, allow_subnormal=False)),
+    b=hnp.arrays(np.float32, (4,), elements=st.floats(-1, 1, width=32, allow_subnormal=False)),
+)
+def test_the_norm_of_a_tree_is_that_of_one_long_vector(a, b):
+    got = l2_norm({"a": jnp.asarray(a), "b": [jnp.asarray(b)]})
+    expected = np.linalg.norm(np.concatenate([a.ravel(), b]).astype(np.float64))
+    # 11 roundings at most, halved by the root; squares below 2^-126 are lost.
+    assert abs(float(got) - expected) <= 6 * 2**-23 * expected + 10 * 2.0**-63
+
+
+@pytest.mark.parametrize("scale", [1e-17, 1e-10, 1.0, 1e10, 1e18])
+def test_the_norm_is_exact_to_rounding_between_1e_17_and_1e18(scale):
+    tree = {"a": jnp.array([3.0, 0.0]) * scale, "b": jnp.array([[4.0]]) * scale}
+    assert float(l2_norm(tree)) == pytest.approx(5 * scale, rel=1e-6)
+
+
+def test_the_norm_of_bfloat16_leaves_is_summed_in_float32():
+    # In bfloat16 the sum of 4,096 ones would stop at 256.
+    norm = l2_norm([jnp.ones(4_096, jnp.bfloat16)])
+    assert (norm, norm.dtype) == (64, jnp.float32)
+    assert l2_norm([jnp.full(4, 300, jnp.float16)]) == 600, "squares of 300 are too large for float16"
+
+
+def test_the_norm_of_a_mixed_tree_is_as_wide_as_its_widest_leaf():
+    with jax.enable_x64(True):
+        norm = l2_norm((jnp.ones(3, jnp.float64), jnp.ones(5, jnp.bfloat16), jnp.ones(1, jnp.float32)))
+        assert (norm, norm.dtype) == (3, jnp.float64)
+        assert l2_norm([jnp.ones(4, jnp.float32)]).dtype == jnp.float32
+
+
+def test_the_norm_says_so_where_a_leaf_is_not_finite():
+    assert jnp.isnan(l2_norm([jnp.ones(2), jnp.array([jnp.nan])]))
+    assert jnp.isinf(l2_norm([jnp.ones(2), jnp.array([-jnp.inf])]))
+    assert l2_norm(()) == 0
+
+
+# --- cast_floats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_cast_changes_floats_and_nothing_else(dtype):
+    key = jax.random.key(3)
+    tree = {"f": np.ones(2, np.float32), "py": 2.5, "i": jnp.arange(3), "b": np.array([True]), "k": key}
+    got = cast_floats(tree, dtype)
+    assert (got["f"].dtype, got["py"].dtype) == (dtype, dtype)
+    chex.assert_trees_all_equal((got["i"], got["b"]), (jnp.arange(3), jnp.array([True])), strict=True)
+    assert (got["k"] == key).all()
+    assert got["py"] == 2.5
+
+
+# --- structure_difference --------------------------------------------------------------------------------------------
+
+
+def test_a_tree_does_not_differ_from_its_likes():
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))
+    assert structure_difference(TREE, TREE) is None
+    assert structure_difference(shapes, TREE) is None
+    assert structure_difference({"k": jax.random.key(0)}, {"k": jax.random.key(1)}) is None
+    assert structure_difference(1.0, jnp.float32(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "message"),
+    [
+        ({"w": jnp.ones(2)}, {"w": jnp.ones(3)}, "['w']: got float32[2]; expected float32[3]"),
+        (jnp.ones(2, jnp.bfloat16), jnp.ones(2), "(leaf): got bfloat16[2]; expected float32[2]"),
+        ([1.0, jnp.int32(1)], [1.0, 1.0], "[1]: got int32[]; expected float32[]"),
+        (
+            jnp.zeros(2, jnp.uint32),
+            jax.random.key(0),
+            "(leaf): got uint32[2]; expected key<fry>[]",
+        ),
+        (
+            {"a": 1.0},
+            {"a": 1.0, "b": 1.0},
+            "got a tree with leaves [\"['a']\"]; expected [\"['a']\", \"['b']\"] (too many: [], missing: [\"['b']\"])",
+        ),
+        (
+            (1.0, None),
+            (1.0, 2.0),
+            "got a tree with leaves ['[0]']; expected ['[0]', '[1]'] (too many: [], missing: ['[1]'])",
+        ),
+    ],
+)
+def test_what_keeps_one_tree_from_standing_for_another_is_said_with_its_place(got, expected, message):
+    assert structure_difference(got, expected) == message
+
+
+def test_a_list_does_not_stand_for_a_tuple():
+    assert structure_difference([1.0], (1.0,)) is not None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a list and a tuple name their leaves alike, so the message says got X; expected X"
+)
+def test_where_only_the_kind_of_node_differs_the_message_says_so():
+    message = structure_difference([1.0], (1.0,))
+    got, expected = message.split("; expected ")
+    assert got.removeprefix("got a tree with leaves ") != expected
+
+
+@pytest.mark.parametrize(
+    ("leaf", "written"),
+    [
+        (np.zeros((2, 3), np.float32), "float32[2,3]"),
+        (jnp.zeros((), jnp.bfloat16), "bfloat16[]"),
+        (jax.ShapeDtypeStruct((4,), jnp.int32), "int32[4]"),
+        (1.0, "float32[]"),
+    ],
+)
+def test_an_array_type_is_written_as_jax_writes_it(leaf, written):
+    assert array_type(leaf) == written
