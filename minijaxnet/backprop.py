@@ -60,23 +60,26 @@ _SLOPES: dict[Any, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 def mean_squared_error_slope(predictions: jax.Array, targets: Any) -> jax.Array:
     """``L = mean_i((y_i - t_i)^2)`` over n elements, so ``dL/dy_i = 2 (y_i - t_i) / n``."""
-    return 2 * (predictions - targets) / predictions.size
+    return (predictions - targets) * (2 / predictions.size)
 
 
 def softmax_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
-    r"""``L = mean_i(log(sum_c exp(z_ic)) - sum_c t_ic z_ic)`` over n points, so ``dL/dz = (softmax(z) - t) / n``.
+    """``L = -mean_i(sum_c t_ic log p_ic)``, ``p = softmax(z)``, over n points, so ``dL/dz = (p sum_c t_c - t) / n``.
 
-    The derivative of ``log(sum_c exp(z_c))`` is ``exp(z_c) / sum_k exp(z_k)``, the softmax. For a class given as an
-    integer, t is its one-hot row. ``sum_c t_ic`` plays no part: the second term is linear.
+    ``log p_c = z_c - log(sum_k exp(z_k))``, whose derivative by ``z_k`` is ``[c = k] - p_k``. A class given as an
+    integer stands for its one-hot row, which sums to 1.
     """
-    is_class = jnp.ndim(labels) == 1
-    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype) if is_class else labels
-    return (jax.nn.softmax(logits, axis=-1) - one_hot) / logits.shape[0]
+    p = jax.nn.softmax(logits, axis=-1)
+    if jnp.ndim(labels) == 1:
+        slope = p - jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype)
+    else:
+        slope = p * jnp.sum(labels, axis=-1, keepdims=True) - labels
+    return slope * (1 / logits.shape[0])
 
 
 def binary_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
     """``L = mean_i(log(1 + exp(z_i)) - t_i z_i)`` over n elements, so ``dL/dz_i = (sigmoid(z_i) - t_i) / n``."""
-    return (jax.nn.sigmoid(logits) - labels) / logits.size
+    return (jax.nn.sigmoid(logits) - labels) * (1 / logits.size)
 
 
 _LOSS_SLOPES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
@@ -178,20 +181,21 @@ class _MlpGradient:
         hidden = [self.activation] * (len(self.sizes) - 2)
         activations = [jax.nn.identity if f is None else f for f in (*hidden, self.output_activation)]
 
-        inputs, pre_activations = [jnp.asarray(x, params[0]["weights"].dtype)], []
+        if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.sizes[0]:
+            raise ValueError(f"x: got shape {jnp.shape(x)}; expected (n, {self.sizes[0]}), to fit mlp({self.sizes})")
+
+        h, inputs, pre_activations = jnp.asarray(x), [], []
         for layer, activation in zip(params, activations, strict=True):
+            inputs.append(h.astype(layer["weights"].dtype))
             z = inputs[-1] @ layer["weights"]
             z = z + layer["bias"] if self.bias else z
-            pre_activations.append(z)
-            inputs.append(activation(z))
-        predictions = inputs.pop()
-        outputs = [*inputs[1:], predictions]
-        loss = self.loss(predictions, y)
+            h = activation(z)
+            pre_activations.append((z, h))
+        loss = self.loss(h, y)
 
-        slope, gradient = _LOSS_SLOPES[self.loss](predictions, jnp.asarray(y)), []
-        for layer, x, z, h, f in reversed(
-            list(zip(params, inputs, pre_activations, outputs, activations, strict=True))
-        ):
+        slope, gradient = _LOSS_SLOPES[self.loss](h, jnp.asarray(y)), []
+        layers = zip(params, inputs, pre_activations, activations, strict=True)
+        for layer, x, (z, h), f in reversed(list(layers)):
             delta = (slope * _SLOPES[f](z, h)).astype(z.dtype)
             slopes = dense_slopes(layer, x, delta)
             gradient.append(slopes.params)
@@ -221,7 +225,7 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
     The rule gives ``dL/dparams`` itself, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
 
     Args:
-        objective: ``f(params, batch)``, a scalar.
+        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions.
         value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient like ``params``.
 
     Returns:
@@ -250,30 +254,34 @@ class _WithGradient:
     objective: Callable[[Any, Any], Any]
     value_and_gradient: ValueAndGradient
 
-    def __call__(self, params: Any, batch: Any) -> jax.Array:
+    def __call__(self, params: Any, *batch: Any) -> jax.Array:
         return _with_gradient(self.objective, self.value_and_gradient, params, batch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, batch: Any) -> jax.Array:
-    return objective(params, batch)
+    return objective(params, *batch)
 
 
 def _forward(objective: Any, value_and_gradient: Any, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    values = jax.tree.map(lambda primal: primal.value, (params, batch))
-    batch_perturbed = any(primal.perturbed for primal in jax.tree.leaves(batch))
-    loss, gradient = value_and_gradient(*values)
-    difference = structure_difference(gradient, values[0])
-    if difference:
+    perturbed = any(primal.perturbed for primal in jax.tree.leaves(batch))
+    params, batch = jax.tree.map(lambda primal: primal.value, (params, batch))
+    returned = value_and_gradient(params, *batch)
+    if not (isinstance(returned, tuple) and len(returned) == 2 and jnp.shape(returned[0]) == ()):
+        raise TypeError(
+            f"value_and_gradient: got a {type(returned).__name__}; expected (loss, gradient), loss a scalar"
+        )
+    loss, gradient = returned
+    if difference := structure_difference(gradient, params):
         raise TypeError(f"value_and_gradient: the gradient is not like params: {difference}")
-    pull_back = jax.vjp(lambda batch: objective(values[0], batch), values[1])[1] if batch_perturbed else None
+    pull_back = jax.vjp(lambda *batch: objective(params, *batch), *batch)[1] if perturbed else None
     return loss, (gradient, pull_back)
 
 
 def _backward(objective: Any, value_and_gradient: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any]:
     gradient, pull_back = residuals
     params_cotangent = jax.tree.map(lambda slope: (cotangent * slope).astype(slope.dtype), gradient)
-    return params_cotangent, None if pull_back is None else pull_back(cotangent)[0]
+    return params_cotangent, None if pull_back is None else pull_back(cotangent)
 
 
 _with_gradient.defvjp(_forward, _backward, symbolic_zeros=True)

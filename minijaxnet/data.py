@@ -212,6 +212,7 @@ def _split(x: np.ndarray, y: np.ndarray, seed: int, test_share: float = 0.2) -> 
 
 def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Each column to mean 0 and deviation 1 over the training points; a constant column to 0."""
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
+    constant = train.min(axis=0) == train.max(axis=0)  # its mean may be off by a rounding, its deviation not 0
+    mean = np.where(constant, train[0], train.mean(axis=0))
+    deviation = np.where(constant, 1.0, train.std(axis=0))
     return jnp.asarray((train - mean) / deviation), jnp.asarray((test - mean) / deviation)

@@ -5,6 +5,7 @@ returns the next state, with the loss and the slope that it saw on the way. Ours
 and so does any step that you write.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,10 +126,8 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
 
     Source: DeepMind et al., "The DeepMind JAX ecosystem", 2020.
     """
-    try:
-        import optax
-    except ImportError:
-        raise ImportError('optax is not installed: pip install "minijaxnet[optax]"') from None
+    if importlib.util.find_spec("optax") is None:
+        raise ImportError('optax is not installed: pip install "minijaxnet[optax]"')
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             f"optax_descent: optimizer: got {type(optimizer).__name__}; "
@@ -138,7 +137,7 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
     def init(params: Any, key: jax.Array | None = None) -> DescentState:
         return _start(params, optimizer.init, key)
 
-    return Descent(init, _OptaxStep(objective, optax.with_extra_args_support(optimizer), has_aux))
+    return Descent(init, _OptaxStep(objective, optimizer, has_aux))
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class _GradientStep:
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
             range_ = jnp.finfo(weight.dtype)
-            step = rate.astype(weight.dtype) * slope
+            step = jnp.minimum(rate, range_.max).astype(weight.dtype) * slope
             return lax.clamp(range_.min, weight - step, range_.max)
 
         params = jax.tree.map(downhill, state.params, slope)
@@ -181,7 +180,7 @@ class _OptaxStep:
             return result[0] if self.has_aux else result
 
         loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
-        updates, optimizer_state = self.optimizer.update(
+        updates, optimizer_state = optax.with_extra_args_support(self.optimizer).update(
             slope, state.optimizer, state.params, value=loss, grad=slope, value_fn=value
         )
         params = optax.apply_updates(state.params, updates)
@@ -222,12 +221,16 @@ def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: An
 def _learning_rate(learning_rate: Any) -> jax.Array:
     """The rate as a strongly typed scalar of JAX's default floating dtype, so that all rates share one compilation."""
     where = "gradient_descent: learning_rate"
-    if not isinstance(learning_rate, int | float | np.number | np.ndarray | jax.Array) or isinstance(
-        learning_rate, bool
-    ):
+    number = isinstance(learning_rate, int | float | np.number | np.ndarray | jax.Array)
+    kind = jnp.result_type(learning_rate) if number else None
+    if kind is None or not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
         raise TypeError(f"{where}: got {learning_rate!r}; expected a positive number")
     if jnp.shape(learning_rate) != ():
         raise ValueError(f"{where}: got an array of shape {jnp.shape(learning_rate)}; expected one number")
-    if not isinstance(learning_rate, Tracer) and not 0 < float(learning_rate) < float("inf"):
-        raise ValueError(f"{where}: got {learning_rate}; expected a positive, finite number")
-    return jnp.asarray(learning_rate, jnp.result_type(float))
+    dtype = jnp.result_type(float)
+    if not isinstance(learning_rate, Tracer):
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = float(np.asarray(learning_rate, dtype))
+        if not 0 < rounded < float("inf"):
+            raise ValueError(f"{where}: got {learning_rate}; expected a positive, finite {dtype.name}")
+    return jnp.asarray(learning_rate, dtype)

@@ -156,20 +156,20 @@ def _run_module(path: Path) -> ModuleType:
         raise ExperimentError(f"{path}: got a {path.suffix or 'file without a suffix'}; expected a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as for a script, and for good: its functions may import its neighbours later
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ExperimentError(f"{path}: it does not import:\n{_own_traceback(error, path)}") from error
-    finally:
-        sys.path.pop(0)
     return module
 
 
 def _own_traceback(error: BaseException, path: Path) -> str:
     """The traceback from the file itself on, without the frames of those who loaded it."""
     frames = traceback.extract_tb(error.__traceback__)
-    first = next((i for i, frame in enumerate(frames) if Path(frame.filename) == path), len(frames))
-    lines = traceback.format_list(frames[first:][:3]) + traceback.format_exception_only(error)
+    first = next((i for i, frame in enumerate(frames) if Path(frame.filename).resolve() == path.resolve()), len(frames))
+    lines = traceback.format_list(frames[first:][-3:]) + traceback.format_exception_only(error)
     return "".join(lines).rstrip()

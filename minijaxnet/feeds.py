@@ -70,8 +70,8 @@ class Minibatches(NamedTuple):
 
 def minibatches_of(data: Any, batch_size: Any) -> Minibatches:
     """How the data falls into minibatches of a size, checked."""
-    points = count_points(data)
-    if check_count("batch_size", batch_size, least=1) > points:
+    points, batch_size = count_points(data), check_count("batch_size", batch_size, least=1)
+    if batch_size > points:
         raise ValueError(f"batch_size: got {batch_size}; expected at most {points}, the points there are")
     return Minibatches(batch_size, points)
 

@@ -115,29 +115,37 @@ def _run_steps(
     step: Step, state: DescentState, feed: Any, source: Any, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((state, source, until_flat, jnp.int32(steps))))
-    if traced:
+
+    def traced() -> tuple[DescentState, Trace]:
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
-        state, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
-        return state, _without_untaken(trace, steps)
-    state = own_copy(state)
+        end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
+        return end, _without_untaken(trace, steps)
+
+    if _is_traced((state, source, until_flat, jnp.int32(steps))):
+        return traced()
     capacity = chunk_capacity(step, feed, state, source)
 
     def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
         return run_chunk(step, feed, capacity, state, source, min(steps - first, capacity), until_flat, status)
 
     history = History(steps)
-    state, trace = chunk(state, 0, np.int32(OUT_OF_STEPS))
+    end, trace = chunk(own_copy(state), 0, np.int32(OUT_OF_STEPS))
+    if _is_traced(trace):  # by something that the objective closes over
+        return traced()
     for first in range(capacity, steps, capacity):
         # A chunk after the end takes no step, so the next one starts before this one is read.
-        state, next_trace = chunk(state, first, trace.status)
+        end, next_trace = chunk(end, first, trace.status)
         history.append(trace)
         trace = next_trace
         if history.status != OUT_OF_STEPS:
             break
     history.append(trace)
-    return state, history.trace()
+    return end, history.trace()
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:
@@ -154,7 +162,16 @@ def _first_info(step: Step, feed: Any, state: DescentState, source: Any) -> Step
 
 def _traced_once(step: Step) -> Step:
     """The step as a function that JAX traces once for given shapes, wherever it then stands."""
-    return jax.jit(step, inline=True)
+
+    jitted = jax.jit(step, inline=True)
+
+    def checked(state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+        returned = jitted(state, batch)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], StepInfo)):
+            raise TypeError(f"step: it returns a {type(returned).__name__}; expected (state, StepInfo)")
+        return returned
+
+    return checked
 
 
 def _chunk(
@@ -174,7 +191,7 @@ def _chunk(
     if difference := structure_difference(next_state, state):
         raise TypeError(f"step: the state it returns is not like the one it took: {difference}")
     _check_scalars(info)
-    history = jax.tree.map(lambda leaf: jnp.full((capacity, *leaf.shape), nothing(leaf), leaf.dtype), info)
+    history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), info)
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
         k, _, running, _, _ = carry
@@ -186,11 +203,12 @@ def _chunk(
         running = running & _may_go_on(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
         history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, info)
-        return k + 1, taken + running, running, state, history
+        return k + 1, taken + running.astype(jnp.int32), running, state, history
 
     start = jnp.int32(0), jnp.int32(0), status == OUT_OF_STEPS, state, history
     _, taken, running, state, history = lax.while_loop(unfinished, body, start)
-    is_flat = history.gradient_norm[jnp.minimum(taken, capacity - 1)] <= until_flat
+    last = jnp.minimum(taken, capacity - 1)
+    is_flat = (history.gradient_norm[last] <= until_flat) & jnp.isfinite(history.loss[last])
     ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
     status = jnp.where(status == OUT_OF_STEPS, ended, status).astype(jnp.int32)
     return state, Trace(history.loss, history.gradient_norm, history.aux, taken, status)
@@ -240,7 +258,8 @@ run_chunk = jax.jit(_chunk, static_argnames=_STATIC, donate_argnames="state")
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
     """The gradient norm at which a descent rests, checked; never for 0 where a slope is only a sample."""
-    if isinstance(until_flat, str | bool) or jnp.shape(until_flat) != ():
+    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
+    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
     if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
         raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")

@@ -57,9 +57,10 @@ def mean_squared_error(predictions: jax.Array, targets: Any) -> jax.Array:
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    """The mean surprise at the right classes: ``mean_i(log(sum_c exp(z_ic)) - sum_c y_ic z_ic)``.
+    """The mean surprise at the right classes: ``-mean_i(sum_c y_ic log p_ic)``, ``p_i = softmax(z_i)``.
 
-    ``log(sum(exp))`` is computed with the largest logit taken out, so no logit is too large for it.
+    ``log p_c = (z_c - m) - log(sum_k exp(z_k - m))`` with m the largest logit: none is too large, and a small surprise
+    keeps its digits.
 
     Args:
         logits: ``(batch, classes)``, floating.
@@ -77,21 +78,21 @@ def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
         Array(0.6931472, dtype=float32)
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    _check_labels(logits, labels)
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     if _are_classes(labels):
-        _check_classes_fit(logits, labels)
+        labels = labels.astype(jnp.int32)
         exists = (labels >= 0) & (labels < logits.shape[-1])
-        picked = jnp.take_along_axis(logits, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
-        right_logit = jnp.where(exists, picked, jnp.nan)
-    else:
-        _check_same_shape("labels", labels, "logits", logits)
-        right_logit = jnp.sum(labels * logits, axis=-1)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - right_logit)
+        picked = jnp.take_along_axis(log_probabilities, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
+        return -jnp.mean(jnp.where(exists, picked, jnp.nan))
+    return -jnp.mean(jnp.sum(labels * log_probabilities, axis=-1))
 
 
 def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    """The mean surprise at yes-or-no answers: ``mean(log(1 + exp(z)) - y z)``.
+    """The mean surprise at yes-or-no answers: ``mean(y log(1 + exp(-z)) + (1 - y) log(1 + exp(z)))``.
 
-    ``log(1 + exp(z))`` is computed as ``max(z, 0) + log1p(exp(-|z|))``, which never overflows.
+    That is ``log(1 + exp(z)) - y z``, but for a confident right answer it loses no digits. ``log(1 + exp(z))`` is
+    computed as ``max(z, 0) + log1p(exp(-|z|))``, which never overflows.
 
     Args:
         logits: ``(batch, n_out)``, floating; ``sigmoid(z)`` is the probability of yes.
@@ -109,7 +110,7 @@ def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     _check_same_shape("labels", labels, "logits", logits)
-    return jnp.mean(jnp.logaddexp(logits, 0) - labels * logits)
+    return jnp.mean(labels * jnp.logaddexp(-logits, 0) + (1 - labels) * jnp.logaddexp(logits, 0))
 
 
 def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
@@ -130,15 +131,13 @@ def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
         Array(0.5, dtype=float32)
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    _check_labels(logits, labels)
     if _are_classes(labels):
-        _check_classes_fit(logits, labels)
         right = jnp.argmax(logits, axis=-1) == labels
+    elif logits.shape[-1] == 1:
+        right = (logits > 0) == (labels > 0.5)
     else:
-        _check_same_shape("labels", labels, "logits", logits)
-        if logits.shape[-1] == 1:
-            right = (logits > 0) == (labels > 0.5)
-        else:
-            right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
+        right = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
     return jnp.mean(right, dtype=jnp.float32)
 
 
@@ -194,11 +193,15 @@ def _are_classes(labels: Any) -> bool:
     return jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
 
 
-def _check_classes_fit(logits: jax.Array, labels: jax.Array) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+def _check_labels(logits: jax.Array, labels: jax.Array) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"logits: got shape {logits.shape}; expected (n, classes)")
+    if not _are_classes(labels):
+        _check_same_shape("labels", labels, "logits", logits)
+    elif labels.shape != logits.shape[:1] or logits.shape[1] < 2:
         raise ValueError(
             f"labels: got classes of shape {labels.shape} for logits of shape {logits.shape}; "
-            "expected labels (n,) and logits (n, classes)"
+            "expected labels (n,) and logits (n, classes), two classes at least"
         )
 
 
@@ -209,7 +212,7 @@ def _check_same_shape(name: str, got: jax.Array, other: str, expected: jax.Array
 
 def _check_range(name: str, values: Any, low: int, high: int, what: str) -> None:
     values = np.asarray(values)
-    outside = np.argwhere((values < low) | (values > high))
+    outside = np.argwhere(~((values >= low) & (values <= high)))
     if len(outside):
         index = tuple(int(i) for i in outside[0])
         where = index[0] if len(index) == 1 else index

@@ -178,6 +178,8 @@ def mlp(
     sizes = tuple(sizes)
     if len(sizes) < 2:
         raise ValueError(f"mlp: sizes: got {sizes}; expected at least an input and an output width")
+    for i, width in enumerate(sizes):
+        _check_width(f"mlp: sizes[{i}]", width)
     activations = (activation,) * (len(sizes) - 2) + (output_activation,)
 
     def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:

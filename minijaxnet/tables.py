@@ -25,6 +25,9 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
         weights    1.5
         bias        10
     """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"rows: got one of {len(row)} cells; expected {len(columns)}, one a column")
     cells = [[str(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 

@@ -76,4 +76,4 @@ def rows_of(trace: Trace) -> StepInfo:
 
 def nothing(leaf: Any) -> Any:
     """What stands where nothing was recorded: NaN, or 0 for dtypes without it."""
-    return jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0
+    return np.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)

@@ -107,6 +107,16 @@ def test_integer_inputs_and_targets_and_a_list_for_a_batch_serve_as_well():
     chex.assert_trees_all_close(by_hand(params, batch), by_autodiff(params, batch), rtol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["mean_squared_error", "softmax, one-hot", "binary"])
+def test_targets_of_a_wider_dtype_leave_the_gradient_in_that_of_the_params(loss):
+    params, (x, _) = problem((3, 4), loss, True, jnp.bfloat16)
+    _, (_, y) = problem((3, 4), loss, True, jnp.float32)
+    by_autodiff = jax.value_and_grad(mjn.objective(mjn.mlp((3, 4)), LOSSES[loss]))(params, (x, y))
+    by_hand = mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=LOSSES[loss])(params, (x, y))
+    assert by_hand[0].dtype == by_autodiff[0].dtype
+    assert_equal_to_rounding(by_hand[1], by_autodiff[1], jnp.bfloat16, 1)
+
+
 def test_the_slope_by_hand_of_the_lesson_is_30_40():
     by_hand = mjn.mlp_gradient((2, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False)
     params, batch = ({"weights": jnp.array([[1.0], [2.0]])},), (jnp.array([[3.0, 4.0]]), jnp.array([[6.0]]))

@@ -208,13 +208,9 @@ def test_numbers_of_init_and_data_are_flags_that_reach_them(run):
 
 
 def test_the_seed_decides_the_start(run):
-    first, second = (run(AUTODIFF_LINE, "--steps", 0, "--seed", seed) for seed in (1, 2))
-    again = run(AUTODIFF_LINE, "--steps", 0, "--seed", 1)
-    slopes = [load_file(folder / "params.safetensors")["['slope']"] for folder in again.folders]
-    assert len(first.folders) == 1
-    assert len(second.folders) == 2
-    assert len({float(slope) for slope in slopes}) == 2
-    assert len(slopes) == 3
+    starts = [run(AUTODIFF_LINE, "--steps", 0, "--seed", seed).folders for seed in (1, 2)][-1]
+    slopes = {float(load_file(folder / "params.safetensors")["['slope']"]) for folder in starts}
+    assert len(starts) == len(slopes) == 2
 
 
 def test_minibatches_are_drawn_in_the_order_of_the_seed(run, tmp_path):
@@ -652,7 +648,7 @@ def test_a_seed_beyond_64_bits_is_refused(run):
     strict=True, raises=ZeroDivisionError, reason="only four kinds of error are shown, others are raised"
 )
 def test_any_error_in_the_users_code_is_shown_with_its_line(run):
-    called = run(experiment_text(loss="mean_squared_error if True else 0").replace("lambda: (", "lambda: 1 / 0 and ("))
+    called = run('experiment = mjn.Experiment("a", lambda key: 1.0, lambda params, batch: params, lambda: 1 / 0)')
     assert called.code == 2
     assert "division by zero" in called.err
     assert "in your code:" in called.err
@@ -676,12 +672,7 @@ def test_a_plain_functions_shapes_are_refused_where_it_raises(run):
 
 LATE = {
     "a plain function's shapes": PLAIN_FUNCTION.replace("TEST", "points"),
-    "an objective that is no scalar": """
-        points = mjn.Batch(jnp.ones((4, 2)), jnp.ones((4, 1)))
-        experiment = mjn.Experiment("a", lambda key: jnp.zeros(2), lambda p, b: p, lambda: (points, points))
-        """,
     "test data a column short": experiment_text().replace("mjn.Batch(x, y))", "mjn.Batch(x[:, :2], y))"),
-    "test data with fewer y than x": experiment_text().replace("mjn.Batch(x, y))", "mjn.Batch(x, y[:2]))"),
     "a metric that is no scalar": experiment_text().replace("steps=3),", "steps=3), metrics={'m': lambda p, b: b.y},"),
 }
 

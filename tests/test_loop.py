@@ -534,6 +534,18 @@ def test_the_jvp_of_a_stopped_replica_is_finite():
     np.testing.assert_allclose(slopes, expected, rtol=1e-5)
 
 
+@pytest.mark.xfail(strict=True, reason="the history starts as NaN, so every descent is stopped though none went wrong")
+def test_a_sound_descent_passes_with_debug_nans():
+    with jax.debug_nans(True):
+        assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
+
+
+@pytest.mark.xfail(strict=True, reason="the steps taken are counted by adding a boolean to an integer")
+def test_a_descent_passes_under_strict_dtype_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
+
+
 def test_reverse_mode_is_refused_by_jax_with_a_reason():
     with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
         jax.grad(lambda start: mjn.descend(HALVING, HALVING.init(start), (), steps=3)[1].loss[-1])(1.0)

@@ -20,10 +20,11 @@ def show_error(error: Exception) -> int:
     A ``ValueError`` and its kin name the argument, what it got and what it expected. The lines of the user's own files
     that led there are shown with it; those of libraries are not, unless ``MINIJAXNET_TRACEBACK`` is set.
     """
-    if not isinstance(error, _EXPECTED) or os.environ.get("MINIJAXNET_TRACEBACK"):
-        raise error
-    print(f"minijaxnet: error: {error}", file=sys.stderr)
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if os.environ.get("MINIJAXNET_TRACEBACK") or not (own or isinstance(error, _EXPECTED)):
+        raise error
+    kind = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
+    print(f"minijaxnet: error: {kind}{error}", file=sys.stderr)
     if own:
         print("in your code:", file=sys.stderr)
         print("".join(traceback.format_list(own[-3:])).rstrip(), file=sys.stderr)

@@ -29,7 +29,7 @@ def _describe(path: Path) -> tuple[str, str] | None:
     """How to call a file and its summary; None if it is not meant to be called."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, OSError) as error:
         return str(path), f"(cannot be read: {type(error).__name__})"
     summary = (ast.get_docstring(tree) or "(no summary)").splitlines()[0]
     assigned = {

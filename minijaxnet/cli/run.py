@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 from minijaxnet.backprop import with_gradient
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.errors import UsageError
+from minijaxnet.data import check_batch
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options
 from minijaxnet.pytrees import cast_floats
-from minijaxnet.run import FitResult, Progress, check_fit, fit
-from minijaxnet.run.folder import create_run_folder, environment, write_json, write_params
+from minijaxnet.run import FitResult, Progress, fit
+from minijaxnet.run.folder import METRICS, create_run_folder, environment, write_json, write_params
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
@@ -83,8 +85,12 @@ def _summary(file: str) -> str:
 
 
 def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict, data_options: dict) -> int:
+    if not flags.bench_seconds >= 0:
+        raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected at least 0")
+    if not 0 <= flags.seed < 2**32:
+        raise ValueError(f"seed: got {flags.seed}; expected a number from 0 to {2**32 - 1}")
     dtype = jnp.dtype(flags.precision)
-    train, test = (cast_floats(batch, dtype) for batch in experiment.data(**data_options))
+    train, test = (cast_floats(batch, dtype) for batch in _data(experiment, data_options))
     start_key, order_key, draw_key = jax.random.split(jax.random.key(flags.seed), 3)
     params = cast_floats(jax.jit(functools.partial(experiment.init, **init_options))(start_key), dtype)
     key = draw_key if _draws(experiment.objective) else None
@@ -92,50 +98,74 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
     descent = make_descent(objective, flags.optimizer, flags.learning_rate)
     start = descent.init(params, key)
-    how: dict[str, Any] = {
-        "steps": flags.steps,
-        "until_flat": flags.until_flat,
-        "batch_size": flags.batch_size,
-        "key": order_key if flags.batch_size is not None else None,
-    }
-    check_fit(descent, start, train, **how)
 
-    title = (
+    print(
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
-        f"{flags.learning_rate:g}, {flags.precision} on {jax.devices()[0].device_kind}"
+        f"{flags.learning_rate:g}, {flags.precision} on {jax.devices()[0].device_kind}",
+        flush=True,
     )
-    print(title, flush=True)
     report = None
     if by_hand is not None:
-        report = check_grad(experiment.objective, by_hand, (params, train), has_value=True)
+        extra = () if key is None else (key,)
+        report = check_grad(experiment.objective, by_hand, (params, train, *extra), has_value=True)
         if not report.ok:
             print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
             return 1
 
-    folder = create_run_folder(flags.runs, experiment.name)
-    config = {"file": file, "experiment": experiment.name, "flags": dataclasses.asdict(flags)}
-    write_json(folder / "config.json", config | {"init": init_options, "data": data_options})
-    write_json(folder / "environment.json", environment())
-    measure = _measure(experiment, train, test, key)
-    with _progress_bar(flags.steps) as on_progress:
-        result = fit(descent, start, train, **how, measure=measure, run_dir=folder, on_progress=on_progress)
+    with _run_folder(flags.runs, experiment.name) as folder, _progress_bar(flags.steps) as on_progress:
+        config = {"file": file, "experiment": experiment.name, "flags": dataclasses.asdict(flags)}
+        write_json(folder / "config.json", config | {"init": init_options, "data": data_options})
+        write_json(folder / "environment.json", environment())
+        result = fit(
+            descent,
+            start,
+            train,
+            steps=flags.steps,
+            until_flat=flags.until_flat,
+            batch_size=flags.batch_size,
+            key=order_key if flags.batch_size is not None else None,
+            measure=_measure(experiment, train, test, key),
+            run_dir=folder,
+            on_progress=on_progress,
+        )
     write_params(folder / "params.safetensors", result.state.params)
-    print(f"\n{_outcome(result)}\n\n{_metrics_table(result)}", flush=True)
+    write_json(folder / "result.json", _result(result, report, None))
+    print(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}", flush=True)
     if report is not None:
         print(f"\n{report}", flush=True)
-    finished = not result.interrupted and result.status != DIVERGED
-    comparison = None
-    if finished and flags.bench_seconds > 0:
+    if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
         batch = train if flags.batch_size is None else jax.tree.map(lambda leaf: leaf[: flags.batch_size], train)
         comparison = _compare(experiment, descent, flags, params, batch, key)
-    if comparison is not None:
-        print(f"\n{comparison}", flush=True)
-    write_json(folder / "result.json", _result(result, report, comparison))
+        if comparison is not None:
+            print(f"\n{comparison}", flush=True)
+            write_json(folder / "result.json", _result(result, report, comparison))
     print(f"\nwritten to {folder}")
     if result.status == DIVERGED:
         print(f"hint: a smaller step goes less far astray: --learning-rate {flags.learning_rate / 10:g}")
         return 1
     return 130 if result.interrupted else 0
+
+
+def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
+    """The experiment's two batches, checked."""
+    batches = experiment.data(**options)
+    if not isinstance(batches, tuple | list) or len(batches) != 2:
+        raise TypeError(f"data: it returns a {type(batches).__name__}; expected a pair of batches (train, test)")
+    for name, batch in zip(("train", "test"), batches, strict=True):
+        check_batch(batch, name)
+    return batches[0], batches[1]
+
+
+@contextlib.contextmanager
+def _run_folder(parent: str, name: str) -> Iterator[Path]:
+    """A new run folder, which goes again if what runs in it fails before a first row is logged."""
+    folder = create_run_folder(parent, name)
+    try:
+        yield folder
+    except BaseException:
+        if not (folder / METRICS).exists():
+            shutil.rmtree(folder)
+        raise
 
 
 def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: float) -> Descent:
@@ -173,16 +203,21 @@ def _takes_rate(maker: Any) -> bool:
 def _draws(objective: Callable[..., Any]) -> bool:
     """Whether an objective takes a key as its third argument."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in inspect.signature(objective).parameters.values()) >= 3
+    parameters = inspect.signature(objective).parameters.values()
+    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) >= 3
 
 
 def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
-    """``measure(params)``: the metrics on the training data, and as ``test_...`` the loss and they on the test data."""
+    """``measure(params)``: the loss and the metrics over all training points, and over all test points.
+
+    A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
+    """
     extra = () if key is None else (key,)
 
     @jax.jit
     def measure(params: Any) -> dict[str, Any]:
-        measured = {name: metric(params, train) for name, metric in experiment.metrics.items()}
+        measured = {"train_loss": experiment.objective(params, train, *extra)}
+        measured |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
         measured["test_loss"] = experiment.objective(params, test, *extra)
         return measured | {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
 
@@ -256,10 +291,10 @@ def _outcome(result: FitResult) -> str:
     return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"
 
 
-def _metrics_table(result: FitResult) -> str:
+def _metrics_table(experiment: Experiment, result: FitResult) -> str:
     last = result.rows[-1]
-    names = ["loss", *[name for name in last if name not in ("step", "loss", "gradient_norm") and "test_" not in name]]
-    rows = [(name, figure(last[name]), figure(last[f"test_{name}"])) for name in names]
+    rows = [("loss", figure(last["train_loss"]), figure(last["test_loss"]))]
+    rows += [(name, figure(last[name]), figure(last[f"test_{name}"])) for name in experiment.metrics]
     return text_table(("at the end", "train", "test"), rows)
 
 

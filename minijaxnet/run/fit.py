@@ -21,7 +21,7 @@ from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
-from minijaxnet.run.folder import MetricsFile
+from minijaxnet.run.folder import Log
 from minijaxnet.trace import OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
@@ -112,11 +112,15 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.status.name)
         3.000 OUT_OF_STEPS
     """
-    check_fit(descent, state, data, steps=steps, until_flat=until_flat, batch_size=batch_size, key=key)
+    check_count("steps", steps)
     log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
+    _check_values(descent, state, data)
     data = jax.device_put(data)
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
+    if batch_size is not None:
+        _check_key(key)
+    began = time.perf_counter()
     state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
 
@@ -126,57 +130,42 @@ def fit(
         jax.block_until_ready(out)
         return *out, time.perf_counter() - start
 
-    state, trace, compile_s = chunk(state, 0)  # no step: all the time it takes is tracing and compiling
-    history, rows, run_s, steps_per_s = History(steps), [], 0.0, 1.0
+    state, trace, _ = chunk(state, 0)  # no step: all the time it takes is tracing and compiling
+    compile_s, run_s, steps_per_s = time.perf_counter() - began, 0.0, 1.0
+    history = History(steps)
     history.append(trace)
-    log = MetricsFile(Path(run_dir) / "metrics.jsonl") if run_dir is not None else None
 
-    def record(step: int, loss: Any, gradient_norm: Any, measured: dict[str, Any]) -> None:
-        row = {"step": step, "loss": float(loss), "gradient_norm": float(gradient_norm)}
-        rows.append(row | {name: float(value) for name, value in measured.items()})
-        if log is not None:
-            log.append(rows[-1])
-
-    def measured(params: Any) -> dict[str, Any]:
-        return {} if measure is None else measure(params)
-
-    with _interruptible() as interrupted:
+    with _interruptible() as interrupted, Log(run_dir) as log:
         while history.steps_taken < steps and history.status == OUT_OF_STEPS and not interrupted.is_set():
             step = history.steps_taken
-            logged = measured(state.params) if step % log_every == 0 else None
+            measured = _measured(measure, state.params) if step % log_every == 0 else None
             most = min(steps - step, log_every - step % log_every, capacity)
             state, trace, seconds = chunk(state, min(most, max(1, int(_CHUNK_S * steps_per_s))))
             seen = history.append(trace)
             if not len(seen.loss):
                 break
-            if logged is not None:
-                record(step, seen.loss[0], seen.gradient_norm[0], logged)
+            if measured is not None:
+                log.append(step, seen.loss[0], seen.gradient_norm[0], measured)
             # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
             run_s, steps_per_s = run_s + seconds, min(len(seen.loss) / seconds, 4 * steps_per_s)
             if on_progress is not None:
                 taken = history.steps_taken
                 on_progress(Progress(taken, steps, float(seen.loss[-1]), float(seen.gradient_norm[-1]), taken / run_s))
-    # A look without a step: everything is flat against an infinite norm.
-    state, last_look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
-    record(history.steps_taken, last_look.loss[0], last_look.gradient_norm[0], measured(state.params))
-    if log is not None:
-        log.close()
-    return FitResult(state, history.trace(), rows, interrupted.is_set(), compile_s, run_s)
+        # A look without a step: everything is flat against an infinite norm.
+        state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
+        log.append(history.steps_taken, look.loss[0], look.gradient_norm[0], _measured(measure, state.params))
+    return FitResult(state, history.trace(), log.rows, interrupted.is_set(), compile_s, run_s)
 
 
-def check_fit(
-    descent: Descent,
-    state: DescentState,
-    data: Any,
-    *,
-    steps: int,
-    until_flat: float = 0.0,
-    batch_size: int | None = None,
-    key: jax.Array | None = None,
-) -> None:
-    """What ``fit`` checks on the host before it starts; its arguments, its errors."""
-    check_count("steps", steps)
-    flat_norm(until_flat, sampled=False)
+def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
+    measured = {} if measure is None else {name: float(value) for name, value in measure(params).items()}
+    if taken := {"step", "loss", "gradient_norm"} & set(measured):
+        raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
+    return measured
+
+
+def _check_values(descent: Descent, state: DescentState, data: Any) -> None:
+    """What no compiled program could say: numbers that are not finite, labels that are no class."""
     check_batch(data, "data")
     for name, leaf in named_leaves(floating_arrays(state.params, "state.params")).items():
         if not bool(jnp.all(jnp.isfinite(leaf))):
@@ -186,10 +175,13 @@ def check_fit(
         objective = getattr(objective, "objective", None)  # a wrapper, such as with_gradient's
     if objective is not None:
         objective.check_values(state.params, data)
-    if batch_size is not None:
-        minibatches_of(data, batch_size)
-        if key is None:
-            raise TypeError("key: got None; expected a jax.random.key, for the order of the minibatches")
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        got = "None" if key is None else f"a {type(key).__name__}"
+        raise TypeError(f"key: got {got}; expected a jax.random.key, for the order of the minibatches")
 
 
 @contextmanager

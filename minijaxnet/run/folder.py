@@ -16,6 +16,8 @@ import numpy as np
 
 from minijaxnet.pytrees import named_leaves
 
+METRICS = "metrics.jsonl"
+
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
     """A new folder ``parent/name-YYYYMMDD-HHMMSS`` (UTC) that nobody else has; a number is added if need be.
@@ -54,21 +56,32 @@ def write_params(path: Path, params: Any) -> None:
     os.replace(temporary, path)
 
 
-class MetricsFile:
-    """``metrics.jsonl``: a line a logged step, flushed, with ``step``, ``loss``, ``gradient_norm`` and the metrics."""
+class Log:
+    """The logged rows, kept and written to ``metrics.jsonl`` as they come: ``step``, ``loss``, ``gradient_norm``, metrics.
 
-    def __init__(self, path: Path):
-        """Open a new file."""
-        self._file = path.open("x", encoding="utf-8")
+    Used within a ``with``. Nothing is written without a folder.
+    """
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Write a row."""
-        self._file.write(json.dumps(_plain(row)) + "\n")
-        self._file.flush()
+    def __init__(self, folder: str | Path | None):
+        """Open a new file in the folder."""
+        self.rows: list[dict[str, float]] = []
+        self._file = None if folder is None else (Path(folder) / METRICS).open("x", encoding="utf-8")
 
-    def close(self) -> None:
+    def append(self, step: int, loss: Any, gradient_norm: Any, measured: dict[str, float]) -> None:
+        """Keep a row and write it."""
+        self.rows.append({"step": step, "loss": float(loss), "gradient_norm": float(gradient_norm)} | measured)
+        if self._file is not None:
+            self._file.write(json.dumps(_plain(self.rows[-1])) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> "Log":
+        """Append within a ``with``."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def environment() -> dict[str, Any]:
