@@ -72,9 +72,6 @@ def test_digits_have_constant_columns_and_they_become_0():
     assert (np.asarray(train.x)[:, constant] == 0).all()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the mean of a constant that is no binary fraction rounds, its deviation is not 0"
-)
 def test_a_column_of_any_constant_becomes_0(monkeypatch):
     x, y = raw("load_iris")
     x = np.column_stack([x, np.full(len(x), 0.1)])

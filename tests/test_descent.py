@@ -123,8 +123,6 @@ def test_a_step_under_vmap_is_each_step_alone(make):
 @each_descent
 def test_descents_of_one_objective_share_a_step_and_so_a_compiled_program(make):
     one, other = make(MEAN_SQUARED_ERROR).step, make(mjn.objective(NETWORK, mjn.mean_squared_error)).step
-    if make is DESCENTS["plain"]:
-        pytest.xfail("with_extra_args_support wraps a plain GradientTransformation anew, so no two steps are equal")
     assert one == other
     assert hash(one) == hash(other)
     assert one != make(noisy).step
@@ -275,7 +273,6 @@ def test_a_step_past_the_range_of_a_dtype_stops_at_its_edge():
         chex.assert_trees_all_equal(state.params, jnp.array([-edge, edge, 0], dtype))
 
 
-@pytest.mark.xfail(strict=True, reason="a rate beyond the range of the leaf's dtype becomes inf, and inf * 0 NaN")
 @pytest.mark.parametrize(("dtype", "rate"), [(jnp.float16, 1e5), (jnp.bfloat16, 3.4e38)])
 def test_a_rate_past_the_range_of_a_leafs_dtype_leaves_its_params_finite(dtype, rate):
     descent = mjn.gradient_descent(lambda w, batch: jnp.sum(w * batch), rate)
@@ -297,10 +294,10 @@ def test_a_traced_rate_that_is_not_finite_makes_a_step_that_must_not_be_taken(ra
 @pytest.mark.parametrize("rate", [0, -0.0, -1e-9, -1, float("nan"), float("inf"), float("-inf"), np.float32(0)])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(rate):
     with pytest.raises(
-        ValueError, match=r"gradient_descent: learning_rate: got .*; expected a positive, finite number"
+        ValueError, match=r"gradient_descent: learning_rate: got .*; expected a positive, finite float32"
     ):
         mjn.gradient_descent(squared_distance, rate)
-    with pytest.raises(ValueError, match=r"expected a positive, finite number"):
+    with pytest.raises(ValueError, match=r"expected a positive, finite float32"):
         mjn.gradient_descent(squared_distance, jnp.float32(rate))
 
 
@@ -318,17 +315,13 @@ def test_a_rate_that_is_several_numbers_is_refused(rate):
         mjn.gradient_descent(squared_distance, rate)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="checked before it is cast: beyond the default dtype it is inf or 0 all the same"
-)
 @pytest.mark.parametrize("rate", [1e39, 1e-50])
 def test_a_rate_beyond_the_default_dtype_is_refused(rate):
     with pytest.raises(ValueError, match="learning_rate"):
         mjn.gradient_descent(squared_distance, rate)
 
 
-@pytest.mark.xfail(strict=True, reason="only the types of Python and NumPy are looked at, not the dtype of an array")
-@pytest.mark.parametrize("rate", [np.array(True), np.array("0.1"), np.array(1j)], ids=["bool", "text", "complex"])
+@pytest.mark.parametrize("rate", [np.array(True), jnp.array(True), np.array(1j)])
 def test_a_rate_in_an_array_of_no_real_numbers_is_refused(rate):
     with pytest.raises(TypeError, match="learning_rate"):
         mjn.gradient_descent(squared_distance, rate)

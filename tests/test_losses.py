@@ -187,14 +187,12 @@ def test_binary_cross_entropy_is_finite_and_right_at_logits_of_10_000(dtype):
         assert_close(slope, np.array([0, 1, -1, 0]) / 4, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="log(1 + exp(z)) - z cancels: a confident yes loses its digits, a no does not")
 def test_a_confident_yes_is_as_precise_as_a_confident_no():
     yes = jax.value_and_grad(mjn.binary_cross_entropy)(jnp.array([20.0]), jnp.array([1.0]))
     no = jax.value_and_grad(mjn.binary_cross_entropy)(jnp.array([-20.0]), jnp.array([0.0]))
     chex.assert_trees_all_close((yes[0], -yes[1]), no, rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="log(sum(exp)) rounds at the size of the largest logit before it is subtracted")
 def test_a_common_shift_of_the_logits_costs_softmax_cross_entropy_no_digits():
     logits = jnp.array([[0.0, 0.0]])
     plain = mjn.softmax_cross_entropy(logits, jnp.array([0]))
@@ -225,7 +223,7 @@ def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targ
 @pytest.mark.parametrize("f", [mjn.softmax_cross_entropy, mjn.accuracy])
 @pytest.mark.parametrize(("logits", "labels"), [((3,), (3,)), ((3, 2), (2,)), ((3, 2, 2), (3,)), ((3, 2), (1,))])
 def test_classes_that_do_not_fit_the_logits_are_refused(f, logits, labels):
-    with pytest.raises(ValueError, match=r"labels: got classes of shape \(.*\) for logits of shape \(.*\); expected"):
+    with pytest.raises(ValueError, match=r"(labels: got classes of|logits: got) shape \(.*\).*; expected"):
         f(jnp.ones(logits), jnp.zeros(labels, int))
 
 
@@ -235,14 +233,12 @@ def test_integer_labels_of_shape_n_1_are_refused_for_logits_of_several_classes(f
         f(jnp.ones((3, 2)), jnp.zeros((3, 1), int))
 
 
-@pytest.mark.xfail(strict=True, reason="one logit a point is taken for one class a point: argmax is 0, its surprise 0")
 @pytest.mark.parametrize("f", [mjn.softmax_cross_entropy, mjn.accuracy])
 def test_a_single_logit_is_no_choice_between_classes(f):
     with pytest.raises(ValueError, match="labels"):
         f(jnp.array([[5.0], [5.0], [-5.0]]), jnp.array([1, 1, 0]))
 
 
-@pytest.mark.xfail(strict=True, reason="three points of shape (3,) are taken for one point of three classes")
 @pytest.mark.parametrize("f", [mjn.softmax_cross_entropy, mjn.accuracy])
 def test_logits_without_an_axis_of_classes_are_refused(f):
     with pytest.raises(ValueError, match=r"labels|logits"):
@@ -264,7 +260,6 @@ def test_any_integer_dtype_serves_for_classes(dtype):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the number of classes is compared in the labels' dtype, where it wraps around")
 @pytest.mark.parametrize(("dtype", "classes"), [(np.uint8, 256), (np.int8, 128), (np.uint8, 300)])
 def test_labels_in_a_small_dtype_may_count_all_their_classes(dtype, classes):
     assert jnp.isfinite(mjn.softmax_cross_entropy(jnp.zeros((2, classes)), np.array([0, 127], dtype)))
@@ -336,7 +331,6 @@ def test_check_values_says_which_label_is_out_of_range(loss, y, message):
             mjn.objective(NETWORK, loss).check_values(PARAMS, batch)
 
 
-@pytest.mark.xfail(strict=True, reason="NaN is neither below 0 nor above 1")
 @pytest.mark.parametrize("loss", [mjn.softmax_cross_entropy, mjn.binary_cross_entropy])
 def test_check_values_refuses_a_probability_of_nan(loss):
     with pytest.raises(ValueError, match="labels"):
