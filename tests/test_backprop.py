@@ -286,14 +286,11 @@ def test_params_with_a_bias_too_many_are_refused():
     [
         (jnp.ones((2, 3)), TypeError, r"batch: got .*; expected a pair \(x, y\)"),
         ((jnp.ones((2, 3)), jnp.ones((2, 3))), ValueError, r"targets: got shape \(2, 3\); expected \(2, 4\)"),
-        pytest.param(
-            (jnp.ones((2, 5)), jnp.ones((2, 4))),
-            (TypeError, ValueError),
-            r"\bx\b: got shape",
-            marks=pytest.mark.xfail(strict=True, reason="the width of x is left to dot_general to complain about"),
-        ),
+        ((jnp.ones((2, 5)), jnp.ones((2, 4))), ValueError, r"x: got shape \(2, 5\); expected \(n, 3\)"),
+        ((jnp.ones(3), jnp.ones(4)), ValueError, r"x: got shape \(3,\); expected \(n, 3\)"),
+        ((jnp.ones((2, 2, 3)), jnp.ones((2, 2, 4))), ValueError, r"x: got shape \(2, 2, 3\); expected \(n, 3\)"),
     ],
-    ids=["no pair", "targets", "x"],
+    ids=["no pair", "targets", "width of x", "a single point", "two batch axes"],
 )
 def test_a_batch_that_does_not_fit_is_refused_by_name(batch, kind, complaint):
     params, _ = problem((3, 4), "mean_squared_error", True, jnp.float32)
@@ -301,22 +298,16 @@ def test_a_batch_that_does_not_fit_is_refused_by_name(batch, kind, complaint):
         mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=mjn.mean_squared_error)(params, batch)
 
 
-@pytest.mark.xfail(strict=True, reason="a single point and a batch of sequences yield gradients of the wrong shape")
-@pytest.mark.parametrize("leading", [(), (2, 2)], ids=["a single point", "two batch axes"])
-def test_inputs_other_than_points_in_rows_are_refused_or_right(leading):
-    # The network and the mean squared error take any leading axes.
-    params, _ = problem((2, 2), "mean_squared_error", True, jnp.float32)
-    batch = jnp.ones((*leading, 2)), jnp.zeros((*leading, 2))
-    try:
-        got = mjn.mlp_gradient((2, 2), activation=jax.nn.relu, loss=mjn.mean_squared_error)(params, batch)[1]
-    except ValueError:
-        return
-    want = jax.grad(mjn.objective(mjn.mlp((2, 2)), mjn.mean_squared_error))(params, batch)
-    chex.assert_trees_all_close(got, want, rtol=1e-5)
-
-
-@pytest.mark.xfail(strict=True, reason="the network casts between layers, the hand rule does not")
-@pytest.mark.parametrize("narrow", ["second layer", "weights"])
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        "second layer",
+        pytest.param(
+            "weights",
+            marks=pytest.mark.xfail(strict=True, reason="beside a wider bias, weights get a slope as wide as the bias"),
+        ),
+    ],
+)
 def test_layers_of_different_dtypes_have_gradients_in_their_own(narrow):
     params, batch = problem((4, 3, 4), "mean_squared_error", True, jnp.float32)
     half = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
@@ -340,7 +331,6 @@ def test_a_silent_unit_stays_silent_under_a_slope_that_overflows():
     chex.assert_trees_all_equal(by_hand(params, batch)[1], jax.grad(objective)(params, batch))
 
 
-@pytest.mark.xfail(strict=True, reason="in float16 a number of elements above 65504 overflows: the slope becomes 0")
 def test_a_large_batch_in_float16_has_a_gradient():
     batch = jnp.ones((70_000, 1), jnp.float16), jnp.zeros((70_000, 1), jnp.float16)
     params = ({"weights": jnp.ones((1, 1), jnp.float16)},)
@@ -434,7 +424,9 @@ def test_an_outer_grad_over_the_batch_goes_through_the_rule():
 
 
 def test_hessians_and_their_products_differentiate_the_rule():
-    gradient = functools.partial(jax.grad(RULED), batch=BATCH)
+    def gradient(params):
+        return jax.grad(RULED)(params, BATCH)
+
     direction = {"w": jnp.array([1.0, -1.0, 0.5])}
     products = {"w": 7 * X**2 * direction["w"]}
     forward_over_reverse = jax.jvp(gradient, (PARAMS,), (direction,))[1]
@@ -539,10 +531,17 @@ def test_a_gradient_unlike_the_params_is_refused_with_the_leafs_path(gradient, c
             transform(objective)(PARAMS, BATCH)
 
 
-@pytest.mark.xfail(strict=True, reason="only the gradient is checked, not that there is a loss beside it, nor its kind")
 @pytest.mark.parametrize(
     "returned",
-    [lambda loss, g: g, lambda loss, g: (loss, g, g), lambda loss, g: (loss[None], g), lambda loss, g: (None, g)],
+    [
+        lambda loss, g: g,
+        lambda loss, g: (loss, g, g),
+        lambda loss, g: (loss[None], g),
+        pytest.param(
+            lambda loss, g: (None, g),
+            marks=pytest.mark.xfail(strict=True, reason="None has the shape of a scalar, and a deprecation warning"),
+        ),
+    ],
     ids=["the gradient alone", "a triple", "a loss of shape (1,)", "None for a loss"],
 )
 def test_a_rule_that_returns_no_scalar_loss_beside_the_gradient_is_refused_by_name(returned):
@@ -655,6 +654,36 @@ def test_integers_among_the_params_may_stand_beside_what_is_differentiated():
         lambda params, batch: (params["n"] * jnp.sum(params["w"] ** 2), {"w": 7 * params["w"], "n": params["n"]}),
     )
     chex.assert_trees_all_equal(jax.grad(lambda w: objective({"w": w, "n": jnp.int32(3)}, ()))(W), 7 * W)
+
+
+def keyed(params, batch, key):
+    return plain(params, batch) + jnp.sum(params["w"] * jax.random.normal(key, (3,)))
+
+
+def sevenfold_keyed(params, batch, key):
+    gradient = 7 * params["w"] * batch["x"] ** 2 + jax.random.normal(key, (3,))
+    return keyed(params, batch, key), {"w": gradient}
+
+
+def test_a_key_goes_to_the_objective_and_to_the_rule():
+    objective, key = mjn.with_gradient(keyed, sevenfold_keyed), jax.random.key(5)
+    noise = jax.random.normal(key, (3,))
+    assert objective(PARAMS, BATCH, key) == keyed(PARAMS, BATCH, key)
+    chex.assert_trees_all_close(jax.grad(objective)(PARAMS, BATCH, key), {"w": 7 * W * X**2 + noise}, rtol=1e-6)
+    chex.assert_trees_all_close(jax.grad(lambda x: objective(PARAMS, of_x(x), key))(X), 2 * W**2 * X, rtol=1e-6)
+    # A descent's k-th step gets the key folded with k.
+    descent = mjn.gradient_descent(objective, 0.001)
+    state, _ = mjn.descend(descent, descent.init(PARAMS, key), BATCH, steps=2)
+    params = PARAMS
+    for step in range(2):
+        gradient = sevenfold_keyed(params, BATCH, jax.random.fold_in(key, step))[1]
+        params = {"w": params["w"] - 0.001 * gradient["w"]}
+    chex.assert_trees_all_close(state.params, params, rtol=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="what follows the params is taken by position alone")
+def test_the_batch_may_be_given_by_name_as_to_the_plain_objective():
+    chex.assert_trees_all_equal(jax.grad(RULED)(PARAMS, batch=BATCH), {"w": 7 * W * X**2})
 
 
 def test_a_rule_may_close_over_what_is_mapped():

@@ -532,9 +532,18 @@ def test_a_sound_descent_passes_with_debug_nans():
         assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
 
 
-def test_a_descent_passes_under_strict_dtype_promotion():
-    with jax.numpy_dtype_promotion("strict"):
-        assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
+NOT_STRICT = pytest.mark.xfail(
+    strict=True, reason="the rate meets the largest weight, and the norm a 0, in other dtypes"
+)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, *(pytest.param(t, marks=NOT_STRICT) for t in (jnp.float16, jnp.bfloat16, jnp.float64))]
+)
+def test_a_descent_passes_under_strict_dtype_promotion(dtype):
+    with jax.enable_x64(dtype is jnp.float64), jax.numpy_dtype_promotion("strict"):
+        start = jnp.ones((), dtype)
+        assert descend_from(start, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
 
 
 def test_reverse_mode_is_refused_by_jax_with_a_reason():
@@ -551,14 +560,21 @@ def test_an_objective_may_close_over_what_jit_traces():
         assert run(target) == pytest.approx(target)
 
 
-@pytest.mark.parametrize(
-    "transform", [jax.vmap, lambda f: lambda x: jax.jvp(f, (x[0],), (x[0],))[0]], ids=["vmap", "jvp"]
-)
-def test_an_objective_may_close_over_what_vmap_or_jvp_traces(transform):
-    def run(target):
-        return descend_from(0.0, 0.25, objective=lambda w, b: (w - target) ** 2, batch=(), steps=50)[0].params
+def to_target(target):
+    return descend_from(0.0, 0.25, objective=lambda w, b: (w - target) ** 2, batch=(), steps=50)[0].params
 
-    np.testing.assert_allclose(jnp.ravel(transform(run)(jnp.array([3.0])))[0], 3.0, rtol=1e-6)
+
+@pytest.mark.xfail(
+    strict=True, reason="the first chunk donates its state, of another shape than what vmap returns: a warning"
+)
+def test_an_objective_may_close_over_what_vmap_traces():
+    targets = jnp.array([3.0, -1.0, 0.5])
+    np.testing.assert_allclose(jax.vmap(to_target)(targets), targets, rtol=1e-6)
+
+
+def test_an_objective_may_close_over_what_jvp_traces():
+    end, slope = jax.jvp(to_target, (3.0,), (1.0,))
+    assert (float(end), float(slope)) == (pytest.approx(3), pytest.approx(1))
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------
