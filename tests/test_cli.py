@@ -702,8 +702,8 @@ def test_a_test_label_that_is_no_class_is_refused(run):
 
 
 BY_HAND_CLASSES = classifier_text("jnp.array([0, 1, 0, 1, 2, 0])").replace(
-    "    defaults",
-    "    value_and_gradient=mjn.mlp_gradient((3, 2), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy),\n    defaults",
+    "defaults=",
+    "value_and_gradient=mjn.mlp_gradient((3, 2), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy), defaults=",
 )
 
 
@@ -715,11 +715,10 @@ def test_a_bad_label_is_not_blamed_on_a_right_hand_gradient(run):
     assert "labels[4]: got 2; expected a class of 2, from 0 to 1" in called.err
 
 
-@pytest.mark.xfail(strict=True, reason="a metric with such a name takes the place of the loss in the table and the log")
-@pytest.mark.parametrize("name", ["train_loss", "test_loss"])
-def test_a_metric_does_not_hide_the_loss(name, run):
-    called = run(AUTODIFF_LINE.replace('{"mean_error": mean_error}', f'{{"{name}": lambda p, b: jnp.float32(-7)}}'))
-    assert called.code == 2 or called.rows()[-1][name] != -7
+@pytest.mark.xfail(strict=True, reason="a metric named train_loss takes the place of the loss, in the table too")
+def test_a_metric_does_not_hide_the_loss(run):
+    called = run(AUTODIFF_LINE.replace('{"mean_error": mean_error}', '{"train_loss": lambda p, b: jnp.float32(-7)}'))
+    assert called.code == 2 or called.rows()[-1]["train_loss"] != -7
 
 
 @pytest.mark.parametrize("returned", ["None", "(points, points, points)"])
