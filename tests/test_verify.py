@@ -447,9 +447,6 @@ def test_a_classifier_that_is_sure_and_right_has_a_right_gradient(logit):
     assert report.ok, str(report)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the more precise rule is called wrong, since autodiff's rounding counts as truth"
-)
 @SURE
 def test_a_rule_more_precise_than_autodiff_is_right(logit):
     report = check_grad(

@@ -57,7 +57,7 @@ def write_params(path: Path, params: Any) -> None:
 
 
 class Log:
-    """The logged rows, kept and written to ``metrics.jsonl`` as they come: ``step``, ``loss``, ``gradient_norm``, metrics.
+    """The logged rows, kept, and written to ``metrics.jsonl`` as they come: step, loss, gradient norm and metrics.
 
     Used within a ``with``. Nothing is written without a folder.
     """
