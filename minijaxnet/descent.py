@@ -153,15 +153,14 @@ class _GradientStep:
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
             range_ = jnp.finfo(weight.dtype)
-            step = jnp.minimum(rate, range_.max).astype(weight.dtype) * slope
+            step = _within(rate, weight.dtype) * slope
             return lax.clamp(range_.min, weight - step, range_.max)
 
         params = jax.tree.map(downhill, state.params, slope)
-        norm = l2_norm(slope)
         # 0 * rate is NaN for a rate that is not finite: no step can be taken with it.
-        return state._replace(params=params, step=state.step + 1), StepInfo(
-            loss, norm + 0 * rate.astype(norm.dtype), aux
-        )
+        loss = loss + (0 * rate).astype(loss.dtype)
+        state = state._replace(params=params, step=state.step + 1)
+        return state, StepInfo(loss, l2_norm(slope), aux)
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,13 @@ class _OptaxStep:
         norm = jnp.where(finite, l2_norm(slope), jnp.nan)
         state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
         return state, StepInfo(loss, norm, aux)
+
+
+def _within(rate: jax.Array, dtype: Any) -> jax.Array:
+    """The rate in a parameter's dtype; at its edge where that is narrower, since infinity * 0 would be NaN."""
+    if jnp.finfo(dtype).max < jnp.finfo(rate.dtype).max:
+        rate = jnp.minimum(rate, float(jnp.finfo(dtype).max))
+    return rate.astype(dtype)
 
 
 def _start(params: Any, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:

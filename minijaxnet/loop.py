@@ -194,19 +194,23 @@ def _chunk(
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), info)
 
     def unfinished(carry: tuple[Any, ...]) -> jax.Array:
-        k, _, running, _, _ = carry
+        k, running, _, _ = carry
         return (k < steps) & _any_replica(running)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        k, taken, running, state, history = carry
+        k, running, state, history = carry
         next_state, info = step(state, feed.at(drawn, k))
         running = running & _may_go_on(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
         history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, info)
-        return k + 1, taken + running.astype(jnp.int32), running, state, history
+        return k + 1, running, state, history
 
-    start = jnp.int32(0), jnp.int32(0), status == OUT_OF_STEPS, state, history
-    _, taken, running, state, history = lax.while_loop(unfinished, body, start)
+    begins = status == OUT_OF_STEPS
+    _, running, state, history = lax.while_loop(unfinished, body, (jnp.int32(0), begins, state, history))
+    # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
+    row = lax.iota(jnp.int32, capacity)
+    stopped_at = jnp.min(jnp.where(_may_go_on(history, until_flat), capacity, row), initial=capacity)
+    taken = jnp.where(begins, jnp.minimum(stopped_at, steps), 0)
     last = jnp.minimum(taken, capacity - 1)
     is_flat = (history.gradient_norm[last] <= until_flat) & jnp.isfinite(history.loss[last])
     ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
