@@ -532,9 +532,7 @@ def test_a_sound_descent_passes_with_debug_nans():
         assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
 
 
-NOT_STRICT = pytest.mark.xfail(
-    strict=True, reason="the rate meets the largest weight, and the norm a 0, in other dtypes"
-)
+NOT_STRICT = pytest.mark.xfail(strict=True, reason="the norm asks how the dtype of a leaf and float32 promote")
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_rule_with_a_slip_that_mlp_gradient_could_have_is_found():
     # The rule for another activation has the right structure everywhere.
     wrong = mjn.mlp_gradient(sizes, activation=jax.nn.sigmoid, loss=mjn.mean_squared_error)
     objective = mjn.objective(network, mjn.mean_squared_error)
-    report = check_eagerly(objective, wrong, (params, batch), has_value=True)
+    report = check_grad(objective, wrong, (params, batch), has_value=True)
     assert not report.ok
     assert (states(report)["primal"], states(report)["algebra"]) == ("fail", "fail")
 
@@ -351,7 +351,7 @@ def test_the_lessons_network_is_right_at_the_lessons_points():
     fns = {"activation": jax.nn.relu, "output_activation": jax.nn.relu, "bias": False}
     by_hand = mjn.mlp_gradient((2, 2, 1), loss=mjn.mean_squared_error, **fns)
     objective = mjn.objective(network, mjn.mean_squared_error)
-    assert check_eagerly(objective, by_hand, (params, mjn.lesson_points()), has_value=True).ok
+    assert check_grad(objective, by_hand, (params, mjn.lesson_points()), has_value=True).ok
 
 
 def kinked(w):
@@ -435,7 +435,7 @@ def test_a_softmax_regression_that_starts_at_zero_is_right():
     batch = jax.random.normal(jax.random.key(1), (30, 4)), jnp.arange(30) % 3
     objective = mjn.objective(network, mjn.softmax_cross_entropy)
     by_hand = mjn.mlp_gradient((4, 3), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
-    report = check_eagerly(objective, by_hand, (params, batch), has_value=True)
+    report = check_grad(objective, by_hand, (params, batch), has_value=True)
     assert report.ok, str(report)
 
 
