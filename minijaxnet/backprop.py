@@ -7,7 +7,7 @@ Williams, 1986; Goodfellow et al., 2016, section 6.5).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
-from minijaxnet.network import Activation
+from minijaxnet.network import Activation, check_sizes
 from minijaxnet.pytrees import pair, structure_difference
 
 ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
@@ -78,8 +78,11 @@ def softmax_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
 
 
 def binary_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
-    """``L = mean_i(log(1 + exp(z_i)) - t_i z_i)`` over n elements, so ``dL/dz_i = (sigmoid(z_i) - t_i) / n``."""
-    return (jax.nn.sigmoid(logits) - labels) * (1 / logits.size)
+    """``L = mean_i(log(1 + exp(z_i)) - t_i z_i)`` over n elements, so ``dL/dz_i = (sigmoid(z_i) - t_i) / n``.
+
+    ``sigmoid(z) - t = (1 - t) sigmoid(z) - t sigmoid(-z)``, where nothing cancels for a sure right answer.
+    """
+    return ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * (1 / logits.size)
 
 
 _LOSS_SLOPES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
@@ -107,10 +110,13 @@ def dense_slopes(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -
     - ``dL/dW_kj = sum_i x_ik delta_ij``, that is ``dL/dW = x^T @ delta``;
     - ``dL/db_j = sum_i delta_ij``, the column sums of delta;
     - ``dL/dx_ik = sum_j delta_ij W_kj``, that is ``dL/dx = delta @ W^T``.
+
+    Each slope has the dtype of what it belongs to.
     """
     slopes = {"weights": x.T @ delta}
     if "bias" in params:
         slopes["bias"] = jnp.sum(delta, axis=0)
+    slopes = {name: slope.astype(params[name].dtype) for name, slope in slopes.items()}
     return DenseSlopes(slopes, delta @ params["weights"].T)
 
 
@@ -151,15 +157,13 @@ def mlp_gradient(
 
     Source: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", 1986.
     """
-    sizes = tuple(sizes)
-    if len(sizes) < 2:
-        raise ValueError(f"mlp_gradient: sizes: got {sizes}; expected at least an input and an output width")
+    sizes = check_sizes("mlp_gradient", sizes)
     for name, rules, chosen in (
         ("activation", _SLOPES, activation),
         ("output_activation", _SLOPES, output_activation),
         ("loss", _LOSS_SLOPES, loss),
     ):
-        if chosen not in rules:
+        if not isinstance(chosen, Hashable) or chosen not in rules:
             known = sorted({getattr(rule, "__name__", str(rule)) for rule in rules})
             raise ValueError(f"mlp_gradient: {name}: got {chosen!r}; expected one of {', '.join(known)}")
     return _MlpGradient(sizes, activation, loss, output_activation, bias)
@@ -196,7 +200,9 @@ class _MlpGradient:
         slope, gradient = _LOSS_SLOPES[self.loss](h, jnp.asarray(y)), []
         layers = zip(params, inputs, pre_activations, activations, strict=True)
         for layer, x, (z, h), f in reversed(list(layers)):
-            delta = (slope * _SLOPES[f](z, h)).astype(z.dtype)
+            # A silent unit stays silent: 0 times a slope that overflowed would be NaN.
+            f_slope = _SLOPES[f](z, h)
+            delta = jnp.where(f_slope == 0, 0, slope * f_slope).astype(z.dtype)
             slopes = dense_slopes(layer, x, delta)
             gradient.append(slopes.params)
             slope = slopes.x
@@ -225,7 +231,8 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
     The rule gives ``dL/dparams`` itself, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
 
     Args:
-        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions.
+        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions, and any
+            may be given by name.
         value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient like ``params``.
 
     Returns:
@@ -233,7 +240,8 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
         ``custom_vjp``; forward over reverse works.
 
     Raises:
-        TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``.
+        TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``, or a
+            loss that is not a scalar.
 
     Example:
         >>> square = lambda weight, batch: (weight - batch) ** 2
@@ -254,34 +262,39 @@ class _WithGradient:
     objective: Callable[[Any, Any], Any]
     value_and_gradient: ValueAndGradient
 
-    def __call__(self, params: Any, *batch: Any) -> jax.Array:
-        return _with_gradient(self.objective, self.value_and_gradient, params, batch)
+    def __call__(self, params: Any, *batch: Any, **named: Any) -> jax.Array:
+        return _with_gradient(self.objective, self.value_and_gradient, params, (batch, named))
 
 
+# What follows the params goes through the rule's functions as one tree, ``rest = (positional, named)``.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, batch: Any) -> jax.Array:
-    return objective(params, *batch)
+def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> jax.Array:
+    return objective(params, *rest[0], **rest[1])
 
 
-def _forward(objective: Any, value_and_gradient: Any, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    perturbed = any(primal.perturbed for primal in jax.tree.leaves(batch))
-    params, batch = jax.tree.map(lambda primal: primal.value, (params, batch))
-    returned = value_and_gradient(params, *batch)
-    if not (isinstance(returned, tuple) and len(returned) == 2 and jnp.shape(returned[0]) == ()):
+def _forward(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> tuple[jax.Array, Any]:
+    perturbed = any(primal.perturbed for primal in jax.tree.leaves(rest))
+    params, rest = jax.tree.map(lambda primal: primal.value, (params, rest))
+    returned = value_and_gradient(params, *rest[0], **rest[1])
+    if not (isinstance(returned, tuple) and len(returned) == 2 and _is_scalar(returned[0])):
         raise TypeError(
             f"value_and_gradient: got a {type(returned).__name__}; expected (loss, gradient), loss a scalar"
         )
     loss, gradient = returned
     if difference := structure_difference(gradient, params):
         raise TypeError(f"value_and_gradient: the gradient is not like params: {difference}")
-    pull_back = jax.vjp(lambda *batch: objective(params, *batch), *batch)[1] if perturbed else None
+    pull_back = jax.vjp(lambda rest: objective(params, *rest[0], **rest[1]), rest)[1] if perturbed else None
     return loss, (gradient, pull_back)
 
 
 def _backward(objective: Any, value_and_gradient: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any]:
     gradient, pull_back = residuals
     params_cotangent = jax.tree.map(lambda slope: (cotangent * slope).astype(slope.dtype), gradient)
-    return params_cotangent, None if pull_back is None else pull_back(cotangent)
+    return params_cotangent, None if pull_back is None else pull_back(cotangent)[0]
+
+
+def _is_scalar(loss: Any) -> bool:
+    return jax.tree.structure(loss) == jax.tree.structure(0) and jnp.shape(loss) == ()
 
 
 _with_gradient.defvjp(_forward, _backward, symbolic_zeros=True)

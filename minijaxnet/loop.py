@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
+from jax.extend.core import get_opaque_trace_state
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
@@ -25,6 +26,8 @@ Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 # A norm that no slope has.
 _NEVER_FLAT = -1.0
+# What JAX says of a call that is not within jit, vmap or jvp: the objective may close over what those trace.
+_NOT_TRACING = get_opaque_trace_state(convention="minijaxnet")
 
 
 def descend(
@@ -122,7 +125,7 @@ def _run_steps(
         end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return end, _without_untaken(trace, steps)
 
-    if _is_traced((state, source, until_flat, jnp.int32(steps))):
+    if get_opaque_trace_state(convention="minijaxnet") != _NOT_TRACING:
         return traced()
     capacity = chunk_capacity(step, feed, state, source)
 
@@ -131,8 +134,6 @@ def _run_steps(
 
     history = History(steps)
     end, trace = chunk(own_copy(state), 0, np.int32(OUT_OF_STEPS))
-    if _is_traced(trace):  # by something that the objective closes over
-        return traced()
     for first in range(capacity, steps, capacity):
         # A chunk after the end takes no step, so the next one starts before this one is read.
         end, next_trace = chunk(end, first, trace.status)
@@ -142,10 +143,6 @@ def _run_steps(
             break
     history.append(trace)
     return end, history.trace()
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:

@@ -85,7 +85,9 @@ def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
         exists = (labels >= 0) & (labels < logits.shape[-1])
         picked = jnp.take_along_axis(log_probabilities, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
         return -jnp.mean(jnp.where(exists, picked, jnp.nan))
-    return -jnp.mean(jnp.sum(labels * log_probabilities, axis=-1))
+    # A class that is impossible and not expected surprises nobody: 0 * -inf counts as 0.
+    unheard_of = (labels == 0) & jnp.isneginf(log_probabilities)
+    return -jnp.mean(jnp.sum(labels * jnp.where(unheard_of, 0, log_probabilities), axis=-1))
 
 
 def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:

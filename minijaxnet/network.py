@@ -175,11 +175,7 @@ def mlp(
 
     Source: He et al., "Delving deep into rectifiers", 2015; Glorot and Bengio, 2010.
     """
-    sizes = tuple(sizes)
-    if len(sizes) < 2:
-        raise ValueError(f"mlp: sizes: got {sizes}; expected at least an input and an output width")
-    for i, width in enumerate(sizes):
-        _check_width(f"mlp: sizes[{i}]", width)
+    sizes = check_sizes("mlp", sizes)
     activations = (activation,) * (len(sizes) - 2) + (output_activation,)
 
     def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:
@@ -190,6 +186,21 @@ def mlp(
         return Network(linear.init, lambda params, x: fn(linear.apply(params, x)))
 
     return serial(*map(layer, sizes, sizes[1:], activations))
+
+
+def check_sizes(where: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The widths of a multilayer perceptron, from the input to the output.
+
+    >>> check_sizes("mlp", [2, 0])
+    Traceback (most recent call last):
+    ValueError: mlp: sizes[1]: got 0; expected at least 1
+    """
+    sizes = tuple(sizes)
+    if len(sizes) < 2:
+        raise ValueError(f"{where}: sizes: got {sizes}; expected at least an input and an output width")
+    for i, width in enumerate(sizes):
+        _check_width(f"{where}: sizes[{i}]", width)
+    return sizes
 
 
 def _check_width(where: str, width: Any) -> None:

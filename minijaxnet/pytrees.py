@@ -89,7 +89,7 @@ def floating_arrays(tree: Any, where: str) -> Any:
 def l2_norm(tree: Any) -> jax.Array:
     r"""The Euclidean norm of a tree taken as one long vector: ``sqrt(sum_i g_i^2)``.
 
-    Squares are summed in each leaf's dtype, in float32 at least, so that bfloat16 leaves lose nothing.
+    Squares are summed in float32, or in float64 where a leaf is wider, so that bfloat16 leaves lose nothing.
 
     Args:
         tree: a pytree of floating arrays of any shape.
@@ -102,11 +102,9 @@ def l2_norm(tree: Any) -> jax.Array:
         Array(5., dtype=float32)
     """
 
-    def sum_of_squares(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        return jnp.sum(jnp.square(wide))
-
-    return jnp.sqrt(sum(map(sum_of_squares, jax.tree.leaves(tree)), start=jnp.float32(0)))
+    leaves = jax.tree.leaves(tree)
+    dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
+    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)))
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:

@@ -532,12 +532,7 @@ def test_a_sound_descent_passes_with_debug_nans():
         assert descend_from(1.0, 0.25, objective=lambda w, b: w**2, batch=(), steps=3)[1].steps_taken == 3
 
 
-NOT_STRICT = pytest.mark.xfail(strict=True, reason="the norm asks how the dtype of a leaf and float32 promote")
-
-
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, *(pytest.param(t, marks=NOT_STRICT) for t in (jnp.float16, jnp.bfloat16, jnp.float64))]
-)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.float64])
 def test_a_descent_passes_under_strict_dtype_promotion(dtype):
     with jax.enable_x64(dtype is jnp.float64), jax.numpy_dtype_promotion("strict"):
         start = jnp.ones((), dtype)
@@ -562,9 +557,6 @@ def to_target(target):
     return descend_from(0.0, 0.25, objective=lambda w, b: (w - target) ** 2, batch=(), steps=50)[0].params
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first chunk donates its state, of another shape than what vmap returns: a warning"
-)
 def test_an_objective_may_close_over_what_vmap_traces():
     targets = jnp.array([3.0, -1.0, 0.5])
     np.testing.assert_allclose(jax.vmap(to_target)(targets), targets, rtol=1e-6)

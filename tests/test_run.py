@@ -649,7 +649,6 @@ def test_a_key_that_is_none_is_named(key):
         fit(DESCENT, START, DATA, steps=3, batch_size=4, key=key)
 
 
-@pytest.mark.xfail(strict=True, reason="several keys at once are left to JAX's own words")
 def test_several_keys_are_named():
     with pytest.raises((TypeError, ValueError), match=r"^key: got .*; expected a jax\.random\.key"):
         fit(DESCENT, START, DATA, steps=3, batch_size=4, key=jax.random.split(ORDER))

@@ -21,8 +21,8 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.data import check_batch
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options
-from minijaxnet.pytrees import cast_floats
-from minijaxnet.run import FitResult, Progress, fit
+from minijaxnet.pytrees import array_type, cast_floats
+from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.folder import METRICS, create_run_folder, environment, write_json, write_params
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
@@ -98,6 +98,10 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
     descent = make_descent(objective, flags.optimizer, flags.learning_rate)
     start = descent.init(params, key)
+    for name, batch in (("train", train), ("test", test)):
+        check_values(descent, start, batch, name)
+    measure = _measure(experiment, train, test, key)
+    _check_scalars(jax.eval_shape(measure, params))
 
     print(
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
@@ -124,7 +128,7 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
             until_flat=flags.until_flat,
             batch_size=flags.batch_size,
             key=order_key if flags.batch_size is not None else None,
-            measure=_measure(experiment, train, test, key),
+            measure=measure,
             run_dir=folder,
             on_progress=on_progress,
         )
@@ -213,6 +217,9 @@ def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callabl
     A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
     """
     extra = () if key is None else (key,)
+    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics)]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
     @jax.jit
     def measure(params: Any) -> dict[str, Any]:
@@ -222,6 +229,13 @@ def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callabl
         return measured | {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
 
     return measure
+
+
+def _check_scalars(measured: dict[str, Any]) -> None:
+    for name, value in measured.items():
+        if not hasattr(value, "shape") or value.shape != ():
+            got = array_type(value) if hasattr(value, "shape") else type(value).__name__
+            raise TypeError(f"{name}: got {got}; expected a scalar")
 
 
 def _compare(

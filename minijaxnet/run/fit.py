@@ -115,7 +115,7 @@ def fit(
     check_count("steps", steps)
     log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
-    _check_values(descent, state, data)
+    check_values(descent, state, data)
     data = jax.device_put(data)
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
@@ -164,9 +164,13 @@ def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> d
     return measured
 
 
-def _check_values(descent: Descent, state: DescentState, data: Any) -> None:
-    """What no compiled program could say: numbers that are not finite, labels that are no class."""
-    check_batch(data, "data")
+def check_values(descent: Descent, state: DescentState, data: Any, name: str = "data") -> None:
+    """Say what no compiled program could: numbers that are not finite, labels that are no class.
+
+    Raises:
+        ValueError: with the place of the first such number.
+    """
+    check_batch(data, name)
     for name, leaf in named_leaves(floating_arrays(state.params, "state.params")).items():
         if not bool(jnp.all(jnp.isfinite(leaf))):
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
@@ -178,9 +182,10 @@ def _check_values(descent: Descent, state: DescentState, data: Any) -> None:
 
 
 def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
-        got = "None" if key is None else f"a {type(key).__name__}"
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0
+    if not is_key and not (dtype == jnp.uint32 and ndim == 1):
+        got = "None" if key is None else f"a {type(key).__name__}" + (f" of shape {key.shape}" if ndim else "")
         raise TypeError(f"key: got {got}; expected a jax.random.key, for the order of the minibatches")
 
 
