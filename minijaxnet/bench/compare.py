@@ -7,10 +7,12 @@ ratios, with the interval that order statistics give it, needs no assumption on 
 itself shows what this machine cannot tell apart.
 """
 
-import functools
+import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +21,14 @@ import numpy as np
 from jax import lax
 
 from minijaxnet.descent import Descent, DescentState
-from minijaxnet.pytrees import named_leaves
+from minijaxnet.pytrees import named_leaves, structure_difference
 from minijaxnet.tables import figure, text_table
 
-_CONTROL = "baseline again"
 _BLOCK_S = 0.02  # long against the clock and the call, short against the machine's drift
+_MOST_STEPS = 2**26  # of a block: were it still too short, a step would take less than a processor's cycle
 _SAME_STEPS = 3
 _CONFIDENCE = 0.95
+_COLUMNS = 100
 
 
 class Ratio(NamedTuple):
@@ -40,7 +43,8 @@ class ArmTiming(NamedTuple):
     """What was measured of one arm.
 
     Attributes:
-        compile_s: seconds to trace, lower and compile the loop of steps.
+        compile_s: seconds to trace, lower and compile the loop of steps, anew for each arm. What JAX keeps of jitted
+            functions inside the step, and its cache on disk where that is on, still shorten it.
         step_s: seconds a step inside a compiled loop, the median over rounds.
         samples_s: the same for each round.
     """
@@ -100,21 +104,27 @@ class StepComparison:
 
     def __str__(self) -> str:
         """A table of the arms, and whether it can be believed."""
-        rows = [
-            (
-                name,
+        columns = ("compile s", "us a step", "ratio", "95 % interval", "verdict")
+        cells = {
+            name: (
                 f"{arm.compile_s:.2f}",
                 figure(1e6 * arm.step_s),
                 *_interval_cells(self.ratios.get(name)),
                 self.verdicts.get(name, "baseline"),
             )
             for name, arm in self.arms.items()
-        ]
-        columns = ("step", "compile s", "us a step", "ratio", "95 % interval", "verdict")
+        }
+        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for row in cells.values()]).splitlines()[1])
+        rows = []
+        for name, row in cells.items():
+            first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
+            rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
         median, interval = _interval_cells(self.control)
-        sound = "" if self.sound else ": UNSOUND, the machine is too noisy for a verdict"
-        rounds = f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval}){sound}"
-        return f"{text_table(columns, rows)}\n{rounds}"
+        lines = [
+            text_table(("step", *columns), rows),
+            f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval})",
+        ]
+        return "\n".join(lines if self.sound else [*lines, "UNSOUND: the machine is too noisy for a verdict"])
 
 
 def compare_steps(
@@ -132,22 +142,31 @@ def compare_steps(
     Each arm makes its own state from the same params and is timed inside a compiled loop, the state going from step to
     step. Compilation comes first and is reported apart.
 
+    Arms are the same if after three steps no leaf differs from the baseline's by more than rounding explains::
+
+        sqrt(eps) * largest update of the leaf + 4 eps * largest parameter of the leaf + eps * largest update of all
+
+    An update is what the baseline's three steps made of a leaf, ``eps`` that of the leaf's dtype. So a wrong slope is
+    found at a small learning rate too, unless the updates themselves are lost in the rounding of the params. NaN is
+    the same as NaN in the same place.
+
     Args:
-        arms: ``{name: descent}``, two at least.
+        arms: ``{name: descent}``, two at least, under any names.
         params: where each starts.
         batch: what each step looks at.
         baseline: the arm that the others are held against.
         seconds: how long to measure, compilation not counted.
         key: for arms whose objective takes one.
-        same_result: whether to refuse arms whose params differ from the baseline's after three steps by more than the
-            square root of the dtype's epsilon, relative to each leaf's largest element.
+        same_result: whether to refuse arms that compute another thing than the baseline.
 
     Returns:
         Ratios with intervals, widened so that all of them hold together with 95 % confidence.
 
     Raises:
-        ValueError: fewer than two arms, a baseline that is none of them, ``seconds`` too short for the rounds an
-            interval needs, arms that compute different things.
+        TypeError: a name that is not text, ``seconds`` that are not a number.
+        ValueError: fewer than two arms, an empty name, a baseline that is none of the arms, ``seconds`` that are not
+            positive or too short for the rounds an interval needs, a step that does nothing; with ``same_result``,
+            arms whose params have another structure, shape or dtype than the baseline's or become others.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
@@ -156,49 +175,75 @@ def compare_steps(
         >>> sorted(result.arms), result.verdicts["b"] in ("faster", "slower", "indistinguishable")
         (['a', 'b'], True)
     """
-    if len(arms) < 2:
-        raise ValueError(f"arms: got {len(arms)}; expected at least two")
-    if baseline not in arms:
-        raise ValueError(f"baseline: got {baseline!r}; expected one of {', '.join(arms)}")
+    _check_arguments(arms, baseline, seconds)
     batch = jax.device_put(batch)
-    states = {name: descent.init(params, key) for name, descent in arms.items()}
+    states = {name: jax.device_put(descent.init(params, key)) for name, descent in arms.items()}
+    if same_result:
+        _check_alike(states, baseline)
     programs, compile_s = {}, {}
     for name, descent in arms.items():
         start = time.perf_counter()
-        programs[name] = _repeat.lower(descent.step, states[name], batch, 1).compile()
+        programs[name] = _program(descent.step, states[name], batch)
         compile_s[name] = time.perf_counter() - start
     if same_result:
         _check_same(programs, states, batch, baseline)
-    runs = {name: _block(program, states[name], batch) for name, program in programs.items()}
-    names = [*arms, _CONTROL]
-    runs[_CONTROL] = runs[baseline]
 
+    names = list(arms)
+    runs = [_block(name, programs[name], states[name], batch) for name in names]
+    runs.append(runs[names.index(baseline)])  # the control
     needed = _fewest_rounds(len(arms))
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    draw, began, slowest = np.random.default_rng(0), time.perf_counter(), 0.0
-    while (elapsed := time.perf_counter() - began) + slowest < seconds or len(samples[baseline]) < needed:
-        for name in draw.permutation(names):
-            samples[name].append(runs[name]())
-        slowest = max(slowest, time.perf_counter() - began - elapsed)
-        if slowest * needed > max(2 * seconds, seconds + 1):
+    rounds: list[list[float]] = []
+    durations: list[float] = []
+    draw, began, elapsed = np.random.default_rng(0), time.perf_counter(), 0.0
+    while len(rounds) < needed or elapsed + max(durations) < seconds:
+        times = [0.0] * len(runs)
+        for arm in draw.permutation(len(runs)):
+            times[arm] = runs[arm]()
+        rounds.append(times)
+        durations.append(time.perf_counter() - began - elapsed)
+        elapsed += durations[-1]
+        # The shortest of two at least, lest a hiccup of the machine refuse what there is time for.
+        if len(rounds) > 1 and min(durations) * needed > max(2 * seconds, seconds + 1):
             raise ValueError(
-                f"seconds: got {seconds:g}; expected at least {slowest * needed:.1f}, "
+                f"seconds: got {seconds:g}; expected at least {min(durations) * needed:.1f}, "
                 f"the {needed} rounds that an interval needs"
             )
-    timings = {name: np.array(samples[name]) for name in names}
-    ratios = {name: _ratio(timings[name] / timings[baseline], len(arms)) for name in names if name != baseline}
-    control = ratios.pop(_CONTROL)
-    arm_timings = {name: ArmTiming(compile_s[name], float(np.median(timings[name])), timings[name]) for name in arms}
-    return StepComparison(baseline, arm_timings, ratios, control, len(samples[baseline]))
+    *samples, control = np.array(rounds).T
+    samples = dict(zip(names, samples, strict=True))
+    ratios = {name: _ratio(samples[name] / samples[baseline], len(arms)) for name in names if name != baseline}
+    timings = {name: ArmTiming(compile_s[name], float(np.median(samples[name])), samples[name]) for name in names}
+    return StepComparison(baseline, timings, ratios, _ratio(control / samples[baseline], len(arms)), len(rounds))
 
 
-@functools.partial(jax.jit, static_argnames="step")
-def _repeat(step: Callable[..., Any], state: DescentState, batch: Any, steps: Any) -> DescentState:
-    """So many steps in one program; what a step reports and nobody reads is not computed."""
-    return lax.fori_loop(0, steps, lambda _, state: step(state, batch)[0], state)
+def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> None:
+    if len(arms) < 2:
+        raise ValueError(f"arms: got {len(arms)}; expected at least two")
+    for name in arms:
+        if not isinstance(name, str):
+            raise TypeError(f"arms: got the name {name!r}; expected text")
+        if not name.strip():
+            raise ValueError(f"arms: got the name {name!r}; expected one that can be seen")
+    if baseline not in arms:
+        raise ValueError(f"baseline: got {baseline!r}; expected one of {', '.join(arms)}")
+    if not isinstance(seconds, Real) or isinstance(seconds, bool):
+        raise TypeError(f"seconds: got {seconds!r}; expected a positive number")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds: got {seconds}; expected a positive number")
 
 
-def _block(program: Any, state: DescentState, batch: Any) -> Callable[[], float]:
+def _program(step: Callable[..., Any], state: DescentState, batch: Any) -> Any:
+    """So many steps in one program; what a step reports and nobody reads is not computed.
+
+    A function of its own for each arm: JAX would find an equal step's program again and compiling would take no time.
+    """
+
+    def repeat(state: DescentState, batch: Any, steps: Any) -> DescentState:
+        return lax.fori_loop(0, steps, lambda _, state: step(state, batch)[0], state)
+
+    return jax.jit(repeat).lower(state, batch, 1).compile()
+
+
+def _block(name: str, program: Any, state: DescentState, batch: Any) -> Callable[[], float]:
     """A function that times one block of steps, in seconds a step; blocks are about equally long for all arms."""
 
     def seconds(steps: int) -> float:
@@ -206,26 +251,55 @@ def _block(program: Any, state: DescentState, batch: Any) -> Callable[[], float]
         jax.block_until_ready(program(state, batch, steps))
         return time.perf_counter() - start
 
-    steps = 1
-    seconds(steps)
-    while (took := seconds(steps)) < _BLOCK_S / 2:
-        steps *= max(2, min(1000, int(_BLOCK_S / max(took, 1e-6)) // 2))
+    steps, took = 1, 0.0
+    # Long three times running: once may be a hiccup of the machine, and a block that is short times but the call.
+    while any((took := seconds(steps)) < _BLOCK_S / 2 for _ in range(3)):
+        if steps == _MOST_STEPS:
+            raise ValueError(
+                f"arms[{name!r}]: got a step that does nothing, {steps:,} of them took {took:.1g} s "
+                "(XLA removed the loop); expected one with work to do"
+            )
+        steps = min(_MOST_STEPS, steps * max(2, min(1000, int(_BLOCK_S / max(took, 1e-6)) // 2)))
     return lambda: seconds(steps) / steps
 
 
+def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
+    for name, state in states.items():
+        if difference := structure_difference(state.params, states[baseline].params):
+            raise ValueError(f"arms[{name!r}]: params: {difference}, as {baseline!r} has it, or same_result=False")
+
+
 def _check_same(programs: Mapping[str, Any], states: Mapping[str, Any], batch: Any, baseline: str) -> None:
-    ends = {name: named_leaves(programs[name](states[name], batch, _SAME_STEPS).params) for name in programs}
-    for name, leaves in ends.items():
-        for path, leaf in leaves.items():
-            expected = ends[baseline][path]
-            tolerance = float(jnp.finfo(expected.dtype).eps) ** 0.5
-            got, want = np.asarray(leaf, np.float64), np.asarray(expected, np.float64)
-            difference = np.max(np.abs(got - want), initial=0) / max(np.max(np.abs(want), initial=0), 1e-300)
-            if not difference <= tolerance:
-                raise ValueError(
-                    f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} of its size "
-                    f"after {_SAME_STEPS} steps; expected at most {tolerance:.2g}, or same_result=False"
-                )
+    """Refuse arms whose params differ after a few steps by more than rounding explains: see ``compare_steps``."""
+    starts = _wide_leaves(states[baseline].params)
+    ends = {name: programs[name](states[name], batch, _SAME_STEPS).params for name in programs}
+    eps = {path: float(jnp.finfo(leaf.dtype).eps) for path, leaf in named_leaves(ends[baseline]).items()}
+    wide = {name: _wide_leaves(end) for name, end in ends.items()}
+    with np.errstate(invalid="ignore"):
+        updates = {path: _largest(end - starts[path]) for path, end in wide[baseline].items()}
+        # A slope that cancels to nothing is all rounding: that of the terms it is made of, which other leaves show.
+        most = max(updates.values(), default=0.0)
+        for name, leaves in wide.items():
+            for path, got in leaves.items():
+                want = wide[baseline][path]
+                same = (got == want) | (np.isnan(got) & np.isnan(want))
+                difference = np.max(np.where(same, 0, np.abs(got - want)), initial=0)
+                tolerance = eps[path] ** 0.5 * updates[path] + eps[path] * (4 * _largest(starts[path]) + most)
+                if not difference <= tolerance:
+                    raise ValueError(
+                        f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} "
+                        f"after {_SAME_STEPS} steps; expected at most {tolerance:.2g}, or same_result=False"
+                    )
+
+
+def _wide_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves in a dtype that holds every other, complex ones too."""
+    return {path: np.asarray(leaf, np.complex128) for path, leaf in named_leaves(tree).items()}
+
+
+def _largest(leaf: np.ndarray) -> float:
+    """The largest absolute value, of those that are finite."""
+    return float(np.max(np.abs(leaf), initial=0, where=np.isfinite(leaf)))
 
 
 def _ratio(ratios: np.ndarray, n_arms: int) -> Ratio:
@@ -243,7 +317,7 @@ def _rank(rounds: int, n_arms: int) -> int:
     from scipy.special import bdtr
 
     risk = (1 - _CONFIDENCE) / n_arms
-    return int(sum(2 * bdtr(r - 1, rounds, 0.5) <= risk for r in range(1, rounds // 2 + 1)))
+    return int(np.sum(2 * bdtr(np.arange(rounds // 2), rounds, 0.5) <= risk))
 
 
 def _fewest_rounds(n_arms: int) -> int:
@@ -251,4 +325,8 @@ def _fewest_rounds(n_arms: int) -> int:
 
 
 def _interval_cells(ratio: Ratio | None) -> tuple[str, str]:
-    return ("1", "") if ratio is None else (f"{ratio.median:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}")
+    return ("1", "") if ratio is None else (_cell(ratio.median), f"{_cell(ratio.low)} to {_cell(ratio.high)}")
+
+
+def _cell(ratio: float) -> str:
+    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else figure(ratio)

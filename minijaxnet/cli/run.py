@@ -85,8 +85,8 @@ def _summary(file: str) -> str:
 
 
 def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict, data_options: dict) -> int:
-    if not flags.bench_seconds >= 0:
-        raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected at least 0")
+    if not 0 <= flags.bench_seconds < float("inf"):
+        raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected a finite number, at least 0")
     if not 0 <= flags.seed < 2**32:
         raise ValueError(f"seed: got {flags.seed}; expected a number from 0 to {2**32 - 1}")
     dtype = jnp.dtype(flags.precision)

@@ -172,7 +172,7 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     """
     check_batch(data, name)
     for name, leaf in named_leaves(floating_arrays(state.params, "state.params")).items():
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
     objective = getattr(descent.step, "objective", None)
     while objective is not None and not isinstance(objective, Objective):
