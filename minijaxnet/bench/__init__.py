@@ -1,5 +1,6 @@
 """Bench: how fast is this step?"""
 
-from minijaxnet.bench.compare import ArmTiming, Ratio, StepComparison, compare_steps
+from minijaxnet.bench.compare import compare_steps
+from minijaxnet.bench.comparison import ArmTiming, Ratio, StepComparison
 
 __all__ = ["ArmTiming", "Ratio", "StepComparison", "compare_steps"]

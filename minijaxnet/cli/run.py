@@ -1,6 +1,5 @@
 """``minijaxnet run``: carry out an experiment; say what it learnt, whether its gradient is right, how fast it is."""
 
-import ast
 import contextlib
 import dataclasses
 import difflib
@@ -18,9 +17,10 @@ import jax.numpy as jnp
 from minijaxnet.backprop import with_gradient
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import RunFlags, parse
 from minijaxnet.data import check_batch
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
-from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options
+from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.pytrees import array_type, cast_floats
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.folder import METRICS, create_run_folder, environment, write_json, write_params
@@ -29,59 +29,17 @@ from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
 
 
-@dataclasses.dataclass(frozen=True)
-class RunFlags(Settings):
-    """What ``minijaxnet run`` can be told, beside the experiment's own numbers."""
-
-    runs: str = "runs"
-    """The folder in which the run's own folder is made."""
-    bench_seconds: float = 2.0
-    """How long to time the step against optax's; 0 leaves it out."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file."""
     file, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (None, arguments)
     if file is None:
         if rest and not {"-h", "--help"} & set(rest):
             raise UsageError(f"run: got {rest[0]}; expected the file of an experiment first")
-        _parse(None, "FILE", ["--help"])
+        parse(None, "FILE", ["--help"])
     experiment = load_experiment(str(file))
-    flags, init_options, data_options = _parse(experiment, str(file), rest)
+    flags, init_options, data_options = parse(experiment, str(file), rest)
     with jax.enable_x64(flags.precision == "float64"):
         return _run(experiment, str(file), flags, init_options, data_options)
-
-
-def _parse(experiment: Experiment | None, file: str, arguments: Sequence[str]) -> tuple[RunFlags, dict, dict]:
-    """The flags of the verb, and of the experiment's ``init`` and ``data``, with its defaults."""
-    import tyro  # 80 ms: imported where used
-
-    init = number_options(experiment.init) if experiment else {}
-    data = {f"data_{name}": value for name, value in (number_options(experiment.data) if experiment else {}).items()}
-    known = {field.name for field in dataclasses.fields(RunFlags)}
-    if clash := known & set(init):
-        raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of run; expected another name")
-    own = [(name, type(value), dataclasses.field(default=value)) for name, value in (init | data).items()]
-    flags_type = dataclasses.make_dataclass("Flags", own, bases=(RunFlags,), frozen=True, kw_only=True)
-    defaults = dataclasses.asdict(experiment.defaults) if experiment else {}
-    flags = tyro.cli(
-        flags_type,
-        prog=f"minijaxnet run {file}",
-        description=_summary(file) if experiment else "Carry out the experiment of a file.",
-        default=flags_type(**defaults),
-        args=list(arguments),
-    )
-    values = dataclasses.asdict(flags)
-    return (
-        RunFlags(**{name: values[name] for name in known}),
-        {name: values[name] for name in init},
-        {name.removeprefix("data_"): values[name] for name in data},
-    )
-
-
-def _summary(file: str) -> str:
-    docstring = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
-    return (docstring or "Carry out an experiment.").splitlines()[0]
 
 
 def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict, data_options: dict) -> int:
