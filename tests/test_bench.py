@@ -21,7 +21,8 @@ import scipy.stats
 
 import minijaxnet as mjn
 from minijaxnet import StepComparison, compare_steps
-from minijaxnet.bench import ArmTiming, Ratio, compare, comparison
+from minijaxnet.bench import ArmTiming, Ratio, compare
+from minijaxnet.bench.comparison import _cell
 
 SHORT = 0.01  # seconds: the rounds that an interval needs are then all there are
 
@@ -705,7 +706,7 @@ def test_long_names_keep_to_100_columns_and_to_their_words(name, ratio):
     [(1.0, "1.000"), (0.1234567, "0.123"), (0.0123456, "0.01235"), (1.2e-5, "1.2e-05"), (12.3456, "12.35")],
 )
 def test_a_ratio_has_four_digits_however_small_or_large(value, cell):
-    assert comparison._cell(value) == cell
+    assert _cell(value) == cell
 
 
 def test_a_comparison_as_a_dict_survives_json(monkeypatch):
