@@ -18,7 +18,7 @@ from minijaxnet.losses import (
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.run import FitResult, fit
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
-from minijaxnet.verify import GradReport, check_grad
+from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
 __all__ = [
     "DIVERGED",
@@ -31,6 +31,7 @@ __all__ = [
     "ExperimentError",
     "FitResult",
     "GradReport",
+    "GradientMismatch",
     "LossSlice",
     "LossSurface",
     "Network",
@@ -40,9 +41,12 @@ __all__ = [
     "StepInfo",
     "Trace",
     "accuracy",
+    "assert_grad",
+    "assert_vjp",
     "binary_cross_entropy",
     "breast_cancer",
     "check_grad",
+    "check_vjp",
     "compare_steps",
     "dense",
     "descend",

@@ -1,6 +1,15 @@
 """Verify: is this gradient right?"""
 
-from minijaxnet.verify.check import check_grad
-from minijaxnet.verify.report import GradReport, LeafReport, Verdict
+from minijaxnet.verify.check import assert_grad, assert_vjp, check_grad, check_vjp
+from minijaxnet.verify.report import GradientMismatch, GradReport, LeafReport, Verdict
 
-__all__ = ["GradReport", "LeafReport", "Verdict", "check_grad"]
+__all__ = [
+    "GradReport",
+    "GradientMismatch",
+    "LeafReport",
+    "Verdict",
+    "assert_grad",
+    "assert_vjp",
+    "check_grad",
+    "check_vjp",
+]

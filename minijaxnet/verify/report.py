@@ -1,9 +1,13 @@
 """What a gradient check found: verdicts, and the figures of each leaf they rest on."""
 
+import math
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from minijaxnet.tables import figure, text_table
+
+_COLUMNS = 100
 
 
 class Verdict(NamedTuple):
@@ -20,43 +24,57 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class LeafReport:
-    """How one leaf of the gradient compares.
+    """How one leaf of the gradient compares; values are float64.
 
     Attributes:
         path: of the leaf, as ``jax.tree_util.keystr`` writes it.
         shape: of the leaf.
-        error: the largest absolute difference between hand rule and autodiff, both in float64.
-        tolerance: the largest that rounding can explain; an error below it cannot be seen.
-        index: of the element that is worst against its tolerance.
-        hand: its value by the hand rule, in float64.
-        reference: its value by autodiff, in float64.
-        share_wrong: the share of elements beyond the tolerance.
+        error: the absolute difference between hand rule and autodiff, at the element that is worst for its tolerance.
+        tolerance: what rounding can explain there.
+        blind: the largest tolerance in the leaf: an error below it may go unseen.
+        index: of that element.
+        hand: its value by the hand rule.
+        reference: its value by autodiff.
+        finite_difference: its value by finite differences; None unless it was asked for.
+        ulps: the error in units of the last place of the working dtype.
+        share_wrong: the share of elements beyond their tolerance.
         precision_ratio: the hand rule's rounding error in the working dtype over autodiff's own; below 1 it is the
             more precise of the two. None where it was not measured.
+        note: a remark on the comparison, such as a convention at a kink.
     """
 
     path: str
     shape: tuple[int, ...]
     error: float
     tolerance: float
+    blind: float
     index: tuple[int, ...]
     hand: float
     reference: float
-    share_wrong: float
-    precision_ratio: float | None
+    finite_difference: float | None = None
+    ulps: float = 0.0
+    share_wrong: float = 0.0
+    precision_ratio: float | None = None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether no element is beyond its tolerance."""
+        return self.share_wrong == 0
 
 
 class GradReport:
-    """The result of ``check_grad``: print it, or ask it for ``.ok``.
+    """The result of a check: print it, or ask it for ``.ok``.
 
     Attributes:
         verdicts: ``{question: Verdict}``.
         leaves: ``{path: LeafReport}``.
+        hints: sentences that say how a wrong gradient is wrong.
     """
 
-    def __init__(self, verdicts: dict[str, Verdict], leaves: dict[str, LeafReport]):
+    def __init__(self, verdicts: dict[str, Verdict], leaves: dict[str, LeafReport], hints: tuple[str, ...] = ()):
         """Keep what was found."""
-        self.verdicts, self.leaves = verdicts, leaves
+        self.verdicts, self.leaves, self.hints = verdicts, leaves, hints
 
     @property
     def ok(self) -> bool:
@@ -70,11 +88,12 @@ class GradReport:
         return max(self.leaves.values(), key=_excess, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole report in JSON's own kinds."""
+        """The whole report in JSON's own kinds; what is not finite becomes None."""
         return {
             "ok": self.ok,
             "verdicts": {name: verdict._asdict() for name, verdict in self.verdicts.items()},
-            "leaves": {path: asdict(leaf) for path, leaf in self.leaves.items()},
+            "leaves": {path: _plain(asdict(leaf)) for path, leaf in self.leaves.items()},
+            "hints": list(self.hints),
         }
 
     def __bool__(self) -> NoReturn:
@@ -82,38 +101,66 @@ class GradReport:
         raise TypeError("a GradReport is neither true nor false: use its .ok")
 
     def __str__(self) -> str:
-        """The verdicts, then a table of the leaves, in at most 100 columns."""
+        """The verdicts, a table of the leaves, the worst element and the hints, in at most 100 columns."""
         lines = [f"gradient by hand against autodiff: {'right' if self.ok else 'NOT RIGHT'}"]
-        lines += [f"  {name:<10} {verdict.state:<9} {verdict.reason}" for name, verdict in self.verdicts.items()]
-        rows = [
-            (
-                path,
-                "x".join(map(str, leaf.shape)) or "scalar",
-                f"{leaf.error:.1e}",
-                f"{leaf.tolerance:.1e}",
-                "-" if leaf.precision_ratio is None else figure(leaf.precision_ratio, 3),
-                "pass" if leaf.error <= leaf.tolerance else "FAIL",
-            )
-            for path, leaf in self.leaves.items()
-        ]
-        if rows:
-            columns = ("leaf", "shape", "error", "blind below", "rounding / autodiff's", "algebra")
-            lines += ["", text_table(columns, rows)]
+        for name, (state, reason) in self.verdicts.items():
+            lines += _wrapped(f"  {name:<12} {state:<10}", reason)
+        lines += ["", self._table()] if self.leaves else []
         worst = self.worst
-        if worst is not None and not worst.error <= worst.tolerance:
+        if worst is not None and not worst.ok:
             place = f"{worst.path}{list(worst.index) if worst.index else ''}"
-            lines += [
-                "",
-                f"worst: {place}: by hand {worst.hand:.17g}, by autodiff {worst.reference:.17g};",
-                f"       {100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong",
-            ]
+            how = f"by hand {worst.hand:.12g}, by autodiff {worst.reference:.12g}"
+            if worst.finite_difference is not None:
+                how += f", by finite differences {worst.finite_difference:.6g}"
+            share = f"{100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong"
+            lines += ["", *_wrapped("worst: ", f"{place}: {how}; off by {worst.ulps:.3g} ulps; {share}")]
+        for path, leaf in self.leaves.items():
+            lines += _wrapped("note:  ", f"{path}: {leaf.note}") if leaf.note else []
+        for hint in self.hints:
+            lines += _wrapped("hint:  ", hint)
         return "\n".join(lines)
 
     __repr__ = __str__
 
+    def _table(self) -> str:
+        columns = ("shape", "error", "blind below", "rounding / autodiff's", "algebra")
+        cells = {
+            path: (
+                "x".join(map(str, leaf.shape)) or "scalar",
+                f"{leaf.error:.1e}",
+                f"{leaf.blind:.1e}",
+                "-" if leaf.precision_ratio is None else figure(leaf.precision_ratio, 3),
+                "pass" if leaf.ok else "FAIL",
+            )
+            for path, leaf in self.leaves.items()
+        }
+        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for row in cells.values()]).splitlines()[1])
+        rows = []
+        for path, row in cells.items():
+            first, *rest = textwrap.wrap(path, max(room, 12), break_on_hyphens=False)
+            rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
+        return text_table(("leaf", *columns), rows)
+
+
+class GradientMismatch(AssertionError):
+    """A gradient that is not right; ``report`` has the whole of what was found, and the text shows it."""
+
+    def __init__(self, report: GradReport):
+        """Keep the report."""
+        super().__init__(f"\n{report}")
+        self.report = report
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(head + text, _COLUMNS, subsequent_indent=" " * len(head), break_on_hyphens=False)
+
 
 def _excess(leaf: LeafReport) -> float:
     """Error over tolerance, where neither need be a finite number above zero."""
-    if leaf.error <= leaf.tolerance:
-        return leaf.error / leaf.tolerance if leaf.tolerance else 0.0
-    return leaf.error / leaf.tolerance if 0 < leaf.tolerance < float("inf") else float("inf")
+    if leaf.ok:
+        return 0.0
+    return leaf.error / leaf.tolerance if 0 < leaf.tolerance < math.inf else math.inf
+
+
+def _plain(leaf: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in leaf.items()}

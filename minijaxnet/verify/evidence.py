@@ -1,0 +1,235 @@
+"""Two functions that should be one, side by side in float64: how far apart they are, and what rounding allows."""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.verify.interpret import Moves, equations, interpret, move, narrow_literals
+
+EPSILON = float(np.finfo(np.float64).eps)
+# Two sizes of moves: what is smooth answers in proportion to both, a kink within reach of rounding does not.
+_SIZES = (2.0**-40, 2.0**-24)
+_PROBES = 3
+# How many times its estimate a rounding error may be: the estimate is a random walk's, from a few walks.
+ROUNDINGS = 1024
+# Off a kink to either side, at random, and with the first or the last of several equals on top.
+_CONVENTIONS = (
+    Moves(random=0.0, shift=1.0),
+    Moves(random=0.0, shift=-1.0),
+    Moves(random=0.0, ramp=1.0),
+    Moves(random=0.0, ramp=-1.0),
+    Moves(random=0.0, turn=1.0),
+    Moves(random=0.0, turn=-1.0),
+    *(Moves(seed=np.uint32(100 + i)) for i in range(6)),
+)
+_LIFTS = (1e-150, 1e-100)
+
+
+class Rule(NamedTuple):
+    """A function of flat arguments, ready to be carried out in float64.
+
+    Attributes:
+        program: its jaxpr; None where it can't be traced.
+        consts: the arrays that it closes over.
+        call: the function itself, ``call(*arguments) -> results``.
+        note: what keeps it from being float64 throughout; "" if nothing.
+    """
+
+    program: Any
+    consts: Sequence[Any]
+    call: Callable[..., Sequence[Any]]
+    note: str = ""
+
+
+class Evidence(NamedTuple):
+    """What two rules returned in float64; a list of arrays each, one a result.
+
+    Attributes:
+        hand: by hand.
+        reference: by autodiff.
+        hand_doubt: the rounding error to be expected in ``hand``, element by element.
+        reference_doubt: the same of ``reference``.
+    """
+
+    hand: list[np.ndarray]
+    reference: list[np.ndarray]
+    hand_doubt: list[np.ndarray]
+    reference_doubt: list[np.ndarray]
+
+    def tolerance(self, i: int) -> np.ndarray:
+        """How far apart rounding can bring the two, for each element of a result."""
+        largest = np.maximum(_finite_size(self.hand[i]), _finite_size(self.reference[i]))
+        return ROUNDINGS * (self.hand_doubt[i] + self.reference_doubt[i]) + 8 * EPSILON * largest
+
+
+class Pair:
+    """A hand rule and its reference, compiled together in float64, to be carried out at will."""
+
+    def __init__(self, hand: Rule, reference: Rule, moved: Sequence[bool]):
+        """Of flat arguments, those ``moved`` are what is differentiated."""
+        self.hand, self.reference, self.moved = hand, reference, moved
+
+    def lower(self, arguments: Sequence[Any]) -> Any:
+        """The program for arguments like these, lowered."""
+        return self._both.lower(arguments, self.hand.consts, self.reference.consts, _as_arrays(Moves()))
+
+    def use(self, compiled: Any) -> None:
+        """Carry it out by a compiled program from now on."""
+        self._both = compiled
+
+    def __call__(
+        self, arguments: Sequence[Any], moves: Moves | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """What the two return, on the host."""
+        moves = _as_arrays(Moves() if moves is None else moves)
+        results = self._both(arguments, self.hand.consts, self.reference.consts, moves)
+        hand, reference = (list(map(to_host, result)) for result in results)
+        if self.hand.program is None:
+            hand = list(map(to_host, self.hand.call(*arguments)))
+        return hand, reference
+
+    @functools.cached_property
+    def _both(self) -> Any:
+        def both(arguments: Any, hand_consts: Any, reference_consts: Any, moves: Moves) -> Any:
+            start = moves._replace(
+                size=moves.size * moves.inputs, lift=moves.lift * moves.inputs, seed=moves.seed + np.uint32(77)
+            )
+            arguments = [
+                move(argument, start, i) if moved else argument
+                for i, (argument, moved) in enumerate(zip(arguments, self.moved, strict=True))
+            ]
+            results = []
+            for rule, consts in ((self.hand, hand_consts), (self.reference, reference_consts)):
+                results.append([] if rule.program is None else interpret(rule.program, consts, arguments, moves))
+                moves = moves._replace(seed=moves.seed + np.uint32(7919))
+            return results
+
+        return jax.jit(both)
+
+
+def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[Any]) -> Rule:
+    """A function of flat arguments as a rule; call it where float64 is enabled.
+
+    Args:
+        function: ``function(*arguments) -> results``, both flat.
+        wide: the arguments in float64.
+        working: the arguments as they came, for a function that refuses float64.
+    """
+    try:
+        closed, note = jax.make_jaxpr(function)(*wide), ""
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+        return Rule(None, (), function, "it can't be traced: it was called as it is")
+    except Exception as error:
+        with jax.enable_x64(False):
+            try:
+                closed = jax.make_jaxpr(function)(*working)
+            except Exception:
+                raise error from None
+        note = f"it fails in float64 ({_first_line(error)}): its numbers have fewer digits"
+    if not note and (place := _narrowest_place(closed)):
+        note = place
+    return Rule(getattr(closed, "jaxpr", closed), closed.consts, function, note)
+
+
+def gather(pair: Pair, arguments: Sequence[Any], seed: int) -> Evidence:
+    """Carry out a pair as it is, and with its roundings made larger, to see what they amount to."""
+    hand, reference = pair(arguments)
+    answers = [[], []]  # of each rule, for each size: how far each result moves, in units of the size
+    for size in _SIZES:
+        largest = [[np.zeros_like(x) for x in results] for results in (hand, reference)]
+        for probe in range(_PROBES):
+            moved = pair(arguments, Moves(size=size, seed=np.uint32((seed + probe) % 2**32)))
+            for mine, exact, results in zip(largest, (hand, reference), moved, strict=True):
+                for total, before, after in zip(mine, exact, results, strict=True):
+                    np.maximum(total, distance(before, after), out=total)
+        for answer, mine in zip(answers, largest, strict=True):
+            answer.append([x / size for x in mine])
+    doubts = [[EPSILON * np.minimum(*x) for x in zip(*answer, strict=True)] for answer in answers]
+    if any(rule.program is not None and narrow_literals(rule.program) for rule in (pair.hand, pair.reference)):
+        # Numbers in the program that were rounded to a narrow dtype: what half of their last digit does.
+        for probe in range(_PROBES):
+            moved = pair(arguments, Moves(literals=1.0, seed=np.uint32((seed + probe) % 2**32)))
+            for doubt, exact, results in zip(doubts, (hand, reference), moved, strict=True):
+                for i, (before, after) in enumerate(zip(exact, results, strict=True)):
+                    doubt[i] = np.maximum(doubt[i], 8 / ROUNDINGS * distance(before, after))
+    if pair.hand.program is None:
+        doubts[0] = doubts[1]
+    return Evidence(hand, reference, *doubts)
+
+
+def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The least and the largest value of each element of the reference, just off the kinks that it may stand on.
+
+    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down.
+    """
+    bounds = []
+    for lift in _LIFTS:
+        low, high = ([x.copy() for x in evidence.reference] for _ in range(2))
+        for inputs in (0.0, 1.0):
+            for way in _CONVENTIONS:
+                _, off = pair(arguments, way._replace(size=_SIZES[0], lift=lift, inputs=inputs))
+                for i, x in enumerate(off):
+                    good = np.isfinite(x)
+                    low[i], high[i] = (
+                        np.where(good, np.minimum(low[i], x), low[i]),
+                        np.where(good, np.maximum(high[i], x), high[i]),
+                    )
+        bounds.append((low, high))
+    (low, high), (other_low, other_high) = bounds
+    result = []
+    for i, x in enumerate(evidence.reference):
+        slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
+        steady = (np.abs(low[i] - other_low[i]) <= slack) & (np.abs(high[i] - other_high[i]) <= slack)
+        result.append((np.where(steady, low[i], x), np.where(steady, high[i], x)))
+    return result
+
+
+def compile_together(lowered: Sequence[Any]) -> list[Any]:
+    """Compiled programs, made side by side on the cores there are."""
+    # They run a few times only, so the compiler need not try hard.
+    quickly = {"xla_backend_optimization_level": 0}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(lambda program: program.compile(compiler_options=quickly), lowered))
+
+
+def to_host(array: Any) -> np.ndarray:
+    """As float64 on the host: float64 arrays do not survive leaving the x64 context."""
+    return np.asarray(array).astype(np.float64)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``|a - b|``, 0 where one of them is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(a - b)
+    return np.where(np.isfinite(apart), apart, 0.0)
+
+
+def _finite_size(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x), np.abs(x), 0.0)
+
+
+def _as_arrays(moves: Moves) -> Moves:
+    return Moves(
+        *(jnp.asarray(x, jnp.uint32 if name == "seed" else jnp.float64) for name, x in moves._asdict().items())
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+
+
+def _narrowest_place(closed: Any) -> str:
+    """Where a program that was given float64 makes fewer digits of it; "" if nowhere."""
+    for eqn in equations(closed):
+        for before, after in zip(eqn.invars, eqn.outvars, strict=False):
+            wide, narrow = getattr(before.aval, "dtype", None), getattr(after.aval, "dtype", None)
+            if eqn.primitive.name == "convert_element_type" and wide == jnp.float64 and narrow is not None:
+                if jnp.issubdtype(narrow, jnp.floating) and narrow != jnp.float64:
+                    return f"it casts to {narrow}, which was taken for float64"
+    return ""

@@ -1,0 +1,255 @@
+"""How is a wrong gradient wrong? The usual slips are tried one by one; the first that explains it is named."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Wrong(NamedTuple):
+    """A leaf of a gradient that is wrong, and what may explain it; all arrays are float64.
+
+    Attributes:
+        path: of the leaf.
+        hand: its value by hand.
+        reference: its true value.
+        tolerance: what rounding explains.
+        wrong: which elements are beyond it.
+        params: the differentiated leaf itself.
+        others: ``{path: true value}`` of the other leaves.
+        arguments: ``{path: value}`` of all arguments.
+        summands: arrays that autodiff summed over axes on its way, in case another axis was taken.
+        addends: arrays that autodiff added on its way, in case one was forgotten.
+    """
+
+    path: str
+    hand: np.ndarray
+    reference: np.ndarray
+    tolerance: np.ndarray
+    wrong: np.ndarray
+    params: np.ndarray
+    others: dict[str, np.ndarray]
+    arguments: dict[str, np.ndarray]
+    summands: Sequence[np.ndarray] = ()
+    addends: Sequence[np.ndarray] = ()
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """Whether two candidates are the same array, up to rounding."""
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
+            return False
+        largest = max(np.max(np.abs(a), initial=0), np.max(np.abs(b), initial=0))
+        return bool(
+            np.all(np.abs(a - b) <= 4 * self.tolerance + 1e-9 * np.maximum(np.abs(a), np.abs(b)) + 1e-13 * largest)
+        )
+
+
+def explain(slip: Wrong) -> str:
+    """The sentence for the first slip that explains the difference; "" if none does."""
+    with np.errstate(all="ignore"):
+        for find in _SLIPS:
+            if sentence := find(slip):
+                return f"{slip.path}: {sentence}"
+    return ""
+
+
+def _not_finite(slip: Wrong) -> str:
+    broken = ~np.isfinite(slip.hand)
+    if not broken.any():
+        return ""
+    where = " where the argument is 0" if _same_shape(slip) and (slip.params[broken] == 0).all() else ""
+    return (
+        f"not finite in {broken.sum()} of {broken.size} elements{where}: a division or a log at the edge of its domain"
+    )
+
+
+def _zero(slip: Wrong) -> str:
+    return "" if slip.hand.any() else "zero everywhere: the gradient was not derived, or a path to this leaf was cut"
+
+
+def _factor(slip: Wrong) -> str:
+    size = np.sum(slip.reference * slip.reference)
+    if not size or not np.isfinite(slip.hand).all():
+        return ""
+    c = float(np.sum(slip.hand * slip.reference) / size)
+    if not c or (slip.hand.size == 1 and not _named_factor(c, slip)):
+        return ""
+    return (
+        (_named_factor(c, slip) or f"{c:.10g} times what it should be")
+        if slip.equal(slip.hand / c, slip.reference)
+        else ""
+    )
+
+
+def _named_factor(c: float, slip: Wrong) -> str:
+    def near(value: float) -> bool:
+        return abs(c - value) <= 1e-9 * abs(value)
+
+    if near(-1):
+        return "the sign is wrong: a factor -1"
+    lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape)}
+    for n, path in sorted(lengths.items()):
+        if n > 2 and (near(n) or near(-n)):
+            return f"{c:g} times too large: a factor n = {n} (a size of {path}); a sum where a mean is meant"
+        if n > 2 and (near(1 / n) or near(-1 / n)):
+            sign = "-" if c < 0 else ""
+            return f"a factor {sign}1/n = {sign}1/{n} (a size of {path}); a mean where a sum is meant"
+    if near(2):
+        return "twice what it should be: a factor 2"
+    if near(0.5):
+        return "half of what it should be: a factor 1/2"
+    for value in (-2, -0.5, 4, 0.25):
+        if near(value):
+            return f"{value:g} times what it should be: a factor {value:g}"
+    return ""
+
+
+def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
+    for count in range(1, len(shape) + 1):
+        for axes in itertools.combinations(shape, count):
+            yield int(np.prod(axes))
+
+
+def _transposed(slip: Wrong) -> str:
+    for i, j in itertools.combinations(range(slip.hand.ndim), 2):
+        if slip.hand.shape[i] == slip.hand.shape[j] and slip.equal(np.swapaxes(slip.hand, i, j), slip.reference):
+            return "transposed" + ("" if slip.hand.ndim == 2 else f" in axes {i} and {j}")
+    return ""
+
+
+def _swapped(slip: Wrong) -> str:
+    for path, other in slip.others.items():
+        if slip.equal(slip.hand, other):
+            return f"it is the gradient of {path}: the two are swapped"
+    return ""
+
+
+def _one_side(slip: Wrong) -> str:
+    if not _same_shape(slip):
+        return ""
+    for side, where in (("x > 0", slip.params > 0), ("x < 0", slip.params < 0), ("x >= 0", slip.params >= 0)):
+        elsewhere = slip.wrong[~where]
+        if where.any() and not slip.wrong[where].any() and elsewhere.mean() > 0.5:
+            return f"right only where {side} (x: the argument)"
+    size = np.abs(slip.params)
+    right, wrong = size[~slip.wrong], size[slip.wrong]
+    if right.size and wrong.size > 1 and right.max() < wrong.min():
+        return f"right up to |x| = {right.max():.4g}, wrong from {wrong.min():.4g} on: a branch for large arguments"
+    if right.size and wrong.size > 1 and wrong.max() < right.min():
+        return f"wrong up to |x| = {wrong.max():.4g}, right from {right.min():.4g} on: a branch for small arguments"
+    return ""
+
+
+def _repeated_index(slip: Wrong) -> str:
+    if not slip.hand.ndim or not slip.wrong.any():
+        return ""
+    rows = slip.wrong.reshape(len(slip.wrong), -1).any(axis=1)
+    for path, x in slip.arguments.items():
+        if x.size > 1 and np.array_equal(x, np.round(x)) and x.min() >= 0 and x.max() < len(rows):
+            repeated = np.bincount(x.astype(int).ravel(), minlength=len(rows)) > 1
+            if repeated.any() and not rows[~repeated].any() and rows[repeated].all():
+                return f"wrong in the rows whose index is repeated in {path}: set where add is meant"
+    return ""
+
+
+def _one_place(slip: Wrong) -> str:
+    places = np.argwhere(slip.wrong)
+    if len(places) == 1 and slip.wrong.size > 1:
+        return f"one element is wrong, {tuple(map(int, places[0]))}"
+    for axis in range(places.shape[1] if slip.wrong.size > 1 else 0):
+        values = np.unique(places[:, axis])
+        if len(values) == 1 and slip.wrong.shape[axis] > 1:
+            return f"one slice is wrong, index {int(values[0])} of axis {axis}"
+    return ""
+
+
+def _wrong_axis(slip: Wrong) -> str:
+    for summand in slip.summands:
+        axes = [c for k in range(1, summand.ndim + 1) for c in itertools.combinations(range(summand.ndim), k)]
+        right = [c for c in axes if slip.equal(summand.sum(axis=c), slip.reference)]
+        for chosen in axes:
+            if not right or chosen in right:
+                continue
+            for take, name in ((np.sum, "summed"), (np.mean, "averaged")):
+                if slip.equal(take(summand, axis=chosen), slip.hand):
+                    return f"{name} over axis {_axes(chosen)} where a sum over axis {_axes(right[0])} is meant"
+    return ""
+
+
+def _axes(axes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, axes))
+
+
+def _broadcast(slip: Wrong) -> str:
+    if slip.hand.size < 2 or np.ptp(slip.hand) > 1e-12 * np.max(np.abs(slip.hand)):
+        return ""
+    value = slip.hand.flat[0]
+    for name, total in (("sum", slip.reference.sum()), ("mean", slip.reference.mean())):
+        if np.isclose(value, total, rtol=1e-9):
+            return f"each element is the {name} over all of them: reduced, then broadcast"
+    return ""
+
+
+def _missing_term(slip: Wrong) -> str:
+    difference = slip.hand - slip.reference
+    if not np.isfinite(difference).all():
+        return ""
+    candidates = [("the argument itself, as in weight decay", slip.params)]
+    candidates += [(f"the gradient of {path}", other) for path, other in slip.others.items()]
+    candidates += [(path, x) for path, x in slip.arguments.items() if x is not slip.params]
+    candidates += [("the sign of the argument, as in an L1 penalty", np.sign(slip.params))]
+    for name, term in candidates:
+        if term.shape == difference.shape and (size := np.sum(term * term)):
+            c = float(np.sum(difference * term) / size)
+            if c and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
+                how = "a term is missing" if c < 0 else "there is a term too many"
+                return f"{how}: {abs(c):.6g} times {name}"
+    for term in slip.addends:
+        if slip.equal(term, slip.hand):
+            return "a term is missing: autodiff gets there, too, and then adds another one"
+        if slip.equal(term, -difference):
+            return "a term is missing, one of those that autodiff adds"
+        if slip.equal(term, difference):
+            return "there is a term too many: one that autodiff has with the other sign, or nowhere near this leaf"
+    if difference.size > 1 and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
+        return f"every element is off by the same {difference.flat[0]:.6g}: a constant term is missing"
+    return ""
+
+
+def _missing_factor(slip: Wrong) -> str:
+    if slip.hand.size < 2:
+        return ""
+    candidates = {path: x for path, x in slip.arguments.items() if x.ndim and x.size > 1}
+    for path, x in candidates.items():
+        try:
+            shaped = np.broadcast_to(x, slip.hand.shape)
+        except ValueError:
+            continue
+        if slip.equal(slip.hand * shaped, slip.reference):
+            return f"a factor {path} is missing"
+        if slip.equal(slip.hand, slip.reference * shaped):
+            return f"there is a factor {path} too many"
+    if slip.equal(slip.hand, np.abs(slip.reference)):
+        return "the sign is lost: it is the absolute value of what it should be"
+    return ""
+
+
+def _same_shape(slip: Wrong) -> bool:
+    return slip.params.shape == slip.hand.shape
+
+
+_SLIPS: tuple[Callable[[Wrong], str], ...] = (
+    _not_finite,
+    _zero,
+    _one_place,
+    _factor,
+    _transposed,
+    _swapped,
+    _repeated_index,
+    _wrong_axis,
+    _one_side,
+    _missing_term,
+    _missing_factor,
+    _broadcast,
+)
