@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
+# From so many elements on a sum is taken in two steps.
+_MANY = 1024
+
+
 def leaf_name(path: tuple[Any, ...]) -> str:
     """The path of a leaf as one would write it in Python, ``(leaf)`` for a bare one.
 
@@ -101,10 +105,17 @@ def l2_norm(tree: Any) -> jax.Array:
         >>> l2_norm({"a": jnp.array([3.0]), "b": jnp.array([[4.0]])})
         Array(5., dtype=float32)
     """
-
     leaves = jax.tree.leaves(tree)
     dtype = jnp.float64 if any(leaf.dtype == jnp.float64 for leaf in leaves) else jnp.float32
-    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in leaves), start=jnp.zeros((), dtype)))
+
+    def sum_of_squares(leaf: jax.Array) -> jax.Array:
+        squares = jnp.square(leaf.astype(dtype))
+        if leaf.ndim > 1 and leaf.size >= _MANY:
+            # Column by column first: that is done side by side, where one long sum waits for each addition.
+            squares = lax.optimization_barrier(jnp.sum(squares, axis=0))
+        return jnp.sum(squares)
+
+    return jnp.sqrt(sum(map(sum_of_squares, leaves), start=jnp.zeros((), dtype)))
 
 
 def cast_floats(tree: Any, dtype: Any) -> Any:

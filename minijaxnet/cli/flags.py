@@ -15,7 +15,7 @@ class RunFlags(Settings):
 
     runs: str = "runs"
     """The folder in which the run's own folder is made."""
-    bench_seconds: float = 2.0
+    bench_seconds: float = 1.0
     """How long to time the step against optax's; 0 leaves it out."""
 
 

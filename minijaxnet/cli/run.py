@@ -58,6 +58,7 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
+    seen = train if flags.batch_size is None else jax.tree.map(lambda leaf: leaf[: flags.batch_size], train)
     measure = _measure(experiment, train, test, key)
     _check_scalars(jax.eval_shape(measure, params))
 
@@ -69,7 +70,7 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     report = None
     if by_hand is not None:
         extra = () if key is None else (key,)
-        report = check_grad(experiment.objective, by_hand, (params, train, *extra), has_value=True)
+        report = check_grad(experiment.objective, by_hand, (params, seen, *extra), has_value=True)
         if not report.ok:
             print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
             return 1
@@ -96,8 +97,7 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     if report is not None:
         print(f"\n{report}", flush=True)
     if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
-        batch = train if flags.batch_size is None else jax.tree.map(lambda leaf: leaf[: flags.batch_size], train)
-        comparison = _compare(experiment, descent, flags, params, batch, key)
+        comparison = _compare(experiment, descent, flags, params, seen, key)
         if comparison is not None:
             print(f"\n{comparison}", flush=True)
             write_json(folder / "result.json", _result(result, report, comparison))

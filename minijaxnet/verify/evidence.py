@@ -192,10 +192,8 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:
     """Compiled programs, made side by side on the cores there are."""
-    # They run a few times only, so the compiler need not try hard.
-    quickly = {"xla_backend_optimization_level": 0}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda program: program.compile(compiler_options=quickly), lowered))
+        return list(pool.map(lambda program: program.compile(), lowered))
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -215,9 +213,7 @@ def _finite_size(x: np.ndarray) -> np.ndarray:
 
 
 def _as_arrays(moves: Moves) -> Moves:
-    return Moves(
-        *(jnp.asarray(x, jnp.uint32 if name == "seed" else jnp.float64) for name, x in moves._asdict().items())
-    )
+    return Moves(*(np.asarray(x, np.uint32 if name == "seed" else np.float64) for name, x in moves._asdict().items()))
 
 
 def _first_line(error: Exception) -> str:
