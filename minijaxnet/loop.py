@@ -7,6 +7,7 @@ of it is one ``lax.while_loop``, compiled once for any number of steps and any l
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
-from jax.extend.core import get_opaque_trace_state
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
@@ -26,8 +26,6 @@ Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 # A norm that no slope has.
 _NEVER_FLAT = -1.0
-# What JAX says of a call that is not within jit, vmap or jvp: the objective may close over what those trace.
-_NOT_TRACING = get_opaque_trace_state(convention="minijaxnet")
 
 
 def descend(
@@ -125,7 +123,7 @@ def _run_steps(
         end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return end, _without_untaken(trace, steps)
 
-    if get_opaque_trace_state(convention="minijaxnet") != _NOT_TRACING:
+    if _trace_state() != _untraced():
         return traced()
     capacity = chunk_capacity(step, feed, state, source)
 
@@ -143,6 +141,20 @@ def _run_steps(
             break
     history.append(trace)
     return end, history.trace()
+
+
+def _trace_state() -> Any:
+    """Whether this call is within jit, vmap or jvp, of whose tracers the objective may close over some."""
+    from jax.extend.core import get_opaque_trace_state  # 17 ms: imported where used
+
+    return get_opaque_trace_state(convention="minijaxnet")
+
+
+@functools.cache
+def _untraced() -> Any:
+    """The same for a thread of its own, which is within nothing."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(_trace_state).result()
 
 
 def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:

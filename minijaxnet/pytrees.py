@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 # From so many elements on a sum is taken in two steps.
 _MANY = 1024
 

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.pytrees import array_type, leaf_name, structure_difference
-from minijaxnet.verify.interpret import equations, interpret
-from minijaxnet.verify.judge import Flat, Question, judge
 from minijaxnet.verify.report import GradientMismatch, GradReport, Verdict
 
+Flat = Callable[..., list[Any]]
 _UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 
 
@@ -66,6 +65,8 @@ def check_grad(
     Source: Higham, "Accuracy and stability of numerical algorithms", 2002, chapter 1; Parker, "Monte Carlo
     arithmetic", 1997; Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
     """
+    from minijaxnet.verify.judge import Question, judge  # 15 ms: imported where used
+
     args, order = _checked_args(args), _checked_order(order)
     chosen = _checked_argnums(argnums, len(args))
     leaves, treedef = jax.tree.flatten(args)
@@ -108,7 +109,7 @@ def check_grad(
 
     curved = None
     if order == 2:
-        curved = tuple(_derivative(gradient_of(rule), moved, seed) for rule in (hand, reference))
+        curved = _derivatives(gradient_of(hand), gradient_of(reference), moved, seed)
     paths = [f"args{jax.tree_util.keystr(path)}" for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]]
     question = Question(
         hand, reference, scalar, leaves, paths, moved, names, n_values=int(has_value), cotangents=[], curved=curved
@@ -159,6 +160,9 @@ def check_vjp(
 
     Source: the JAX documentation, "Custom derivative rules".
     """
+    from minijaxnet.verify.interpret import equations, interpret
+    from minijaxnet.verify.judge import Question, judge
+
     args, order = _checked_args(args), _checked_order(order)
     chosen = range(len(args)) if argnums is None else _checked_argnums(argnums, len(args))
     leaves, treedef = jax.tree.flatten(args)
@@ -239,14 +243,10 @@ def check_vjp(
 
     forward = curved = None
     if "custom_jvp" in custom and "custom_vjp" not in custom:
-        forward = tuple(
-            _derivative(lambda *a, f=f: f(*a[:n]), [*moved, *[False] * len(outputs)], seed) for f in (mine, plain)
-        )
+        forward = _derivatives(_first(mine, n), _first(plain, n), [*moved, *[False] * len(outputs)], seed)
     if order == 2:
-        curved = tuple(
-            _derivative(lambda *a, f=f: f(*a)[len(outputs) :], [*moved, *[True] * len(outputs)], seed)
-            for f in (hand, by_autodiff)
-        )
+        slopes = (lambda *a, rule=rule: rule(*a)[len(outputs) :] for rule in (hand, by_autodiff))
+        curved = _derivatives(next(slopes), next(slopes), [*moved, *[True] * len(outputs)], seed)
     question = Question(
         hand,
         by_autodiff,
@@ -301,6 +301,15 @@ def _of_moved(function: Callable[..., Any], leaves: Sequence[Any], moved: Sequen
         return function(*(next(rest) if mine else leaf for leaf, mine in zip(leaves, moved, strict=True)))
 
     return of_moved
+
+
+def _first(function: Flat, count: int) -> Flat:
+    """A function of some leaves as one of these and more."""
+    return lambda *leaves: function(*leaves[:count])
+
+
+def _derivatives(hand: Flat, reference: Flat, moved: Sequence[bool], seed: int) -> tuple[Flat, Flat]:
+    return _derivative(hand, moved, seed), _derivative(reference, moved, seed)
 
 
 def _derivative(function: Flat, moved: Sequence[bool], seed: int) -> Flat:

@@ -133,7 +133,7 @@ def _one_side(slip: Wrong) -> str:
         if where.any() and not slip.wrong[where].any() and elsewhere.mean() > 0.5:
             return f"right only where {side} (x: the argument)"
     size = np.abs(slip.params)
-    right, wrong = size[~slip.wrong], size[slip.wrong]
+    right, wrong = size[np.logical_not(slip.wrong)], size[slip.wrong]
     if right.size and wrong.size > 1 and right.max() < wrong.min():
         return f"right up to |x| = {right.max():.4g}, wrong from {wrong.min():.4g} on: a branch for large arguments"
     if right.size and wrong.size > 1 and wrong.max() < right.min():
@@ -144,7 +144,7 @@ def _one_side(slip: Wrong) -> str:
 def _repeated_index(slip: Wrong) -> str:
     if not slip.hand.ndim or not slip.wrong.any():
         return ""
-    rows = slip.wrong.reshape(len(slip.wrong), -1).any(axis=1)
+    rows = np.asarray(slip.wrong.reshape(len(slip.wrong), -1).any(axis=1))
     for path, x in slip.arguments.items():
         if x.size > 1 and np.array_equal(x, np.round(x)) and x.min() >= 0 and x.max() < len(rows):
             repeated = np.bincount(x.astype(int).ravel(), minlength=len(rows)) > 1

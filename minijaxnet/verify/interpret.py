@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
 
 
 class Moves(NamedTuple):
@@ -110,9 +109,7 @@ def interpret(
 
 def narrow_literals(program: Any) -> bool:
     """Whether a number stands in the program that a dtype written by hand has robbed of digits."""
-    return any(
-        isinstance(atom, core.Literal) and _is_rounded(atom) for eqn in equations(program) for atom in eqn.invars
-    )
+    return any(_is_literal(atom) and _is_rounded(atom) for eqn in equations(program) for atom in eqn.invars)
 
 
 def equations(program: Any) -> Iterator[Any]:
@@ -130,7 +127,7 @@ def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], way: _Wa
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
 
     def read(atom: Any) -> Any:
-        return _literal(atom, way) if isinstance(atom, core.Literal) else values[atom]
+        return _literal(atom, way) if _is_literal(atom) else values[atom]
 
     for eqn in jaxpr.eqns:
         if eqn.outvars:
@@ -172,14 +169,14 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
         def unfinished(state: tuple[Any, list[Any]]) -> Any:
             return _run_inner(params["cond_jaxpr"], [*of_cond, *state[1]], still)[0]
 
-        def body(state: tuple[Any, list[Any]], way: _Way = still) -> tuple[Any, list[Any]]:
-            return state[0] + 1, _run_inner(params["body_jaxpr"], [*of_body, *state[1]], way)
+        def one_round(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+            return state[0] + 1, _run_inner(params["body_jaxpr"], [*of_body, *state[1]], still)
 
-        rounds, end = lax.while_loop(unfinished, body, (jnp.int32(0), carry))
+        rounds, end = lax.while_loop(unfinished, one_round, (jnp.int32(0), carry))
         if moves is None:
             return end
         # Moved, an iteration might never settle: it makes as many rounds as it does when left alone.
-        return lax.fori_loop(0, rounds, lambda _, state: body(state, way), (jnp.int32(0), carry))[1]
+        return lax.fori_loop(0, rounds, lambda _, c: _run_inner(params["body_jaxpr"], [*of_body, *c], way), carry)
     if name == "cond":
         branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])
@@ -240,6 +237,10 @@ def _literal(atom: Any, way: _Way) -> Any:
         return value
     epsilon = float(jnp.finfo(atom.aval.dtype).eps)
     return move(value, moves._replace(size=moves.literals * epsilon, lift=0.0 * moves.lift), next(way.salts))
+
+
+def _is_literal(atom: Any) -> bool:
+    return hasattr(atom, "val")
 
 
 def _is_rounded(atom: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from minijaxnet.verify.evidence import (
     EPSILON,
@@ -379,7 +380,7 @@ def _sums(look: _Look) -> tuple[list[np.ndarray], list[np.ndarray]]:
     def watch(eqn: Any, operands: list[Any]) -> None:
         seen = {"reduce_sum": summands, "add_any": addends, "add": addends, "sub": addends}.get(eqn.primitive.name)
         if seen is not None:
-            small = [x for x in operands if not isinstance(x, jax.core.Tracer) and 1 < x.size < 100_000]
+            small = [x for x in operands if not isinstance(x, Tracer) and 1 < x.size < 100_000]
             seen.extend(np.asarray(x, np.float64) for x in small)
 
     if program is not None and sum(1 for _ in equations(program)) < 600:
@@ -393,8 +394,8 @@ def _as_drawn(look: _Look) -> _Look:
     if not any(eqn.primitive.name in _DRAWS for eqn in equations(program)):
         return look
     with jax.enable_x64(False):
-        rules = [trace(rule, question.leaves, question.leaves) for rule in (question.hand, question.reference)]
-    pair = Pair(*rules, question.moved)
+        rules = (trace(rule, question.leaves, question.leaves) for rule in (question.hand, question.reference))
+        pair = Pair(next(rules), next(rules), question.moved)
     hand, reference = pair(look.wide)
     return look._replace(pair=pair, evidence=look.evidence._replace(hand=hand, reference=reference))
 
