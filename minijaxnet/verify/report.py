@@ -1,7 +1,9 @@
 """What a gradient check found: verdicts, and the figures of each leaf they rest on."""
 
 import math
+import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -149,6 +151,35 @@ class GradientMismatch(AssertionError):
         """Keep the report."""
         super().__init__(f"\n{report}")
         self.report = report
+
+
+def misbuilt(why: str) -> GradReport:
+    """The report on a gradient that could not stand where it should."""
+    unchecked = Verdict("unchecked", "the structure differs")
+    verdicts = {"structure": Verdict("fail", why), "algebra": unchecked, "precision": unchecked}
+    shapes = re.findall(r"\[([\d,]*)\]; expected \w+\[([\d,]*)\]", why)
+    hints = []
+    for got, expected in ((tuple(filter(None, x.split(","))) for x in pair) for pair in shapes):
+        if got != expected and got[::-1] == expected:
+            hints.append("the shape is that of the transpose: transposed")
+        elif len(got) > len(expected) or (len(got) == len(expected) and "1" in expected):
+            hints.append("there is an axis too many: sum over what was broadcast")
+    return GradReport(verdicts, {}, tuple(hints))
+
+
+def raise_unless_ok(report: GradReport) -> None:
+    """Raise ``GradientMismatch`` for a report that is not ok."""
+    if not report.ok:
+        raise GradientMismatch(report)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few of several names.
+
+    >>> listed(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _wrapped(head: str, text: str) -> list[str]:

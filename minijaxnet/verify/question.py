@@ -1,0 +1,153 @@
+"""What is asked of a hand-derived gradient, made ready to be answered at one point after another."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, to_host, trace
+from minijaxnet.verify.flat import Flat
+from minijaxnet.verify.interpret import interpret
+from minijaxnet.verify.oracle import Estimate, derivative
+
+
+class Question(NamedTuple):
+    """What is to be judged, all of it on flat arguments.
+
+    Attributes:
+        hand: ``hand(*leaves) -> [*values, *gradients]``.
+        reference: the same by autodiff of the plain function.
+        objective: ``objective(*leaves)``, the scalar whose gradient it is.
+        paths: the names of the arguments.
+        moved: which of them are differentiated; there is a gradient for each.
+        names: the names of the gradients.
+        n_values: how many values come before the gradients.
+        cotangents: where among the leaves the cotangents are; none for a plain gradient.
+        forward: the same pair of rules for forward mode, where there is one.
+        curved: the same pair of rules for the derivative of the gradient, where it is asked for.
+    """
+
+    hand: Flat
+    reference: Flat
+    objective: Callable[..., Any]
+    paths: list[str]
+    moved: list[bool]
+    names: list[str]
+    n_values: int
+    cotangents: list[int]
+    forward: tuple[Flat, Flat] | None = None
+    curved: tuple[Flat, Flat] | None = None
+
+
+class Examiner(NamedTuple):
+    """A question compiled for arguments of certain shapes and dtypes.
+
+    Attributes:
+        question: the question.
+        pair: both rules in float64.
+        objective: the scalar as a rule in float64, and its program.
+        in_working: both rules in the dtype one works in; None where that is float64, or the rule can't be traced.
+        stacked: the hand rule under vmap, in float64; or why there is none.
+    """
+
+    question: Question
+    pair: Pair
+    objective: tuple[Rule, Any]
+    in_working: Any
+    stacked: Any
+
+
+class Look(NamedTuple):
+    """A question at a point: what all verdicts look at.
+
+    Attributes:
+        examiner: the question compiled.
+        leaves: the point.
+        wide: the same in float64, on the host; keys and integers as they are.
+        evidence: what the two rules return there.
+        seed: of whatever is drawn.
+    """
+
+    examiner: Examiner
+    leaves: Sequence[Any]
+    wide: list[Any]
+    evidence: Evidence
+    seed: int
+
+    @property
+    def question(self) -> Question:
+        """The question."""
+        return self.examiner.question
+
+    def differentiated(self) -> list[np.ndarray]:
+        """The arguments that are differentiated, in float64."""
+        return [x for x, moved in zip(self.wide, self.question.moved, strict=True) if moved]
+
+    def dtypes(self) -> list[Any]:
+        """The dtypes that they come in."""
+        return [x.dtype for x, moved in zip(self.leaves, self.question.moved, strict=True) if moved]
+
+    def slope(self, direction: Sequence[np.ndarray]) -> Estimate:
+        """The derivative of the objective in a direction, by finite differences."""
+        rule, program = self.examiner.objective
+
+        def at(step: float) -> float:
+            ways = iter(direction)
+            pairs = zip(self.wide, self.question.moved, strict=True)
+            return float(program(rule.consts, [x + step * next(ways) if moved else x for x, moved in pairs]))
+
+        return derivative(at)
+
+    def slope_of(self, leaf: int, way: np.ndarray) -> Estimate:
+        """The same, where only one leaf moves."""
+        direction = [np.zeros_like(x) for x in self.differentiated()]
+        direction[leaf] = way
+        return self.slope(direction)
+
+
+def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
+    """Trace and compile a question for arguments like these."""
+    with jax.enable_x64(True):
+        wide = [widened(leaf) for leaf in leaves]
+        pair = Pair(trace(question.hand, wide, leaves), trace(question.reference, wide, leaves), question.moved)
+        rule = trace(lambda *leaves: [question.objective(*leaves)], wide, leaves)
+        objective = jax.jit(lambda consts, leaves: interpret(rule.program, consts, leaves)[0])
+        lowered = {"pair": pair.lower(wide), "objective": objective.lower(rule.consts, wide)}
+        why_not_stacked = pair.hand.note
+        if pair.hand.program is not None:
+            try:
+                lowered["stacked"] = jax.jit(jax.vmap(question.hand)).lower(*stacked(wide, wide))
+            except Exception as error:
+                why_not_stacked = f"under vmap: {' '.join(str(error).split())[:150]}"
+    precise = all(x.dtype == np.float64 for x, moved in zip(leaves, question.moved, strict=True) if moved)
+    if pair.hand.program is not None and not precise:
+        in_working = jax.jit(lambda *leaves: (question.hand(*leaves), question.reference(*leaves)))
+        lowered["working"] = in_working.lower(*leaves)
+    compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
+    pair.use(compiled["pair"])
+    return Examiner(
+        question,
+        pair,
+        (rule, compiled["objective"]),
+        compiled.get("working"),
+        compiled.get("stacked", why_not_stacked),
+    )
+
+
+def look_at(examiner: Examiner, leaves: Sequence[Any], seed: int) -> Look:
+    """Carry out both rules at a point; call it where float64 is enabled."""
+    wide = [widened(leaf) for leaf in leaves]
+    return Look(examiner, leaves, wide, gather(examiner.pair, wide, seed), seed)
+
+
+def widened(leaf: Any) -> Any:
+    """A floating leaf in float64 on the host, any other as it is."""
+    return to_host(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def stacked(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """Two points as one batch."""
+    pairs = zip(first, second, strict=True)
+    return [np.stack(pair) if isinstance(pair[0], np.ndarray) else jnp.stack(pair) for pair in pairs]
