@@ -153,7 +153,7 @@ def check_grad_at(
         value, slopes = jax.value_and_grad(of_moved(scalar, leaves, moved))(only(leaves, moved))
         return [value, *slopes] if has_value else list(slopes)
 
-    curved = derivatives(hand, reference, int(has_value), moved, seed) if order == 2 else None
+    curved = derivatives(hand, reference, int(has_value), moved, jax.tree.leaves(args), seed) if order == 2 else None
     paths = [f"args{path}" for path in paths_of(args)]
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(args[chosen[0]])[0]]
     names = names if isinstance(argnums, int) else only(paths_of(args), moved)

@@ -140,9 +140,9 @@ def check_vjp(
     still, all_moved = [False] * len(outputs), [True] * len(outputs)
     forward = curved = None
     if has_jvp and not has_vjp:
-        forward = derivatives(first(whole, n), first(plain, n), 0, [*moved, *still], seed)
+        forward = derivatives(first(whole, n), first(plain, n), 0, [*moved, *still], everything, seed)
     if order == 2:
-        curved = derivatives(hand, by_autodiff, len(outputs), [*moved, *all_moved], seed)
+        curved = derivatives(hand, by_autodiff, len(outputs), [*moved, *all_moved], everything, seed)
     paths = [*(f"args{path}" for path in paths_of(args)), *(f"cotangent[{i}]" for i in range(len(outputs)))]
     places = list(range(n, n + len(outputs)))
     question = Question(

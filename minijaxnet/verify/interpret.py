@@ -77,7 +77,7 @@ class _Way(NamedTuple):
 
     moves: Moves | None
     wide: bool
-    watch: Callable[[Any, list[Any]], None]
+    instead: Callable[[Any, list[Any]], list[Any] | None]
     salts: Iterator[int]
 
 
@@ -88,7 +88,7 @@ def interpret(
     moves: Moves | None = None,
     *,
     wide: bool = True,
-    watch: Callable[[Any, list[Any]], None] = lambda eqn, operands: None,
+    instead: Callable[[Any, list[Any]], list[Any] | None] = lambda eqn, operands: None,
 ) -> list[Any]:
     """The results of a jaxpr, its custom rules taken out.
 
@@ -98,12 +98,12 @@ def interpret(
         arguments: a value for each of its inputs.
         moves: how far to move what rounds; None to move nothing.
         wide: whether to carry it out with every float in float64, where that is enabled.
-        watch: called with each operation and its operands.
+        instead: called with each operation and its operands; unless it returns None, that stands for their result.
 
     Returns:
         A value for each of its outputs.
     """
-    way = _Way(moves, wide, watch, itertools.count())
+    way = _Way(moves, wide, instead, itertools.count())
     return _run(program, _all_wide(consts, way), _all_wide(arguments, way), way)
 
 
@@ -186,7 +186,8 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
         after = before + lengths.solve + lengths.transpose_solve
         return inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]])
 
-    way.watch(eqn, operands)
+    if (results := way.instead(eqn, operands)) is not None:
+        return results
     if moves is not None and name in _SUMS:
         operands = [move(operand, moves, next(way.salts)) for operand in operands]
     results = _bind(eqn, operands, way)

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from minijaxnet.verify.algebra import Compared, algebra, compare, leaf_report, typical_sizes
 from minijaxnet.verify.behaviour import agrees, linearity, transforms
 from minijaxnet.verify.evidence import EPSILON, to_host
 from minijaxnet.verify.hints import Wrong, explain
-from minijaxnet.verify.interpret import equations, interpret
+from minijaxnet.verify.interpret import equations
+from minijaxnet.verify.mutants import changed
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.question import Examiner, Look, look_at
 from minijaxnet.verify.report import GradReport, Verdict, listed
@@ -106,28 +106,10 @@ def _explained(look: Look, compared: Sequence[Compared]) -> list[str]:
     is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in look.wide]
     named = zip(look.question.paths, look.wide, is_key, strict=True)
     arguments = {path: to_host(x) for path, x, key in named if not key}
-    summands, addends = _sums(look)
     sentences = []
     for c, params in zip(compared, look.differentiated(), strict=True):
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
-            about = (c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments, summands, addends)
-            sentences.append(explain(Wrong(*about)))
+            slip = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
+            sentences.append(explain(slip) or changed(look, slip, list(truths).index(c.name)))
     return list(filter(None, sentences))
-
-
-def _sums(look: Look) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What autodiff's own program sums over axes, and what it adds, where that is small enough to look at."""
-    rule = look.examiner.pair.reference
-    summands: list[np.ndarray] = []
-    addends: list[np.ndarray] = []
-
-    def watch(eqn: Any, operands: list[Any]) -> None:
-        seen = {"reduce_sum": summands, "add_any": addends, "add": addends, "sub": addends}.get(eqn.primitive.name)
-        if seen is not None:
-            small = [x for x in operands if not isinstance(x, Tracer) and 1 < x.size < 100_000]
-            seen.extend(np.asarray(x, np.float64) for x in small)
-
-    if sum(1 for _ in equations(rule.program)) < 600:
-        interpret(rule.program, rule.consts, look.wide, watch=watch)
-    return summands, addends
