@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.evidence import Evidence, conventions
-from minijaxnet.verify.question import Look
+from minijaxnet.verify.question import REACHES, Look
 from minijaxnet.verify.report import LeafReport
 
 _FEW = 8
@@ -56,6 +56,9 @@ def algebra(look: Look) -> list[Compared]:
     """Each gradient of a question, compared."""
     first = look.question.n_values
     results = [compare(look.evidence, first + i, name) for i, name in enumerate(look.question.names)]
+    if not np.isfinite(look.value(look.differentiated())):
+        # Where the function itself overflows, so does what autodiff makes of it.
+        results = [r._replace(wrong=np.zeros_like(r.wrong), undecided=r.undecided | r.wrong) for r in results]
     if any(result.wrong.any() for result in results):
         bounds = conventions(look.examiner.pair, look.wide, look.evidence)[first:]
         results = [excused_at_kinks(result, *bound) for result, bound in zip(results, bounds, strict=True)]
@@ -139,11 +142,14 @@ def _acquitted(look: Look, leaf: int, result: Compared, doubtful: np.ndarray, sc
     for place in places[draw.permutation(len(places))[:_FEW]]:
         masks.append(np.zeros_like(doubtful))
         masks[-1][tuple(place)] = True
+    largest = float(np.max(np.abs(result.hand), initial=0.0, where=np.isfinite(result.hand)))
     for mask in reversed(masks):
         way = np.where(mask, draw.choice((-1.0, 1.0), size=mask.shape) * scale, 0.0)
-        value = float(np.sum(np.where(mask, result.hand, 0.0) * way))
-        estimate = look.slope_of(leaf, way)
-        if not (estimate.settles(abs(value)) and estimate.agrees(value)):
+        size = largest * float(np.sum(np.abs(way)))
+        mine, theirs = (float(np.sum(np.where(mask, x, 0.0) * way)) for x in (result.hand, result.reference))
+        estimates = (look.slope_of(leaf, way, reach) for reach in REACHES)
+        sharp = [e for e in estimates if e.settles(size, 1e-5)]
+        if not any(e.agrees(mine, size) for e in sharp) or any(e.agrees(theirs, size) for e in sharp):
             return False
     return True
 
@@ -151,5 +157,8 @@ def _acquitted(look: Look, leaf: int, result: Compared, doubtful: np.ndarray, sc
 def typical_sizes(leaf: np.ndarray) -> np.ndarray:
     """How far each element may be moved for a difference: in proportion to itself, or to its leaf where it is small."""
     size = np.where(np.isfinite(leaf), np.abs(leaf), 0.0)
-    typical = np.sqrt(np.mean(np.square(size))) if size.size else 0.0
-    return np.where(size > 1e-3 * typical, size, typical) if typical else np.ones_like(size)
+    largest = np.max(size, initial=0.0)
+    if not largest:
+        return np.ones_like(size)
+    typical = largest * np.sqrt(np.mean(np.square(size / largest)))
+    return np.where(size > 1e-3 * typical, size, typical)

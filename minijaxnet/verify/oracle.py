@@ -16,13 +16,13 @@ class Estimate(NamedTuple):
     value: float
     error: float
 
-    def settles(self, size: float) -> bool:
-        """Whether it is sharp enough to say something about a number of this size."""
-        return self.error <= 1e-3 * size
+    def settles(self, size: float, share: float) -> bool:
+        """Whether its error is at most this share of a number of this size."""
+        return self.error <= share * size
 
-    def agrees(self, value: float) -> bool:
-        """Whether a number is this derivative, as far as can be seen."""
-        return abs(value - self.value) <= 10 * self.error + 1e-7 * max(abs(value), abs(self.value))
+    def agrees(self, value: float, size: float) -> bool:
+        """Whether a number is this derivative, as far as can be seen, where numbers are of this size."""
+        return abs(value - self.value) <= 10 * self.error + 1e-7 * size
 
 
 def derivative(function: Callable[[float], float]) -> Estimate:
