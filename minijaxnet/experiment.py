@@ -112,11 +112,7 @@ def load_experiment(path: str | Path) -> Experiment:
         Traceback (most recent call last):
         minijaxnet.experiment.ExperimentError: no/such/file.py: there is no such file; expected a Python file
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise ExperimentError(f"{path}: {what}; expected a Python file")
-    found = getattr(_run_module(path), "experiment", None)
+    found = getattr(load_module(path), "experiment", None)
     if not isinstance(found, Experiment):
         what = "defines no experiment" if found is None else f"its experiment is a {type(found).__name__}"
         raise ExperimentError(f"{path}: {what}; expected a line `experiment = Experiment(...)`")
@@ -149,7 +145,21 @@ def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
     return options
 
 
-def _run_module(path: Path) -> ModuleType:
+def load_module(path: str | Path) -> ModuleType:
+    """A Python file, run as a module.
+
+    Raises:
+        ExperimentError: there is no such file, or it fails; its own traceback is in the text.
+
+    Example:
+        >>> load_module("no/such/file.py")
+        Traceback (most recent call last):
+        minijaxnet.experiment.ExperimentError: no/such/file.py: there is no such file; expected a Python file
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise ExperimentError(f"{path}: {what}; expected a Python file")
     name = f"_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

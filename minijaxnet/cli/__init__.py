@@ -8,6 +8,7 @@ from minijaxnet.cli.errors import UsageError, show_error
 
 VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",
+    "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
     "list": "show the experiments of a folder",
 }
 

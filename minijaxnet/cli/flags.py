@@ -1,12 +1,15 @@
-"""The flags of ``minijaxnet run``: the settings, and the experiment's own numbers, with its defaults."""
+"""The flags of the verbs: settings, and the experiment's own numbers, with its defaults."""
 
 import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options
+
+Flags = TypeVar("Flags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,28 +22,54 @@ class RunFlags(Settings):
     """How long to time the step against optax's; 0 leaves it out."""
 
 
-def parse(experiment: Experiment | None, file: str, arguments: Sequence[str]) -> tuple[RunFlags, dict, dict]:
-    """The flags of the verb, and of the experiment's ``init`` and ``data``, with its defaults."""
+@dataclasses.dataclass(frozen=True)
+class CheckFlags:
+    """What ``minijaxnet check`` can be told, beside the experiment's own numbers."""
+
+    seed: int = 0
+    """Of the start, and of whatever the check draws."""
+    order: int = 1
+    """2 to check the gradient's own derivative, too."""
+    steps: int = 100
+    """How many steps of descent lead to the trained point."""
+    runs: str = "runs"
+    """The folder in which the check's own folder is made."""
+
+
+def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The file, which comes first, and the rest; no file where only help is asked for."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if arguments and not {"-h", "--help"} & set(arguments):
+        raise UsageError(f"{verb}: got {arguments[0]}; expected the file of an experiment first")
+    return None, ["--help"]
+
+
+def parse(
+    flags_class: type[Flags], verb: str, experiment: Experiment | None, file: str, arguments: Sequence[str]
+) -> tuple[Flags, dict[str, Any], dict[str, Any]]:
+    """The flags of a verb, and of the experiment's ``init`` and ``data``, with its defaults."""
     import tyro  # 80 ms: imported where used
 
     init = number_options(experiment.init) if experiment else {}
     data = {f"data_{name}": value for name, value in (number_options(experiment.data) if experiment else {}).items()}
-    known = {field.name for field in dataclasses.fields(RunFlags)}
+    known = {field.name for field in dataclasses.fields(flags_class)}  # pyright: ignore[reportArgumentType]
     if clash := known & set(init):
-        raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of run; expected another name")
+        raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of {verb}; expected another name")
     own = [(name, type(value), dataclasses.field(default=value)) for name, value in (init | data).items()]
-    flags_type = dataclasses.make_dataclass("Flags", own, bases=(RunFlags,), frozen=True, kw_only=True)
-    defaults = dataclasses.asdict(experiment.defaults) if experiment else {}
+    flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
+    settings = dataclasses.asdict(experiment.defaults) if experiment else {}
+    defaults = settings if issubclass(flags_class, Settings) else {}
     flags = tyro.cli(
         flags_type,
-        prog=f"minijaxnet run {file}",
-        description=_summary(file) if experiment else "Carry out the experiment of a file.",
+        prog=f"minijaxnet {verb} {file}",
+        description=_summary(file) if experiment else f"{verb.capitalize()} the experiment of a file.",
         default=flags_type(**defaults),
         args=list(arguments),
     )
     values = dataclasses.asdict(flags)
     return (
-        RunFlags(**{name: values[name] for name in known}),
+        flags_class(**{name: values[name] for name in known}),
         {name: values[name] for name in init},
         {name.removeprefix("data_"): values[name] for name in data},
     )

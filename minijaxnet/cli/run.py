@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import inspect
 import shutil
 import sys
@@ -12,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from minijaxnet.backprop import with_gradient
 from minijaxnet.bench import StepComparison, compare_steps
-from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import RunFlags, parse
-from minijaxnet.data import check_batch
+from minijaxnet.cli.begin import begin, first_batch
+from minijaxnet.cli.flags import RunFlags, parse, split_file
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, load_experiment
-from minijaxnet.pytrees import array_type, cast_floats
+from minijaxnet.pytrees import array_type
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.folder import METRICS, create_run_folder, environment, write_json, write_params
 from minijaxnet.tables import figure, text_table
@@ -31,34 +28,25 @@ from minijaxnet.verify import GradReport, check_grad
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file."""
-    file, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else (None, arguments)
-    if file is None:
-        if rest and not {"-h", "--help"} & set(rest):
-            raise UsageError(f"run: got {rest[0]}; expected the file of an experiment first")
-        parse(None, "FILE", ["--help"])
-    experiment = load_experiment(str(file))
-    flags, init_options, data_options = parse(experiment, str(file), rest)
+    file, rest = split_file("run", arguments)
+    experiment = None if file is None else load_experiment(file)
+    flags, init_options, data_options = parse(RunFlags, "run", experiment, file or "FILE", rest)
+    assert experiment is not None and file is not None, "without a file only help is shown"
     with jax.enable_x64(flags.precision == "float64"):
-        return _run(experiment, str(file), flags, init_options, data_options)
+        return _run(experiment, file, flags, init_options, data_options)
 
 
 def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict, data_options: dict) -> int:
     if not 0 <= flags.bench_seconds < float("inf"):
         raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected a finite number, at least 0")
-    if not 0 <= flags.seed < 2**32:
-        raise ValueError(f"seed: got {flags.seed}; expected a number from 0 to {2**32 - 1}")
-    dtype = jnp.dtype(flags.precision)
-    train, test = (cast_floats(batch, dtype) for batch in _data(experiment, data_options))
-    start_key, order_key, draw_key = jax.random.split(jax.random.key(flags.seed), 3)
-    params = cast_floats(jax.jit(functools.partial(experiment.init, **init_options))(start_key), dtype)
-    key = draw_key if _draws(experiment.objective) else None
+    params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     by_hand = experiment.value_and_gradient
     objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
     descent = make_descent(objective, flags.optimizer, flags.learning_rate)
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
-    seen = train if flags.batch_size is None else jax.tree.map(lambda leaf: leaf[: flags.batch_size], train)
+    seen = first_batch(train, flags.batch_size)
     measure = _measure(experiment, train, test, key)
     _check_scalars(jax.eval_shape(measure, params))
 
@@ -108,16 +96,6 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     return 130 if result.interrupted else 0
 
 
-def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
-    """The experiment's two batches, checked."""
-    batches = experiment.data(**options)
-    if not isinstance(batches, tuple | list) or len(batches) != 2:
-        raise TypeError(f"data: it returns a {type(batches).__name__}; expected a pair of batches (train, test)")
-    for name, batch in zip(("train", "test"), batches, strict=True):
-        check_batch(batch, name)
-    return batches[0], batches[1]
-
-
 @contextlib.contextmanager
 def _run_folder(parent: str, name: str) -> Iterator[Path]:
     """A new run folder, which goes again if what runs in it fails before a first row is logged."""
@@ -160,13 +138,6 @@ def describe(optimizer: str) -> str:
 
 def _takes_rate(maker: Any) -> bool:
     return inspect.isfunction(maker) and "learning_rate" in inspect.signature(maker).parameters
-
-
-def _draws(objective: Callable[..., Any]) -> bool:
-    """Whether an objective takes a key as its third argument."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(objective).parameters.values()
-    return sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters) >= 3
 
 
 def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:

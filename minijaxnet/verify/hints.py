@@ -124,16 +124,17 @@ def _swapped(slip: Wrong) -> str:
 def _one_side(slip: Wrong) -> str:
     if not _same_shape(slip):
         return ""
+    right = np.logical_not(slip.wrong)
     for side, where in (("x > 0", slip.params > 0), ("x < 0", slip.params < 0), ("x >= 0", slip.params >= 0)):
         elsewhere = slip.wrong[~where]
-        if where.any() and not slip.wrong[where].any() and elsewhere.mean() > 0.5:
+        if where.sum() > 1 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
             return f"right only where {side} (x: the argument)"
     size = np.abs(slip.params)
-    right, wrong = size[np.logical_not(slip.wrong)], size[slip.wrong]
-    if right.size and wrong.size > 1 and right.max() < wrong.min():
-        return f"right up to |x| = {right.max():.4g}, wrong from {wrong.min():.4g} on: a branch for large arguments"
-    if right.size and wrong.size > 1 and wrong.max() < right.min():
-        return f"wrong up to |x| = {wrong.max():.4g}, right from {right.min():.4g} on: a branch for small arguments"
+    inside, outside = size[right], size[slip.wrong]
+    if inside.size > 1 and outside.size and inside.max() < outside.min():
+        return f"right up to |x| = {inside.max():.4g}, wrong from {outside.min():.4g} on: a branch for large arguments"
+    if inside.size > 1 and outside.size and outside.max() < inside.min():
+        return f"wrong up to |x| = {outside.max():.4g}, right from {inside.min():.4g} on: a branch for small arguments"
     return ""
 
 
