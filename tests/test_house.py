@@ -63,7 +63,7 @@ def test_public_names_are_the_contract():
     binary_cross_entropy accuracy prediction_errors objective Batch digits breast_cancer diabetes
     wine iris mlp_gradient with_gradient Descent DescentState StepInfo gradient_descent
     optax_descent descend descend_epochs Trace loss_slice loss_surface weight_direction project_path
-    Experiment load_experiment check_grad GradReport compare_steps StepComparison fit FLAT
+    Experiment load_experiment check_grad check_vjp assert_grad assert_vjp GradReport GradientMismatch compare_steps StepComparison fit FLAT
     OUT_OF_STEPS DIVERGED
     """.split()
     assert set(contract) <= set(minijaxnet.__all__)
@@ -85,11 +85,11 @@ def python_blocks() -> list[str]:
 
 
 def test_the_readmes_snippets_run(capsys: pytest.CaptureFixture):
-    *jobs, own_experiment = python_blocks()
+    *jobs, own_experiment, own_rule = python_blocks()
     assert len(jobs) == 3
     assert all(len(job.strip().splitlines()) <= 10 for job in jobs)
     names: dict = {}
-    for job in jobs:
+    for job in (*jobs, own_rule):
         exec(compile(job, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "OUT_OF_STEPS" in printed
@@ -101,7 +101,7 @@ def test_the_readmes_snippets_run(capsys: pytest.CaptureFixture):
 
 def test_the_readmes_experiment_runs(tmp_path: Path):
     file = tmp_path / "my_experiment.py"
-    file.write_text(python_blocks()[-1], encoding="utf-8")
+    file.write_text(python_blocks()[-2], encoding="utf-8")
     call = [
         sys.executable,
         "-m",
