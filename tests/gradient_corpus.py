@@ -1,7 +1,8 @@
 """Right and wrong gradients by hand, on which a gradient checker is judged.
 
 No false alarm on ``RIGHT``, no miss on ``WRONG``, the leaf (and element) named, the slip explained, in every dtype.
-``SURROGATES`` are wrong on purpose; in ``AUTODIFF_SUSPECT`` the rule is right and autodiff is not: mostly NaN.
+``SURROGATES`` are wrong on purpose; in ``AUTODIFF_SUSPECT`` the rule is right and autodiff is not: mostly NaN. ``BLIND``
+are wrong by less than rounding leaves of the truth.
 """
 
 import gradient_corpus_right_math
@@ -15,6 +16,7 @@ from gradient_corpus_kit import DTYPES, KINDS, WORKING, GradCase, Slip, Surrogat
 
 __all__ = [
     "AUTODIFF_SUSPECT",
+    "BLIND",
     "DTYPES",
     "KINDS",
     "RIGHT",
@@ -40,3 +42,4 @@ WRONG: list[GradCase | VjpCase] = [
 ]
 SURROGATES: list[Surrogate] = gradient_corpus_vjp_wrong.SURROGATES
 AUTODIFF_SUSPECT: list[GradCase] = gradient_corpus_right_numbers.AUTODIFF_SUSPECT
+BLIND: list[GradCase] = gradient_corpus_wrong_content.BLIND

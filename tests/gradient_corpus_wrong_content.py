@@ -586,16 +586,23 @@ wrong(
     rounding=1e-15,
 )
 wrong(
-    "flat plateau, a slope of 1e-30",
-    summed(jnp.tanh),
-    lambda x: jnp.full_like(x, 1e-30),
-    given(exactly([400, -500, 1000])),
-    Slip("other", ""),
-)
-wrong(
     "around a mean that is not held fixed",
     lambda x: jnp.sum((x - jnp.mean(x)) ** 4),
     lambda x: 4 * (x - jnp.mean(x)) ** 3,
     given(normal(6)),
     Slip("missing term", ""),
 )
+
+# --- Too small to be seen in floating point ---------------------------------------------------------------------------
+
+# At saturation tanh rounds to 1, and its slope by autodiff, (1 - y) (1 + y), is a difference of numbers near 1: a true
+# slope of 0 and one of 1e-30 leave it at the same 0, some 1e-16 within rounding. No checker in floating point can tell.
+BLIND = [
+    GradCase(
+        "flat plateau, a slope of 1e-30",
+        summed(jnp.tanh),
+        lambda x: jnp.full_like(x, 1e-30),
+        given(exactly([400, -500, 1000])),
+        slip=Slip("other", ""),
+    )
+]

@@ -63,7 +63,8 @@ def test_public_names_are_the_contract():
     binary_cross_entropy accuracy prediction_errors objective Batch digits breast_cancer diabetes
     wine iris mlp_gradient with_gradient Descent DescentState StepInfo gradient_descent
     optax_descent descend descend_epochs Trace loss_slice loss_surface weight_direction project_path
-    Experiment load_experiment check_grad check_vjp assert_grad assert_vjp GradReport GradientMismatch compare_steps StepComparison fit FLAT
+    Experiment load_experiment check_grad check_vjp assert_grad assert_vjp GradReport GradientMismatch
+    compare_steps StepComparison fit FLAT
     OUT_OF_STEPS DIVERGED
     """.split()
     assert set(contract) <= set(minijaxnet.__all__)
