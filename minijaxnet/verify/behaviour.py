@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from minijaxnet.verify.algebra import compare, excused_at_kinks
-from minijaxnet.verify.evidence import Pair, conventions, distance, gather, to_host, trace
+from minijaxnet.verify.evidence import conventions, distance, gather, pair_of, to_host, trace
 from minijaxnet.verify.interpret import equations
 from minijaxnet.verify.question import Flat, Look, stacked
 from minijaxnet.verify.report import Verdict
@@ -85,7 +85,7 @@ def transforms(look: Look) -> Verdict:
 def agrees(look: Look, rules: tuple[Flat, Flat], what: str) -> Verdict:
     """Whether two further rules are the same function, as the gradients were asked to be."""
     try:
-        pair = Pair(*(trace(rule, look.wide, look.leaves) for rule in rules), moved=look.question.moved)
+        pair = pair_of(*(trace(rule, look.wide, look.leaves) for rule in rules), moved=look.question.moved)
         evidence = gather(pair, look.wide, look.seed)
     except Exception as error:
         return Verdict("unchecked", f"{what}: {' '.join(str(error).split())[:150]}")

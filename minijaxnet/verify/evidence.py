@@ -1,6 +1,5 @@
 """Two functions that should be one, side by side in float64: how far apart they are, and what rounding allows."""
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,49 +67,51 @@ class Evidence(NamedTuple):
         return ROUNDINGS * (self.hand_doubt[i] + self.reference_doubt[i]) + 8 * EPSILON * largest
 
 
-class Pair:
-    """A hand rule and its reference, compiled together in float64, to be carried out at will."""
+class Pair(NamedTuple):
+    """A hand rule and its reference, in float64, to be carried out at will.
 
-    def __init__(self, hand: Rule, reference: Rule, moved: Sequence[bool]):
-        """Of flat arguments, those ``moved`` are what is differentiated."""
-        self.hand, self.reference, self.moved = hand, reference, moved
+    Attributes:
+        hand: by hand.
+        reference: by autodiff.
+        program: both in one, ``program(arguments, hand_consts, reference_consts, moves)``; jitted, or compiled.
+    """
+
+    hand: Rule
+    reference: Rule
+    program: Any
 
     def lower(self, arguments: Sequence[Any]) -> Any:
         """The program for arguments like these, lowered."""
-        return self._both.lower(arguments, self.hand.consts, self.reference.consts, _as_arrays(Moves()))
-
-    def use(self, compiled: Any) -> None:
-        """Carry it out by a compiled program from now on."""
-        self._both = compiled
+        return self.program.lower(arguments, self.hand.consts, self.reference.consts, _as_arrays(Moves()))
 
     def __call__(
         self, arguments: Sequence[Any], moves: Moves | None = None
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """What the two return, on the host."""
         moves = _as_arrays(Moves() if moves is None else moves)
-        results = self._both(arguments, self.hand.consts, self.reference.consts, moves)
+        results = self.program(arguments, self.hand.consts, self.reference.consts, moves)
         hand, reference = (list(map(to_host, result)) for result in results)
         if self.hand.program is None:
             hand = list(map(to_host, self.hand.call(*arguments)))
         return hand, reference
 
-    @functools.cached_property
-    def _both(self) -> Any:
-        def both(arguments: Any, hand_consts: Any, reference_consts: Any, moves: Moves) -> Any:
-            start = moves._replace(
-                size=moves.size * moves.inputs, lift=moves.lift * moves.inputs, seed=moves.seed + np.uint32(77)
-            )
-            arguments = [
-                move(argument, start, i) if moved else argument
-                for i, (argument, moved) in enumerate(zip(arguments, self.moved, strict=True))
-            ]
-            results = []
-            for rule, consts in ((self.hand, hand_consts), (self.reference, reference_consts)):
-                results.append([] if rule.program is None else interpret(rule.program, consts, arguments, moves))
-                moves = moves._replace(seed=moves.seed + np.uint32(7919))
-            return results
 
-        return jax.jit(both)
+def pair_of(hand: Rule, reference: Rule, moved: Sequence[bool]) -> Pair:
+    """Two rules to be carried out together; of their flat arguments, those ``moved`` are what is differentiated."""
+
+    def both(arguments: Any, hand_consts: Any, reference_consts: Any, moves: Moves) -> Any:
+        start = moves._replace(size=moves.size * moves.inputs, lift=moves.lift * moves.inputs, seed=moves.seed + 77)
+        arguments = [
+            move(argument, start, i) if mine else argument
+            for i, (argument, mine) in enumerate(zip(arguments, moved, strict=True))
+        ]
+        results = []
+        for rule, consts in ((hand, hand_consts), (reference, reference_consts)):
+            results.append([] if rule.program is None else interpret(rule.program, consts, arguments, moves))
+            moves = moves._replace(seed=moves.seed + 7919)
+        return results
+
+    return Pair(hand, reference, jax.jit(both))
 
 
 def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[Any]) -> Rule:

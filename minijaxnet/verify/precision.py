@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.algebra import Compared
-from minijaxnet.verify.evidence import EPSILON, Pair, distance, to_host, trace
+from minijaxnet.verify.evidence import EPSILON, distance, pair_of, to_host, trace
 from minijaxnet.verify.interpret import Moves, equations
 from minijaxnet.verify.question import Look
 from minijaxnet.verify.report import Verdict, listed
@@ -86,7 +86,7 @@ def _as_drawn(look: Look) -> Look:
         return look
     with jax.enable_x64(False):
         rules = [trace(rule, look.leaves, look.leaves) for rule in (question.hand, question.reference)]
-    pair = Pair(rules[0], rules[1], question.moved)
+    pair = pair_of(rules[0], rules[1], question.moved)
     hand, reference = pair(look.wide)
     evidence = look.evidence._replace(hand=hand, reference=reference)
     return look._replace(examiner=look.examiner._replace(pair=pair), evidence=evidence)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, to_host, trace
+from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, pair_of, to_host, trace
 from minijaxnet.verify.flat import Flat
 from minijaxnet.verify.interpret import interpret
 from minijaxnet.verify.oracle import Estimate, derivative
@@ -120,7 +120,7 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
     """Trace and compile a question for arguments like these."""
     with jax.enable_x64(True):
         wide = [widened(leaf) for leaf in leaves]
-        pair = Pair(trace(question.hand, wide, leaves), trace(question.reference, wide, leaves), question.moved)
+        pair = pair_of(trace(question.hand, wide, leaves), trace(question.reference, wide, leaves), question.moved)
         rule = trace(lambda *leaves: [question.objective(*leaves)], wide, leaves)
         objective = jax.jit(lambda consts, leaves: interpret(rule.program, consts, leaves)[0])
         lowered = {"pair": pair.lower(wide), "objective": objective.lower(rule.consts, wide)}
@@ -135,10 +135,9 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
         in_working = jax.jit(lambda *leaves: (question.hand(*leaves), question.reference(*leaves)))
         lowered["working"] = in_working.lower(*leaves)
     compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
-    pair.use(compiled["pair"])
     return Examiner(
         question,
-        pair,
+        pair._replace(program=compiled["pair"]),
         (rule, compiled["objective"]),
         compiled.get("working"),
         compiled.get("stacked", why_not_stacked),
