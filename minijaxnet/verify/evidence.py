@@ -1,5 +1,6 @@
 """Two functions that should be one, side by side in float64: how far apart they are, and what rounding allows."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,28 +141,32 @@ def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[A
 
 def gather(pair: Pair, arguments: Sequence[Any], seed: int) -> Evidence:
     """Carry out a pair as it is, and with its roundings made larger, to see what they amount to."""
-    hand, reference = pair(arguments)
-    answers = [[], []]  # of each rule, for each size: how far each result moves, in units of the size
-    for size in _SIZES:
-        largest = [[np.zeros_like(x) for x in results] for results in (hand, reference)]
+    exact = pair(arguments)
+
+    def moved_by(moves: Moves) -> list[list[np.ndarray]]:
+        """How far each rule's results move, at most."""
+        largest = [[np.zeros_like(x) for x in results] for results in exact]
         for probe in range(_PROBES):
-            moved = pair(arguments, Moves(size=size, seed=np.uint32((seed + probe) % 2**32)))
-            for mine, exact, results in zip(largest, (hand, reference), moved, strict=True):
-                for total, before, after in zip(mine, exact, results, strict=True):
-                    np.maximum(total, distance(before, after), out=total)
-        for answer, mine in zip(answers, largest, strict=True):
-            answer.append([x / size for x in mine])
-    doubts = [[EPSILON * np.minimum(*x) for x in zip(*answer, strict=True)] for answer in answers]
+            moved = pair(arguments, moves._replace(seed=np.uint32((seed + probe) % 2**32)))
+            for i, results in enumerate(moved):
+                apart = map(distance, exact[i], results)
+                largest[i] = [np.maximum(x, y) for x, y in zip(largest[i], apart, strict=True)]
+        return largest
+
+    small, large = (moved_by(Moves(size=size)) for size in _SIZES)
+    doubts = [
+        [EPSILON * np.minimum(a / _SIZES[0], b / _SIZES[1]) for a, b in zip(*rule, strict=True)]
+        for rule in zip(small, large, strict=True)
+    ]
     if any(rule.program is not None and narrow_literals(rule.program) for rule in (pair.hand, pair.reference)):
-        # Numbers in the program that were rounded to a narrow dtype: what half of their last digit does.
-        for probe in range(_PROBES):
-            moved = pair(arguments, Moves(literals=1.0, seed=np.uint32((seed + probe) % 2**32)))
-            for doubt, exact, results in zip(doubts, (hand, reference), moved, strict=True):
-                for i, (before, after) in enumerate(zip(exact, results, strict=True)):
-                    doubt[i] = np.maximum(doubt[i], 8 / ROUNDINGS * distance(before, after))
-    if pair.hand.program is None:
-        doubts[0] = doubts[1]
-    return Evidence(hand, reference, *doubts)
+        # Numbers in the program that were rounded to a narrow dtype: what their last digit does, some times over.
+        by_literals = moved_by(Moves(literals=1.0))
+        doubts = [
+            [np.maximum(doubt, 8 / ROUNDINGS * moved) for doubt, moved in zip(*rule, strict=True)]
+            for rule in zip(doubts, by_literals, strict=True)
+        ]
+    hand_doubt, reference_doubt = doubts
+    return Evidence(*exact, reference_doubt if pair.hand.program is None else hand_doubt, reference_doubt)
 
 
 def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -169,26 +174,22 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
 
     Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down.
     """
+
+    def extremes(lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        low = high = evidence.reference
+        for inputs, way in itertools.product((0.0, 1.0), _CONVENTIONS):
+            _, off = pair(arguments, way._replace(size=_SIZES[0], lift=lift, inputs=inputs))
+            off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, evidence.reference, strict=True)]
+            low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
+        return low, high
+
+    (low, high), (other_low, other_high) = map(extremes, _LIFTS)
     bounds = []
-    for lift in _LIFTS:
-        low, high = ([x.copy() for x in evidence.reference] for _ in range(2))
-        for inputs in (0.0, 1.0):
-            for way in _CONVENTIONS:
-                _, off = pair(arguments, way._replace(size=_SIZES[0], lift=lift, inputs=inputs))
-                for i, x in enumerate(off):
-                    good = np.isfinite(x)
-                    low[i], high[i] = (
-                        np.where(good, np.minimum(low[i], x), low[i]),
-                        np.where(good, np.maximum(high[i], x), high[i]),
-                    )
-        bounds.append((low, high))
-    (low, high), (other_low, other_high) = bounds
-    result = []
-    for i, x in enumerate(evidence.reference):
+    for i, there in enumerate(evidence.reference):
         slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
         steady = (np.abs(low[i] - other_low[i]) <= slack) & (np.abs(high[i] - other_high[i]) <= slack)
-        result.append((np.where(steady, low[i], x), np.where(steady, high[i], x)))
-    return result
+        bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
+    return bounds
 
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:
