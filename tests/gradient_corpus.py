@@ -1,8 +1,8 @@
 """Right and wrong gradients by hand, on which a gradient checker is judged.
 
 No false alarm on ``RIGHT``, no miss on ``WRONG``, the leaf (and element) named, the slip explained, in every dtype.
-``SURROGATES`` are wrong on purpose; in ``AUTODIFF_SUSPECT`` the rule is right and autodiff is not: mostly NaN. ``BLIND``
-are wrong by less than rounding leaves of the truth.
+``SURROGATES`` are wrong on purpose; in ``AUTODIFF_SUSPECT`` the rule is right and autodiff is not: mostly NaN.
+``BLIND`` is wrong by less than rounding leaves of the truth.
 """
 
 import gradient_corpus_right_math

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import minijaxnet as mjn
 from minijaxnet import check_grad
 from minijaxnet.verify import GradReport, LeafReport, Verdict
+from minijaxnet.verify.check import check_grad_at
 from minijaxnet.verify.hints import Wrong, explain
 from minijaxnet.verify.interpret import Moves, interpret
 from minijaxnet.verify.oracle import derivative
@@ -320,7 +321,6 @@ def test_argnums_that_name_no_argument_are_refused_by_name(argnums):
         check_grad(product, lambda a, b: (b, a), PRODUCT, argnums=argnums)
 
 
-@pytest.mark.xfail(strict=True, reason="left to complain as tuple() does; (0, 0) is not refused and breaks further on")
 @pytest.mark.parametrize("argnums", [1.0, None, (0, 0)], ids=str)
 def test_argnums_of_another_kind_are_refused_by_name(argnums):
     with pytest.raises((TypeError, ValueError), match="argnums: "):
@@ -483,7 +483,6 @@ def test_where_autodiff_is_nan_nothing_is_called_right():
     assert str(report)
 
 
-@pytest.mark.xfail(strict=True, reason="inf is equal to inf, and so is three times as much")
 @pytest.mark.parametrize("factor", [1, 3])
 def test_where_autodiff_is_infinite_nothing_is_called_right(factor):
     assert not check_grad(roots, lambda w: factor * roots_gradient(w), (jnp.zeros(3),)).ok
@@ -499,7 +498,6 @@ def test_beside_elements_that_are_not_finite_a_wrong_rule_is_not_called_right(w)
         assert worst is not None and (worst.index, worst.share_wrong) == ((1,), pytest.approx(1 / 3))
 
 
-@pytest.mark.xfail(strict=True, reason="the bounds of a kink subtract inf from inf")
 def test_a_wrong_rule_beside_an_infinite_slope_warns_of_nothing():
     check_grad(roots, lambda w: roots_gradient(w) * jnp.array([1, 3, 1]), (jnp.array([0.0, 1.0, 4.0]),))
 
@@ -655,16 +653,16 @@ layers = st.tuples(
     )
 )
 batches = st.tuples(of_shape(POINTS, SIZES[0]), of_shape(POINTS, SIZES[-1]))
-PROPERTY = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=3, deadline=None, derandomize=True, database=None)
 
 
 @PROPERTY
-@given(params=layers, batch=batches, fn=st.sampled_from(FNS))
-def test_no_right_rule_is_accused(params, batch, fn):
+@given(points=st.lists(st.tuples(layers, batches), min_size=4, max_size=4), fn=st.sampled_from(FNS))
+def test_no_right_rule_is_accused(points, fn):
     objective = mjn.objective(mjn.mlp(SIZES, activation=fn), mjn.mean_squared_error)
     by_hand = mjn.mlp_gradient(SIZES, activation=fn, loss=mjn.mean_squared_error)
-    report = check_grad(objective, by_hand, (params, batch), has_value=True)
-    assert report.ok, str(report)
+    reports = check_grad_at(objective, by_hand, dict(enumerate(points)), has_value=True)
+    assert all(report.ok for report in reports.values()), str(reports)
 
 
 @PROPERTY
@@ -801,7 +799,6 @@ def test_a_surrogate_gradient_is_compared_with_autodiff_and_the_oracle_says_that
     assert "surrogate" in report.verdicts["oracle"].reason
 
 
-@pytest.mark.xfail(strict=True, reason="programs are lowered, which JAX refuses where jit is disabled")
 def test_a_check_works_where_jit_is_disabled():
     with jax.disable_jit():
         assert check_grad(cubes, cubes_gradient, (jnp.ones(2),)).ok
@@ -851,6 +848,24 @@ def test_assert_grad_is_silent_on_a_right_rule_and_raises_the_whole_report_of_a_
     assert isinstance(raised.value, AssertionError)
     assert str(raised.value).strip() == str(raised.value.report)
     assert raised.value.report.hints == ("(leaf): twice what it should be: a factor 2",)
+
+
+def test_several_points_have_the_reports_they_have_one_by_one():
+    def gradient(w):
+        return cubes_gradient(w) * jnp.where(w > 5, 2, 1)
+
+    points = {"small": (jnp.arange(3.0),), "large": (jnp.arange(3.0) + 5,)}
+    reports = check_grad_at(cubes, gradient, points)
+    assert {name: wrong_leaves(report) for name, report in reports.items()} == {"small": set(), "large": {"(leaf)"}}
+    for name, args in points.items():
+        alone = check_grad(cubes, gradient, args)
+        assert states(alone) == states(reports[name])
+        assert (alone.hints, alone.worst) == (reports[name].hints, reports[name].worst)
+
+
+def test_points_of_another_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"points\['b'\]: not like the first"):
+        check_grad_at(cubes, cubes_gradient, {"a": (jnp.ones(2),), "b": (jnp.ones(3),)})
 
 
 def test_a_report_is_neither_true_nor_false():

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.evidence import Evidence, conventions
+from minijaxnet.verify.evidence import Evidence, conventions, distance
 from minijaxnet.verify.question import REACHES, Look
 from minijaxnet.verify.report import LeafReport
 
@@ -21,7 +21,7 @@ class Compared(NamedTuple):
         reference: by autodiff, float64.
         tolerance: how far apart rounding can bring the two.
         wrong: where they differ by more.
-        undecided: where autodiff is not finite, and the hand rule is something else.
+        undecided: where autodiff is not finite.
         excused: where they differ, and the hand rule is right.
         finite_difference: of the worst element; None if there is no need, or no estimate.
         note: why something was excused.
@@ -70,14 +70,14 @@ def compare(evidence: Evidence, i: int, name: str) -> Compared:
     hand, reference = evidence.hand[i], evidence.reference[i]
     none = np.zeros(hand.shape, bool)
     result = Compared(name, hand, reference, evidence.tolerance(i), none, none, none)
-    undecided = ~np.isfinite(reference) & (result.errors != 0)
+    undecided = ~np.isfinite(reference)  # infinity equals infinity, whatever the factor
     return result._replace(wrong=(result.errors > result.tolerance) & ~undecided, undecided=undecided)
 
 
 def excused_at_kinks(result: Compared, low: np.ndarray, high: np.ndarray) -> Compared:
     """A value between the slopes to both sides of a kink is a convention, not an error."""
     slack = result.tolerance + 1e-9 * (np.abs(low) + np.abs(high))
-    at_kink = result.wrong & (high - low > slack)
+    at_kink = result.wrong & (distance(high, low) > slack)
     excused = at_kink & (result.hand >= low - slack) & (result.hand <= high + slack)
     if not excused.any():
         return result

@@ -43,12 +43,14 @@ def checked_order(order: Any) -> int:
 
 def checked_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     """The arguments that are differentiated, counted from the first."""
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen = tuple(argnums) if isinstance(argnums, tuple | list) else (argnums,)
     for i in chosen:
         if not isinstance(i, int) or isinstance(i, bool):
             raise TypeError(f"argnums: got {argnums!r}; expected an int or several")
         if not -count <= i < count:
             raise ValueError(f"argnums: got {argnums!r}; expected numbers below {count}, there are {count} args")
+    if not chosen or len({i % count for i in chosen}) < len(chosen):
+        raise ValueError(f"argnums: got {argnums!r}; expected different arguments, one at least")
     return tuple(i % count for i in chosen)
 
 

@@ -187,7 +187,8 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
     bounds = []
     for i, there in enumerate(evidence.reference):
         slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
-        steady = (np.abs(low[i] - other_low[i]) <= slack) & (np.abs(high[i] - other_high[i]) <= slack)
+        steady = np.isfinite(there) & np.isfinite(slack)
+        steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
         bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
     return bounds
 

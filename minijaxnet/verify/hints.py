@@ -186,7 +186,7 @@ def _missing_term(slip: Wrong) -> str:
                 how = "a term is missing" if c < 0 else "there is a term too many"
                 return f"{how}: {abs(c):.6g} times {name}"
     if difference.size > 1 and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
-        return f"every element is off by the same {difference.flat[0]:.6g}: a constant term is missing"
+        return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
     return ""
 
 

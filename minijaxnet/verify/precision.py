@@ -51,7 +51,9 @@ def precision(look: Look, compared: Sequence[Compared]) -> tuple[Verdict, Ratios
     if too_coarse:
         return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
     names = ", ".join(sorted({dtype.name for dtype in look.dtypes()}))
-    return Verdict("pass", f"in {names} its rounding error is like autodiff's"), ratios
+    worst = max((ratio for ratio in ratios if ratio is not None), default=1.0)
+    how = "at most autodiff's" if worst <= 1 else f"at most {worst:.2g} times autodiff's"
+    return Verdict("pass", f"in {names} its rounding error is {how}"), ratios
 
 
 def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:

@@ -118,7 +118,7 @@ class Look(NamedTuple):
 
 def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
     """Trace and compile a question for arguments like these."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.disable_jit(False):
         wide = [widened(leaf) for leaf in leaves]
         pair = pair_of(trace(question.hand, wide, leaves), trace(question.reference, wide, leaves), question.moved)
         rule = trace(lambda *leaves: [question.objective(*leaves)], wide, leaves)
@@ -133,7 +133,8 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
     precise = all(x.dtype == np.float64 for x, moved in zip(leaves, question.moved, strict=True) if moved)
     if pair.hand.program is not None and not precise:
         in_working = jax.jit(lambda *leaves: (question.hand(*leaves), question.reference(*leaves)))
-        lowered["working"] = in_working.lower(*leaves)
+        with jax.disable_jit(False):
+            lowered["working"] = in_working.lower(*leaves)
     compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
     return Examiner(
         question,
