@@ -77,8 +77,9 @@ def compare(evidence: Evidence, i: int, name: str) -> Compared:
 def excused_at_kinks(result: Compared, low: np.ndarray, high: np.ndarray) -> Compared:
     """A value between the slopes to both sides of a kink is a convention, not an error."""
     slack = result.tolerance + 1e-9 * (np.abs(low) + np.abs(high))
-    at_kink = result.wrong & (distance(high, low) > slack)
-    excused = at_kink & (result.hand >= low - slack) & (result.hand <= high + slack)
+    with np.errstate(invalid="ignore"):  # infinite slopes
+        between = (result.hand >= low - slack) & (result.hand <= high + slack)
+    excused = result.wrong & (distance(high, low) > slack) & between
     if not excused.any():
         return result
     k = tuple(int(i) for i in np.argwhere(excused)[0])
