@@ -595,8 +595,8 @@ wrong(
 
 # --- Too small to be seen in floating point ---------------------------------------------------------------------------
 
-# At saturation tanh rounds to 1, and its slope by autodiff, (1 - y) (1 + y), is a difference of numbers near 1: a true
-# slope of 0 and one of 1e-30 leave it at the same 0, some 1e-16 within rounding. No checker in floating point can tell.
+# At saturation tanh rounds to 1, so that its slope by autodiff, (1 - y) (1 + y), is known to some 1e-16 at best: no
+# checker that works in floating point can tell a slope of 1e-30 from 0.
 BLIND = [
     GradCase(
         "flat plateau, a slope of 1e-30",

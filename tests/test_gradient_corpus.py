@@ -24,6 +24,9 @@ from gradient_corpus import (
     VjpCase,
 )
 
+# A minute for what changes with the corpus only.
+pytestmark = pytest.mark.sweep
+
 # Rounding in float64, relative to the largest element of a leaf; and the least that a slip must stand out.
 SAME = 1e-12
 STANDS_OUT = 1e-10

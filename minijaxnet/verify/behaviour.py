@@ -16,6 +16,7 @@ from minijaxnet.verify.report import Verdict
 _MOST_EAGER = 40
 
 
+@np.errstate(invalid="ignore", over="ignore")  # infinite slopes
 def linearity(look: Look) -> tuple[Verdict, str]:
     """``bwd(c g) = c bwd(g)``, ``bwd(0) = 0``, ``bwd(g + h) = bwd(g) + bwd(h)``; and a hint where not."""
     question, first = look.question, look.question.n_values

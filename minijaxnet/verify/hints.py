@@ -66,7 +66,7 @@ def _zero(slip: Wrong) -> str:
 
 def _factor(slip: Wrong) -> str:
     size = np.sum(slip.reference * slip.reference)
-    if not size or not np.isfinite(slip.hand).all():
+    if not (np.abs(slip.reference) > slip.tolerance).any() or not np.isfinite(slip.hand).all():
         return ""
     c = float(np.sum(slip.hand * slip.reference) / size)
     if not c or (slip.hand.size == 1 and not _named_factor(c, slip)):

@@ -69,6 +69,7 @@ _NATIVE = frozenset(
     scatter-add scatter-mul scatter scatter_add scatter_max scatter_min scatter_mul select_and_scatter
     select_and_scatter_add shard_map""".split()
 )
+_EPSILON = float(np.finfo(np.float64).eps)
 _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "out_dtype", "dtype")
 
 
@@ -164,19 +165,7 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
     if name == "while":
         n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
         of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
-        still = way._replace(moves=None)
-
-        def unfinished(state: tuple[Any, list[Any]]) -> Any:
-            return _run_inner(params["cond_jaxpr"], [*of_cond, *state[1]], still)[0]
-
-        def one_round(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
-            return state[0] + 1, _run_inner(params["body_jaxpr"], [*of_body, *state[1]], still)
-
-        rounds, end = lax.while_loop(unfinished, one_round, (jnp.int32(0), carry))
-        if moves is None:
-            return end
-        # Moved, an iteration might never settle: it makes as many rounds as it does when left alone.
-        return lax.fori_loop(0, rounds, lambda _, c: _run_inner(params["body_jaxpr"], [*of_body, *c], way), carry)
+        return _while(params, of_cond, of_body, carry, way)
     if name == "cond":
         branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])
@@ -191,9 +180,43 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
     if moves is not None and name in _SUMS:
         operands = [move(operand, moves, next(way.salts)) for operand in operands]
     results = _bind(eqn, operands, way)
-    if moves is not None and name not in _EXACT:
-        results = [move(result, moves, next(way.salts)) for result in results]
-    return results
+    if moves is None or name in _EXACT:
+        return results
+    if name in ("add", "add_any", "sub") and _is_floating(results[0]):
+        # A sum is off by no more than its smaller term, which may be lost in it.
+        (before,) = results
+        after = move(before, moves, next(way.salts))
+        most = jnp.minimum(jnp.abs(operands[0]), jnp.abs(operands[1])) * (moves.size / _EPSILON)
+        return [jnp.where(jnp.abs(after - before) > most, before + jnp.sign(after - before) * most, after)]
+    return [move(result, moves, next(way.salts)) for result in results]
+
+
+def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any], way: _Way) -> list[Any]:
+    """A loop; under vmap with a condition for each replica, which then rests while others go on.
+
+    Moved, an iteration might never settle: it makes as many rounds as it does when left alone.
+    """
+    still = way._replace(moves=None)
+
+    def goes_on(carry: list[Any]) -> Any:
+        return _run_inner(params["cond_jaxpr"], [*of_cond, *carry], still)[0]
+
+    def one_round(carry: list[Any], awake: Any, way: _Way) -> list[Any]:
+        results = _run_inner(params["body_jaxpr"], [*of_body, *carry], way)
+        if not awake.ndim:
+            return results
+        masks = [awake.reshape(awake.shape + (1,) * (x.ndim - awake.ndim)) for x in carry]
+        return [jnp.where(mask, new, old) for mask, new, old in zip(masks, results, carry, strict=True)]
+
+    def counted(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+        awake = goes_on(state[1])
+        return state[0] + awake, one_round(state[1], awake, still)
+
+    none = jnp.zeros_like(goes_on(carry), jnp.int32)
+    rounds, end = lax.while_loop(lambda state: jnp.any(goes_on(state[1])), counted, (none, carry))
+    if way.moves is None:
+        return end
+    return lax.fori_loop(0, jnp.max(rounds), lambda k, carry: one_round(carry, k < rounds, way), carry)
 
 
 def _bind(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:

@@ -37,17 +37,19 @@ def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
         verdicts["algebra"] = _algebra_verdict(look, compared)
         good, ratios = verdicts["algebra"].state == "pass", [None] * len(compared)
         if not good:
-            hints += _explained(look, compared)
+            hints += _explained(look, compared) + _surrogate(look, compared)
         verdicts["precision"], ratios = precision(look, compared) if good else (_NOT_RIGHT, ratios)
         verdicts["oracle"] = _oracle(look)
         if question.cotangents:
             verdicts["linearity"], hint = linearity(look)
             hints += [hint] if hint else []
         verdicts["transforms"] = transforms(look) if good else _NOT_RIGHT
+        known = verdicts["algebra"].state != "unchecked"
         if question.forward is not None:
-            verdicts["forward"] = agrees(look, question.forward, "forward mode")
+            verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_RIGHT
         if question.curved is not None:
-            verdicts["second order"] = agrees(look, question.curved, "the gradient's own derivative")
+            what = "the gradient's own derivative"
+            verdicts["second order"] = agrees(look, question.curved, what) if known else _NOT_RIGHT
             if good and verdicts["second order"].state == "fail":
                 hints.append("second order only is wrong, value and gradient are right: the rule hides a dependence")
     dtype = np.result_type(*look.dtypes())
@@ -98,6 +100,15 @@ def _oracle(look: Look) -> Verdict:
         nearest = min(abs(e.value - value) for e in sharp)
         worst = max(worst, nearest / max(size, np.finfo(np.float64).tiny))
     return Verdict("pass", f"finite differences agree with autodiff to {worst:.0e}")
+
+
+def _surrogate(look: Look, compared: Sequence[Compared]) -> list[str]:
+    """Whether a rule within a function gives a slope to what has none: on purpose, then."""
+    flat = [c.name for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
+    if not look.question.cotangents or not flat:
+        return []
+    why = f"the function is flat in {listed(flat)} where the rule is not"
+    return [f"{why}: if it is meant as a surrogate, such as a straight-through estimate, pass reference="]
 
 
 def _explained(look: Look, compared: Sequence[Compared]) -> list[str]:

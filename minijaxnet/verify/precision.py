@@ -30,7 +30,7 @@ def precision(look: Look, compared: Sequence[Compared]) -> tuple[Verdict, Ratios
     if all(dtype == np.float64 for dtype in look.dtypes()):
         return _by_estimate(look)
     if look.examiner.in_working is None:
-        return Verdict("unchecked", look.examiner.pair.hand.note), [None] * len(compared)
+        return Verdict("unchecked", look.examiner.why_not_in_working), [None] * len(compared)
     hand, autodiff = (list(map(to_host, results)) for results in look.examiner.in_working(*look.leaves))
     look = _as_drawn(look)
     coarsest = max(float(jnp.finfo(dtype).eps) for dtype in look.dtypes())
@@ -60,9 +60,10 @@ def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
     """In float64 there is no truth to measure by: how far enlarged roundings take the two rules is compared instead."""
     ratios, too_coarse = [], []
     for k, name in enumerate(look.question.names, start=look.question.n_values):
-        doubts = look.evidence.hand_doubt[k], look.evidence.reference_doubt[k]
-        floor = EPSILON * float(np.max(np.abs(look.evidence.reference[k]), initial=0.0))
-        mine, own = (max(float(np.max(doubt, initial=0.0)), floor) for doubt in doubts)
+        doubts, truth = (look.evidence.hand_doubt[k], look.evidence.reference_doubt[k]), look.evidence.reference[k]
+        known = np.isfinite(truth)
+        floor = EPSILON * float(np.max(np.abs(truth), initial=0.0, where=known))
+        mine, own = (max(float(np.max(doubt, initial=0.0, where=known)), floor) for doubt in doubts)
         ratios.append(mine / own if own else None)
         if mine > _WORSE_ESTIMATED * own:
             too_coarse.append(name)

@@ -52,6 +52,7 @@ class Examiner(NamedTuple):
         pair: both rules in float64.
         objective: the scalar as a rule in float64, and its program.
         in_working: both rules in the dtype one works in; None where that is float64, or the rule can't be traced.
+        why_not_in_working: why there is none.
         stacked: the hand rule under vmap, in float64; or why there is none.
     """
 
@@ -59,6 +60,7 @@ class Examiner(NamedTuple):
     pair: Pair
     objective: tuple[Rule, Any]
     in_working: Any
+    why_not_in_working: str
     stacked: Any
 
 
@@ -130,17 +132,22 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
                 lowered["stacked"] = jax.jit(jax.vmap(question.hand)).lower(*stacked(wide, wide))
             except Exception as error:
                 why_not_stacked = f"under vmap: {' '.join(str(error).split())[:150]}"
+    why_not_in_working = pair.hand.note
     precise = all(x.dtype == np.float64 for x, moved in zip(leaves, question.moved, strict=True) if moved)
     if pair.hand.program is not None and not precise:
         in_working = jax.jit(lambda *leaves: (question.hand(*leaves), question.reference(*leaves)))
-        with jax.disable_jit(False):
-            lowered["working"] = in_working.lower(*leaves)
+        try:
+            with jax.disable_jit(False):
+                lowered["working"] = in_working.lower(*leaves)
+        except NotImplementedError as error:  # a factorisation in bfloat16
+            why_not_in_working = f"JAX refuses: {' '.join(str(error).split())[:150]}"
     compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
     return Examiner(
         question,
         pair._replace(program=compiled["pair"]),
         (rule, compiled["objective"]),
         compiled.get("working"),
+        why_not_in_working,
         compiled.get("stacked", why_not_stacked),
     )
 
