@@ -153,7 +153,14 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
             next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params), operands
         )
     if name == "scan":
-        n_consts, n_carry = params["num_consts"], params["num_carry"]
+        # What is scanned over has one axis less inside; JAX's versions name the counts differently.
+        body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        n_rows, n_stacked = (
+            sum(outer.aval.ndim != inner.aval.ndim for outer, inner in zip(*pair, strict=True))
+            for pair in ((eqn.invars, body_jaxpr.invars), (eqn.outvars, body_jaxpr.outvars))
+        )
+        n_carry = len(eqn.outvars) - n_stacked
+        n_consts = len(eqn.invars) - n_carry - n_rows
         consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
 
         def body(carry: Any, row: Any) -> tuple[Any, Any]:
