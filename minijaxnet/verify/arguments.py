@@ -9,7 +9,7 @@ import numpy as np
 
 from minijaxnet.pytrees import array_type
 
-_UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 
 
 def checked_args(args: Any) -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ def shapes_of(rule: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What a rule returns, by shape; a rule that works on NumPy arrays is called."""
     try:
         return jax.eval_shape(rule, *args)
-    except _UNTRACEABLE:
+    except UNTRACEABLE:
         return rule(*args)
     except Exception as error:
         error.add_note("check_grad: raised by the hand gradient")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from minijaxnet.verify.algebra import compare, excused_at_kinks
-from minijaxnet.verify.evidence import conventions, distance, gather, pair_of, to_host, trace
+from minijaxnet.verify.evidence import conventions, distance, gather, in_short, pair_of, to_host, trace
 from minijaxnet.verify.interpret import equations
 from minijaxnet.verify.question import Flat, Look, stacked
 from minijaxnet.verify.report import Verdict
@@ -89,7 +89,7 @@ def agrees(look: Look, rules: tuple[Flat, Flat], what: str) -> Verdict:
         pair = pair_of(*(trace(rule, look.wide, look.leaves) for rule in rules), moved=look.question.moved)
         evidence = gather(pair, look.wide, look.seed)
     except Exception as error:
-        return Verdict("unchecked", f"{what}: {' '.join(str(error).split())[:150]}")
+        return Verdict("unchecked", f"{what}: {in_short(error)}")
     results = [compare(evidence, i, f"result {i}") for i in range(len(evidence.hand))]
     if any(result.wrong.any() for result in results):
         bounds = conventions(pair, look.wide, evidence)

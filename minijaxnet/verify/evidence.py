@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpret import Moves, equations, interpret, move, narrow_literals
 
 EPSILON = float(np.finfo(np.float64).eps)
 # Two sizes of moves: what is smooth answers in proportion to both, a kink within reach of rounding does not.
-_SIZES = (2.0**-40, 2.0**-24)
+SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
 # How many times its estimate a rounding error may be: the estimate is a random walk's, from a few walks.
 ROUNDINGS = 1024
@@ -125,7 +126,7 @@ def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[A
     """
     try:
         closed, note = jax.make_jaxpr(function)(*wide), ""
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+    except UNTRACEABLE:
         return Rule(None, (), function, "it can't be traced: it was called as it is")
     except Exception as error:
         with jax.enable_x64(False):
@@ -133,7 +134,7 @@ def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[A
                 closed = jax.make_jaxpr(function)(*working)
             except Exception:
                 raise error from None
-        note = f"it fails in float64 ({_first_line(error)}): its numbers have fewer digits"
+        note = f"it fails in float64 ({in_short(error)}): its numbers have fewer digits"
     if not note and (place := _narrowest_place(closed)):
         note = place
     return Rule(getattr(closed, "jaxpr", closed), closed.consts, function, note)
@@ -153,9 +154,9 @@ def gather(pair: Pair, arguments: Sequence[Any], seed: int) -> Evidence:
                 largest[i] = [np.maximum(x, y) for x, y in zip(largest[i], apart, strict=True)]
         return largest
 
-    small, large = (moved_by(Moves(size=size)) for size in _SIZES)
+    small, large = (moved_by(Moves(size=size)) for size in SIZES)
     doubts = [
-        [EPSILON * np.minimum(a / _SIZES[0], b / _SIZES[1]) for a, b in zip(*rule, strict=True)]
+        [EPSILON * np.minimum(a / SIZES[0], b / SIZES[1]) for a, b in zip(*rule, strict=True)]
         for rule in zip(small, large, strict=True)
     ]
     if any(rule.program is not None and narrow_literals(rule.program) for rule in (pair.hand, pair.reference)):
@@ -178,7 +179,7 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
     def extremes(lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         low = high = evidence.reference
         for inputs, way in itertools.product((0.0, 1.0), _CONVENTIONS):
-            _, off = pair(arguments, way._replace(size=_SIZES[0], lift=lift, inputs=inputs))
+            _, off = pair(arguments, way._replace(size=SIZES[0], lift=lift, inputs=inputs))
             off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, evidence.reference, strict=True)]
             low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
         return low, high
@@ -219,8 +220,9 @@ def _as_arrays(moves: Moves) -> Moves:
     return Moves(*(np.asarray(x, np.uint32 if name == "seed" else np.float64) for name, x in moves._asdict().items()))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def in_short(error: Exception) -> str:
+    """The beginning of an error's text, on one line."""
+    return " ".join(str(error).split())[:150] or type(error).__name__
 
 
 def _narrowest_place(closed: Any) -> str:

@@ -20,7 +20,7 @@ from minijaxnet.verify.report import GradReport, Verdict, listed
 
 # Operations without a slope of their own: whoever gives them one means a surrogate.
 _FLAT = ("stop_gradient", "round", "floor", "ceil", "sign")
-_NOT_RIGHT = Verdict("unchecked", "the algebra is not right")
+_NOT_PASSED = Verdict("unchecked", "the algebra did not pass")
 
 
 def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
@@ -39,18 +39,18 @@ def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
         good, ratios = verdicts["algebra"].state == "pass", [None] * len(compared)
         if not good:
             hints += _explained(look, compared) + _surrogate(look, compared)
-        verdicts["precision"], ratios = precision(look, compared) if good else (_NOT_RIGHT, ratios)
+        verdicts["precision"], ratios = precision(look, compared) if good else (_NOT_PASSED, ratios)
         verdicts["oracle"] = _oracle(look)
         if question.cotangents:
             verdicts["linearity"], hint = linearity(look)
             hints += [hint] if hint else []
-        verdicts["transforms"] = transforms(look) if good else _NOT_RIGHT
+        verdicts["transforms"] = transforms(look) if good else _NOT_PASSED
         known = verdicts["algebra"].state != "unchecked"
         if question.forward is not None:
-            verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_RIGHT
+            verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_PASSED
         if question.curved is not None:
             what = "the gradient's own derivative"
-            verdicts["second order"] = agrees(look, question.curved, what) if known else _NOT_RIGHT
+            verdicts["second order"] = agrees(look, question.curved, what) if known else _NOT_PASSED
             if good and verdicts["second order"].state == "fail":
                 hints.append("second order only is wrong, value and gradient are right: the rule hides a dependence")
     dtype = np.result_type(*look.dtypes())

@@ -47,9 +47,9 @@ def changed(look: Look, slip: Wrong, leaf: int) -> str:
 def _changes(eqn: Any) -> Iterator[Change]:
     """What might be done instead of an operation, by mistake."""
     name, shapes = eqn.primitive.name, [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
-    out = getattr(eqn.outvars[0].aval, "shape", ()) if eqn.outvars else ()
-    if not jnp.issubdtype(getattr(eqn.outvars[0].aval, "dtype", jnp.int32) if eqn.outvars else jnp.int32, jnp.floating):
+    if len(eqn.outvars) != 1 or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return
+    out = eqn.outvars[0].aval.shape
     if name in ("add", "add_any"):
         yield "a term is missing: autodiff adds two where the rule has the first", lambda x: x[0] + jnp.zeros(out)
         yield "a term is missing: autodiff adds two where the rule has the second", lambda x: x[1] + jnp.zeros(out)

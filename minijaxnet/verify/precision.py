@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.algebra import Compared
-from minijaxnet.verify.evidence import EPSILON, distance, pair_of, to_host, trace
+from minijaxnet.verify.evidence import EPSILON, SIZES, distance, pair_of, to_host, trace
 from minijaxnet.verify.interpret import Moves, equations
 from minijaxnet.verify.question import Look
 from minijaxnet.verify.report import Verdict, listed
 
 # Far worse is more than so many times autodiff's own error; where errors are only estimated, more than so many.
 _WORSE, _WORSE_ESTIMATED = 8, 64
-_SMALL = 2.0**-40
 _DRAWS = ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator")
 
 Ratios = list[float | None]
@@ -35,7 +34,7 @@ def precision(look: Look, compared: Sequence[Compared]) -> tuple[Verdict, Ratios
     look = _as_drawn(look)
     coarsest = max(float(jnp.finfo(dtype).eps) for dtype in look.dtypes())
     spread = _moved_by(look, Moves(size=coarsest))
-    ulp = [x * coarsest / _SMALL for x in _moved_by(look, Moves(size=_SMALL, inputs=1.0))]
+    ulp = [x * coarsest / SIZES[0] for x in _moved_by(look, Moves(size=SIZES[0], inputs=1.0))]
     ratios, too_coarse = [], []
     for i, (name, dtype) in enumerate(zip(look.question.names, look.dtypes(), strict=True)):
         k, limits = look.question.n_values + i, jnp.finfo(dtype)
@@ -51,9 +50,12 @@ def precision(look: Look, compared: Sequence[Compared]) -> tuple[Verdict, Ratios
     if too_coarse:
         return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
     names = ", ".join(sorted({dtype.name for dtype in look.dtypes()}))
+    return Verdict("pass", f"in {names} its rounding error goes {_compared(ratios)}"), ratios
+
+
+def _compared(ratios: Ratios) -> str:
     worst = max((ratio for ratio in ratios if ratio is not None), default=1.0)
-    how = "at most autodiff's" if worst <= 1 else f"at most {worst:.2g} times autodiff's"
-    return Verdict("pass", f"in {names} its rounding error is {how}"), ratios
+    return "no further than autodiff's" if worst <= 1 else f"at most {worst:.2g} times as far as autodiff's"
 
 
 def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
@@ -69,7 +71,7 @@ def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
             too_coarse.append(name)
     if too_coarse:
         return Verdict("fail", f"enlarged roundings take it far further than autodiff in {listed(too_coarse)}"), ratios
-    return Verdict("pass", "in float64 enlarged roundings take it no further than autodiff"), ratios
+    return Verdict("pass", f"in float64 enlarged roundings take it {_compared(ratios)}"), ratios
 
 
 def _moved_by(look: Look, moves: Moves) -> list[float]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, pair_of, to_host, trace
+from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, in_short, pair_of, to_host, trace
 from minijaxnet.verify.flat import Flat
 from minijaxnet.verify.interpret import interpret
 from minijaxnet.verify.oracle import Estimate, derivative
@@ -131,7 +131,7 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
             try:
                 lowered["stacked"] = jax.jit(jax.vmap(question.hand)).lower(*stacked(wide, wide))
             except Exception as error:
-                why_not_stacked = f"under vmap: {' '.join(str(error).split())[:150]}"
+                why_not_stacked = f"under vmap: {in_short(error)}"
     why_not_in_working = pair.hand.note
     precise = all(x.dtype == np.float64 for x, moved in zip(leaves, question.moved, strict=True) if moved)
     if pair.hand.program is not None and not precise:
@@ -140,7 +140,7 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
             with jax.disable_jit(False):
                 lowered["working"] = in_working.lower(*leaves)
         except NotImplementedError as error:  # a factorisation in bfloat16
-            why_not_in_working = f"JAX refuses: {' '.join(str(error).split())[:150]}"
+            why_not_in_working = f"JAX refuses: {in_short(error)}"
     compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
     return Examiner(
         question,
