@@ -83,14 +83,16 @@ def transforms(look: Look) -> Verdict:
     return Verdict("pass", "eager, jit and vmap agree")
 
 
-def agrees(look: Look, rules: tuple[Flat, Flat], what: str) -> Verdict:
-    """Whether two further rules are the same function, as the gradients were asked to be."""
+def agrees(look: Look, rules: tuple[Flat, Flat], what: str, names: Sequence[str] = ()) -> Verdict:
+    """Whether two further rules are the same function, as the gradients were asked to be; names of their results."""
     try:
         pair = pair_of(*(trace(rule, look.wide, look.leaves) for rule in rules), moved=look.question.moved)
         evidence = gather(pair, look.wide, look.seed)
     except Exception as error:
         return Verdict("unchecked", f"{what}: {in_short(error)}")
-    results = [compare(evidence, i, f"result {i}") for i in range(len(evidence.hand))]
+    count = len(evidence.hand)
+    names = names if len(names) == count else [f"result {i}" for i in range(count)]
+    results = [compare(evidence, i, name) for i, name in enumerate(names)]
     if any(result.wrong.any() for result in results):
         bounds = conventions(pair, look.wide, evidence)
         results = [excused_at_kinks(result, *bound) for result, bound in zip(results, bounds, strict=True)]
@@ -98,7 +100,7 @@ def agrees(look: Look, rules: tuple[Flat, Flat], what: str) -> Verdict:
         if result.wrong.any():
             k = result.worst
             values = f"by hand {result.hand[k]:.10g}, by autodiff {result.reference[k]:.10g}"
-            return Verdict("fail", f"{what} is wrong: {result.name}{list(k) if k else ''}: {values}")
+            return Verdict("fail", f"{what} is wrong in {result.name}{list(k) if k else ''}: {values}")
     if any(result.undecided.any() for result in results):
         return Verdict("unchecked", f"{what}: autodiff's own is not finite here")
     return Verdict("pass", f"{what} is equal to rounding")

@@ -50,6 +50,12 @@ def explain(slip: Wrong) -> str:
     return ""
 
 
+def guess(slip: Wrong) -> str:
+    """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
+    sentence = _repeated_index(slip, told_apart=False)
+    return f"{slip.path}: {sentence}" if sentence else ""
+
+
 def _not_finite(slip: Wrong) -> str:
     broken = ~np.isfinite(slip.hand)
     if not broken.any():
@@ -138,13 +144,17 @@ def _one_side(slip: Wrong) -> str:
     return ""
 
 
-def _repeated_index(slip: Wrong) -> str:
+def _repeated_index(slip: Wrong, *, told_apart: bool = True) -> str:
+    """Wrong in the rows of repeated indices; ``told_apart``: and right in a row whose index comes once."""
     if not slip.hand.ndim or not slip.wrong.any():
         return ""
     rows = np.asarray(slip.wrong.reshape(len(slip.wrong), -1).any(axis=1))
     for path, x in slip.arguments.items():
         if x.size > 1 and np.array_equal(x, np.round(x)) and x.min() >= 0 and x.max() < len(rows):
-            repeated = np.bincount(x.astype(int).ravel(), minlength=len(rows)) > 1
+            count = np.bincount(x.astype(int).ravel(), minlength=len(rows))
+            repeated = count > 1
+            if told_apart and not (count == 1).any():
+                continue
             if repeated.any() and not rows[~repeated].any() and rows[repeated].all():
                 return f"wrong in the rows whose index is repeated in {path}: set where add is meant"
     return ""
@@ -215,11 +225,11 @@ def _same_shape(slip: Wrong) -> bool:
 _SLIPS: tuple[Callable[[Wrong], str], ...] = (
     _not_finite,
     _zero,
+    _repeated_index,
     _one_place,
     _factor,
     _transposed,
     _swapped,
-    _repeated_index,
     _one_side,
     _missing_term,
     _missing_factor,

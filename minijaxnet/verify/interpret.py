@@ -186,7 +186,7 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
         return results
     if moves is not None and name in _SUMS:
         operands = [move(operand, moves, next(way.salts)) for operand in operands]
-    results = _bind(eqn, operands, way)
+    results = bind(eqn, operands, wide=way.wide)
     if moves is None or name in _EXACT:
         return results
     if name in ("add", "add_any", "sub") and _is_floating(results[0]):
@@ -226,10 +226,10 @@ def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any]
     return lax.fori_loop(0, jnp.max(rounds), lambda k, carry: one_round(carry, k < rounds, way), carry)
 
 
-def _bind(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
+def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     """The operation itself, on float64 whatever it was traced for; where that cannot be, in its own dtypes."""
     params = dict(eqn.params)
-    if way.wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
+    if wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
         if eqn.primitive.name == "reduce_precision":
             return operands
         if eqn.primitive.name in _NATIVE:
@@ -241,7 +241,8 @@ def _bind(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
                 if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                     params[key] = np.dtype(np.float64)
     results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
-    return _all_wide(results if eqn.primitive.multiple_results else [results], way)
+    results = results if eqn.primitive.multiple_results else [results]
+    return [_wide(result) for result in results] if wide else list(results)
 
 
 def move(value: Any, moves: Moves, salt: int) -> Any:

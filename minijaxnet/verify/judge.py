@@ -10,9 +10,9 @@ import numpy as np
 from minijaxnet.verify.algebra import Compared, algebra, compare, leaf_report, typical_sizes
 from minijaxnet.verify.behaviour import agrees, linearity, transforms
 from minijaxnet.verify.evidence import EPSILON, to_host
-from minijaxnet.verify.hints import Wrong, explain
+from minijaxnet.verify.hints import Wrong, explain, guess
 from minijaxnet.verify.interpret import equations
-from minijaxnet.verify.mutants import changed
+from minijaxnet.verify.mutants import changed, cotangent_ignored
 from minijaxnet.verify.oracle import Estimate
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.question import REACHES, Examiner, Look, look_at
@@ -50,7 +50,7 @@ def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
             verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_PASSED
         if question.curved is not None:
             what = "the gradient's own derivative"
-            verdicts["second order"] = agrees(look, question.curved, what) if known else _NOT_PASSED
+            verdicts["second order"] = agrees(look, question.curved, what, question.names) if known else _NOT_PASSED
             if good and verdicts["second order"].state == "fail":
                 hints.append("second order only is wrong, value and gradient are right: the rule hides a dependence")
     dtype = np.result_type(*look.dtypes())
@@ -122,10 +122,19 @@ def _explained(look: Look, compared: Sequence[Compared]) -> list[str]:
     is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in look.wide]
     named = zip(look.question.paths, look.wide, is_key, strict=True)
     arguments = {path: to_host(x) for path, x, key in named if not key}
-    sentences = []
-    for c, params in zip(compared, look.differentiated(), strict=True):
+    slips = {}
+    for i, (c, params) in enumerate(zip(compared, look.differentiated(), strict=True)):
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
-            slip = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
-            sentences.append(explain(slip) or changed(look, slip, list(truths).index(c.name)))
-    return list(filter(None, sentences))
+            slips[i] = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
+    sentences: dict[int, str] = {}
+    ways = (
+        lambda slips: cotangent_ignored(look, slips),
+        lambda slips: {i: explain(slip) for i, slip in slips.items()},
+        lambda slips: changed(look, slips),
+        lambda slips: {i: guess(slip) for i, slip in slips.items()},
+    )
+    for explained in ways:
+        found = explained({i: slip for i, slip in slips.items() if i not in sentences})
+        sentences |= {i: sentence for i, sentence in found.items() if sentence}
+    return [sentences[i] for i in sorted(sentences)]
