@@ -1,7 +1,7 @@
 """A small JAX framework for researchers who work on gradients: descend, verify, benchmark."""
 
 from minijaxnet.backprop import mlp_gradient, with_gradient
-from minijaxnet.bench import StepComparison, compare_steps
+from minijaxnet.bench import StepComparison, StepTiming, compare_steps, time_step
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
@@ -39,6 +39,7 @@ __all__ = [
     "Status",
     "StepComparison",
     "StepInfo",
+    "StepTiming",
     "Trace",
     "accuracy",
     "assert_grad",
@@ -70,6 +71,7 @@ __all__ = [
     "project_path",
     "serial",
     "softmax_cross_entropy",
+    "time_step",
     "weight_direction",
     "wine",
     "with_gradient",

@@ -21,8 +21,10 @@ import scipy.stats
 
 import minijaxnet as mjn
 from minijaxnet import StepComparison, compare_steps
-from minijaxnet.bench import ArmTiming, Ratio, compare
+from minijaxnet.bench import ArmTiming, Interval, compare
+from minijaxnet.bench import blocks as bench_blocks
 from minijaxnet.bench.comparison import _cell
+from minijaxnet.bench.intervals import fewest_samples, interval_rank, median_interval
 
 SHORT = 0.01  # seconds: the rounds that an interval needs are then all there are
 
@@ -56,31 +58,31 @@ def brute_force_rank(rounds, n_arms):
 def test_the_rank_is_the_largest_that_the_binomial_allows():
     for n_arms in (1, 2, 3, 5, 10):
         for rounds in range(1, 61):
-            assert compare._rank(rounds, n_arms) == brute_force_rank(rounds, n_arms), (rounds, n_arms)
+            assert interval_rank(rounds, n_arms) == brute_force_rank(rounds, n_arms), (rounds, n_arms)
 
 
 def test_the_rank_is_also_right_for_thousands_of_rounds():
     for rounds, n_arms in ((1_000, 2), (4_001, 3)):
-        rank, risk = compare._rank(rounds, n_arms), 0.05 / n_arms
+        rank, risk = interval_rank(rounds, n_arms), 0.05 / n_arms
         assert 2 * scipy.stats.binom.cdf(rank - 1, rounds, 0.5) <= risk < 2 * scipy.stats.binom.cdf(rank, rounds, 0.5)
 
 
 def test_the_fewest_rounds_are_the_first_with_an_interval():
     for n_arms in range(1, 20):
-        fewest = compare._fewest_rounds(n_arms)
+        fewest = fewest_samples(n_arms)
         assert brute_force_rank(fewest, n_arms) >= 1 > brute_force_rank(fewest - 1, n_arms)
 
 
 def test_the_interval_is_between_the_ranks_from_either_end_in_any_order():
     samples = np.random.default_rng(0).permutation(np.arange(1.0, 42.0))
     rank = brute_force_rank(41, 2)
-    assert compare._ratio(samples, 2) == Ratio(21.0, float(rank), float(42 - rank))
+    assert median_interval(samples, 2) == Interval(21.0, float(rank), float(42 - rank))
 
 
 def test_the_interval_is_that_of_the_sign_test():
     # The values that a two-sided sign test at this risk does not reject as the median.
     samples = np.sort(np.random.default_rng(1).lognormal(size=30))
-    ratio = compare._ratio(samples, 2)
+    ratio = median_interval(samples, 2)
 
     def rejected(median):
         return scipy.stats.binomtest(int(np.sum(samples < median)), 30, 0.5).pvalue <= 0.025
@@ -106,7 +108,7 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says_whatever_the_noi
     covered = 0
     for _ in range(trials):
         # Twins' ratio has the median 1 by symmetry, so that the arm's true ratio is the factor.
-        ratio = compare._ratio(true_ratio * times(rounds) / times(rounds), n_arms)
+        ratio = median_interval(true_ratio * times(rounds) / times(rounds), n_arms)
         covered += ratio.low <= true_ratio <= ratio.high
     nominal = 1 - 0.05 / n_arms
     assert covered / trials >= nominal - 3 * math.sqrt(nominal * (1 - nominal) / trials)
@@ -116,8 +118,15 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says_whatever_the_noi
 
 
 def comparison(ratio, control, rounds=50, names=("plain", "other")):
-    arm = ArmTiming(0.1, 2e-6, np.full(rounds, 2e-6))
-    return StepComparison(names[0], dict.fromkeys(names, arm), {names[1]: Ratio(*ratio)}, Ratio(*control), rounds)
+    """A comparison with these intervals, whatever the samples."""
+
+    class Given(StepComparison):
+        rounds = property(lambda self: given_rounds)
+        ratios = property(lambda self: {names[1]: Interval(*ratio)})
+        control = property(lambda self: Interval(*control))
+
+    given_rounds, samples = rounds, np.full(8, 2e-6)
+    return Given(names[0], dict.fromkeys(names, ArmTiming(0.1, samples)), samples, samples)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,7 @@ def with_times(monkeypatch, factors, noise=lambda draw: 1 + draw.exponential(0.3
         return lambda: 1e-6 * factor * noise(draw)
 
     monkeypatch.setattr(compare, "_block", block)
+    monkeypatch.setattr(compare, "sentinel", lambda: lambda: 1e-6)
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1, "indistinguishable"), (0.5, "faster"), (2, "slower")])
@@ -241,7 +251,7 @@ def test_at_least_the_rounds_that_an_interval_needs_are_run(monkeypatch):
     with_times(monkeypatch, (1, 1, 1))
     arms = {"a": PLAIN, "b": BY_HAND, "c": BY_HAND}
     found = compare_steps(arms, WEIGHTS, 0.0, baseline="a", seconds=1e-6)
-    assert found.rounds == compare._fewest_rounds(3)
+    assert found.rounds == fewest_samples(3)
     low, high = found.ratios["b"].low, found.ratios["b"].high
     assert low <= found.ratios["b"].median <= high
 
@@ -455,7 +465,7 @@ def blocks(monkeypatch, took):
         now[0] += took(steps, len(asked))
         asked.append(steps)
 
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(bench_blocks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     return program, asked
 
 
@@ -489,7 +499,7 @@ def test_no_block_has_more_steps_than_an_int32_holds(monkeypatch):
     program, asked = blocks(monkeypatch, lambda steps, call: 0.0)
     with pytest.raises(ValueError, match="a step that does nothing"):
         compare._block("a", program, None, None)
-    assert max(asked) == compare._MOST_STEPS < 2**31
+    assert max(asked) == bench_blocks._MOST_STEPS < 2**31
     assert len(asked) < 12
 
 
@@ -670,7 +680,7 @@ def test_a_printed_comparison_has_a_row_an_arm_and_keeps_to_100_columns():
     assert row.split() == ["by", "hand", "0.10", "2", "3.000", "2.900", "to", "3.100", "slower"]
     (row,) = (line for line in lines if line.startswith("autodiff"))
     assert row.endswith("baseline")
-    assert "50 interleaved rounds; the baseline against itself: 1.000 (0.980 to 1.030)" in lines[-1]
+    assert "50 interleaved rounds; the baseline against itself: 1.000 (0.980 to 1.030)" in lines[-2]
     assert "UNSOUND" not in str(found)
 
 

@@ -2,30 +2,28 @@
 
 A machine drifts: two measurements minutes apart compare its moods. Here all arms run in turn, in a new order each
 round, so that a round's ratio of an arm to the baseline is taken within a fraction of a second. The median of these
-ratios, with the interval that order statistics give it, needs no assumption on the noise but that rounds are alike
-(Gibbons and Chakraborti, "Nonparametric statistical inference", section 5.2). The baseline enters twice: its ratio to
-itself shows what this machine cannot tell apart.
+ratios, with the interval that order statistics give it, needs no assumption on the noise but that rounds are alike. The
+baseline enters twice: its ratio to itself shows what this machine cannot tell apart. A fixed workload runs in every
+round, too: how its time wanders is the machine's own doing.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from minijaxnet.bench.comparison import ArmTiming, Ratio, StepComparison
-from minijaxnet.descent import Descent, DescentState
+from minijaxnet.bench.blocks import check_seconds, checked, fused, seconds_of, start_state, steps_for
+from minijaxnet.bench.comparison import ArmTiming, StepComparison
+from minijaxnet.bench.intervals import fewest_samples
+from minijaxnet.bench.machine import sentinel
+from minijaxnet.descent import Descent
 from minijaxnet.pytrees import named_leaves, structure_difference
 
 _BLOCK_S = 0.02  # long against the clock and the call, short against the machine's drift
-_MOST_STEPS = 2**26  # of a block: were it still too short, a step would take less than a processor's cycle
 _SAME_STEPS = 3
-_CONFIDENCE = 0.95
 
 
 def compare_steps(
@@ -41,7 +39,7 @@ def compare_steps(
     """Time the steps of several descents against one of them, all in one run.
 
     Each arm makes its own state from the same params and is timed inside a compiled loop, the state going from step to
-    step. Compilation comes first and is reported apart.
+    step, and with it what the step reports. Compilation comes first and is reported apart.
 
     Arms are the same if after three steps no leaf differs from the baseline's by more than rounding explains::
 
@@ -66,8 +64,9 @@ def compare_steps(
     Raises:
         TypeError: a name that is not text, ``seconds`` that are not a number.
         ValueError: fewer than two arms, an empty name, a baseline that is none of the arms, ``seconds`` that are not
-            positive or too short for the rounds an interval needs, a step that does nothing; with ``same_result``,
-            arms whose params have another structure, shape or dtype than the baseline's or become others.
+            positive or too short for the rounds an interval needs, a step that does nothing, has side effects or
+            returns another structure than it took; with ``same_result``, arms whose params have another
+            structure, shape or dtype than the baseline's or become others.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
@@ -78,21 +77,22 @@ def compare_steps(
     """
     _check_arguments(arms, baseline, seconds)
     batch = jax.device_put(batch)
-    states = {name: jax.device_put(descent.init(params, key)) for name, descent in arms.items()}
+    states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)
     programs, compile_s = {}, {}
     for name, descent in arms.items():
         start = time.perf_counter()
-        programs[name] = _program(descent.step, states[name], batch)
+        programs[name] = _program(descent.step, states[name], batch, f"arms[{name!r}]")
         compile_s[name] = time.perf_counter() - start
     if same_result:
         _check_same(programs, states, batch, baseline)
 
+    fixed_workload = sentinel()
     names = list(arms)
     runs = [_block(name, programs[name], states[name], batch) for name in names]
-    runs.append(runs[names.index(baseline)])  # the control
-    needed = _fewest_rounds(len(arms))
+    runs += [runs[names.index(baseline)], fixed_workload]
+    needed = fewest_samples(len(arms))
     rounds: list[list[float]] = []
     durations: list[float] = []
     draw, began, elapsed = np.random.default_rng(0), time.perf_counter(), 0.0
@@ -109,11 +109,9 @@ def compare_steps(
                 f"seconds: got {seconds:g}; expected at least {min(durations) * needed:.1f}, "
                 f"the {needed} rounds that an interval needs"
             )
-    *samples, control = np.array(rounds).T
-    samples = dict(zip(names, samples, strict=True))
-    ratios = {name: _ratio(samples[name] / samples[baseline], len(arms)) for name in names if name != baseline}
-    timings = {name: ArmTiming(compile_s[name], float(np.median(samples[name])), samples[name]) for name in names}
-    return StepComparison(baseline, timings, ratios, _ratio(control / samples[baseline], len(arms)), len(rounds))
+    *samples, control, wandering = np.array(rounds).T
+    timings = {name: ArmTiming(compile_s[name], times) for name, times in zip(names, samples, strict=True)}
+    return StepComparison(baseline, timings, control, wandering)
 
 
 def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> None:
@@ -126,41 +124,22 @@ def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> 
             raise ValueError(f"arms: got the name {name!r}; expected one that can be seen")
     if baseline not in arms:
         raise ValueError(f"baseline: got {baseline!r}; expected one of {', '.join(arms)}")
-    if not isinstance(seconds, Real) or isinstance(seconds, bool):
-        raise TypeError(f"seconds: got {seconds!r}; expected a positive number")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"seconds: got {seconds}; expected a positive number")
+    check_seconds(seconds)
 
 
-def _program(step: Callable[..., Any], state: DescentState, batch: Any) -> Any:
-    """So many steps in one program; what a step reports and nobody reads is not computed.
-
-    A function of its own for each arm: JAX would find an equal step's program again and compiling would take no time.
-    """
-
-    def repeat(state: DescentState, batch: Any, steps: Any) -> DescentState:
-        return lax.fori_loop(0, steps, lambda _, state: step(state, batch)[0], state)
-
-    return jax.jit(repeat).lower(state, batch, 1).compile()
+def _program(step: Callable[..., Any], state: Any, batch: Any, where: str) -> Any:
+    # A function of its own, lest JAX find an equal step's trace again.
+    traced = checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where)
+    return jax.jit(fused(traced)).lower(state, batch, 1).compile()
 
 
-def _block(name: str, program: Any, state: DescentState, batch: Any) -> Callable[[], float]:
+def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], float]:
     """A function that times one block of steps, in seconds a step; blocks are about equally long for all arms."""
 
     def seconds(steps: int) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(program(state, batch, steps))
-        return time.perf_counter() - start
+        return seconds_of(lambda: program(state, batch, steps))
 
-    steps, took = 1, 0.0
-    # Long three times running: once may be a hiccup of the machine, and a block that is short times but the call.
-    while any((took := seconds(steps)) < _BLOCK_S / 2 for _ in range(3)):
-        if steps == _MOST_STEPS:
-            raise ValueError(
-                f"arms[{name!r}]: got a step that does nothing, {steps:,} of them took {took:.1g} s "
-                "(XLA removed the loop); expected one with work to do"
-            )
-        steps = min(_MOST_STEPS, steps * max(2, min(1000, int(_BLOCK_S / max(took, 1e-6)) // 2)))
+    steps = steps_for(_BLOCK_S, seconds, f"arms[{name!r}]")
     return lambda: seconds(steps) / steps
 
 
@@ -173,7 +152,7 @@ def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
 def _check_same(programs: Mapping[str, Any], states: Mapping[str, Any], batch: Any, baseline: str) -> None:
     """Refuse arms whose params differ after a few steps by more than rounding explains: see ``compare_steps``."""
     starts = _wide_leaves(states[baseline].params)
-    ends = {name: programs[name](states[name], batch, _SAME_STEPS).params for name in programs}
+    ends = {name: programs[name](states[name], batch, _SAME_STEPS)[0].params for name in programs}
     eps = {path: float(jnp.finfo(leaf.dtype).eps) for path, leaf in named_leaves(ends[baseline]).items()}
     wide = {name: _wide_leaves(end) for name, end in ends.items()}
     with np.errstate(invalid="ignore"):
@@ -201,25 +180,3 @@ def _wide_leaves(tree: Any) -> dict[str, np.ndarray]:
 def _largest(leaf: np.ndarray) -> float:
     """The largest absolute value, of those that are finite."""
     return float(np.max(np.abs(leaf), initial=0, where=np.isfinite(leaf)))
-
-
-def _ratio(ratios: np.ndarray, n_arms: int) -> Ratio:
-    """The median, and the order statistics that enclose the true one, with Bonferroni's share of the risk for each."""
-    ordered = np.sort(ratios)
-    rank = _rank(len(ordered), n_arms)
-    return Ratio(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[-rank]))
-
-
-def _rank(rounds: int, n_arms: int) -> int:
-    """The largest r with ``2 P(X < r) <= risk`` for X binomial (rounds, 1/2); 0 if there is none.
-
-    The true median lies below the r-th smallest of n values only if fewer than r of them fall below it.
-    """
-    from scipy.special import bdtr
-
-    risk = (1 - _CONFIDENCE) / n_arms
-    return int(np.sum(2 * bdtr(np.arange(rounds // 2), rounds, 0.5) <= risk))
-
-
-def _fewest_rounds(n_arms: int) -> int:
-    return next(rounds for rounds in range(2, 100) if _rank(rounds, n_arms) > 0)

@@ -1,22 +1,16 @@
 """What a comparison of steps found: ratios with intervals, and what may be concluded from them."""
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.tables import figure, text_table
+from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.machine import machine
+from minijaxnet.tables import figure, percent, text_table
 
 _COLUMNS = 100
-
-
-class Ratio(NamedTuple):
-    """An arm's time over the baseline's: the median over rounds, and its interval."""
-
-    median: float
-    low: float
-    high: float
 
 
 class ArmTiming(NamedTuple):
@@ -25,13 +19,16 @@ class ArmTiming(NamedTuple):
     Attributes:
         compile_s: seconds to trace, lower and compile the loop of steps, anew for each arm. What JAX keeps of jitted
             functions inside the step, and its cache on disk where that is on, still shorten it.
-        step_s: seconds a step inside a compiled loop, the median over rounds.
-        samples_s: the same for each round.
+        samples_s: seconds a step inside a compiled loop, for each round.
     """
 
     compile_s: float
-    step_s: float
     samples_s: np.ndarray
+
+    @property
+    def step_s(self) -> float:
+        """The median over rounds."""
+        return float(np.median(self.samples_s))
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,42 @@ class StepComparison:
     Attributes:
         baseline: the name of the arm that the others are held against.
         arms: ``{name: ArmTiming}``.
-        ratios: ``{name: Ratio}`` of each arm's time to the baseline's.
-        control: the ratio of the baseline to itself.
-        rounds: how often each arm was timed.
+        control_s: seconds a step of the baseline's second entry, for each round.
+        sentinel_s: seconds of a fixed workload, for each round.
+        machine: what was measured on, as ``machine()`` tells.
     """
 
     baseline: str
     arms: dict[str, ArmTiming]
-    ratios: dict[str, Ratio]
-    control: Ratio
-    rounds: int
+    control_s: np.ndarray
+    sentinel_s: np.ndarray
+    machine: dict[str, Any] = field(default_factory=machine)
+
+    @property
+    def rounds(self) -> int:
+        """How often each arm was timed."""
+        return len(self.control_s)
+
+    @property
+    def ratios(self) -> dict[str, Interval]:
+        """``{name: ratio of its time to the baseline's}``, with intervals that hold together with 95 % confidence."""
+        return {name: self._over_baseline(arm.samples_s) for name, arm in self.arms.items() if name != self.baseline}
+
+    @property
+    def control(self) -> Interval:
+        """The ratio of the baseline to itself."""
+        return self._over_baseline(self.control_s)
+
+    def _over_baseline(self, samples_s: np.ndarray) -> Interval:
+        # The logarithm makes the ratio and its inverse alike: the median of an even number of rounds lies in between.
+        logs = np.log(samples_s / self.arms[self.baseline].samples_s)
+        return Interval(*(float(np.exp(log)) for log in median_interval(logs, len(self.arms))))
+
+    @property
+    def drift(self) -> float:
+        """By how much the fixed workload's time went up and down: the slowest quarter of the run over the fastest."""
+        quarters = [float(np.median(part)) for part in np.array_split(self.sentinel_s, 4) if part.size]
+        return max(quarters) / min(quarters)
 
     @property
     def sound(self) -> bool:
@@ -62,7 +85,7 @@ class StepComparison:
         """``{name: "faster", "slower" or "indistinguishable"}``: whether the interval is beyond 1 and the control's."""
         return {name: self._verdict(ratio) for name, ratio in self.ratios.items()}
 
-    def _verdict(self, ratio: Ratio) -> str:
+    def _verdict(self, ratio: Interval) -> str:
         if not self.sound:
             return "indistinguishable"
         if ratio.high < min(1.0, self.control.low):
@@ -77,6 +100,7 @@ class StepComparison:
             "sound": self.sound,
             "rounds": self.rounds,
             "control": self.control._asdict(),
+            "drift": self.drift,
             "ratios": {name: ratio._asdict() for name, ratio in self.ratios.items()},
             "verdicts": self.verdicts,
             "arms": arms,
@@ -103,11 +127,12 @@ class StepComparison:
         lines = [
             text_table(("step", *columns), rows),
             f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval})",
+            f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
         return "\n".join(lines if self.sound else [*lines, "UNSOUND: the machine is too noisy for a verdict"])
 
 
-def _interval_cells(ratio: Ratio | None) -> tuple[str, str]:
+def _interval_cells(ratio: Interval | None) -> tuple[str, str]:
     return ("1", "") if ratio is None else (_cell(ratio.median), f"{_cell(ratio.low)} to {_cell(ratio.high)}")
 
 

@@ -1,0 +1,210 @@
+"""What does a step cost? Tracing, lowering, compiling, the first call and the steady step, each by itself."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from minijaxnet.bench.blocks import (
+    check_seconds,
+    checked,
+    compilations,
+    fused,
+    seconds_of,
+    slope,
+    start_state,
+    steps_for,
+    weak_leaves,
+)
+from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.descent import Descent
+from minijaxnet.tables import figure, text_table
+
+_BLOCK_S = 0.004  # of the shorter of two blocks; the longer one has three times the steps
+_LONGER = 3
+_MOST_ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """What ``time_step`` found; print it.
+
+    Attributes:
+        trace_s: seconds to trace the step to a jaxpr.
+        lower_s: to lower it to StableHLO.
+        compile_s: for XLA to compile that.
+        first_call_s: of the compiled step's first call.
+        fused_compile_s: to trace, lower and compile a loop of steps.
+        latency_s: seconds a step when each is waited for.
+        pipelined_s: when many are called, and the last is waited for.
+        fused_s: inside a compiled loop.
+        rounds: how often each was measured.
+        compilations: how often JAX compiled while the steady step was timed; 0 if all is well.
+        weak: the leaves of the first state that are weakly typed, and make a jitted step compile twice.
+        samples_s: ``{"latency", "pipelined", "fused": seconds a step, for each round}``.
+    """
+
+    trace_s: float
+    lower_s: float
+    compile_s: float
+    first_call_s: float
+    fused_compile_s: float
+    latency_s: Interval
+    pipelined_s: Interval
+    fused_s: Interval
+    rounds: int
+    compilations: int
+    weak: tuple[str, ...]
+    samples_s: dict[str, np.ndarray]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was compiled while the steady step was timed."""
+        return self.compilations == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures in JSON's own kinds, samples included."""
+        names = ("trace_s", "lower_s", "compile_s", "first_call_s", "fused_compile_s", "rounds", "compilations")
+        steady = {name: getattr(self, name)._asdict() for name in ("latency_s", "pipelined_s", "fused_s")}
+        samples = {name: values.tolist() for name, values in self.samples_s.items()}
+        plain = {name: getattr(self, name) for name in names}
+        return plain | steady | {"weak": list(self.weak), "sound": self.sound, "samples_s": samples}
+
+    def __str__(self) -> str:
+        """Two tables: what is paid once, and what each step costs."""
+        once = [("trace", self.trace_s), ("lower", self.lower_s), ("compile", self.compile_s)]
+        once += [("first call", self.first_call_s), ("compile a loop of steps", self.fused_compile_s)]
+        each = [
+            ("each waited for (latency)", self.latency_s),
+            ("many called, one wait (pipelined)", self.pipelined_s),
+            ("inside a compiled loop (fused)", self.fused_s),
+        ]
+        lines = [
+            text_table(("once", "ms"), [(name, figure(1e3 * seconds)) for name, seconds in once]),
+            "",
+            text_table(("each step", "us", "95 % interval"), [(name, *_cells(found)) for name, found in each]),
+            f"{self.rounds} rounds",
+        ]
+        if self.weak:
+            lines.append(f"weakly typed at the start, so that a jitted step compiles twice: {', '.join(self.weak)}")
+        if not self.sound:
+            lines.append(f"UNSOUND: JAX compiled {self.compilations} times while the step was timed")
+        return "\n".join(lines)
+
+
+def time_step(
+    descent: Descent, params: Any, batch: Any, *, seconds: float = 3.0, key: jax.Array | None = None
+) -> StepTiming:
+    """Time a step of a descent: what is paid once, and what each step costs in three ways of running it.
+
+    The state goes from step to step and is donated, everything is on the device before the clock starts and waited for
+    before it stops, and what a step reports is kept. Pipelined and fused are slopes: of two blocks of n and of m steps,
+    ``(time(m) - time(n)) / (m - n)``, so that what a block costs once drops out. Blocks come in a new order each round.
+
+    Args:
+        descent: ``(init, step)``.
+        params: where it starts; stays as it is.
+        batch: what each step looks at.
+        seconds: how long to time the steady step, compilation not counted.
+        key: for a descent whose objective takes one.
+
+    Returns:
+        Seconds, with 95 % intervals for the steady step.
+
+    Raises:
+        TypeError: ``seconds`` is not a number; a step that does not return a pair.
+        ValueError: ``seconds`` is not positive; a step that returns another structure, shape or dtype than it took, has
+            side effects, or does nothing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from minijaxnet.descent import gradient_descent
+        >>> descent = gradient_descent(lambda weights, batch: jnp.sum((weights - batch) ** 2), 0.1)
+        >>> timing = time_step(descent, jnp.zeros(9), 1.0, seconds=0.2)
+        >>> timing.sound, 0 < timing.fused_s.median < timing.latency_s.median
+        (True, True)
+    """
+    check_seconds(seconds)
+    batch = jax.device_put(batch)
+    weak = tuple(weak_leaves(descent.init(params, key)))
+    start = start_state(descent, params, key)
+
+    jitted = jax.jit(lambda state, batch: descent.step(state, batch), donate_argnums=0)
+    clock = time.perf_counter
+    stages = [clock()]
+    traced = checked(jitted.trace(start, batch), start, "descent")
+    stages.append(clock())
+    lowered = traced.lower()
+    stages.append(clock())
+    compiled = lowered.compile()
+    stages.append(clock())
+    first = _copy(start)
+    first_call_s = seconds_of(lambda: compiled(first, batch))
+    before_fused = clock()
+    loop = jax.jit(fused(traced)).lower(start, batch, 1).compile()
+    fused_compile_s = clock() - before_fused
+
+    def called(steps: int) -> float:
+        state, report = _copy(start), None
+        began = clock()
+        for _ in range(steps):
+            state, report = jitted(state, batch)
+        jax.block_until_ready((state, report))
+        return clock() - began
+
+    def waited_for(steps: int) -> float:
+        state, took = _copy(start), []
+        for _ in range(steps):
+            began = clock()
+            state, _report = jax.block_until_ready(jitted(state, batch))
+            took.append(clock() - began)
+        return float(np.median(took))
+
+    def in_loop(steps: int) -> float:
+        return seconds_of(lambda: loop(start, batch, steps))
+
+    called(2)  # the second call takes what the first returned
+    n_called, n_fused = (steps_for(_BLOCK_S, block, "descent") for block in (called, in_loop))
+    plan: dict[str, Callable[[], float]] = {
+        "latency": lambda: waited_for(n_called),
+        "pipelined": lambda: called(n_called),
+        "pipelined, long": lambda: called(_LONGER * n_called),
+        "fused": lambda: in_loop(n_fused),
+        "fused, long": lambda: in_loop(_LONGER * n_fused),
+    }
+    found: dict[str, list[float]] = {name: [] for name in plan}
+    draw, began, rounds = np.random.default_rng(0), clock(), 0
+    with compilations() as compiled_meanwhile:
+        while not rounds or ((clock() - began) * (1 + 1 / rounds) < seconds and rounds < _MOST_ROUNDS):
+            for name in draw.permutation(list(plan)):
+                found[name].append(plan[name]())
+            rounds += 1
+    samples = {
+        "latency": found["latency"],
+        "pipelined": slope(found["pipelined"], found["pipelined, long"], n_called, _LONGER * n_called),
+        "fused": slope(found["fused"], found["fused, long"], n_fused, _LONGER * n_fused),
+    }
+    arrays = {name: np.array(values) for name, values in samples.items()}
+    return StepTiming(
+        *np.diff(stages).tolist(),
+        first_call_s,
+        fused_compile_s,
+        *(median_interval(values) for values in arrays.values()),
+        rounds,
+        len(compiled_meanwhile),
+        weak,
+        arrays,
+    )
+
+
+def _copy(state: Any) -> Any:
+    """A state whose buffers may be donated."""
+    return jax.block_until_ready(jax.tree.map(lambda leaf: leaf.copy(), state))
+
+
+def _cells(found: Interval) -> tuple[str, str]:
+    interval = "too few rounds" if np.isnan(found.low) else f"{figure(1e6 * found.low)} to {figure(1e6 * found.high)}"
+    return figure(1e6 * found.median), interval

@@ -1,0 +1,201 @@
+"""What a step costs: each pitfall of timing JAX is walked into on purpose, and seen to be avoided."""
+
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import minijaxnet as mjn
+from minijaxnet import time_step
+from minijaxnet.bench import blocks
+from minijaxnet.bench.blocks import checked, compilations, fused, start_state, weak_leaves
+from minijaxnet.bench.intervals import Interval
+
+SHORT = 0.05
+
+
+def bowl(weights, batch):
+    return jnp.sum((weights - batch) ** 2)
+
+
+WEIGHTS = jnp.arange(9.0)
+PLAIN = mjn.gradient_descent(bowl, 0.1)
+
+
+def own(step, init=None):
+    """A descent of one's own around a step of the params alone."""
+
+    def whole(state, batch):
+        params, report = step(state.params, batch)
+        return state._replace(params=params, step=state.step + 1), mjn.StepInfo(report, jnp.float32(0))
+
+    def start(params, key=None):
+        return mjn.DescentState(params if init is None else init(params), (), jnp.int32(0), key)
+
+    return mjn.Descent(start, whole)
+
+
+def loop_of(descent, params=WEIGHTS, batch=0.0):
+    """The compiled loop that is timed, and what it is called with."""
+    batch = jax.device_put(batch)
+    start = start_state(descent, params, None)
+    traced = checked(jax.jit(descent.step).trace(start, batch), start, "descent")
+    return jax.jit(fused(traced)).lower(start, batch, 1), start, batch
+
+
+def test_all_that_is_told_is_there_and_can_be_printed():
+    timing = time_step(PLAIN, WEIGHTS, 0.0, seconds=SHORT)
+    for part in (timing.trace_s, timing.lower_s, timing.compile_s, timing.first_call_s, timing.fused_compile_s):
+        assert 0 < part < 60
+    for steady in (timing.latency_s, timing.pipelined_s, timing.fused_s):
+        assert np.isfinite(steady.median)
+    assert timing.rounds == len(timing.samples_s["fused"]) >= 1
+    assert timing.sound and timing.weak == ()
+    assert all(len(line) <= 100 for line in str(timing).splitlines())
+    assert timing.to_dict()["samples_s"]["latency"] == timing.samples_s["latency"].tolist()
+
+
+# --- The pitfalls -----------------------------------------------------------------------------------------------------
+
+
+def test_asynchronous_dispatch_every_clock_stops_after_a_wait(monkeypatch):
+    looks, wait, clock = [], jax.block_until_ready, time.perf_counter
+
+    def waited(tree):
+        looks.append("wait")
+        return wait(tree)
+
+    def look():
+        looks.append("look")
+        return clock()
+
+    monkeypatch.setattr(jax, "block_until_ready", waited)
+    monkeypatch.setattr(blocks.time, "perf_counter", look)
+    assert blocks.seconds_of(lambda: jnp.ones(3)) > 0
+    assert looks == ["look", "wait", "look"]
+
+
+def test_nothing_is_compiled_while_the_clock_of_the_steady_step_runs():
+    assert time_step(PLAIN, WEIGHTS, 0.0, seconds=SHORT).compilations == 0
+
+
+def test_a_compilation_meanwhile_is_counted_by_its_name():
+    with compilations() as names:
+        jax.jit(lambda x: x + 17)(jnp.ones(3)).block_until_ready()
+    jax.jit(lambda x: x + 18)(jnp.ones(3)).block_until_ready()
+    assert len([name for name in names if "lambda" in name]) == 1
+
+
+def test_weak_types_do_not_make_the_steady_step_compile_and_are_told():
+    descent = own(lambda weight, batch: (weight - 0.1 * (weight - batch), weight), init=lambda params: 2.0)
+    timing = time_step(descent, None, jnp.float32(1), seconds=SHORT)
+    assert timing.sound
+    assert timing.weak == (".params",)
+    assert "compiles twice: .params" in str(timing)
+    assert weak_leaves({"a": jnp.asarray(2.0), "b": jnp.float32(2)}) == ["['a']"]
+
+
+def test_constant_folding_what_a_step_looks_at_is_an_argument_of_the_program():
+    lowered, start, batch = loop_of(own(lambda weights, batch: (weights @ batch, weights[0])), WEIGHTS, np.eye(9))
+    (signature,) = re.findall(r"func.func public @main\((.*?)\) ->", lowered.as_text(), re.DOTALL)
+    assert signature.count("tensor<9x9xf32>") == 1
+    assert signature.count("%arg") == len(jax.tree.leaves((start, batch))) + 1
+
+
+def test_dead_outputs_what_a_step_only_reports_is_computed():
+    def costly(weights, batch):
+        return weights - 0.1 * weights, jnp.sum(jnp.cos(weights * batch))
+
+    lowered, *_ = loop_of(own(costly))
+    assert "cosine" in lowered.compile().as_text()
+
+
+def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
+    lowered, start, batch = loop_of(PLAIN)
+    state, info = lowered.compile()(start, batch, 5)
+    expected = start
+    for _ in range(5):
+        expected, last = PLAIN.step(expected, batch)
+    np.testing.assert_allclose(state.params, expected.params, rtol=1e-5)
+    np.testing.assert_allclose(info.loss, last.loss, rtol=1e-5)
+
+
+def test_donation_leaves_the_arrays_of_the_user_alone():
+    params, batch = jnp.arange(9.0), jnp.ones(9)
+    time_step(PLAIN, params, batch, seconds=SHORT)
+    assert not params.is_deleted() and not batch.is_deleted()
+    np.testing.assert_array_equal(params, np.arange(9.0))
+
+
+def test_arrays_of_numpy_are_on_the_device_before_the_clock_starts():
+    start = start_state(own(lambda w, b: (w, b), init=lambda _: np.ones(3, np.float32)), None, None)
+    assert isinstance(start.params, jax.Array)
+    assert time_step(own(lambda w, b: (w - b, w[0])), np.ones(3, np.float32), np.ones(3, np.float32), seconds=SHORT)
+
+
+# --- Slopes -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_block_costs_once_drops_out_of_the_slope():
+    once, each = 5.0, 0.25
+    assert blocks.slope([once + 10 * each], [once + 30 * each], 10, 30) == [each]
+
+
+def test_a_step_that_fits_once_has_a_figure_and_no_interval():
+    timing = time_step(PLAIN, WEIGHTS, 0.0, seconds=1e-9)
+    assert timing.rounds == 1
+    assert np.isnan(timing.fused_s.low) and "too few rounds" in str(timing)
+
+
+def test_the_ratio_of_two_intervals_holds_both():
+    ratio = Interval(2.0, 1.0, 4.0).over(Interval(1.0, 0.5, 2.0))
+    assert ratio == Interval(2.0, 0.5, 8.0)
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "words"),
+    [
+        (
+            lambda w, b: (w[:1], b),
+            ValueError,
+            r"another state than it took: .*params: got float32\[1\]; .*float32\[9\]",
+        ),
+        (lambda w, b: (w.astype(jnp.bfloat16), b), ValueError, "another state than it took"),
+        (lambda w, b: ({"w": w}, b), ValueError, "another state than it took"),
+        (lambda w, b: (jax.debug.print("{}", b) or w, b), ValueError, "has side effects"),
+    ],
+    ids=["shape", "dtype", "structure", "prints"],
+)
+def test_a_step_that_cannot_be_timed_is_refused(step, error, words):
+    with pytest.raises(error, match=f"descent: its step .*{words}"):
+        time_step(own(step), WEIGHTS, jnp.float32(0), seconds=SHORT)
+    with pytest.raises(error, match=rf"arms\['b'\]: its step .*{words}"):
+        mjn.compare_steps({"a": PLAIN, "b": own(step)}, WEIGHTS, jnp.float32(0), baseline="a")
+
+
+def test_a_step_that_returns_no_pair_is_refused():
+    descent = mjn.Descent(PLAIN.init, lambda state, batch: state.params)
+    with pytest.raises(TypeError, match=r"descent: its step returns \w+; expected a pair \(state, info\)"):
+        time_step(descent, WEIGHTS, 0.0, seconds=SHORT)
+
+
+def test_a_step_that_fails_says_so_in_its_own_words():
+    def broken(weights, batch):
+        raise RuntimeError("no such layer")
+
+    with pytest.raises(RuntimeError, match="no such layer"):
+        time_step(own(broken), WEIGHTS, 0.0, seconds=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(0, ValueError), (-1.0, ValueError), ("1", TypeError), (True, TypeError)]
+)
+def test_seconds_must_be_a_positive_number(seconds, error):
+    with pytest.raises(error, match=f"seconds: got {seconds!r}"):
+        time_step(PLAIN, WEIGHTS, 0.0, seconds=seconds)
