@@ -87,9 +87,9 @@ def compilations() -> Iterator[list[str]]:
     """The names of what JAX compiles meanwhile, as it goes on."""
     names: list[str] = []
 
-    def listen(event: str, duration: float, **about: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            names.append(str(about.get("fun_name", "")))
+            names.append(str(kwargs.get("fun_name", "")))
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 from jax import lax
 
@@ -36,10 +37,10 @@ def machine() -> dict[str, Any]:
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "driver": getattr(jax.devices()[0].client, "platform_version", None),
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": jnp.result_type(float) == jnp.float64,
-        "matmul_precision": str(jax.config.jax_default_matmul_precision),
+        "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
         "python": platform.python_version(),
         "commit": _commit(),
     }

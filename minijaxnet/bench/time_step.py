@@ -188,15 +188,20 @@ def time_step(
         "fused": slope(found["fused"], found["fused, long"], n_fused, _LONGER * n_fused),
     }
     arrays = {name: np.array(values) for name, values in samples.items()}
+    trace_s, lower_s, compile_s = np.diff(stages).tolist()
     return StepTiming(
-        *np.diff(stages).tolist(),
-        first_call_s,
-        fused_compile_s,
-        *(median_interval(values) for values in arrays.values()),
-        rounds,
-        len(compiled_meanwhile),
-        weak,
-        arrays,
+        trace_s=trace_s,
+        lower_s=lower_s,
+        compile_s=compile_s,
+        first_call_s=first_call_s,
+        fused_compile_s=fused_compile_s,
+        latency_s=median_interval(arrays["latency"]),
+        pipelined_s=median_interval(arrays["pipelined"]),
+        fused_s=median_interval(arrays["fused"]),
+        rounds=rounds,
+        compilations=len(compiled_meanwhile),
+        weak=weak,
+        samples_s=arrays,
     )
 
 

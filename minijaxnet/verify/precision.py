@@ -60,6 +60,7 @@ def _compared(ratios: Ratios) -> str:
 
 def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
     """In float64 there is no truth to measure by: how far enlarged roundings take the two rules is compared instead."""
+    ulp = [x * EPSILON / SIZES[0] for x in _moved_by(look, Moves(size=SIZES[0], inputs=1.0))]
     ratios, too_coarse = [], []
     for k, name in enumerate(look.question.names, start=look.question.n_values):
         doubts, truth = (look.evidence.hand_doubt[k], look.evidence.reference_doubt[k]), look.evidence.reference[k]
@@ -67,7 +68,7 @@ def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
         floor = EPSILON * float(np.max(np.abs(truth), initial=0.0, where=known))
         mine, own = (max(float(np.max(doubt, initial=0.0, where=known)), floor) for doubt in doubts)
         ratios.append(mine / own if own else None)
-        if mine > _WORSE_ESTIMATED * own:
+        if mine > _WORSE_ESTIMATED * own + ulp[k]:
             too_coarse.append(name)
     if too_coarse:
         return Verdict("fail", f"enlarged roundings take it far further than autodiff in {listed(too_coarse)}"), ratios
