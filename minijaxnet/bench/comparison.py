@@ -2,15 +2,18 @@
 
 import textwrap
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.bench.machine import machine
+from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
 from minijaxnet.tables import figure, percent, text_table
 
 _COLUMNS = 100
+_KIND = "comparison of steps"
 
 
 class ArmTiming(NamedTuple):
@@ -105,6 +108,32 @@ class StepComparison:
             "verdicts": self.verdicts,
             "arms": arms,
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, with every sample and what it was measured on, for ``against``."""
+        arms = {n: {"compile_s": arm.compile_s, "samples_s": arm.samples_s.tolist()} for n, arm in self.arms.items()}
+        samples = {"arms": arms, "control_s": self.control_s.tolist(), "sentinel_s": self.sentinel_s.tolist()}
+        write_result(
+            path, _KIND, {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine} | samples
+        )
+
+    def against(self, path: str | Path, *, other_machine: bool = False) -> SinceThen:
+        """Hold it against one that was saved before: weaker than arms timed side by side, and it says so.
+
+        Args:
+            path: where ``save`` wrote the earlier one.
+            other_machine: whether to accept one of another machine.
+
+        Returns:
+            ``.ratios`` of the times now to those then, with ``.verdicts``; print it.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is truncated, of another version, of another machine, or has no arm in common.
+        """
+        samples = {name: arm.samples_s for name, arm in self.arms.items()}
+        content = read_result(path, _KIND)
+        return since_then(path, content, samples, self.sentinel_s, self.machine, other_machine=other_machine)
 
     def __str__(self) -> str:
         """A table of the arms, and whether it can be believed."""
