@@ -9,6 +9,7 @@ from minijaxnet.cli.errors import UsageError, show_error
 VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",
     "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
+    "bench": "time the step, by itself and against autodiff's and optax's",
     "list": "show the experiments of a folder",
 }
 

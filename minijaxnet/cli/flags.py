@@ -4,7 +4,7 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options
@@ -34,6 +34,24 @@ class CheckFlags:
     """How many steps of descent lead to the trained point."""
     runs: str = "runs"
     """The folder in which the check's own folder is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchFlags:
+    """What ``minijaxnet bench`` can be told, beside the experiment's own numbers; the rest are its defaults."""
+
+    seed: int = 0
+    """Of the start, and of whatever is drawn."""
+    seconds: float = 5.0
+    """How long to compare steps; half as long goes to the step alone."""
+    batch_size: int | None = None
+    """How many points a step sees; as many as the experiment says if left out."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """The dtype of parameters and data."""
+    save: str | None = None
+    """Where to write the comparison, with every sample."""
+    against: str | None = None
+    """An earlier result to hold this one against."""
 
 
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:

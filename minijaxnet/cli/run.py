@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
-import inspect
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +10,10 @@ from typing import Any
 
 import jax
 
-from minijaxnet.backprop import with_gradient
-from minijaxnet.bench import StepComparison, compare_steps
+from minijaxnet.bench import StepComparison
+from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.flags import RunFlags, parse, split_file
-from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.pytrees import array_type
 from minijaxnet.run import FitResult, Progress, check_values, fit
@@ -41,8 +38,7 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
         raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected a finite number, at least 0")
     params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     by_hand = experiment.value_and_gradient
-    objective = experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
-    descent = make_descent(objective, flags.optimizer, flags.learning_rate)
+    descent = make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate)
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
@@ -85,7 +81,9 @@ def _run(experiment: Experiment, file: str, flags: RunFlags, init_options: dict,
     if report is not None:
         print(f"\n{report}", flush=True)
     if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
-        comparison = _compare(experiment, descent, flags, params, seen, key)
+        comparison = compare_with_rivals(
+            experiment, flags.optimizer, flags.learning_rate, params, seen, key, seconds=flags.bench_seconds
+        )
         if comparison is not None:
             print(f"\n{comparison}", flush=True)
             write_json(folder / "result.json", _result(result, report, comparison))
@@ -106,38 +104,6 @@ def _run_folder(parent: str, name: str) -> Iterator[Path]:
         if not (folder / METRICS).exists():
             shutil.rmtree(folder)
         raise
-
-
-def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: float) -> Descent:
-    """The descent that a name stands for: "gd", or an optimizer of optax.
-
-    Raises:
-        ValueError: no optimizer has that name; the nearest ones are named.
-    """
-    if optimizer == "gd":
-        return gradient_descent(objective, learning_rate)
-    gradient_descent(objective, learning_rate)  # the same check of the rate for all
-    try:
-        import optax
-    except ImportError:
-        raise ImportError(
-            f'optimizer: got {optimizer!r}, but optax is not installed: pip install "minijaxnet[optax]"'
-        ) from None
-    makers = {name: maker for name, maker in vars(optax).items() if _takes_rate(maker)}
-    if optimizer not in makers:
-        near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
-    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate))
-
-
-def describe(optimizer: str) -> str:
-    """An optimizer in words."""
-    return "gradient descent" if optimizer == "gd" else f"optax.{optimizer}"
-
-
-def _takes_rate(maker: Any) -> bool:
-    return inspect.isfunction(maker) and "learning_rate" in inspect.signature(maker).parameters
 
 
 def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
@@ -165,33 +131,6 @@ def _check_scalars(measured: dict[str, Any]) -> None:
         if not hasattr(value, "shape") or value.shape != ():
             got = array_type(value) if hasattr(value, "shape") else type(value).__name__
             raise TypeError(f"{name}: got {got}; expected a scalar")
-
-
-def _compare(
-    experiment: Experiment, descent: Descent, flags: RunFlags, params: Any, batch: Any, key: Any
-) -> StepComparison | None:
-    """The step that was run against its rivals: autodiff where it is by hand, and optax's plain one."""
-    hand = "" if experiment.value_and_gradient is None else ", gradient by hand"
-    arms = {f"{describe(flags.optimizer)}{hand}": descent}
-    if hand:
-        arms["the same, autodiff"] = make_descent(experiment.objective, flags.optimizer, flags.learning_rate)
-    with contextlib.suppress(ImportError):
-        rival = "sgd" if flags.optimizer == "gd" else flags.optimizer
-        if flags.optimizer == "gd":
-            arms[f"optax.{rival}, autodiff"] = make_descent(experiment.objective, rival, flags.learning_rate)
-        else:
-            arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, flags.learning_rate)
-    if len(arms) < 2:
-        return None
-    return compare_steps(
-        arms,
-        params,
-        batch,
-        baseline=next(iter(arms)),
-        seconds=flags.bench_seconds,
-        key=key,
-        same_result=flags.optimizer == "gd",
-    )
 
 
 @contextlib.contextmanager

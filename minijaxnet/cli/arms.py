@@ -1,0 +1,81 @@
+"""The steps of an experiment: its own, by its optimizer's name, and the rivals that it is timed against."""
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from minijaxnet.backprop import with_gradient
+from minijaxnet.bench import StepComparison, compare_steps
+from minijaxnet.descent import Descent, gradient_descent, optax_descent
+from minijaxnet.experiment import Experiment
+
+AUTODIFF = "the same, autodiff"
+
+
+def differentiated(experiment: Experiment) -> Callable[..., Any]:
+    """The objective whose derivative is the gradient by hand, where there is one."""
+    by_hand = experiment.value_and_gradient
+    return experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
+
+
+def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: float) -> Descent:
+    """The descent that a name stands for: "gd", or an optimizer of optax.
+
+    Raises:
+        ValueError: no optimizer has that name; the nearest ones are named.
+    """
+    if optimizer == "gd":
+        return gradient_descent(objective, learning_rate)
+    gradient_descent(objective, learning_rate)  # the same check of the rate for all
+    try:
+        import optax
+    except ImportError:
+        raise ImportError(
+            f'optimizer: got {optimizer!r}, but optax is not installed: pip install "minijaxnet[optax]"'
+        ) from None
+    makers = {name: maker for name, maker in vars(optax).items() if _takes_rate(maker)}
+    if optimizer not in makers:
+        near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
+    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate))
+
+
+def describe(optimizer: str) -> str:
+    """An optimizer in words."""
+    return "gradient descent" if optimizer == "gd" else f"optax.{optimizer}"
+
+
+def _takes_rate(maker: Any) -> bool:
+    return inspect.isfunction(maker) and "learning_rate" in inspect.signature(maker).parameters
+
+
+def compare_with_rivals(
+    experiment: Experiment, optimizer: str, learning_rate: float, params: Any, batch: Any, key: Any, *, seconds: float
+) -> StepComparison | None:
+    """An experiment's own step against its rivals: autodiff where it is by hand, and optax's plain one.
+
+    None where there is no rival.
+    """
+    hand = "" if experiment.value_and_gradient is None else ", gradient by hand"
+    arms = {f"{describe(optimizer)}{hand}": make_descent(differentiated(experiment), optimizer, learning_rate)}
+    if hand:
+        arms[AUTODIFF] = make_descent(experiment.objective, optimizer, learning_rate)
+    if optimizer == "gd":
+        with contextlib.suppress(ImportError):
+            arms["optax.sgd, autodiff"] = make_descent(experiment.objective, "sgd", learning_rate)
+    else:
+        arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, learning_rate)
+    if len(arms) < 2:
+        return None
+    return compare_steps(
+        arms,
+        params,
+        batch,
+        baseline=next(iter(arms)),
+        seconds=seconds,
+        key=key,
+        same_result=optimizer == "gd",
+    )
