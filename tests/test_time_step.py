@@ -91,6 +91,8 @@ def test_a_compilation_meanwhile_is_counted_by_its_name():
 
 def test_weak_types_do_not_make_the_steady_step_compile_and_are_told():
     descent = own(lambda weight, batch: (weight - 0.1 * (weight - batch), weight), init=lambda params: 2.0)
+    assert weak_leaves(descent.init(None)) == [".params"]
+    assert weak_leaves(start_state(descent, None, None)) == []
     timing = time_step(descent, None, jnp.float32(1), seconds=SHORT)
     assert timing.sound
     assert timing.weak == (".params",)
