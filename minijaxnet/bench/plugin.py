@@ -1,0 +1,66 @@
+"""A pytest fixture that compares steps; in the ``conftest.py`` of your tests' root:
+
+    pytest_plugins = ["minijaxnet.bench.plugin"]
+
+A test fails where an interval's bound says that a step is too slow, never because a single figure does.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minijaxnet.bench.compare import compare_steps
+from minijaxnet.bench.comparison import StepComparison
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--bench-seconds``, ``--bench-save``, ``--bench-against``, ``--bench-slower``."""
+    group = parser.getgroup("minijaxnet", "comparisons of steps")
+    group.addoption("--bench-seconds", type=float, default=2.0, help="how long each comparison takes")
+    group.addoption("--bench-save", metavar="FOLDER", help="where to save each comparison, under its test's name")
+    group.addoption("--bench-against", metavar="FOLDER", help="hold each against the one that was saved there")
+    group.addoption(
+        "--bench-slower",
+        type=float,
+        default=1.1,
+        metavar="RATIO",
+        help="with --bench-against: fail where a step surely takes more than so many times as long as then",
+    )
+
+
+@pytest.fixture
+def benchmark_step(request: pytest.FixtureRequest) -> Callable[..., StepComparison]:
+    """``benchmark_step({name: descent}, params, batch, baseline=..., at_most={name: ratio})``: compare, save, gate.
+
+    Takes what ``compare_steps`` takes but for ``seconds``, and ``at_most``: for arms that may not take more than so
+    many times as long as the baseline. The test fails where the interval's lower bound is above that: the arm is too
+    slow, with 95 % confidence. An unsound run fails nothing. Returns the ``StepComparison``.
+    """
+
+    def compare(
+        arms: Mapping[str, Any], params: Any, batch: Any, *, at_most: Mapping[str, float] | None = None, **options: Any
+    ) -> StepComparison:
+        limits = dict(at_most or {})
+        if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:
+            raise ValueError(f"at_most: got {unknown[0]!r}; expected arms beside the baseline: {', '.join(arms)}")
+        option = request.config.getoption
+        found = compare_steps(arms, params, batch, seconds=option("--bench-seconds"), **options)
+        file = re.sub(r"[^\w.-]+", "-", request.node.nodeid).strip("-") + ".json"
+        if folder := option("--bench-save"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            found.save(Path(folder) / file)
+        too_slow = [name for name, limit in limits.items() if found.ratios[name].low > limit]
+        if found.sound and too_slow:
+            listed = ", ".join(f"{name} (at most {limits[name]:g})" for name in too_slow)
+            pytest.fail(f"{found}\n\nsurely slower than allowed: {listed}", pytrace=False)
+        if folder := option("--bench-against"):
+            since = found.against(Path(folder) / file)
+            limit = option("--bench-slower") * max(1.0, since.sentinel.high)
+            if slower := [name for name, ratio in since.ratios.items() if ratio.low > limit]:
+                pytest.fail(f"{since}\n\nsurely slower than then: {', '.join(slower)}", pytrace=False)
+        return found
+
+    return compare
