@@ -46,7 +46,7 @@ def benchmark_step(request: pytest.FixtureRequest) -> Callable[..., StepComparis
         limits = dict(at_most or {})
         if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:
             raise ValueError(f"at_most: got {unknown[0]!r}; expected arms beside the baseline: {', '.join(arms)}")
-        option = request.config.getoption
+        option: Any = request.config.getoption
         found = compare_steps(arms, params, batch, seconds=option("--bench-seconds"), **options)
         file = re.sub(r"[^\w.-]+", "-", request.node.nodeid).strip("-") + ".json"
         if folder := option("--bench-save"):
