@@ -1,0 +1,50 @@
+"""minijaxnet: ``descend``, and its step in loops of other people's.
+
+Each of its steps also computes the gradient's norm, and ``descend`` keeps it beside the loss, stops where the slope
+vanishes and before a step that is not finite: more than the others do.
+"""
+
+import functools
+from typing import Any
+
+import jax
+
+import minijaxnet as mjn
+
+from . import OURS_LOOP, OURS_WHOLE, Arm, Run, Workload
+from .raw_jax import on_device, over_copies, python_loop, scanned
+
+
+def arms(workload: Workload) -> dict[str, Arm]:
+    """``descend``, a bare scan of the step that ``compare_steps`` times, and the step called from Python."""
+    weights, batch = on_device(workload)
+    params = tuple({"weights": weights, "bias": bias} for weights, bias in weights)
+    loss = mjn.softmax_cross_entropy if workload.classifies else mjn.mean_squared_error
+    descent = mjn.gradient_descent(mjn.objective(mjn.mlp(workload.sizes), loss), workload.learning_rate)
+    state = descent.init(params) if workload.copies is None else jax.vmap(descent.init)(params)
+
+    def step(state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
+        state, info = descent.step(state, mjn.Batch(x, y))
+        return state, info.loss
+
+    @functools.partial(jax.jit, static_argnames="steps")
+    def descend_copies(params: Any, batch: Any, steps: int) -> Any:
+        return jax.vmap(lambda params: mjn.descend(descent, descent.init(params), batch, steps=steps))(params)
+
+    def descend(steps: int) -> Any:
+        if workload.copies is not None:
+            return jax.block_until_ready(descend_copies(params, batch, steps))[1].loss.T
+        trace = jax.block_until_ready(mjn.descend(descent, state, batch, steps=steps))[1]
+        if trace.steps_taken < steps:
+            raise RuntimeError(f"it ended after {trace.steps_taken} of {steps} steps: {mjn.Status(int(trace.status))}")
+        return trace.loss
+
+    def start() -> Run:
+        return descend
+
+    step = over_copies(step, workload)
+    return {
+        OURS_WHOLE: Arm(start, whole=True),
+        "minijaxnet, scan of descent.step": Arm(scanned(step, (state,), batch), whole=True),
+        OURS_LOOP: Arm(python_loop(jax.jit(step), lambda: (state,), batch)),
+    }
