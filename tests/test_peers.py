@@ -299,3 +299,10 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(flag, known, monke
     with pytest.raises(SystemExit):
         peers_compared.main()
     assert f"{flag}: got keras; expected some of {known}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+def test_the_library_in_c_leaves_subnormal_numbers_to_the_process():
+    importlib.import_module("peers.c_by_hand").arms(WORKLOADS["2-2-1"])["C, by hand, one thread"].start()(1)
+    smallest = np.float64(5e-324)
+    assert smallest * np.float64(1) > 0 and np.float64(sys.float_info.min) / 2 > 0

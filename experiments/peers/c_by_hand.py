@@ -17,7 +17,7 @@ import numpy as np
 
 from . import Arm, Run, Workload
 
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fPIC", "-c")
 LANES = 8  # copies side by side; one alone has one
 
 SOURCE = r"""
@@ -61,9 +61,11 @@ void descend(const float *start, const float *x, const float *y, float rate, lon
 def compiled(lanes: int) -> Callable[..., None]:
     """The function, built anew in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder) / "descend.c", Path(folder) / "descend.so"
+        source, compiled, library = (Path(folder) / f"descend.{kind}" for kind in ("c", "o", "so"))
         source.write_text(SOURCE, encoding="utf-8")
-        subprocess.run(["gcc", *FLAGS, f"-DLANES={lanes}", "-o", library, source], check=True)
+        subprocess.run(["gcc", *FLAGS, f"-DLANES={lanes}", "-o", compiled, source], check=True)
+        # Linked with -ffast-math it would turn off subnormal numbers in the whole process.
+        subprocess.run(["gcc", "-shared", "-o", library, compiled], check=True)
         function = ctypes.CDLL(str(library)).descend
     array, whole = np.ctypeslib.ndpointer(np.float32, flags="C"), ctypes.c_long
     function.argtypes = [array, array, array, ctypes.c_float, whole, whole, whole, whole, array, array]
