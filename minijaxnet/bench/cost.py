@@ -1,0 +1,205 @@
+"""What is a step made of? Its floating-point operations, the bytes it moves, the memory it takes."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from minijaxnet.bench.flops import bytes_of, count, live
+from minijaxnet.pytrees import structure_difference
+from minijaxnet.tables import text_table
+
+
+class StepCost(NamedTuple):
+    """What ``step_cost`` found; print it.
+
+    Operations on integers and booleans are none on floating-point numbers and are not counted.
+
+    Attributes:
+        matrix_flops: ``{dtype: FLOPs}`` of matrix products and convolutions, under their operands' dtype.
+        other_flops: the same of everything else.
+        transcendentals: how many of these are exponentials, roots and the like, each counted as one.
+        least_bytes: of the arguments that are used, read once, and of the results, written once.
+        unfused_bytes: what would be moved if each operation read its operands and wrote its result.
+        planned_peak_bytes: the compiler's plan for the step with its state donated: arguments, results and temporaries,
+            of one device; None where it does not tell.
+        observed_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
+            where the device does not tell, as a CPU.
+        exact: whether the FLOPs are exact; if not, ``notes`` says why.
+        notes: how something was counted that can be counted in more than one way.
+    """
+
+    matrix_flops: dict[str, int]
+    other_flops: dict[str, int]
+    transcendentals: int
+    least_bytes: int
+    unfused_bytes: int
+    planned_peak_bytes: int | None
+    observed_peak_bytes: int | None
+    exact: bool
+    notes: tuple[str, ...]
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations, of any dtype."""
+        return sum(self.matrix_flops.values()) + sum(self.other_flops.values())
+
+    def __str__(self) -> str:
+        """A table of the counts, and the notes."""
+        rows = [(f"matrix FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.matrix_flops.items()]
+        rows += [(f"other FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.other_flops.items()]
+        rows += [
+            ("  of them transcendental", f"{self.transcendentals:,}"),
+            ("bytes, at least", f"{self.least_bytes:,}"),
+            ("bytes, nothing fused", f"{self.unfused_bytes:,}"),
+            ("peak bytes, planned", "-" if self.planned_peak_bytes is None else f"{self.planned_peak_bytes:,}"),
+            ("peak bytes, observed", "-" if self.observed_peak_bytes is None else f"{self.observed_peak_bytes:,}"),
+        ]
+        return "\n".join([text_table(("a step", ""), rows), *(f"note: {note}" for note in self.notes)])
+
+
+def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCost:
+    """Count what one step does, from its program; it is compiled, but not run.
+
+    ::
+
+        matrix product    2 * elements of the result * length of the contracted axes
+        convolution       2 * the products of an element of the input with one of the kernel (none with padding)
+        elementwise       1 an element, transcendental or not
+        reduction         1 an element of the input; in windows, 1 an element of each window
+        sort, FFT         n log2(n) and 5 n log2(n) a row of n elements; an FFT of real ones half
+        data movement     0
+
+    A multiplication and an addition of complex numbers in a matrix product count as 8, as in BLAS. What no result needs
+    is not counted; a ``scan`` counts as often as it runs, and so does a ``while`` whose bounds stand in the program.
+    One of unknown length is counted as a single round, a ``cond`` as its dearest branch, an operation with no rule here
+    as nothing; then ``exact`` is False and ``notes`` says so. A program that XLA splits over devices counts whole,
+    but what is inside a ``shard_map`` as one device's share.
+
+    Args:
+        step: ``step(state, batch)``, such as ``descent.step``.
+        state: what it starts from, any pytree of arrays; it is left as it is.
+        batch: what it looks at, likewise.
+
+    Returns:
+        The counts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> cost = step_cost(lambda weights, x: x @ weights, jnp.ones((3, 5)), jnp.ones((2, 3)))
+        >>> cost.matrix_flops, cost.least_bytes  # 2 * (2 * 5) * 3; 4 * (3 * 5 + 2 * 3 + 2 * 5)
+        ({'float32': 60}, 124)
+
+    Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B (model FLOPs).
+    """
+
+    # A function of its own, for a step need not be hashable.
+    def own(state: Any, batch: Any) -> Any:
+        return step(state, batch)
+
+    # The state is donated, as in the loops of this library, unless there is no next one to give its memory to.
+    traced = jax.jit(own, donate_argnums=0).trace(state, batch)
+    results = traced.out_info
+    if not isinstance(results, tuple) or len(results) != 2 or structure_difference(results[0], state):
+        traced = jax.jit(own).trace(state, batch)
+    program = live(traced.jaxpr)
+    found = count(program)
+    return StepCost(
+        dict(found.matrix),
+        dict(found.other),
+        found.transcendentals,
+        _least_bytes(program),
+        found.moved,
+        *_peaks(traced.lower().compile()),
+        found.exact,
+        found.notes,
+    )
+
+
+def folded_loop(compiled: Any) -> bool | None:
+    """Whether XLA made each loop of a program for the CPU one native function, calling nothing from round to round.
+
+    It does so where a round touches few bytes, and a step of a small network then takes a fraction of the time.
+
+    Args:
+        compiled: a ``jax.stages.Compiled``, from ``jax.jit(f).lower(...).compile()``.
+
+    Returns:
+        False if some loop is not folded, or there is none; None on another platform than the CPU.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> folded_loop(jax.jit(lambda x: jax.lax.fori_loop(0, 99, lambda _, x: jnp.sin(x), x)).lower(1.0).compile())
+        True
+    """
+    if {device.platform for device in _devices(compiled)} != {"cpu"}:
+        return None
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    pending: list[str] = []
+    for line in compiled.as_text().splitlines():
+        if head := re.match(r"(ENTRY )?(%\S+) ", line):
+            lines = computations[head[2]] = []
+            pending += [head[2]] if head[1] else []
+        lines.append(line)
+
+    def has_loop(name: str) -> bool:
+        return any(" while(" in line for line in computations[name])
+
+    found, seen = False, set(pending)
+    while pending:
+        name = pending.pop()
+        if has_loop(name):
+            return False
+        for line in computations[name]:
+            called = (set(re.findall(r"%[\w.-]+", line)) & set(computations)) - seen
+            if 'xla_cpu_small_call="true"' in line:
+                found |= any(map(has_loop, called))
+            else:
+                pending += called
+            seen |= called
+    return found
+
+
+def _least_bytes(program: Any) -> int:
+    given = [(variable, bytes_of(variable)) for variable in (*program.constvars, *program.invars)]
+    read: set[Any] = set()
+    written = _values_of(program, given, read)
+    return sum(size for _, size in read & set(given) | set(written) - set(given))
+
+
+def _values_of(program: Any, given: list[Any], read: set[Any]) -> list[Any]:
+    """The results of a program as (identity, bytes), those handed on as they are by the identity of what was given."""
+    values = dict(zip((*program.constvars, *program.invars), given, strict=False))
+
+    def value(atom: Any) -> Any:
+        return (None, 0) if hasattr(atom, "val") else values.setdefault(atom, (object(), bytes_of(atom)))
+
+    for eqn in program.eqns:
+        operands = [value(atom) for atom in eqn.invars]
+        if eqn.primitive.name in ("jit", "pjit", "closed_call"):
+            inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr") if key in eqn.params)
+            inner = getattr(inner, "jaxpr", inner)
+            # Constants of its own come first, and are none of the arguments.
+            own = [(object(), bytes_of(variable)) for variable in inner.constvars]
+            values |= zip(eqn.outvars, _values_of(inner, own + operands, read), strict=True)
+        else:
+            read.update(operands)
+    return [value(atom) for atom in program.outvars]
+
+
+def _peaks(compiled: Any) -> tuple[int | None, int | None]:
+    """The planned peak, and the observed one."""
+    plan, planned = compiled.memory_analysis(), None
+    if plan is not None:
+        held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        planned = held + plan.temp_size_in_bytes
+    ours = [device for device in _devices(compiled) if device.process_index == jax.process_index()]
+    seen = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in ours]
+    return planned, max((peak for peak in seen if peak is not None), default=None)
+
+
+def _devices(compiled: Any) -> set[Any]:
+    shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
+    return {device for sharding in shardings for device in sharding.device_set}

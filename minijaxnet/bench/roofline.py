@@ -1,0 +1,302 @@
+"""Which limit of this machine binds a step: its arithmetic, its memory, or the call itself?
+
+A step can't be faster than the machine's best rate of arithmetic allows, nor than its bytes can be moved, nor, called
+from Python, than a call that does nothing. All three are measured here, in this run, on the device at hand: a data
+sheet knows neither the clock, nor the neighbours, nor what XLA makes of the machine.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
+from minijaxnet.bench.cost import StepCost
+from minijaxnet.tables import figure, percent, text_table
+
+_BLOCK_S = 0.005  # long against the call, short against a second
+_REPEATS = 5  # at least, of each measurement
+_SMALLEST_SIDE, _LARGEST_SIDE = 256, 8192  # of the square matrices
+# Bytes of the arrays that are streamed: from the innermost cache to far beyond the last.
+_ARRAYS = tuple(2**k for k in range(14, 29, 2))
+_MEMORY_SHARE = 8  # of a device's memory that an array may take, where it tells
+
+
+class Roofline(NamedTuple):
+    """What ``measure_roofline`` found; print it.
+
+    Attributes:
+        device: what it was measured on.
+        peaks: ``{dtype: FLOP/s}`` of matrix products, the best of all sizes.
+        bandwidths: ``{bytes moved a pass: bytes/s}``, read and written bytes together, the best for each size.
+        dispatch_s: seconds from calling a compiled function that does next to nothing to its result, the median.
+    """
+
+    device: str
+    peaks: dict[str, float]
+    bandwidths: dict[int, float]
+    dispatch_s: float
+
+    def bandwidth(self, moved: float = math.inf) -> float:
+        """The best rate at which so many bytes, or more, were moved again and again; from memory, if not said.
+
+        A few of them stay in a cache, which is faster: a limit taken from memory would be none.
+
+        >>> roofline = Roofline("cpu", {}, {1000: 9e9, 1_000_000: 8e9, 1_000_000_000: 2e9}, 1e-6)
+        >>> roofline.bandwidth(5000), roofline.bandwidth(5_000_000), roofline.bandwidth()
+        (9000000000.0, 8000000000.0, 2000000000.0)
+        """
+        below = max((size for size in self.bandwidths if size <= moved), default=0)
+        return max(rate for size, rate in self.bandwidths.items() if size >= below)
+
+    def __str__(self) -> str:
+        """A table of the rates."""
+        rows = [(f"matrix products, {dtype}", f"{figure(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()]
+        rows += [
+            (f"{_size(moved)} a pass, read and written", f"{figure(rate / 1e9)} GB/s")
+            for moved, rate in self.bandwidths.items()
+        ]
+        rows += [("an empty call", f"{figure(1e6 * self.dispatch_s)} us")]
+        return text_table((self.device, "measured"), rows)
+
+
+class Limits(NamedTuple):
+    """What a step is up against; print it.
+
+    Attributes:
+        step_s: seconds that it took.
+        dispatch_s: seconds that an empty call takes; 0 for a step inside a compiled loop.
+        bandwidth_s: seconds to move its least bytes.
+        compute_s: seconds for its matrix products at the measured peak.
+        binds: "dispatch", "bandwidth" or "compute": the largest of the three.
+        attained: the share of the measured peak that was attained, ``matrix_flops / step_s / peak``.
+        intensity: matrix FLOPs a byte, of the least that must be moved.
+        ridge: matrix FLOPs a byte at which moving takes as long as computing; NaN without matrix products.
+        notes: those of the step's cost.
+    """
+
+    step_s: float
+    dispatch_s: float
+    bandwidth_s: float
+    compute_s: float
+    binds: str
+    attained: float
+    intensity: float
+    ridge: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bound_s(self) -> float:
+        """The largest of the three: seconds that no such step can beat on this machine."""
+        return max(self.dispatch_s, self.bandwidth_s, self.compute_s)
+
+    def __str__(self) -> str:
+        """A table of the limits, and what to conclude."""
+        each = {"dispatch": self.dispatch_s, "bandwidth": self.bandwidth_s, "compute": self.compute_s}
+        rows = [("the step", figure(1e6 * self.step_s), "")]
+        rows += [(name, figure(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
+        times = figure(self.step_s / self.bound_s, 3) if self.bound_s else "infinitely many"
+        lines = [
+            text_table(("at least", "us", "of the step"), rows),
+            f"nearest limit: {self.binds}, the step takes {times} times as long",
+            f"matrix products: {percent(self.attained)} of the measured peak",
+            f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
+        ]
+        if self.bound_s > self.step_s:
+            lines.append(
+                "faster than the limit: the two were measured at different moments, or bytes stayed in a cache"
+            )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = False) -> Limits:
+    """The lower bounds of a step's time, and which of them binds.
+
+    ::
+
+        dispatch     an empty call, if the step is called from Python
+        bandwidth    least bytes / the rate at which so many bytes can be moved
+        compute      the sum over dtypes of matrix FLOPs / peak FLOP/s
+
+    The bytes count at the rate that so few of them reach, from a cache if they fit. Still the middle one holds only for
+    a step that moves its bytes each time: a loop folded into one function may keep the smallest networks in registers.
+    Elementwise operations are left out, so a step with few matrix products can be far from all three.
+
+    Args:
+        cost: from ``step_cost``; of one device.
+        step_s: the step's time, in seconds.
+        roofline: from ``measure_roofline``, with each dtype of the step's matrix products; of one device.
+        called: whether each step is a call from Python; if not, it is inside a compiled loop.
+
+    Returns:
+        The bounds, in seconds.
+
+    Raises:
+        ValueError: ``step_s`` is not positive; a dtype without a measured peak.
+
+    Example:
+        >>> cost = StepCost({"float32": 2_000_000}, {}, 0, 8_000, 8_000, None, None, True, ())
+        >>> print(limits(cost, 50e-6, Roofline("cpu", {"float32": 1e11}, {1000: 1e9}, 5e-6)))
+        at least   us  of the step
+        --------------------------
+        the step   50
+        dispatch    0        0.0 %
+        bandwidth   8       16.0 %
+        compute    20       40.0 %
+        nearest limit: compute, the step takes 2.5 times as long
+        matrix products: 40.0 % of the measured peak
+        250 matrix FLOPs a byte, the ridge is at 100
+
+    Source: Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
+        architectures", 2009.
+    """
+    if not 0 < step_s < math.inf:
+        raise ValueError(f"step_s: got {step_s}; expected a positive number of seconds")
+    if missing := [dtype for dtype in cost.matrix_flops if dtype not in roofline.peaks]:
+        raise ValueError(
+            f"roofline: got the peaks of {', '.join(roofline.peaks) or 'nothing'}; "
+            f"expected {', '.join(missing)} too, from measure_roofline(dtypes=...)"
+        )
+    matrix_flops = sum(cost.matrix_flops.values())
+    compute_s = sum(flops / roofline.peaks[dtype] for dtype, flops in cost.matrix_flops.items())
+    rate = roofline.bandwidth(cost.least_bytes)
+    each = {
+        "dispatch": roofline.dispatch_s if called else 0.0,
+        "bandwidth": cost.least_bytes / rate,
+        "compute": compute_s,
+    }
+    return Limits(
+        step_s=step_s,
+        dispatch_s=each["dispatch"],
+        bandwidth_s=each["bandwidth"],
+        compute_s=compute_s,
+        binds=max(each, key=lambda name: each[name]),
+        attained=compute_s / step_s,
+        intensity=matrix_flops / cost.least_bytes if cost.least_bytes else math.inf,
+        ridge=matrix_flops / compute_s / rate if compute_s else math.nan,
+        notes=cost.notes,
+    )
+
+
+def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1.0) -> Roofline:
+    """Measure the limits of this machine's first device: arithmetic, memory and the call.
+
+    - Peak: ``x <- x @ w`` in a compiled loop, square and ever larger while that helps and there is time; ``w`` is
+      orthogonal, so that numbers neither vanish nor overflow. At JAX's default matrix precision, as a step has it.
+    - Bandwidth: ``x <- s * x`` in a compiled loop, from 16 KiB to 256 MiB; a byte read and written counts as two.
+    - The call: a jitted scalar function, waited for each time.
+
+    Rates are the best of several repeats, since nothing but the machine makes one faster, and others' work makes it
+    slower. They are those of what XLA compiles, which is what a step is made of.
+
+    Args:
+        dtypes: of the matrix products, real floating ones.
+        seconds: about how long to measure, compilation not counted.
+
+    Returns:
+        The rates.
+
+    Raises:
+        TypeError: ``seconds`` is not a number; a dtype that is not a real floating one, or not enabled.
+        ValueError: ``seconds`` is not positive.
+
+    Example:
+        >>> roofline = measure_roofline(seconds=0.1)
+        >>> roofline.peaks["float32"] > 1e6, roofline.bandwidth() > 1e6, 0 < roofline.dispatch_s < 1
+        (True, True, True)
+    """
+    check_seconds(seconds)
+    if isinstance(dtypes, str):
+        raise TypeError(f"dtypes: got {dtypes!r}; expected a sequence of dtypes")
+    names = [_floating_name(dtype) for dtype in dtypes]
+    device = jax.local_devices()[0]
+    with jax.default_device(device):
+        peaks = {name: _peak(name, seconds / 2 / len(names)) for name in names}
+        bandwidths = _bandwidths(device, seconds / 4)
+        dispatch_s = _dispatch(seconds / 4)
+    return Roofline(f"{device.platform}: {device.device_kind}", peaks, bandwidths, dispatch_s)
+
+
+def _floating_name(dtype: Any) -> str:
+    kind = jnp.dtype(dtype)
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise TypeError(f"dtypes: got {kind.name}; expected real floating ones")
+    if jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise TypeError(f"dtypes: got {kind.name}; expected one that is enabled (jax_enable_x64)")
+    return kind.name
+
+
+def _peak(dtype: str, seconds: float) -> float:
+    """FLOP/s of the best size; larger ones are tried while they fit the time and are not much slower."""
+    best, side, took = 0.0, _SMALLEST_SIDE, 0.0
+    # Twice the side is eight times the work; calibration takes about as long as the repeats.
+    while side <= _LARGEST_SIDE and 8 * took * 2 * _REPEATS < seconds:
+        normal = np.random.default_rng(0).normal(size=(side, 1))
+        normal /= np.linalg.norm(normal)
+        # A reflection: orthogonal, and no zeros that could be cheap.
+        w = jnp.asarray(np.eye(side) - 2 * normal * normal.T, dtype)
+        took = _fastest(lambda x, w: x @ w, w.copy(), w, seconds / 4)
+        rate = 2 * side**3 / took
+        if rate < 0.8 * best:
+            break
+        best, side = max(best, rate), 2 * side
+    return best
+
+
+def _bandwidths(device: Any, seconds: float) -> dict[int, float]:
+    memory = (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    sizes = [size for size in _ARRAYS if size * _MEMORY_SHARE <= memory] or [_ARRAYS[0]]
+    one = jnp.ones((), jnp.float32)
+    found = {}
+    for size in sizes:
+        x = jnp.ones(size // 4, jnp.float32)
+        found[2 * size] = 2 * size / _fastest(lambda x, scale: x * scale, x, one, seconds / len(sizes))
+    return found
+
+
+def _fastest(function: Callable[[Any, Any], Any], x: Any, other: Any, seconds: float) -> float:
+    """Seconds of one ``x <- function(x, other)`` inside a compiled loop, the best of several repeats; x is donated.
+
+    Were it not, each call would first copy it, into memory that the system has yet to give. How often the loop runs is
+    an argument, so that nothing can be folded away, and each call goes on with what the last returned.
+    """
+
+    def repeat(x: Any, other: Any, rounds: Any) -> Any:
+        return lax.fori_loop(0, rounds, lambda _, x: function(x, other), x)
+
+    program = jax.jit(repeat, donate_argnums=0).lower(x, other, 1).compile()
+
+    def timed(rounds: int) -> float:
+        nonlocal x
+        began = time.perf_counter()
+        x = jax.block_until_ready(program(x, other, rounds))
+        return time.perf_counter() - began
+
+    rounds = steps_for(min(_BLOCK_S, seconds / _REPEATS), timed, "roofline")
+    return min(_repeated(lambda: timed(rounds), seconds)) / rounds
+
+
+def _repeated(timed: Callable[[], float], seconds: float) -> list[float]:
+    """Times until they add up to so many seconds, and a few at least."""
+    took: list[float] = []
+    while len(took) < _REPEATS or sum(took) < seconds:
+        took.append(timed())
+    return took
+
+
+def _dispatch(seconds: float) -> float:
+    call, x = jax.jit(lambda x: x + 1), jnp.zeros((), jnp.float32)
+    x = jax.block_until_ready(call(x))  # what it returns is what it takes
+    return float(np.median(_repeated(lambda: seconds_of(lambda: call(x)), seconds)))
+
+
+def _size(moved: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if moved >= factor:
+            return f"{figure(moved / factor, 3)} {unit}"
+    return f"{moved} B"
