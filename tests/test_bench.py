@@ -21,7 +21,7 @@ import scipy.stats
 
 import minijaxnet as mjn
 from minijaxnet import StepComparison, compare_steps
-from minijaxnet.bench import ArmTiming, Interval, compare
+from minijaxnet.bench import ArmTiming, Interval, compare, rounds
 from minijaxnet.bench import blocks as bench_blocks
 from minijaxnet.bench.comparison import _cell
 from minijaxnet.bench.intervals import fewest_samples, interval_rank, median_interval
@@ -171,14 +171,15 @@ def test_a_control_that_just_touches_1_is_sound():
 def with_times(monkeypatch, factors, noise=lambda draw: 1 + draw.exponential(0.3), tick=0.001):
     """Let the clock go on by ``tick`` a look, and each arm's block take its factor times noise."""
     now, order, draw = itertools.count(step=tick), iter(factors), np.random.default_rng(0)
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=now.__next__))
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=now.__next__))
+    factor_of = {}
 
     def block(name, program, state, batch):
-        factor = next(order)
+        factor = factor_of[name] if name in factor_of else factor_of.setdefault(name, next(order))
         return lambda: 1e-6 * factor * noise(draw)
 
     monkeypatch.setattr(compare, "_block", block)
-    monkeypatch.setattr(compare, "sentinel", lambda: lambda: 1e-6)
+    monkeypatch.setattr(rounds, "sentinel", lambda: lambda: 1e-6)
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1, "indistinguishable"), (0.5, "faster"), (2, "slower")])
@@ -214,17 +215,17 @@ def test_a_drift_that_all_share_leaves_no_trace(monkeypatch, factor, verdict):
 
 def test_each_arm_is_timed_once_a_round_and_the_baseline_twice(monkeypatch):
     calls = []
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=itertools.count(step=0.001).__next__))
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=itertools.count(step=0.001).__next__))
 
     def block(name, program, state, batch):
         return lambda: calls.append(name) or 1e-6
 
     monkeypatch.setattr(compare, "_block", block)
     found = compare_steps({"a": PLAIN, "b": BY_HAND}, WEIGHTS, 0.0, baseline="a", seconds=0.5)
-    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
-    assert len(rounds) == found.rounds
-    assert {"".join(sorted(names)) for names in rounds} == {"aab"}
-    assert set(rounds) == {"aab", "aba", "baa"}, "in a new order each round"
+    each = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(each) == found.rounds
+    assert {"".join(sorted(names)) for names in each} == {"aab"}
+    assert set(each) == {"aab", "aba", "baa"}, "in a new order each round"
 
 
 def test_seconds_too_short_for_an_interval_are_refused_with_what_it_needs(monkeypatch):
@@ -242,7 +243,7 @@ def test_one_round_that_takes_long_refuses_nothing(monkeypatch):
         now[0] += 5 if next(looks) == 5 else 0.001
         return now[0]
 
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=clock))
     found = compare_steps({"a": PLAIN, "b": BY_HAND}, WEIGHTS, 0.0, baseline="a", seconds=1)
     assert now[0] > 5 and found.rounds == 7
 
@@ -443,7 +444,7 @@ def test_names_that_nobody_sees_are_refused(name):
 
 @pytest.mark.parametrize("seconds", [math.nan, 0, 0.0, -1.0, math.inf, -math.inf, np.float32("nan")])
 def test_seconds_that_are_no_time_are_refused_before_anything_is_compiled(monkeypatch, seconds):
-    monkeypatch.setattr(compare, "_program", None)
+    monkeypatch.setattr(compare, "_loop", None)
     with pytest.raises(ValueError, match=rf"seconds: got {seconds}; expected a positive number"):
         compare_steps({"a": PLAIN, "b": BY_HAND}, WEIGHTS, 0.0, baseline="a", seconds=seconds)
 
@@ -475,7 +476,7 @@ def test_a_block_is_one_step_or_as_many_as_are_long_against_the_call(monkeypatch
     run = compare._block("a", program, None, None)
     assert len(asked) <= 12
     assert run() == pytest.approx(step_s, rel=2e-3)
-    assert asked[-1] == 1 or asked[-1] * step_s < 2 * compare._BLOCK_S
+    assert asked[-1] == 1 or asked[-1] * step_s < 2 * rounds._BLOCK_S
 
 
 @pytest.mark.parametrize("hiccups", [(0,), (1,), (0, 1), (1, 3)])
@@ -483,7 +484,7 @@ def test_a_hiccup_of_the_machine_does_not_leave_a_block_of_one_step(monkeypatch,
     program, asked = blocks(monkeypatch, lambda steps, call: 1e-5 + steps * 1e-7 + (call in hiccups))
     run = compare._block("a", program, None, None)
     assert run() == pytest.approx(1e-7, rel=2e-3)
-    assert asked[-1] * 1e-7 >= compare._BLOCK_S / 2 - 1e-5
+    assert asked[-1] * 1e-7 >= rounds._BLOCK_S / 2 - 1e-5
 
 
 def test_a_step_that_does_nothing_is_refused_by_name():
@@ -509,7 +510,7 @@ def test_no_block_has_more_steps_than_an_int32_holds(monkeypatch):
 @pytest.fixture
 def short_blocks(monkeypatch):
     """Blocks so short that even on a machine ten times too busy the rounds fit into ``SHORT`` and its grace."""
-    monkeypatch.setattr(compare, "_BLOCK_S", 0.002)
+    monkeypatch.setattr(rounds, "_BLOCK_S", 0.002)
 
 
 def test_a_step_that_does_many_times_the_work_is_slower(monkeypatch):
@@ -548,8 +549,13 @@ def test_each_arm_is_traced_and_compiled_once_and_nothing_is_compiled_while_the_
     run = compare._block
 
     def block(*args):
-        timed.append(len(compiled))
-        return run(*args)
+        timed_block = run(*args)
+
+        def count_and_time():
+            timed.append(len(compiled))
+            return timed_block()
+
+        return count_and_time
 
     monkeypatch.setattr(compare, "_block", block)
     arms = {name: mjn.gradient_descent(functools.partial(loss, name=name), 1e-3) for name in traces}
@@ -559,8 +565,8 @@ def test_each_arm_is_traced_and_compiled_once_and_nothing_is_compiled_while_the_
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert traces == {"a": 1, "b": 1}
-    assert compiled.count("jit(repeat)") == 2
-    assert timed == [len(compiled)] * 2, "all is compiled before the first block"
+    assert compiled.count("jit(repeat)") == 3, "the baseline twice"
+    assert timed == [len(compiled)] * 3 * found.rounds, "all is compiled before the first block"
     assert all(arm.compile_s > 0 for arm in found.arms.values())
 
 
@@ -592,21 +598,22 @@ def test_states_are_on_the_device_before_the_clock_runs(monkeypatch):
 
 
 def test_the_time_to_compile_is_no_part_of_the_time_of_a_step(monkeypatch):
-    # The clock goes on by 100 s while anything is compiled, by a microsecond otherwise.
+    # The clock goes on by 100 s while anything is compiled, by a millisecond otherwise.
     now = [0.0]
 
     def clock():
-        now[0] += 1e-6
+        now[0] += 1e-3
         return now[0]
 
-    program = compare._program
+    compiled = compare._compiled
 
     def slowly(*args):
         now[0] += 100
-        return program(*args)
+        return compiled(*args)
 
-    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(compare, "_program", slowly)
+    for module in (compare, rounds):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(compare, "_compiled", slowly)
     monkeypatch.setattr(compare, "_block", lambda *args: lambda: 1e-6)
     found = compare_steps({"a": PLAIN, "b": BY_HAND}, WEIGHTS, 0.0, baseline="a", seconds=SHORT)
     assert all(arm.compile_s == pytest.approx(100, abs=1) for arm in found.arms.values())

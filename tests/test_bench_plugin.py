@@ -12,7 +12,7 @@ SUITE = """
     import numpy as np
     import pytest
     import minijaxnet as mjn
-    from minijaxnet.bench import compare
+    from minijaxnet.bench import compare, rounds
 
     def bowl(weights, batch):
         return jnp.sum((weights - batch) ** 2)
@@ -22,14 +22,13 @@ SUITE = """
     @pytest.fixture(autouse=True)
     def times(monkeypatch):
         # Each arm takes a time of its own, with a percent of noise; the clock stands still but for a tick a look.
-        order, draw = iter([BASE, OTHER]), np.random.default_rng(0)
+        factors, draw = {"plain": BASE, "other": OTHER}, np.random.default_rng(0)
         def block(name, program, state, batch):
-            factor = next(order)
-            return lambda: 1e-6 * factor * (1 + 0.01 * draw.random())
+            return lambda: 1e-6 * factors[name] * (1 + 0.01 * draw.random())
         ticks = iter(np.arange(0, 1e6, 0.01))
         monkeypatch.setattr(compare, "_block", block)
-        monkeypatch.setattr(compare, "sentinel", lambda: lambda: 1e-6 * (1 + 0.01 * draw.random()))
-        monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+        monkeypatch.setattr(rounds, "sentinel", lambda: lambda: 1e-6 * (1 + 0.01 * draw.random()))
+        monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
 
     def test_steps(benchmark_step):
         arms = {"plain": plain, "other": plain}

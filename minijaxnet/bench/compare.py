@@ -3,8 +3,8 @@
 A machine drifts: two measurements minutes apart compare its moods. Here all arms run in turn, in a new order each
 round, so that a round's ratio of an arm to the baseline is taken within a fraction of a second. The median of these
 ratios, with the interval that order statistics give it, needs no assumption on the noise but that rounds are alike. The
-baseline enters twice: its ratio to itself shows what this machine cannot tell apart. A fixed workload runs in every
-round, too: how its time wanders is the machine's own doing.
+baseline enters twice, compiled twice: its ratio to itself shows what this machine cannot tell apart. A fixed workload
+runs in every round, too: how its time wanders is the machine's own doing.
 """
 
 import time
@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.bench.blocks import check_seconds, checked, fused, seconds_of, start_state, steps_for
+from minijaxnet.bench.blocks import check_seconds, checked, fused, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
-from minijaxnet.bench.intervals import fewest_samples
-from minijaxnet.bench.machine import sentinel
+from minijaxnet.bench.processes import measure_elsewhere
+from minijaxnet.bench.rounds import Samples, block, take_rounds
 from minijaxnet.descent import Descent
-from minijaxnet.pytrees import named_leaves, structure_difference
+from minijaxnet.pytrees import check_count, named_leaves, structure_difference
 
-_BLOCK_S = 0.02  # long against the clock and the call, short against the machine's drift
 _SAME_STEPS = 3
 
 
@@ -35,6 +34,7 @@ def compare_steps(
     seconds: float = 10.0,
     key: jax.Array | None = None,
     same_result: bool = True,
+    processes: int = 1,
 ) -> StepComparison:
     """Time the steps of several descents against one of them, all in one run.
 
@@ -57,12 +57,17 @@ def compare_steps(
         seconds: how long to measure, compilation not counted.
         key: for arms whose objective takes one.
         same_result: whether to refuse arms that compute another thing than the baseline.
+        processes: in how many new processes, one after the other, to share out the ``seconds``; with 1 all is timed
+            in this one. What differs only by where it lies in memory then shows: an interval spans those of all
+            processes. Not for a device that one process holds alone, such as a TPU.
 
     Returns:
         Ratios with intervals, widened so that all of them hold together with 95 % confidence.
 
     Raises:
-        TypeError: a name that is not text, ``seconds`` that are not a number.
+        ImportError: ``processes`` without the package flatbuffers (extra ``bench``).
+        RuntimeError: one of the processes failed.
+        TypeError: a name that is not text, ``seconds`` that are not a number, ``processes`` that are not an int.
         ValueError: fewer than two arms, an empty name, a baseline that is none of the arms, ``seconds`` that are not
             positive or too short for the rounds an interval needs, a step that does nothing, has side effects or
             returns another structure than it took; with ``same_result``, arms whose params have another
@@ -76,42 +81,46 @@ def compare_steps(
         (['a', 'b'], True)
     """
     _check_arguments(arms, baseline, seconds)
+    processes = check_count("processes", processes, least=1)
     batch = jax.device_put(batch)
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)
-    programs, compile_s = {}, {}
+    loops, programs, compile_s = {}, {}, {}
     for name, descent in arms.items():
         start = time.perf_counter()
-        programs[name] = _program(descent.step, states[name], batch, f"arms[{name!r}]")
+        loops[name] = _loop(descent.step, states[name], batch, f"arms[{name!r}]")
+        programs[name] = _compiled(loops[name], states[name], batch)
         compile_s[name] = time.perf_counter() - start
     if same_result:
         _check_same(programs, states, batch, baseline)
 
-    fixed_workload = sentinel()
-    names = list(arms)
-    runs = [_block(name, programs[name], states[name], batch) for name in names]
-    runs += [runs[names.index(baseline)], fixed_workload]
-    needed = fewest_samples(len(arms))
-    rounds: list[list[float]] = []
-    durations: list[float] = []
-    draw, began, elapsed = np.random.default_rng(0), time.perf_counter(), 0.0
-    while len(rounds) < needed or elapsed + max(durations) < seconds:
-        times = [0.0] * len(runs)
-        for arm in draw.permutation(len(runs)):
-            times[arm] = runs[arm]()
-        rounds.append(times)
-        durations.append(time.perf_counter() - began - elapsed)
-        elapsed += durations[-1]
-        # The shortest of two at least, lest a hiccup of the machine refuse what there is time for.
-        if len(rounds) > 1 and min(durations) * needed > max(2 * seconds, seconds + 1):
-            raise ValueError(
-                f"seconds: got {seconds:g}; expected at least {min(durations) * needed:.1f}, "
-                f"the {needed} rounds that an interval needs"
-            )
-    *samples, control, wandering = np.array(rounds).T
-    timings = {name: ArmTiming(compile_s[name], times) for name, times in zip(names, samples, strict=True)}
-    return StepComparison(baseline, timings, control, wandering)
+    if processes > 1:
+        found = measure_elsewhere(loops, states, batch, baseline=baseline, seconds=seconds, processes=processes)
+    else:
+        found = [_measure_here(programs, loops[baseline], states, batch, baseline, seconds)]
+    samples = {name: np.concatenate([rounds.arms[name] for rounds in found]) for name in arms}
+    return StepComparison(
+        baseline,
+        {name: ArmTiming(compile_s[name], taken) for name, taken in samples.items()},
+        np.concatenate([rounds.control for rounds in found]),
+        np.concatenate([rounds.sentinel for rounds in found]),
+        tuple(len(rounds.control) for rounds in found),
+    )
+
+
+def _measure_here(
+    programs: Mapping[str, Any], control: Any, states: Mapping[str, Any], batch: Any, baseline: str, seconds: float
+) -> Samples:
+    # The control is compiled anew, on a state of its own: of two equal programs one may lie better in memory.
+    state = jax.tree.map(jnp.copy, states[baseline])
+    program = _compiled(control, state, batch)
+    blocks = {name: _block(name, program, states[name], batch) for name, program in programs.items()}
+    return take_rounds(blocks, _block(baseline, program, state, batch), seconds=seconds)
+
+
+def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], float]:
+    return block(name, lambda steps: program(state, batch, steps))
 
 
 def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> None:
@@ -127,20 +136,17 @@ def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> 
     check_seconds(seconds)
 
 
-def _program(step: Callable[..., Any], state: Any, batch: Any, where: str) -> Any:
+def _loop(step: Callable[..., Any], state: Any, batch: Any, where: str) -> Callable[..., Any]:
     # A function of its own, lest JAX find an equal step's trace again.
-    traced = checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where)
-    return jax.jit(fused(traced)).lower(state, batch, 1).compile()
+    return fused(checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where))
 
 
-def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], float]:
-    """A function that times one block of steps, in seconds a step; blocks are about equally long for all arms."""
+def _compiled(loop: Callable[..., Any], state: Any, batch: Any) -> Any:
+    # Again a function of its own, for a loop that is compiled twice.
+    def repeat(state: Any, batch: Any, steps: Any) -> Any:
+        return loop(state, batch, steps)
 
-    def seconds(steps: int) -> float:
-        return seconds_of(lambda: program(state, batch, steps))
-
-    steps = steps_for(_BLOCK_S, seconds, f"arms[{name!r}]")
-    return lambda: seconds(steps) / steps
+    return jax.jit(repeat).lower(state, batch, 1).compile()
 
 
 def _check_alike(states: Mapping[str, Any], baseline: str) -> None:

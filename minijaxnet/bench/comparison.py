@@ -1,5 +1,6 @@
 """What a comparison of steps found: ratios with intervals, and what may be concluded from them."""
 
+import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class StepComparison:
         arms: ``{name: ArmTiming}``.
         control_s: seconds a step of the baseline's second entry, for each round.
         sentinel_s: seconds of a fixed workload, for each round.
+        rounds_each: how many of the rounds each process took, one after the other; empty for a single one.
         machine: what was measured on, as ``machine()`` tells.
     """
 
@@ -50,6 +52,7 @@ class StepComparison:
     arms: dict[str, ArmTiming]
     control_s: np.ndarray
     sentinel_s: np.ndarray
+    rounds_each: tuple[int, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
 
     @property
@@ -70,7 +73,11 @@ class StepComparison:
     def _over_baseline(self, samples_s: np.ndarray) -> Interval:
         # The logarithm makes the ratio and its inverse alike: the median of an even number of rounds lies in between.
         logs = np.log(samples_s / self.arms[self.baseline].samples_s)
-        return Interval(*(float(np.exp(log)) for log in median_interval(logs, len(self.arms))))
+        parts = np.split(logs, np.cumsum(self.rounds_each, dtype=int)[:-1])
+        each = [median_interval(part, len(self.arms)) for part in parts]
+        # What holds in one process may not in the next: the interval spans all of them.
+        log = Interval(float(np.median(logs)), min(found.low for found in each), max(found.high for found in each))
+        return Interval(*map(math.exp, log))
 
     @property
     def drift(self) -> float:
@@ -102,6 +109,7 @@ class StepComparison:
             "baseline": self.baseline,
             "sound": self.sound,
             "rounds": self.rounds,
+            "rounds_each": list(self.rounds_each),
             "control": self.control._asdict(),
             "drift": self.drift,
             "ratios": {name: ratio._asdict() for name, ratio in self.ratios.items()},
@@ -153,9 +161,10 @@ class StepComparison:
             first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
             rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
         median, interval = _interval_cells(self.control)
+        processes = f" in {len(self.rounds_each)} processes" if len(self.rounds_each) > 1 else ""
         lines = [
             text_table(("step", *columns), rows),
-            f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval})",
+            f"{self.rounds} interleaved rounds{processes}; the baseline against itself: {median} ({interval})",
             f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
         return "\n".join(lines if self.sound else [*lines, "UNSOUND: the machine is too noisy for a verdict"])
