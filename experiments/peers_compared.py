@@ -17,63 +17,16 @@ import argparse
 import json
 import math
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
-from peers.process import Peer, PeerFailed
 
-from minijaxnet.bench.intervals import Interval, fewest_samples, median_interval
+from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.peers import Comparison, Peer, compare_peers
 from minijaxnet.tables import figure, text_table
-
-# Rounding differs between frameworks by a few eps a step, and a relu whose input rounds to the other side of 0 moves
-# the loss by tens. A rate that is wrong by one per cent moves it by thousands.
-_TOLERANCE = 1_000 * float(np.finfo(np.float32).eps)
-
-
-class Row(NamedTuple):
-    """What was measured of an arm.
-
-    Attributes:
-        whole: whether one program takes all steps; else Python calls each.
-        compile_s: seconds that the first run of 20 steps took longer than later ones.
-        samples_s: seconds a step, of each round.
-    """
-
-    whole: bool
-    compile_s: float
-    samples_s: np.ndarray
-
-
-class Comparison(NamedTuple):
-    """What was found for a workload.
-
-    Attributes:
-        rows: ``{label: Row}`` of the arms that were timed.
-        control_s: samples of the raw scan in its second process.
-        untimed: ``{peer or label: why it was not timed}``.
-    """
-
-    rows: dict[str, Row]
-    control_s: np.ndarray
-    untimed: dict[str, str]
-
-
-def loss_difference(losses: np.ndarray, reference: np.ndarray) -> str | None:
-    """How losses, steps first, differ from the raw scan's by more than rounding; None if they do not.
-
-    Rounding is ``1000 eps (1 + loss at the start)``: errors of the predictions are of the size of the data, which is 1.
-    """
-    if losses.shape != reference.shape:
-        return f"losses of shape {losses.shape}; expected {reference.shape}"
-    excess = np.abs(losses - reference) / (1 + np.abs(reference[0]))
-    if np.all(excess <= _TOLERANCE):
-        return None
-    step = int(np.argwhere(~(excess <= _TOLERANCE))[0][0])
-    return f"at step {step} the loss is {np.mean(losses[step]):.6g}; expected {np.mean(reference[step]):.6g}"
 
 
 def compare(workload: str, peers: Iterable[str], seconds: float, scratch: Path) -> Comparison:
@@ -82,76 +35,12 @@ def compare(workload: str, peers: Iterable[str], seconds: float, scratch: Path) 
     Raises:
         PeerFailed: the raw scan itself failed.
     """
-    processes = {peer: Peer(PEERS[peer], workload, scratch) for peer in ("jax", *(p for p in peers if p != "jax"))}
-    again = Peer(PEERS["jax"], workload, scratch)
-    try:
-        return _compared(processes, again, seconds)
-    finally:
-        for process in (*processes.values(), again):
-            process.close()
 
+    def start(peer: str) -> Peer:
+        return Peer("peers.worker", [PEERS[peer], workload], scratch, path=Path(__file__).parent)
 
-def _compared(processes: dict[str, Peer], again: Peer, seconds: float) -> Comparison:
-    untimed: dict[str, str] = {}
-    arms: dict[str, tuple[Peer, bool, bool]] = {}
-    for name, process in processes.items():
-        try:
-            found = process.answer("open")
-        except PeerFailed as error:
-            found = str(error)
-        if isinstance(found, str):
-            untimed[name] = found
-        else:
-            arms |= {label: (process, *told) for label, told in found.items()}
-    if SCAN not in arms:
-        raise PeerFailed(f"{SCAN}: {untimed['jax']}")
-    again.answer("open")
-
-    compile_s: dict[str, float] = {}
-    turns: dict[str, Peer] = {}
-    reference = None
-    for label, (process, _, same_rule) in arms.items():
-        try:
-            compile_s[label], losses = process.ask("first", label)
-            reference = losses if reference is None else reference
-            if same_rule and (difference := loss_difference(losses, reference)):
-                untimed[label] = f"another result: {difference}"
-                continue
-            process.ask("size", label)
-            turns[label] = process
-        except PeerFailed as error:
-            untimed[label] = str(error)
-    again.ask("size", SCAN)
-
-    samples, control_s = _rounds(turns, again, seconds, untimed)
-    rows = {label: Row(arms[label][1], compile_s[label], np.array(taken)) for label, taken in samples.items()}
-    if SCAN not in rows:
-        raise PeerFailed(f"{SCAN}: {untimed[SCAN]}")
-    return Comparison(rows, np.array(control_s), untimed)
-
-
-def _rounds(
-    turns: dict[str, Peer], again: Peer, seconds: float, untimed: dict[str, str]
-) -> tuple[dict[str, list[float]], list[float]]:
-    """A block of each arm and of the control in a new order each round; who fails is left out."""
-    samples: dict[str, list[float]] = {label: [] for label in turns}
-    control_s: list[float] = []
-    draw, end, needed = np.random.default_rng(0), time.perf_counter() + seconds, fewest_samples(2 * len(turns))
-    while len(control_s) < needed or time.perf_counter() < end:
-        labels = [*samples, None]
-        for turn in draw.permutation(len(labels)):
-            label = labels[turn]
-            try:
-                if label is None:
-                    control_s.append(again.ask("block", SCAN))
-                else:
-                    samples[label].append(turns[label].ask("block", label))
-            except PeerFailed as error:
-                if label in (None, SCAN):
-                    raise
-                untimed[label] = str(error)
-                del samples[label]
-    return samples, control_s
+    names = ("jax", *(peer for peer in peers if peer != "jax"))
+    return compare_peers({peer: start(peer) for peer in names}, start("jax"), SCAN, seconds=seconds)
 
 
 def verdict(ratio: Interval, control: Interval) -> str:

@@ -57,14 +57,14 @@ def brute_force_rank(rounds, n_arms):
 
 def test_the_rank_is_the_largest_that_the_binomial_allows():
     for n_arms in (1, 2, 3, 5, 10):
-        for rounds in range(1, 61):
-            assert interval_rank(rounds, n_arms) == brute_force_rank(rounds, n_arms), (rounds, n_arms)
+        for count in range(1, 61):
+            assert interval_rank(count, n_arms) == brute_force_rank(count, n_arms), (count, n_arms)
 
 
 def test_the_rank_is_also_right_for_thousands_of_rounds():
-    for rounds, n_arms in ((1_000, 2), (4_001, 3)):
-        rank, risk = interval_rank(rounds, n_arms), 0.05 / n_arms
-        assert 2 * scipy.stats.binom.cdf(rank - 1, rounds, 0.5) <= risk < 2 * scipy.stats.binom.cdf(rank, rounds, 0.5)
+    for count, n_arms in ((1_000, 2), (4_001, 3)):
+        rank, risk = interval_rank(count, n_arms), 0.05 / n_arms
+        assert 2 * scipy.stats.binom.cdf(rank - 1, count, 0.5) <= risk < 2 * scipy.stats.binom.cdf(rank, count, 0.5)
 
 
 def test_the_fewest_rounds_are_the_first_with_an_interval():

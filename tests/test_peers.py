@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minijaxnet.bench import peers as bench_peers
+from minijaxnet.bench import worker
 from minijaxnet.bench.intervals import Interval
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 peers = importlib.import_module("peers")
-process = importlib.import_module("peers.process")
-worker = importlib.import_module("peers.worker")
+open_peer = importlib.import_module("peers.worker").open_peer
 peers_compared = importlib.import_module("peers_compared")
 
 Arm, Workload, PEERS, WORKLOADS = peers.Arm, peers.Workload, peers.PEERS, peers.WORKLOADS
@@ -33,7 +34,7 @@ def arms_of(peer: str, workload: Workload) -> dict[str, Arm]:
         pytest.importorskip(NEEDS[peer])
     if peer == "c" and shutil.which("gcc") is None:
         pytest.skip("no gcc")
-    found = worker.open_peer(PEERS[peer], workload)
+    found = open_peer(PEERS[peer], workload)
     if peer == "c" and workload.sizes != (2, 2, 1):
         assert found == "written for 2-2-1 only"
         pytest.skip(found)
@@ -95,10 +96,10 @@ def test_every_peer_takes_the_same_steps_from_the_same_start(peer, workload):
         found = losses(arm)
         assert found.shape == expected.shape, label
         if arm.same_rule:
-            assert peers_compared.loss_difference(found, expected) is None, label
+            assert bench_peers.loss_difference(found, expected) is None, label
             np.testing.assert_array_equal(losses(arm), found, err_msg=f"{label}: a second start is not the first")
         else:
-            assert peers_compared.loss_difference(found, expected) is not None, label
+            assert bench_peers.loss_difference(found, expected) is not None, label
 
 
 def test_no_two_peers_share_a_label_and_the_tables_find_theirs():
@@ -119,12 +120,12 @@ def test_losses_fall_and_stay_finite(name, steps):
 def test_a_peer_that_is_not_installed_says_so(peer, monkeypatch):
     monkeypatch.delitem(sys.modules, PEERS[peer], raising=False)
     monkeypatch.setitem(sys.modules, NEEDS[peer], None)
-    assert str(worker.open_peer(PEERS[peer], WORKLOADS["2-2-1"])).startswith("not installed (")
+    assert str(open_peer(PEERS[peer], WORKLOADS["2-2-1"])).startswith("not installed (")
 
 
 def test_a_missing_compiler_says_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert worker.open_peer(PEERS["c"], WORKLOADS["2-2-1"]) == "not installed (no gcc)"
+    assert open_peer(PEERS["c"], WORKLOADS["2-2-1"]) == "not installed (no gcc)"
 
 
 # --- What is the same result ----------------------------------------------------------------------------------------
@@ -135,14 +136,14 @@ def test_rounding_is_the_same_result_and_a_rate_one_per_cent_off_is_not():
         (arm,) = arms_of("numpy", workload).values()
         (other,) = arms_of("numpy", workload._replace(learning_rate=1.01 * workload.learning_rate)).values()
         found, steps = losses(arm, worker.CHECKED_STEPS), worker.CHECKED_STEPS
-        assert peers_compared.loss_difference(found * (1 + 1e-6), found) is None
-        assert "the loss is" in (peers_compared.loss_difference(losses(other, steps), found) or "")
+        assert bench_peers.loss_difference(found * (1 + 1e-6), found) is None
+        assert "the loss is" in (bench_peers.loss_difference(losses(other, steps), found) or "")
 
 
 def test_a_loss_that_is_not_a_number_or_of_another_shape_is_another_result():
     ones = np.ones(3, np.float32)
-    assert "at step 1" in (peers_compared.loss_difference(np.array([1, np.nan, 1]), ones) or "")
-    assert peers_compared.loss_difference(ones[:2], ones) == "losses of shape (2,); expected (3,)"
+    assert "at step 1" in (bench_peers.loss_difference(np.array([1, np.nan, 1]), ones) or "")
+    assert bench_peers.loss_difference(ones[:2], ones) == "losses of shape (2,); expected (3,)"
 
 
 # --- The worker -----------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def fakes(tmp_path, monkeypatch):
         (tmp_path / f"fake_{kind}.py").write_text(textwrap.dedent(FAKE).replace("{KIND}", arms), encoding="utf-8")
     (tmp_path / "fake_broken.py").write_text("1 / 0", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setitem(process.PATIENCE_S, "first", 1.0)
+    monkeypatch.setitem(bench_peers.PATIENCE_S, "first", 1.0)
     return tmp_path
 
 
@@ -234,7 +235,7 @@ def test_a_comparison_of_peers_of_which_some_fail(fakes, monkeypatch, capsys):
 
 def test_without_the_scan_there_is_no_comparison(fakes, monkeypatch):
     monkeypatch.setattr(peers_compared, "PEERS", {"jax": "fake_broken"})
-    with pytest.raises(process.PeerFailed, match=r"raw lax\.scan: died with exit code 1"):
+    with pytest.raises(bench_peers.PeerFailed, match=r"raw lax\.scan: died with exit code 1"):
         peers_compared.compare("2-2-1", ["jax"], 0.0, fakes)
 
 
@@ -267,12 +268,12 @@ def test_a_verdict_needs_an_interval_beyond_one_and_beyond_the_control():
     assert peers_compared.verdict(Interval(1.0, 0.9, 1.1), quiet) == "tie"
 
 
-def comparison(control: float) -> peers_compared.Comparison:
+def comparison(control: float) -> bench_peers.Comparison:
     drift = 1 + 0.3 * np.random.default_rng(0).random(30)  # the machine's, the same for all in a round
     steps_s = {SCAN: 1e-6, OURS_WHOLE: 2e-6, "quick": 0.5e-6, LOOP: 8e-6, OURS_LOOP: 9e-6, "like ours": 9e-6}
     whole = {SCAN, OURS_WHOLE, "quick"}
-    rows = {label: peers_compared.Row(label in whole, 0.5, step_s * drift) for label, step_s in steps_s.items()}
-    return peers_compared.Comparison(rows, 1e-6 * control * drift, {"torch": "not installed (no)"})
+    rows = {label: bench_peers.Row(label in whole, 0.5, step_s * drift) for label, step_s in steps_s.items()}
+    return bench_peers.Comparison(rows, 1e-6 * control * drift, {"torch": "not installed (no)"})
 
 
 def test_a_table_is_sorted_in_its_groups_marks_ours_and_tells_ties_from_losses():

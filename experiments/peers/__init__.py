@@ -6,17 +6,16 @@ workload. Importing the file, or calling ``arms``, raises ImportError where what
 Every arm starts from the same weights, looks at the same full batch, and computes at each step the forward pass, the
 loss, the gradient and the update; every arm returns the loss of each step. Weights are handed over as
 ``(n_in, n_out)``; a framework whose own layer keeps them the other way round (PyTorch, Equinox) keeps them so.
-
-This file needs NumPy alone, so that a peer's process holds its own framework and no other.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Run = Callable[[int], Any]
+from minijaxnet.bench.worker import Arm, Run
+
+__all__ = ["LOOP", "OURS_LOOP", "OURS_WHOLE", "PEERS", "SCAN", "WORKLOADS", "Arm", "Run", "Workload"]
 
 # What the tables hold the others against.
 SCAN = "raw lax.scan"
@@ -64,21 +63,6 @@ class Workload(NamedTuple):
             )
             for n_in, n_out in itertools.pairwise(self.sizes)
         ]
-
-
-class Arm(NamedTuple):
-    """One way to take steps.
-
-    Attributes:
-        start: ``start() -> run``, not timed, puts the starting weights in place. ``run(steps)``, called once, takes so
-            many steps from there, waits until all is computed, and returns a loss a step (with copies, a row of them).
-        whole: whether one call of a compiled program takes all steps; else Python calls each.
-        same_rule: whether the update is plain gradient descent, so that losses can be held against the others'.
-    """
-
-    start: Callable[[], Run]
-    whole: bool = False
-    same_rule: bool = True
 
 
 WORKLOADS: dict[str, Workload] = {

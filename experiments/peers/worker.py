@@ -1,27 +1,11 @@
-"""A peer's process: it opens one peer's file for one workload, and takes its turns when told to, by one pipe.
+"""A peer's process: it opens one peer's file for one workload, and takes its turns."""
 
-Between turns it does nothing but read its pipe, and it answers only when its threads have gone to sleep too: a pool
-of threads that spins on for a while after its last work (OpenMP's, BLAS's) would slow down whoever is next. So
-no pool has to be told not to spin, which would slow down its owner.
-"""
-
-import contextlib
 import importlib
 import sys
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
-import numpy as np
+from minijaxnet.bench.worker import connected, serve
 
-from . import WORKLOADS, Arm, Run, Workload
-
-CHECKED_STEPS = 20
-BLOCK_S = 0.03  # long against the clock and the call, short against the machine's drift
-# Of a block: a loop of one step would be no loop, and of so many, the losses still fit.
-_FEWEST_STEPS, _MOST_STEPS = 4, 2**22
+from . import WORKLOADS, Arm, Workload
 
 
 def open_peer(module: str, workload: Workload) -> dict[str, Arm] | str:
@@ -32,97 +16,6 @@ def open_peer(module: str, workload: Workload) -> dict[str, Arm] | str:
         return f"not installed ({error})"
 
 
-def losses_of(returned: Any) -> np.ndarray:
-    """What a run returned as one array, steps first."""
-    return np.array([np.asarray(loss) for loss in returned])
-
-
-def timed(start: Callable[[], Run], steps: int) -> tuple[float, Any]:
-    """Seconds of a run from the start, and what it returned."""
-    run = start()
-    begin = time.perf_counter()
-    returned = run(steps)
-    return time.perf_counter() - begin, returned
-
-
-def first(arm: Arm) -> tuple[float, np.ndarray]:
-    """Seconds that a first run takes longer than a later one, most of it compilation; and its losses."""
-    (took, returned), *later = (timed(arm.start, CHECKED_STEPS) for _ in range(3))
-    return max(0.0, took - min(took for took, _ in later)), losses_of(returned)
-
-
-def steps_of_a_block(arm: Arm) -> int:
-    """How many steps last about as long as a block should."""
-    steps = CHECKED_STEPS
-    for _ in range(6):
-        timed(arm.start, steps)  # some arms compile for each number of steps
-        took = min(timed(arm.start, steps)[0] for _ in range(2))
-        wanted = int(steps * min(100.0, BLOCK_S / max(took, 1e-6)))
-        wanted = min(_MOST_STEPS, max(_FEWEST_STEPS, wanted))
-        if steps / 2 < wanted < 2 * steps:
-            return steps
-        steps = wanted
-    timed(arm.start, steps)
-    return steps
-
-
-def block(arm: Arm, steps: int) -> float:
-    """Seconds a step.
-
-    Raises:
-        FloatingPointError: the last loss is not finite.
-    """
-    took, returned = timed(arm.start, steps)
-    last = np.asarray(returned[-1])
-    if not np.all(np.isfinite(last)):
-        raise FloatingPointError(f"after {steps} steps the loss is not finite")
-    return took / steps
-
-
-def rest() -> None:
-    """Wait until no other thread of this process works any more, at most for a second."""
-    for _ in range(200):
-        worked = time.process_time()
-        time.sleep(0.005)
-        # On a busy machine a thread that spins may get no time for a while; it can be seen to be runnable all the same.
-        if time.process_time() - worked < 0.0005 and _runnable_threads() <= 1:
-            return
-
-
-def _runnable_threads() -> int:
-    """How many threads of this process run or would like to, this one included; 0 where the system does not tell."""
-    states = []
-    for path in Path("/proc/self/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # a thread that has ended
-            states.append(path.read_text().rpartition(")")[2].split()[0])
-    return states.count("R")
-
-
-def serve(pipe: Connection, module: str, workload: Workload) -> None:
-    """Answer each ``(verb, label)`` until the pipe is closed, with ``(True, answer)`` or ``(False, why not)``."""
-    found = open_peer(module, workload)
-    arms = {} if isinstance(found, str) else found
-    steps: dict[str, int] = {}
-    rest()
-    pipe.send((True, found if isinstance(found, str) else {label: arm[1:] for label, arm in arms.items()}))
-    while True:
-        verb, label = pipe.recv()
-        try:
-            if verb == "first":
-                reply = True, first(arms[label])
-            elif verb == "size":
-                steps[label] = steps_of_a_block(arms[label])
-                reply = True, steps[label]
-            else:
-                reply = True, block(arms[label], steps[label])
-        except Exception as error:
-            reply = False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        rest()
-        pipe.send(reply)
-
-
 if __name__ == "__main__":
-    try:
-        serve(Connection(int(sys.argv[3])), sys.argv[1], WORKLOADS[sys.argv[2]])
-    except (EOFError, BrokenPipeError):
-        pass
+    with connected(sys.argv[3]) as pipe:
+        serve(pipe, open_peer(sys.argv[1], WORKLOADS[sys.argv[2]]))

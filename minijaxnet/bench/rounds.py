@@ -1,7 +1,7 @@
 """Rounds: a block of every arm in turn, in a new order each time, until the time is up."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,20 @@ def block(name: str, run: Callable[[int], Any]) -> Callable[[], float]:
     return lambda: seconds(steps) / steps
 
 
+def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
+    """Round after round: what each run returns, all of them in a new order each time.
+
+    >>> next(in_turns([lambda: 1.0, lambda: 2.0]))
+    [1.0, 2.0]
+    """
+    draw = np.random.default_rng(0)
+    while True:
+        times = [0.0] * len(runs)
+        for turn in draw.permutation(len(runs)):
+            times[turn] = runs[turn]()
+        yield times
+
+
 def take_rounds(blocks: Mapping[str, Callable[[], float]], control: Callable[[], float], *, seconds: float) -> Samples:
     """Time a block of each arm, of the control and of a fixed workload, round by round.
 
@@ -53,16 +67,13 @@ def take_rounds(blocks: Mapping[str, Callable[[], float]], control: Callable[[],
     Raises:
         ValueError: these rounds take far longer than ``seconds``.
     """
-    runs = [*blocks.values(), control, sentinel()]
+    turns = in_turns([*blocks.values(), control, sentinel()])
     needed = fewest_samples(len(blocks))
     rounds: list[list[float]] = []
     durations: list[float] = []
-    draw, began, elapsed = np.random.default_rng(0), time.perf_counter(), 0.0
+    began, elapsed = time.perf_counter(), 0.0
     while len(rounds) < needed or elapsed + max(durations) < seconds:
-        times = [0.0] * len(runs)
-        for arm in draw.permutation(len(runs)):
-            times[arm] = runs[arm]()
-        rounds.append(times)
+        rounds.append(next(turns))
         durations.append(time.perf_counter() - began - elapsed)
         elapsed += durations[-1]
         # The shortest of two at least, lest a hiccup of the machine refuse what there is time for.
