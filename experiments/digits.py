@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from peers.digits import numpy_value_and_gradient, torch_objective
 
 import minijaxnet as mjn
 
@@ -35,5 +36,6 @@ experiment = mjn.Experiment(
     value_and_gradient=value_and_gradient,
     predict=network.apply,
     metrics={"accuracy": mjn.objective(network, mjn.accuracy)},
+    peers={"torch": torch_objective(WEIGHT_DECAY), "numpy": numpy_value_and_gradient(WEIGHT_DECAY)},
     defaults=mjn.Settings(steps=1_500, learning_rate=0.1, batch_size=32),
 )

@@ -123,7 +123,12 @@ def describe(name: str, workload: Workload) -> str:
 def to_dict(found: Comparison) -> dict[str, Any]:
     """All samples in JSON's own kinds."""
     rows = {label: row._asdict() | {"samples_s": row.samples_s.tolist()} for label, row in found.rows.items()}
-    return {"rows": rows, "control_s": found.control_s.tolist(), "untimed": found.untimed}
+    return {
+        "rows": rows,
+        "control_s": found.control_s.tolist(),
+        "sentinel_s": found.sentinel_s.tolist(),
+        "untimed": found.untimed,
+    }
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def comparison(step_s=2e-6, sentinel_s=1e-5, seed=0, machine=None, names=("a", "
 def test_what_was_saved_is_all_there(tmp_path):
     found = comparison()
     found.save(tmp_path / "result.json")
-    content = read_result(tmp_path / "result.json", "comparison of steps")
+    content = read_result(tmp_path / "result.json")
     for name, arm in found.arms.items():
         np.testing.assert_array_equal(content["arms"][name]["samples_s"], arm.samples_s)
     np.testing.assert_array_equal(content["control_s"], found.control_s)

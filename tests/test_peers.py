@@ -273,7 +273,7 @@ def comparison(control: float) -> bench_peers.Comparison:
     steps_s = {SCAN: 1e-6, OURS_WHOLE: 2e-6, "quick": 0.5e-6, LOOP: 8e-6, OURS_LOOP: 9e-6, "like ours": 9e-6}
     whole = {SCAN, OURS_WHOLE, "quick"}
     rows = {label: bench_peers.Row(label in whole, 0.5, step_s * drift) for label, step_s in steps_s.items()}
-    return bench_peers.Comparison(rows, 1e-6 * control * drift, {"torch": "not installed (no)"})
+    return bench_peers.Comparison(rows, 1e-6 * control * drift, drift, {"torch": "not installed (no)"})
 
 
 def test_a_table_is_sorted_in_its_groups_marks_ours_and_tells_ties_from_losses():

@@ -32,6 +32,19 @@ def surprise(logits: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return loss, slope / len(y)
 
 
+def backward(
+    layers: list[tuple[np.ndarray, np.ndarray]], inputs: list[np.ndarray], delta: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The slopes ``dL/dW = h^T delta`` and ``dL/db = sum of delta``; below, ``delta W^T`` where relu let through."""
+    slopes = []
+    for number in range(len(layers) - 1, -1, -1):
+        h = inputs[number]
+        slopes.append((h.swapaxes(-1, -2) @ delta, delta.sum(axis=-2)))
+        if number:
+            delta = (delta @ layers[number][0].swapaxes(-1, -2)) * (h > 0)
+    return slopes[::-1]
+
+
 def arms(workload: Workload) -> dict[str, Arm]:
     """One arm, a Python loop that updates its weights in place."""
     starting, (x, y) = workload.weights(), workload.data()
@@ -41,12 +54,8 @@ def arms(workload: Workload) -> dict[str, Arm]:
     def step(layers: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         *inputs, predictions = forward(layers, x)
         loss, delta = loss_and_slope(predictions, y)
-        for number in range(len(layers) - 1, -1, -1):
-            (weights, bias), h = layers[number], inputs[number]
-            # dL/dW = h^T delta, dL/db = sum of delta over the batch, delta' = (delta W^T) where relu let through
-            weights_slope, bias_slope = h.swapaxes(-1, -2) @ delta, delta.sum(axis=-2)
-            if number:
-                delta = (delta @ weights.swapaxes(-1, -2)) * (h > 0)
+        slopes = backward(layers, inputs, delta)
+        for (weights, bias), (weights_slope, bias_slope) in zip(layers, slopes, strict=True):
             weights -= rate * weights_slope
             bias -= rate * bias_slope
         return loss

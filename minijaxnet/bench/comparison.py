@@ -14,7 +14,6 @@ from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_res
 from minijaxnet.tables import figure, percent, text_table
 
 _COLUMNS = 100
-_KIND = "comparison of steps"
 
 
 class ArmTiming(NamedTuple):
@@ -121,9 +120,8 @@ class StepComparison:
         """Write it as JSON, with every sample and what it was measured on, for ``against``."""
         arms = {n: {"compile_s": arm.compile_s, "samples_s": arm.samples_s.tolist()} for n, arm in self.arms.items()}
         samples = {"arms": arms, "control_s": self.control_s.tolist(), "sentinel_s": self.sentinel_s.tolist()}
-        write_result(
-            path, _KIND, {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine} | samples
-        )
+        told = {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine}
+        write_result(path, told | samples)
 
     def against(self, path: str | Path, *, other_machine: bool = False) -> SinceThen:
         """Hold it against one that was saved before: weaker than arms timed side by side, and it says so.
@@ -140,7 +138,7 @@ class StepComparison:
             ValueError: it is truncated, of another version, of another machine, or has no arm in common.
         """
         samples = {name: arm.samples_s for name, arm in self.arms.items()}
-        content = read_result(path, _KIND)
+        content = read_result(path)
         return since_then(path, content, samples, self.sentinel_s, self.machine, other_machine=other_machine)
 
     def __str__(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet.bench.intervals import fewest_samples
+from minijaxnet.bench.machine import sentinel
 from minijaxnet.bench.rounds import in_turns
 
 # How long a process may take to answer.
@@ -126,11 +127,13 @@ class Comparison(NamedTuple):
     Attributes:
         rows: ``{label: Row}`` of the arms that were timed.
         control_s: samples of the reference arm in its second process.
+        sentinel_s: seconds of a fixed workload in this process, of each round.
         untimed: ``{peer or label: why it was not timed}``.
     """
 
     rows: dict[str, Row]
     control_s: np.ndarray
+    sentinel_s: np.ndarray
     untimed: dict[str, str]
 
 
@@ -186,7 +189,7 @@ def _compared(peers: Mapping[str, Peer], again: Peer, reference: str, seconds: f
             untimed[label] = str(error)
     again.ask("size", reference)
 
-    *samples, control_s = _rounds(turns, again, reference, seconds, untimed)
+    *samples, control_s, sentinel_s = _rounds(turns, again, reference, seconds, untimed)
     rows = {
         label: Row(arms[label][1], compile_s[label], taken)
         for label, taken in zip(turns, samples, strict=True)
@@ -194,13 +197,13 @@ def _compared(peers: Mapping[str, Peer], again: Peer, reference: str, seconds: f
     }
     if reference not in rows:
         raise PeerFailed(f"{reference}: {untimed[reference]}")
-    return Comparison({label: rows[label] for label in arms if label in rows}, control_s, untimed)
+    return Comparison({label: rows[label] for label in arms if label in rows}, control_s, sentinel_s, untimed)
 
 
 def _rounds(
     turns: Mapping[str, Peer], again: Peer, reference: str, seconds: float, untimed: dict[str, str]
 ) -> np.ndarray:
-    """A row of times each arm, NaN from where it fails on, and one of the control."""
+    """A row of times each arm, NaN from where it fails on, one of the control and one of a fixed workload."""
 
     def block(label: str) -> float:
         if label in untimed:
@@ -213,7 +216,8 @@ def _rounds(
             untimed[label] = str(error)
             return np.nan
 
-    rounds = in_turns([*(lambda label=label: block(label) for label in turns), lambda: again.ask("block", reference)])
+    arms = [lambda label=label: block(label) for label in turns]
+    rounds = in_turns([*arms, lambda: again.ask("block", reference), sentinel()])
     taken, end, needed = [], time.perf_counter() + seconds, fewest_samples(2 * len(turns))
     while len(taken) < needed or time.perf_counter() < end:
         taken.append(next(rounds))

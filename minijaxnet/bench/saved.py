@@ -14,7 +14,7 @@ from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.bench.machine import SAME
 from minijaxnet.tables import figure, text_table
 
-VERSION = 1
+KIND, VERSION = "comparison of steps", 1
 
 
 class SinceThen(NamedTuple):
@@ -50,10 +50,10 @@ class SinceThen(NamedTuple):
         return "\n".join(lines)
 
 
-def write_result(path: str | Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write a result as JSON, whole or not at all."""
+def write_result(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a comparison as JSON, whole or not at all."""
     path = Path(path)
-    text = json.dumps({"kind": kind, "version": VERSION, **content}, indent=1, allow_nan=False)
+    text = json.dumps({"kind": KIND, "version": VERSION, **content}, indent=1, allow_nan=False)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -66,8 +66,8 @@ def write_result(path: str | Path, kind: str, content: Mapping[str, Any]) -> Non
         raise
 
 
-def read_result(path: str | Path, kind: str) -> dict[str, Any]:
-    """A result that was written before.
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A comparison that was written before.
 
     Raises:
         FileNotFoundError: there is none.
@@ -76,10 +76,10 @@ def read_result(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a whole JSON file ({error}); expected a saved {kind}") from None
+        raise ValueError(f"{path}: not a whole JSON file ({error}); expected a saved {KIND}") from None
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
-    if found != kind:
-        raise ValueError(f"{path}: got {found!r}; expected a saved {kind}")
+    if found != KIND:
+        raise ValueError(f"{path}: got {found!r}; expected a saved {KIND}")
     if content.get("version") != VERSION:
         raise ValueError(f"{path}: got version {content.get('version')!r}; expected version {VERSION}")
     return content

@@ -19,6 +19,7 @@ from minijaxnet.bench.blocks import (
     steps_for,
     weak_leaves,
 )
+from minijaxnet.bench.cost import folded_loop
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.descent import Descent
 from minijaxnet.tables import figure, text_table
@@ -43,6 +44,8 @@ class StepTiming:
         fused_s: inside a compiled loop.
         rounds: how often each was measured.
         compilations: how often JAX compiled while the steady step was timed; 0 if all is well.
+        folded: whether XLA made the compiled loop one native function, as it does on the CPU for the smallest steps;
+            else each operation is a call of its own. None on other devices.
         weak: the leaves of the first state that are weakly typed, and make a jitted step compile twice.
         samples_s: ``{"latency", "pipelined", "fused": seconds a step, for each round}``.
     """
@@ -57,6 +60,7 @@ class StepTiming:
     fused_s: Interval
     rounds: int
     compilations: int
+    folded: bool | None
     weak: tuple[str, ...]
     samples_s: dict[str, np.ndarray]
 
@@ -67,10 +71,10 @@ class StepTiming:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures in JSON's own kinds, samples included."""
-        names = ("trace_s", "lower_s", "compile_s", "first_call_s", "fused_compile_s", "rounds", "compilations")
+        once = ("trace_s", "lower_s", "compile_s", "first_call_s", "fused_compile_s")
         steady = {name: getattr(self, name)._asdict() for name in ("latency_s", "pipelined_s", "fused_s")}
         samples = {name: values.tolist() for name, values in self.samples_s.items()}
-        plain = {name: getattr(self, name) for name in names}
+        plain = {name: getattr(self, name) for name in (*once, "rounds", "compilations", "folded")}
         return plain | steady | {"weak": list(self.weak), "sound": self.sound, "samples_s": samples}
 
     def __str__(self) -> str:
@@ -88,6 +92,10 @@ class StepTiming:
             text_table(("each step", "us", "95 % interval"), [(name, *_cells(found)) for name, found in each]),
             f"{self.rounds} rounds",
         ]
+        if self.folded is not None:
+            lines.append(
+                f"the compiled loop is {'one native function' if self.folded else 'a call for each operation'}"
+            )
         if self.weak:
             lines.append(f"weakly typed at the start, so that a jitted step compiles twice: {', '.join(self.weak)}")
         if not self.sound:
@@ -200,6 +208,7 @@ def time_step(
         fused_s=median_interval(arrays["fused"]),
         rounds=rounds,
         compilations=len(compiled_meanwhile),
+        folded=folded_loop(loop),
         weak=weak,
         samples_s=arrays,
     )

@@ -53,7 +53,15 @@ def _takes_rate(maker: Any) -> bool:
 
 
 def compare_with_rivals(
-    experiment: Experiment, optimizer: str, learning_rate: float, params: Any, batch: Any, key: Any, *, seconds: float
+    experiment: Experiment,
+    optimizer: str,
+    learning_rate: float,
+    params: Any,
+    batch: Any,
+    key: Any,
+    *,
+    seconds: float,
+    processes: int = 1,
 ) -> StepComparison | None:
     """An experiment's own step against its rivals: autodiff where it is by hand, and optax's plain one.
 
@@ -78,4 +86,5 @@ def compare_with_rivals(
         seconds=seconds,
         key=key,
         same_result=optimizer == "gd",
+        processes=processes,
     )

@@ -1,15 +1,22 @@
 """``minijaxnet bench``: what a step costs, and how the gradient by hand does against autodiff: right, precise, fast?"""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from minijaxnet.bench import StepComparison, time_step
+from minijaxnet.bench.cost import StepCost, step_cost
+from minijaxnet.bench.roofline import limits, measure_roofline
+from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import AUTODIFF, compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.flags import BenchFlags, parse, split_file
+from minijaxnet.cli.peers import check_peers, compare_with_peers
+from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
-from minijaxnet.tables import text_table
+from minijaxnet.tables import figure, text_table
 from minijaxnet.verify import GradReport, check_grad
 
 
@@ -20,12 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"
     with jax.enable_x64(flags.precision == "float64"):
-        return _bench(experiment, flags, init_options, data_options)
+        return _bench(experiment, file or "", flags, init_options, data_options)
 
 
-def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict) -> int:
+def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: dict, data_options: dict) -> int:
     params, train, _, _, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     settings = experiment.defaults
+    peers = [name.strip() for name in flags.against.split(",") if name.strip()]
+    check_peers(peers, settings.optimizer, flags.precision, key)
+    if flags.since is not None:
+        read_result(flags.since)
+    if flags.save is not None and not Path(flags.save).absolute().parent.is_dir():
+        raise ValueError(f"save: got {flags.save}; expected a file in a folder that exists")
     batch = first_batch(train, settings.batch_size if flags.batch_size is None else flags.batch_size)
     descent = make_descent(differentiated(experiment), settings.optimizer, settings.learning_rate)
     points = len(jax.tree.leaves(batch)[0])
@@ -41,26 +54,47 @@ def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_o
         if not report.ok:
             print(f"\n{report}\n\nNothing was timed: a wrong gradient may be as fast as it likes.")
             return 1
-    print(f"\n{time_step(descent, params, batch, seconds=flags.seconds / 2, key=key)}", flush=True)
+    cost = _show_step(descent, params, batch, key, seconds=flags.seconds / 2)
     comparison = compare_with_rivals(
-        experiment, settings.optimizer, settings.learning_rate, params, batch, key, seconds=flags.seconds
+        experiment,
+        settings.optimizer,
+        settings.learning_rate,
+        params,
+        batch,
+        key,
+        seconds=flags.seconds,
+        processes=flags.processes,
     )
     if comparison is None:
         print("\nno rival to compare with: no gradient by hand, and optax is not installed")
-        return 0
-    print(f"\n{comparison}", flush=True)
-    if report is not None:
-        print(f"\n{_by_hand(report, comparison)}")
-    if flags.save is not None:
+    else:
+        print(f"\n{comparison}", flush=True)
+    if comparison is not None and report is not None:
+        autodiff = make_descent(experiment.objective, settings.optimizer, settings.learning_rate)
+        print(f"\n{_by_hand(report, comparison, cost, step_cost(autodiff.step, autodiff.init(params, key), batch))}")
+    if peers:
+        found, untimed = compare_with_peers(peers, file, params, batch, settings.learning_rate, seconds=flags.seconds)
+        print(f"\n{found}", *(f"not timed: {name}: {why}" for name, why in untimed.items()), sep="\n")
+    if comparison is not None and flags.save is not None:
         comparison.save(flags.save)
         print(f"\nwritten to {flags.save}")
-    if flags.against is not None:
-        print(f"\n{comparison.against(flags.against)}")
+    if comparison is not None and flags.since is not None:
+        print(f"\n{comparison.against(flags.since)}")
     return 0
 
 
-def _by_hand(report: GradReport, comparison: StepComparison) -> str:
-    """The gradient by hand against autodiff, in three lines."""
+def _show_step(descent: Descent, params: Any, batch: Any, key: Any, *, seconds: float) -> StepCost:
+    """What a step costs, what it is made of, and what it is up against."""
+    timing = time_step(descent, params, batch, seconds=seconds, key=key)
+    print(f"\n{timing}", flush=True)
+    cost = step_cost(descent.step, descent.init(params, key), batch)
+    roofline = measure_roofline([*cost.matrix_flops] or ["float32"], seconds=seconds / 5)
+    print(f"\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
+    return cost
+
+
+def _by_hand(report: GradReport, comparison: StepComparison, cost: StepCost, autodiff_cost: StepCost) -> str:
+    """The gradient by hand against autodiff, in four lines."""
     autodiff = comparison.ratios[AUTODIFF]
     opposite = {"faster": "slower", "slower": "faster"}
     speed = opposite.get(comparison.verdicts[AUTODIFF], comparison.verdicts[AUTODIFF])
@@ -69,6 +103,14 @@ def _by_hand(report: GradReport, comparison: StepComparison) -> str:
         ("right?", f"{report.verdicts['algebra'].state}: {report.verdicts['algebra'].reason}"),
         ("precise?", f"{report.verdicts['precision'].state}: {report.verdicts['precision'].reason}"),
         ("fast?", f"{speed}: {1 / autodiff.median:.3f} times autodiff's step ({interval})"),
+        ("memory?", _memory(cost.planned_peak_bytes, autodiff_cost.planned_peak_bytes)),
     ]
     width = max(len(answer) for _, answer in rows)
     return text_table(("by hand", "against autodiff".ljust(width)), [(what, a.ljust(width)) for what, a in rows])
+
+
+def _memory(by_hand: int | None, autodiff: int | None) -> str:
+    if by_hand is None or autodiff is None:
+        return "not known: the compiler does not tell"
+    word = "more" if by_hand > autodiff else "less" if by_hand < autodiff else "the same"
+    return f"{word}: {figure(by_hand / autodiff)} times autodiff's planned peak ({by_hand:,} bytes)"

@@ -48,9 +48,13 @@ class BenchFlags:
     """How many points a step sees; as many as the experiment says if left out."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """The dtype of parameters and data."""
+    processes: int = 1
+    """In how many new processes to compare steps; 1 is this one."""
+    against: str = ""
+    """Other frameworks to time, too: some of optax,equinox,flax,torch,numpy."""
     save: str | None = None
     """Where to write the comparison, with every sample."""
-    against: str | None = None
+    since: str | None = None
     """An earlier result to hold this one against."""
 
 
