@@ -307,9 +307,9 @@ def test_the_benchmark_names_its_arms_and_is_kept(run):
     called = run(BY_HAND_LINE, "--bench-seconds", 0.2)
     assert called.code == 0
     comparison = called.read("result.json")["step_comparison"]
-    arms = ["gradient descent, gradient by hand", "the same, autodiff", "optax.sgd, autodiff"]
+    arms = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
     assert list(comparison["arms"]) == arms
-    assert comparison["baseline"] == arms[0]
+    assert comparison["baseline"] == arms[1]
     assert all(arm in called.out for arm in arms)
     assert "interleaved rounds; the baseline against itself" in called.out
 

@@ -11,8 +11,6 @@ from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment
 
-AUTODIFF = "the same, autodiff"
-
 
 def differentiated(experiment: Experiment) -> Callable[..., Any]:
     """The objective whose derivative is the gradient by hand, where there is one."""
@@ -63,14 +61,15 @@ def compare_with_rivals(
     seconds: float,
     processes: int = 1,
 ) -> StepComparison | None:
-    """An experiment's own step against its rivals: autodiff where it is by hand, and optax's plain one.
+    """An experiment's own step, the first arm, against its rivals: autodiff where it is by hand, and optax's plain one.
 
-    None where there is no rival.
+    The baseline is autodiff where there is a gradient by hand. None where there is no rival.
     """
-    hand = "" if experiment.value_and_gradient is None else ", gradient by hand"
-    arms = {f"{describe(optimizer)}{hand}": make_descent(differentiated(experiment), optimizer, learning_rate)}
-    if hand:
-        arms[AUTODIFF] = make_descent(experiment.objective, optimizer, learning_rate)
+    own, autodiff = describe(optimizer), f"{describe(optimizer)}, autodiff"
+    arms = {own: make_descent(experiment.objective, optimizer, learning_rate)}
+    if experiment.value_and_gradient is not None:
+        by_hand = make_descent(differentiated(experiment), optimizer, learning_rate)
+        arms = {f"{own}, gradient by hand": by_hand, autodiff: arms[own]}
     if optimizer == "gd":
         with contextlib.suppress(ImportError):
             arms["optax.sgd, autodiff"] = make_descent(experiment.objective, "sgd", learning_rate)
@@ -82,7 +81,7 @@ def compare_with_rivals(
         arms,
         params,
         batch,
-        baseline=next(iter(arms)),
+        baseline=autodiff if autodiff in arms else own,
         seconds=seconds,
         key=key,
         same_result=optimizer == "gd",

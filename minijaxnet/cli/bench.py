@@ -10,7 +10,7 @@ from minijaxnet.bench import StepComparison, time_step
 from minijaxnet.bench.cost import StepCost, step_cost
 from minijaxnet.bench.roofline import limits, measure_roofline
 from minijaxnet.bench.saved import read_result
-from minijaxnet.cli.arms import AUTODIFF, compare_with_rivals, describe, differentiated, make_descent
+from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.flags import BenchFlags, parse, split_file
 from minijaxnet.cli.peers import check_peers, compare_with_peers
@@ -95,14 +95,13 @@ def _show_step(descent: Descent, params: Any, batch: Any, key: Any, *, seconds: 
 
 def _by_hand(report: GradReport, comparison: StepComparison, cost: StepCost, autodiff_cost: StepCost) -> str:
     """The gradient by hand against autodiff, in four lines."""
-    autodiff = comparison.ratios[AUTODIFF]
-    opposite = {"faster": "slower", "slower": "faster"}
-    speed = opposite.get(comparison.verdicts[AUTODIFF], comparison.verdicts[AUTODIFF])
-    interval = f"{1 / autodiff.high:.3f} to {1 / autodiff.low:.3f}"
+    own = next(iter(comparison.arms))
+    ratio, verdict = comparison.ratios[own], comparison.verdicts[own]
+    times = f"{ratio.median:.3f} times autodiff's step ({ratio.low:.3f} to {ratio.high:.3f})"
     rows = [
         ("right?", f"{report.verdicts['algebra'].state}: {report.verdicts['algebra'].reason}"),
         ("precise?", f"{report.verdicts['precision'].state}: {report.verdicts['precision'].reason}"),
-        ("fast?", f"{speed}: {1 / autodiff.median:.3f} times autodiff's step ({interval})"),
+        ("fast?", f"{verdict}: {times}"),
         ("memory?", _memory(cost.planned_peak_bytes, autodiff_cost.planned_peak_bytes)),
     ]
     width = max(len(answer) for _, answer in rows)
