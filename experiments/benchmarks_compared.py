@@ -5,7 +5,7 @@
     python experiments/benchmarks_compared.py --overhead
 
 A comparison has two arms, compiled anew, each a step of small matrix products in a loop. In an A/A comparison both take
-400 rounds of that loop, and any verdict but "indistinguishable" (or none) is false. In the others one arm, drawn by
+400 rounds of that loop, and any verdict but "indistinguishable" is false, though the run be called unsound. In the others one arm, drawn by
 lot, takes 412 or 440 rounds: a verdict that does not say so is a miss, and one that says the opposite goes the wrong
 way, too. All comparisons come in an order drawn by lot, and in each all tools take their turn, in an order drawn by lot
 again; all of it once while nothing else is started, and once while another process keeps a core busy at random. With
@@ -161,7 +161,7 @@ def table(title: str, records: Sequence[Mapping[str, Any]], tools: Sequence[str]
         rows += [(row, *tallied(records, tool, row)) for row in TOOLS[tool].rules]
         found = [(record["kind"], record["tools"][tool]) for record in records]
         for what, kinds in (
-            ("unsound", [kind for kind, taken in found if "unsound" in taken["verdicts"].values()]),
+            ("unsound", [kind for kind, taken in found if not taken.get("sound", True)]),
             ("failed", [kind for kind, taken in found if "error" in taken]),
         ):
             if kinds:

@@ -141,8 +141,8 @@ def by_ours(arms: Arms, seconds: float) -> dict[str, Any]:
     steps = {"first": arms.first, "second": arms.second}
     options = {"baseline": "first", "seconds": seconds, "same_result": False}
     found = mjn.compare_steps(steps, arms.params, arms.batch, **options)
-    verdict = found.verdicts["second"] if found.sound else "unsound"
-    return {"verdict": verdict, "ratio": list(found.ratios["second"]), "control": list(found.control)}
+    ratio, control = list(found.ratios["second"]), list(found.control)
+    return {"verdict": found.verdicts["second"], "sound": found.sound, "ratio": ratio, "control": control}
 
 
 def by_timeit(arms: Arms, seconds: float) -> dict[str, Any]:

@@ -86,20 +86,23 @@ class StepComparison:
 
     @property
     def sound(self) -> bool:
-        """Whether the baseline equals itself; where it does not, no verdict can be believed."""
+        """Whether the baseline equals itself, as far as the interval tells."""
         return self.control.low <= 1 <= self.control.high
 
     @property
+    def resolution(self) -> float:
+        """The ratio that the baseline may have to itself, upwards or downwards: nothing smaller is told apart."""
+        return max(self.control.high, 1 / self.control.low)
+
+    @property
     def verdicts(self) -> dict[str, str]:
-        """``{name: "faster", "slower" or "indistinguishable"}``: whether the interval is beyond 1 and the control's."""
+        """``{name: "faster", "slower" or "indistinguishable"}``: whether the interval is beyond the resolution."""
         return {name: self._verdict(ratio) for name, ratio in self.ratios.items()}
 
     def _verdict(self, ratio: Interval) -> str:
-        if not self.sound:
-            return "indistinguishable"
-        if ratio.high < min(1.0, self.control.low):
+        if ratio.high < 1 / self.resolution:
             return "faster"
-        return "slower" if ratio.low > max(1.0, self.control.high) else "indistinguishable"
+        return "slower" if ratio.low > self.resolution else "indistinguishable"
 
     def to_dict(self) -> dict[str, Any]:
         """The figures in JSON's own kinds, without the samples."""
@@ -107,6 +110,7 @@ class StepComparison:
         return {
             "baseline": self.baseline,
             "sound": self.sound,
+            "resolution": self.resolution,
             "rounds": self.rounds,
             "rounds_each": list(self.rounds_each),
             "control": self.control._asdict(),
@@ -165,7 +169,10 @@ class StepComparison:
             f"{self.rounds} interleaved rounds{processes}; the baseline against itself: {median} ({interval})",
             f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
-        return "\n".join(lines if self.sound else [*lines, "UNSOUND: the machine is too noisy for a verdict"])
+        if not self.sound:
+            beyond = _cell(self.resolution)
+            lines.append(f"UNSOUND: the baseline differs from itself; a verdict needs more than {beyond} times as long")
+        return "\n".join(lines)
 
 
 def _interval_cells(ratio: Interval | None) -> tuple[str, str]:
