@@ -5,11 +5,11 @@
     python experiments/benchmarks_compared.py --overhead
 
 A comparison has two arms, compiled anew, each a step of small matrix products in a loop. In an A/A comparison both take
-400 rounds of that loop, and any verdict but "indistinguishable" is false, though the run be called unsound. In the others one arm, drawn by
-lot, takes 412 or 440 rounds: a verdict that does not say so is a miss, and one that says the opposite goes the wrong
-way, too. All comparisons come in an order drawn by lot, and in each all tools take their turn, in an order drawn by lot
-again; all of it once while nothing else is started, and once while another process keeps a core busy at random. With
-four tools that takes about half an hour a load.
+400 rounds of that loop, and any verdict but "indistinguishable" is false, though the run be called unsound. In the
+others one arm, drawn by lot, takes 412 or 440 rounds: a verdict that does not say so is a miss, and one that says the
+opposite goes the wrong way, too. All comparisons come in an order drawn by lot, and in each all tools take their turn,
+in an order drawn by lot again; all of it once while nothing else is started, and once while another process keeps a
+core busy at random. With four tools that takes about half an hour a load.
 
 Each tool measures for the same seconds in all, half of them an arm, the first arm wholly before the second; only ours
 takes them in turn. Compilation, and finding out how many calls a sample should have, count for none. The others call
