@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from minijaxnet.bench.worker import python_loop
+
 from . import Arm, Workload
 from .optax_steps import loss_of
-from .raw_jax import on_device, over_copies, python_loop, scanned
+from .raw_jax import on_device, over_copies, scanned
 
 
 def module(workload: Workload, params: Any) -> Any:

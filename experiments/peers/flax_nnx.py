@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx  # pyright: ignore[reportMissingImports]
 
+from minijaxnet.bench.worker import python_loop
+
 from . import Arm, Run, Workload
 from .optax_steps import loss_of
-from .raw_jax import on_device, python_loop, scanned
+from .raw_jax import on_device, scanned
 
 
 class Network(nnx.Module):

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import optax
 
+from minijaxnet.bench.worker import python_loop
+
 from . import Arm, Workload
-from .raw_jax import on_device, over_copies, predictions, python_loop, scanned
+from .raw_jax import on_device, over_copies, predictions, scanned
 
 ADAM_RATE = 1e-3
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from minijaxnet.bench.worker import python_loop
+
 from . import LOOP, SCAN, Arm, Run, Workload
 
 
@@ -38,24 +40,6 @@ def surprise(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 def over_copies(step: Callable[..., Any], workload: Workload, n_states: int = 1) -> Callable[..., Any]:
     """The step ``(*states, x, y)`` for all copies at once, where there are copies."""
     return step if workload.copies is None else jax.vmap(step, in_axes=(0,) * n_states + (None, None))
-
-
-def python_loop(step: Callable[..., Any], states: Callable[[], tuple[Any, ...]], batch: Any) -> Callable[[], Run]:
-    """Arms that call ``step(*states, x, y) -> (*states, loss)`` from Python; losses stay on the device."""
-
-    def start() -> Run:
-        begins = jax.block_until_ready(states())
-
-        def run(steps: int) -> Any:
-            current, losses = begins, []
-            for _ in range(steps):
-                *current, loss = step(*current, *batch)
-                losses.append(loss)
-            return jax.block_until_ready((current, losses))[1]
-
-        return run
-
-    return start
 
 
 def scanned(step: Callable[..., Any], states: tuple[Any, ...], batch: Any) -> Callable[[], Run]:

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 Run = Callable[[int], Any]
@@ -35,6 +36,29 @@ class Arm(NamedTuple):
     start: Callable[[], Run]
     whole: bool = False
     same_rule: bool = True
+
+
+def python_loop(
+    step: Callable[..., Any], states: Callable[[], tuple[Any, ...]], batch: tuple[Any, ...]
+) -> Callable[[], Run]:
+    """The start of an arm that calls ``step(*states, *batch) -> (*states, loss)`` of JAX's from Python.
+
+    Losses stay on the device until all of them are there.
+    """
+
+    def start() -> Run:
+        begins = jax.block_until_ready(states())
+
+        def run(steps: int) -> Any:
+            current, losses = begins, []
+            for _ in range(steps):
+                *current, loss = step(*current, *batch)
+                losses.append(loss)
+            return jax.block_until_ready((current, losses))[1]
+
+        return run
+
+    return start
 
 
 def losses_of(returned: Any) -> np.ndarray:

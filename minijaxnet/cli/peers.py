@@ -18,7 +18,7 @@ import numpy as np
 
 from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.bench.peers import Peer, compare_peers
-from minijaxnet.bench.worker import Arm, Run, connected, serve
+from minijaxnet.bench.worker import Arm, Run, connected, python_loop, serve
 from minijaxnet.cli.arms import differentiated
 from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment
@@ -77,24 +77,6 @@ def compare_with_peers(
     return StepComparison(_OURS, arms, found.control_s, found.sentinel_s), found.untimed
 
 
-def _python_loop(step: Callable[..., Any], states: Callable[[], tuple[Any, ...]], batch: Any) -> Callable[[], Run]:
-    """Arms that call ``step(*states, batch) -> (*states, loss)`` from Python."""
-
-    def start() -> Run:
-        begins = jax.block_until_ready(states())
-
-        def run(steps: int) -> Any:
-            current, losses = begins, []
-            for _ in range(steps):
-                *current, loss = step(*current, batch)
-                losses.append(loss)
-            return jax.block_until_ready((current, losses))[1]
-
-        return run
-
-    return start
-
-
 def _minijaxnet(task: Task) -> dict[str, Arm]:
     descent = gradient_descent(differentiated(task.experiment), task.learning_rate)
     start, batch = descent.init(task.params), task.batch
@@ -109,7 +91,7 @@ def _minijaxnet(task: Task) -> dict[str, Arm]:
 
     return {
         _OURS: Arm(lambda: descend_whole, whole=True),
-        "minijaxnet, jitted step": Arm(_python_loop(step, lambda: (start,), batch)),
+        "minijaxnet, jitted step": Arm(python_loop(step, lambda: (start,), (batch,))),
     }
 
 
@@ -125,7 +107,7 @@ def _optax(task: Task) -> dict[str, Arm]:
         return optax.apply_updates(params, updates), opt_state, loss
 
     states = (task.params, optimizer.init(task.params))
-    return {"optax.sgd, jitted step": Arm(_python_loop(step, lambda: states, task.batch))}
+    return {"optax.sgd, jitted step": Arm(python_loop(step, lambda: states, (task.batch,)))}
 
 
 def _equinox(task: Task) -> dict[str, Arm]:
@@ -148,7 +130,7 @@ def _equinox(task: Task) -> dict[str, Arm]:
 
     model = Model(task.params)
     states = (model, optimizer.init(eqx.filter(model, eqx.is_array)))
-    return {"Equinox, filter_jit": Arm(_python_loop(step, lambda: states, task.batch))}
+    return {"Equinox, filter_jit": Arm(python_loop(step, lambda: states, (task.batch,)))}
 
 
 def _flax(task: Task) -> dict[str, Arm]:
