@@ -20,14 +20,15 @@ class StepCost(NamedTuple):
         matrix_flops: ``{dtype: FLOPs}`` of matrix products and convolutions, under their operands' dtype.
         other_flops: the same of everything else.
         transcendentals: how many of these are exponentials, roots and the like, each counted as one.
-        least_bytes: of the arguments that are used, read once, and of the results, written once.
+        least_bytes: of the arguments that are used, read once, and of the results, written once; one that is handed on
+            as it is counts as neither.
         unfused_bytes: what would be moved if each operation read its operands and wrote its result.
         planned_peak_bytes: the compiler's plan for the step with its state donated: arguments, results and temporaries,
-            of one device; None where it does not tell.
+            of one device; None where it does not tell. What the process and its libraries take comes on top.
         observed_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
             where the device does not tell, as a CPU.
-        exact: whether the FLOPs are exact; if not, ``notes`` says why.
-        notes: how something was counted that can be counted in more than one way.
+        exact: whether the FLOPs are exact by the rules of ``step_cost``.
+        notes: if not, why.
     """
 
     matrix_flops: dict[str, int]
@@ -49,13 +50,14 @@ class StepCost(NamedTuple):
         """A table of the counts, and the notes."""
         rows = [(f"matrix FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.matrix_flops.items()]
         rows += [(f"other FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.other_flops.items()]
-        rows += [
-            ("  of them transcendental", f"{self.transcendentals:,}"),
-            ("bytes, at least", f"{self.least_bytes:,}"),
-            ("bytes, nothing fused", f"{self.unfused_bytes:,}"),
-            ("peak bytes, planned", "-" if self.planned_peak_bytes is None else f"{self.planned_peak_bytes:,}"),
-            ("peak bytes, observed", "-" if self.observed_peak_bytes is None else f"{self.observed_peak_bytes:,}"),
-        ]
+        plain = {
+            "  of them transcendental": self.transcendentals,
+            "bytes, at least": self.least_bytes,
+            "bytes, nothing fused": self.unfused_bytes,
+            "peak bytes, planned": self.planned_peak_bytes,
+            "peak bytes, observed": self.observed_peak_bytes,
+        }
+        rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
         return "\n".join([text_table(("a step", ""), rows), *(f"note: {note}" for note in self.notes)])
 
 
@@ -68,14 +70,13 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
         convolution       2 * the products of an element of the input with one of the kernel (none with padding)
         elementwise       1 an element, transcendental or not
         reduction         1 an element of the input; in windows, 1 an element of each window
-        sort, FFT         n log2(n) and 5 n log2(n) a row of n elements; an FFT of real ones half
+        sort              n log2(n) a row of n elements
         data movement     0
 
     A multiplication and an addition of complex numbers in a matrix product count as 8, as in BLAS. What no result needs
-    is not counted; a ``scan`` counts as often as it runs, and so does a ``while`` whose bounds stand in the program.
-    One of unknown length is counted as a single round, a ``cond`` as its dearest branch, an operation with no rule here
-    as nothing; then ``exact`` is False and ``notes`` says so. A program that XLA splits over devices counts whole,
-    but what is inside a ``shard_map`` as one device's share.
+    is not counted; a ``scan``, as JAX makes of a ``fori_loop`` between Python's integers, counts as often as it runs.
+    A ``while`` is counted as a single round, a ``cond`` as its dearest branch, a ``shard_map`` as one device's share,
+    an operation with no rule here as nothing; then ``exact`` is False and ``notes`` says so.
 
     Args:
         step: ``step(state, batch)``, such as ``descent.step``.
@@ -93,10 +94,14 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
 
     Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B (model FLOPs).
     """
+    # Of a jitted step the plain one: what it hands on would else seem to be read and written.
+    plain: Any = step
+    if isinstance(step, jax.stages.Wrapped):
+        plain = plain.__wrapped__
 
     # A function of its own, for a step need not be hashable.
     def own(state: Any, batch: Any) -> Any:
-        return step(state, batch)
+        return plain(state, batch)
 
     # The state is donated, as in the loops of this library, unless there is no next one to give its memory to.
     traced = jax.jit(own, donate_argnums=0).trace(state, batch)
@@ -106,13 +111,13 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
     program = live(traced.jaxpr)
     found = count(program)
     return StepCost(
-        dict(found.matrix),
-        dict(found.other),
+        dict(+found.matrix),
+        dict(+found.other),
         found.transcendentals,
         _least_bytes(program),
         found.moved,
         *_peaks(traced.lower().compile()),
-        found.exact,
+        not found.notes,
         found.notes,
     )
 
@@ -135,58 +140,29 @@ def folded_loop(compiled: Any) -> bool | None:
     """
     if {device.platform for device in _devices(compiled)} != {"cpu"}:
         return None
-    computations: dict[str, list[str]] = {}
-    lines: list[str] = []
-    pending: list[str] = []
-    for line in compiled.as_text().splitlines():
-        if head := re.match(r"(ENTRY )?(%\S+) ", line):
-            lines = computations[head[2]] = []
-            pending += [head[2]] if head[1] else []
-        lines.append(line)
-
-    def has_loop(name: str) -> bool:
-        return any(" while(" in line for line in computations[name])
-
+    blocks = re.findall(r"^(ENTRY )?(%\S+) (.*?)^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    computations = {name: body for _, name, body in blocks}
+    pending = [name for entry, name, _ in blocks if entry]
     found, seen = False, set(pending)
     while pending:
-        name = pending.pop()
-        if has_loop(name):
+        body = computations[pending.pop()]
+        if " while(" in body:
             return False
-        for line in computations[name]:
-            called = (set(re.findall(r"%[\w.-]+", line)) & set(computations)) - seen
+        for line in body.splitlines():
             if 'xla_cpu_small_call="true"' in line:
-                found |= any(map(has_loop, called))
-            else:
-                pending += called
+                found = True
+                continue
+            called = set(re.findall(r"%[\w.-]+", line)) & computations.keys() - seen
             seen |= called
+            pending += called
     return found
 
 
 def _least_bytes(program: Any) -> int:
-    given = [(variable, bytes_of(variable)) for variable in (*program.constvars, *program.invars)]
-    read: set[Any] = set()
-    written = _values_of(program, given, read)
-    return sum(size for _, size in read & set(given) | set(written) - set(given))
-
-
-def _values_of(program: Any, given: list[Any], read: set[Any]) -> list[Any]:
-    """The results of a program as (identity, bytes), those handed on as they are by the identity of what was given."""
-    values = dict(zip((*program.constvars, *program.invars), given, strict=False))
-
-    def value(atom: Any) -> Any:
-        return (None, 0) if hasattr(atom, "val") else values.setdefault(atom, (object(), bytes_of(atom)))
-
-    for eqn in program.eqns:
-        operands = [value(atom) for atom in eqn.invars]
-        if eqn.primitive.name in ("jit", "pjit", "closed_call"):
-            inner = next(eqn.params[key] for key in ("jaxpr", "call_jaxpr") if key in eqn.params)
-            inner = getattr(inner, "jaxpr", inner)
-            # Constants of its own come first, and are none of the arguments.
-            own = [(object(), bytes_of(variable)) for variable in inner.constvars]
-            values |= zip(eqn.outvars, _values_of(inner, own + operands, read), strict=True)
-        else:
-            read.update(operands)
-    return [value(atom) for atom in program.outvars]
+    given = {*program.constvars, *program.invars}
+    used = {atom for eqn in program.eqns for atom in eqn.invars if not hasattr(atom, "val")}
+    made = {atom for atom in program.outvars if not hasattr(atom, "val")} - given
+    return sum(map(bytes_of, given & used | made))
 
 
 def _peaks(compiled: Any) -> tuple[int | None, int | None]:

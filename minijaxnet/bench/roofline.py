@@ -5,6 +5,7 @@ from Python, than a call that does nothing. All three are measured here, in this
 sheet knows neither the clock, nor the neighbours, nor what XLA makes of the machine.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
@@ -21,10 +21,9 @@ from minijaxnet.tables import figure, percent, text_table
 
 _BLOCK_S = 0.005  # long against the call, short against a second
 _REPEATS = 5  # at least, of each measurement
-_SMALLEST_SIDE, _LARGEST_SIDE = 256, 8192  # of the square matrices
+_SIDES = (256, 1024, 4096)  # of the square matrices
 # Bytes of the arrays that are streamed: from the innermost cache to far beyond the last.
 _ARRAYS = tuple(2**k for k in range(14, 29, 2))
-_MEMORY_SHARE = 8  # of a device's memory that an array may take, where it tells
 
 
 class Roofline(NamedTuple):
@@ -34,7 +33,7 @@ class Roofline(NamedTuple):
         device: what it was measured on.
         peaks: ``{dtype: FLOP/s}`` of matrix products, the best of all sizes.
         bandwidths: ``{bytes moved a pass: bytes/s}``, read and written bytes together, the best for each size.
-        dispatch_s: seconds from calling a compiled function that does next to nothing to its result, the median.
+        dispatch_s: seconds from calling a compiled function that does next to nothing to its result, the least.
     """
 
     device: str
@@ -58,7 +57,7 @@ class Roofline(NamedTuple):
         """A table of the rates."""
         rows = [(f"matrix products, {dtype}", f"{figure(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()]
         rows += [
-            (f"{_size(moved)} a pass, read and written", f"{figure(rate / 1e9)} GB/s")
+            (f"{moved:,} bytes a pass, read and written", f"{figure(rate / 1e9)} GB/s")
             for moved, rate in self.bandwidths.items()
         ]
         rows += [("an empty call", f"{figure(1e6 * self.dispatch_s)} us")]
@@ -92,7 +91,7 @@ class Limits(NamedTuple):
 
     @property
     def bound_s(self) -> float:
-        """The largest of the three: seconds that no such step can beat on this machine."""
+        """The largest of the three: seconds that such a step can hardly beat on this machine."""
         return max(self.dispatch_s, self.bandwidth_s, self.compute_s)
 
     def __str__(self) -> str:
@@ -100,17 +99,15 @@ class Limits(NamedTuple):
         each = {"dispatch": self.dispatch_s, "bandwidth": self.bandwidth_s, "compute": self.compute_s}
         rows = [("the step", figure(1e6 * self.step_s), "")]
         rows += [(name, figure(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
-        times = figure(self.step_s / self.bound_s, 3) if self.bound_s else "infinitely many"
+        times = self.step_s / self.bound_s if self.bound_s else math.inf
         lines = [
             text_table(("at least", "us", "of the step"), rows),
-            f"nearest limit: {self.binds}, the step takes {times} times as long",
+            f"nearest limit: {self.binds}, the step takes {figure(times, 3)} times as long",
             f"matrix products: {percent(self.attained)} of the measured peak",
             f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
         ]
-        if self.bound_s > self.step_s:
-            lines.append(
-                "faster than the limit: the two were measured at different moments, or bytes stayed in a cache"
-            )
+        if times < 1:
+            lines.append("faster than its limit: measured at another moment, or its bytes stayed in a cache")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -125,6 +122,7 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
 
     The bytes count at the rate that so few of them reach, from a cache if they fit. Still the middle one holds only for
     a step that moves its bytes each time: a loop folded into one function may keep the smallest networks in registers.
+    The rate is that of as many bytes read as written; a step that mostly reads may have a somewhat better one.
     Elementwise operations are left out, so a step with few matrix products can be far from all three.
 
     Args:
@@ -162,18 +160,14 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
             f"roofline: got the peaks of {', '.join(roofline.peaks) or 'nothing'}; "
             f"expected {', '.join(missing)} too, from measure_roofline(dtypes=...)"
         )
-    matrix_flops = sum(cost.matrix_flops.values())
+    matrix_flops, rate = sum(cost.matrix_flops.values()), roofline.bandwidth(cost.least_bytes)
+    dispatch_s, bandwidth_s = called * roofline.dispatch_s, cost.least_bytes / rate
     compute_s = sum(flops / roofline.peaks[dtype] for dtype, flops in cost.matrix_flops.items())
-    rate = roofline.bandwidth(cost.least_bytes)
-    each = {
-        "dispatch": roofline.dispatch_s if called else 0.0,
-        "bandwidth": cost.least_bytes / rate,
-        "compute": compute_s,
-    }
+    each = {"dispatch": dispatch_s, "bandwidth": bandwidth_s, "compute": compute_s}
     return Limits(
         step_s=step_s,
-        dispatch_s=each["dispatch"],
-        bandwidth_s=each["bandwidth"],
+        dispatch_s=dispatch_s,
+        bandwidth_s=bandwidth_s,
         compute_s=compute_s,
         binds=max(each, key=lambda name: each[name]),
         attained=compute_s / step_s,
@@ -184,83 +178,93 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
 
 
 def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1.0) -> Roofline:
-    """Measure the limits of this machine's first device: arithmetic, memory and the call.
+    """Measure the limits of the device that JAX uses by default: arithmetic, memory and the call.
 
-    - Peak: ``x <- x @ w`` in a compiled loop, square and ever larger while that helps and there is time; ``w`` is
-      orthogonal, so that numbers neither vanish nor overflow. At JAX's default matrix precision, as a step has it.
-    - Bandwidth: ``x <- s * x`` in a compiled loop, from 16 KiB to 256 MiB; a byte read and written counts as two.
-    - The call: a jitted scalar function, waited for each time.
+    ::
 
-    Rates are the best of several repeats, since nothing but the machine makes one faster, and others' work makes it
-    slower. They are those of what XLA compiles, which is what a step is made of.
+        peak         2 side^3 / seconds of x <- x @ w, square and ever larger while there is time
+        bandwidth    2 * bytes of x / seconds of x <- s * x, from 16 KiB to 256 MiB: each byte is read and written
+        the call     a jitted scalar function, waited for each time
+
+    The first two run in a compiled loop. ``w`` is orthogonal and ``s`` is 1, so that numbers neither vanish nor
+    overflow. The matrix precision is JAX's default, as a step has it; a product of complex numbers counts four times.
+
+    Each is the best of several rounds, in which all take turns: nothing but the machine makes one faster, and what else
+    it does meanwhile makes it slower. They are rates of what XLA compiles, which is what a step is made of.
 
     Args:
-        dtypes: of the matrix products, real floating ones.
-        seconds: about how long to measure, compilation not counted.
+        dtypes: of the matrix products, floating or complex ones.
+        seconds: about how long to measure; compilation comes on top, and five rounds are the fewest.
 
     Returns:
         The rates.
 
     Raises:
-        TypeError: ``seconds`` is not a number; a dtype that is not a real floating one, or not enabled.
+        TypeError: ``seconds`` is not a number; ``dtypes`` is not a sequence, or has one that is neither floating nor
+            complex, or not enabled.
         ValueError: ``seconds`` is not positive.
 
     Example:
         >>> roofline = measure_roofline(seconds=0.1)
         >>> roofline.peaks["float32"] > 1e6, roofline.bandwidth() > 1e6, 0 < roofline.dispatch_s < 1
         (True, True, True)
+
+    Source: McCalpin, "Memory bandwidth and machine balance in current high performance computers", 1995 (STREAM's
+        Scale, here in place).
     """
     check_seconds(seconds)
     if isinstance(dtypes, str):
         raise TypeError(f"dtypes: got {dtypes!r}; expected a sequence of dtypes")
-    names = [_floating_name(dtype) for dtype in dtypes]
-    device = jax.local_devices()[0]
-    with jax.default_device(device):
-        peaks = {name: _peak(name, seconds / 2 / len(names)) for name in names}
-        bandwidths = _bandwidths(device, seconds / 4)
-        dispatch_s = _dispatch(seconds / 4)
-    return Roofline(f"{device.platform}: {device.device_kind}", peaks, bandwidths, dispatch_s)
+    kinds = [_checked_dtype(dtype) for dtype in dtypes]
+    (device,) = jnp.zeros(()).devices()
+    # By what it is and how much of it a round does.
+    blocks = {("call", 1): _calls()} | {("bytes", 2 * size): _passes(size) for size in _ARRAYS}
+    for kind in kinds:
+        for side in _SIDES:
+            work = (8 if kind.kind == "c" else 2) * side**3
+            block = blocks[kind.name, work] = _products(side, kind)
+            if 4**3 * block() > seconds / 10:  # four times the side is so many times the work
+                break
+    took, end = {key: [] for key in blocks}, time.perf_counter() + seconds
+    while len(took["call", 1]) < _REPEATS or time.perf_counter() < end:
+        for key, block in blocks.items():
+            took[key].append(block())
+    rates = {(what, work): work / min(times) for (what, work), times in took.items()}
+    return Roofline(
+        f"{device.platform}: {device.device_kind}",
+        {kind.name: max(rate for (what, _), rate in rates.items() if what == kind.name) for kind in kinds},
+        {work: rate for (what, work), rate in rates.items() if what == "bytes"},
+        1 / rates["call", 1],
+    )
 
 
-def _floating_name(dtype: Any) -> str:
+def _checked_dtype(dtype: Any) -> Any:
     kind = jnp.dtype(dtype)
-    if not jnp.issubdtype(kind, jnp.floating):
-        raise TypeError(f"dtypes: got {kind.name}; expected real floating ones")
+    if not jnp.issubdtype(kind, jnp.inexact):
+        raise TypeError(f"dtypes: got {kind.name}; expected floating or complex ones")
     if jax.dtypes.canonicalize_dtype(kind) != kind:
         raise TypeError(f"dtypes: got {kind.name}; expected one that is enabled (jax_enable_x64)")
-    return kind.name
+    return kind
 
 
-def _peak(dtype: str, seconds: float) -> float:
-    """FLOP/s of the best size; larger ones are tried while they fit the time and are not much slower."""
-    best, side, took = 0.0, _SMALLEST_SIDE, 0.0
-    # Twice the side is eight times the work; calibration takes about as long as the repeats.
-    while side <= _LARGEST_SIDE and 8 * took * 2 * _REPEATS < seconds:
-        normal = np.random.default_rng(0).normal(size=(side, 1))
-        normal /= np.linalg.norm(normal)
-        # A reflection: orthogonal, and no zeros that could be cheap.
-        w = jnp.asarray(np.eye(side) - 2 * normal * normal.T, dtype)
-        took = _fastest(lambda x, w: x @ w, w.copy(), w, seconds / 4)
-        rate = 2 * side**3 / took
-        if rate < 0.8 * best:
-            break
-        best, side = max(best, rate), 2 * side
-    return best
+def _products(side: int, dtype: Any) -> Callable[[], float]:
+    # All +-1 / sqrt(side), and orthogonal: exact in any dtype, and without zeros, which may take less power.
+    w = functools.reduce(jnp.kron, [jnp.eye(4) - 0.5] * round(math.log(side, 4))).astype(dtype)
+    return _block(jnp.matmul, jax.random.normal(jax.random.key(0), w.shape).astype(dtype), w)
 
 
-def _bandwidths(device: Any, seconds: float) -> dict[int, float]:
-    memory = (device.memory_stats() or {}).get("bytes_limit", math.inf)
-    sizes = [size for size in _ARRAYS if size * _MEMORY_SHARE <= memory] or [_ARRAYS[0]]
-    one = jnp.ones((), jnp.float32)
-    found = {}
-    for size in sizes:
-        x = jnp.ones(size // 4, jnp.float32)
-        found[2 * size] = 2 * size / _fastest(lambda x, scale: x * scale, x, one, seconds / len(sizes))
-    return found
+def _passes(size: int) -> Callable[[], float]:
+    return _block(jnp.multiply, jnp.ones(size // 4, jnp.float32), jnp.ones((), jnp.float32))
 
 
-def _fastest(function: Callable[[Any, Any], Any], x: Any, other: Any, seconds: float) -> float:
-    """Seconds of one ``x <- function(x, other)`` inside a compiled loop, the best of several repeats; x is donated.
+def _calls() -> Callable[[], float]:
+    call, x = jax.jit(lambda x: x + 1), jnp.zeros((), jnp.float32)
+    x = jax.block_until_ready(call(x))  # what it returns is what it takes
+    return lambda: min(seconds_of(lambda: call(x)) for _ in range(100))
+
+
+def _block(function: Callable[[Any, Any], Any], x: Any, other: Any) -> Callable[[], float]:
+    """What times ``x <- function(x, other)`` inside a compiled loop, in seconds a round; x is donated.
 
     Were it not, each call would first copy it, into memory that the system has yet to give. How often the loop runs is
     an argument, so that nothing can be folded away, and each call goes on with what the last returned.
@@ -277,26 +281,5 @@ def _fastest(function: Callable[[Any, Any], Any], x: Any, other: Any, seconds: f
         x = jax.block_until_ready(program(x, other, rounds))
         return time.perf_counter() - began
 
-    rounds = steps_for(min(_BLOCK_S, seconds / _REPEATS), timed, "roofline")
-    return min(_repeated(lambda: timed(rounds), seconds)) / rounds
-
-
-def _repeated(timed: Callable[[], float], seconds: float) -> list[float]:
-    """Times until they add up to so many seconds, and a few at least."""
-    took: list[float] = []
-    while len(took) < _REPEATS or sum(took) < seconds:
-        took.append(timed())
-    return took
-
-
-def _dispatch(seconds: float) -> float:
-    call, x = jax.jit(lambda x: x + 1), jnp.zeros((), jnp.float32)
-    x = jax.block_until_ready(call(x))  # what it returns is what it takes
-    return float(np.median(_repeated(lambda: seconds_of(lambda: call(x)), seconds)))
-
-
-def _size(moved: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if moved >= factor:
-            return f"{figure(moved / factor, 3)} {unit}"
-    return f"{moved} B"
+    rounds = steps_for(_BLOCK_S, timed, "roofline")
+    return lambda: timed(rounds) / rounds
