@@ -1,6 +1,8 @@
 """Comparisons in processes of their own: what is handed over, and what may be concluded from several."""
 
+import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -72,15 +74,15 @@ def test_a_verdict_has_to_hold_in_each_process():
     assert (ratio.low, ratio.median, ratio.high) == pytest.approx((0.99, 1.1, 1.2))
 
 
-def test_what_a_process_refuses_is_refused_here(monkeypatch, tmp_path):
+def test_what_a_process_refuses_of_its_share_of_the_time_is_refused_here(monkeypatch):
     class Done:
         returncode = 0
 
     def run(call, **options):
         folder = call[-1]
-        (tmp_path / "seen").write_text(folder)
-        with open(f"{folder}/found.json", "w", encoding="utf-8") as file:
-            file.write('{"refused": "seconds: got 0.5; expected at least 9"}')
+        seconds = json.loads(Path(folder, "order.json").read_text(encoding="utf-8"))["seconds"]
+        refused = {"refused": f"seconds: got {seconds}; expected at least 9"}
+        Path(folder, "found.json").write_text(json.dumps(refused), encoding="utf-8")
         return Done
 
     monkeypatch.setattr(processes.subprocess, "run", run)

@@ -11,6 +11,7 @@ import pytest
 from test_cli_check import RIGHT, line
 
 import minijaxnet as mjn
+from minijaxnet.bench.peers import Peer
 from minijaxnet.bench.worker import losses_of
 from minijaxnet.cli import main, peers
 
@@ -153,6 +154,19 @@ def test_every_peer_takes_the_same_steps_each_time_it_starts(task, name):
         if "compile" not in label:  # takes a minute; the comparison itself holds it against the others
             for _ in range(2):
                 np.testing.assert_allclose(losses_of(arm.start()(4)), expected, rtol=1e-6, err_msg=label)
+
+
+def test_a_peers_process_computes_in_the_precision_that_is_asked_for(task, tmp_path):
+    params, batch = jax.tree.map(lambda leaf: leaf.astype(np.float64), (task.params, task.batch))
+    peer = Peer("minijaxnet.cli.peers", (), tmp_path)
+    try:
+        for part in ("minijaxnet", (str(tmp_path / "with_peers.py"), True, 0.1), (params, batch)):
+            peer.pipe.send(part)
+        labels = list(peer.answer("open"))
+        assert labels == ["minijaxnet, descend", "minijaxnet, jitted step"]
+        assert {peer.ask("first", label)[1].dtype for label in labels} == {np.dtype(np.float64)}
+    finally:
+        peer.close()
 
 
 @pytest.mark.parametrize("name", [*NEEDS, "optax"])

@@ -1,8 +1,23 @@
-"""How fast is a step? What it costs, by itself; and which of several is faster, interleaved and with a control."""
+"""How fast is a step? What it costs and is made of; and which of several is faster, interleaved and with a control."""
 
 from minijaxnet.bench.compare import compare_steps
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
+from minijaxnet.bench.cost import StepCost, step_cost
 from minijaxnet.bench.intervals import Interval
+from minijaxnet.bench.roofline import Limits, Roofline, limits, measure_roofline
 from minijaxnet.bench.time_step import StepTiming, time_step
 
-__all__ = ["ArmTiming", "Interval", "StepComparison", "StepTiming", "compare_steps", "time_step"]
+__all__ = [
+    "ArmTiming",
+    "Interval",
+    "Limits",
+    "Roofline",
+    "StepComparison",
+    "StepCost",
+    "StepTiming",
+    "compare_steps",
+    "limits",
+    "measure_roofline",
+    "step_cost",
+    "time_step",
+]

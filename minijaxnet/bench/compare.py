@@ -49,6 +49,9 @@ def compare_steps(
     found at a small learning rate too, unless the updates themselves are lost in the rounding of the params. NaN is
     the same as NaN in the same place.
 
+    Equal steps that are compiled apart can differ by up to a per cent all through a process, by where they lie in
+    memory. The baseline's second entry, compiled by itself, shows some of that; ``processes`` shows more.
+
     Args:
         arms: ``{name: descent}``, two at least, under any names.
         params: where each starts.

@@ -58,7 +58,7 @@ class StepCost(NamedTuple):
             "peak bytes, observed": self.observed_peak_bytes,
         }
         rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
-        return "\n".join([text_table(("a step", ""), rows), *(f"note: {note}" for note in self.notes)])
+        return "\n".join([text_table(("a step is made of", ""), rows), *(f"note: {note}" for note in self.notes)])
 
 
 def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCost:

@@ -6,9 +6,7 @@ from typing import Any
 
 import jax
 
-from minijaxnet.bench import StepComparison, time_step
-from minijaxnet.bench.cost import StepCost, step_cost
-from minijaxnet.bench.roofline import limits, measure_roofline
+from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
