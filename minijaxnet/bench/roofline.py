@@ -103,9 +103,12 @@ class Limits(NamedTuple):
         lines = [
             text_table(("at least", "us", "of the step"), rows),
             f"nearest limit: {self.binds}, the step takes {figure(times, 3)} times as long",
-            f"matrix products: {percent(self.attained)} of the measured peak",
-            f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
         ]
+        if self.compute_s:
+            lines += [
+                f"matrix products: {percent(self.attained)} of the measured peak",
+                f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
+            ]
         if times < 1:
             lines.append("faster than its limit: measured at another moment, or its bytes stayed in a cache")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
