@@ -17,6 +17,7 @@ from minijaxnet.losses import (
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.run import FitResult, fit
+from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
@@ -40,6 +41,7 @@ __all__ = [
     "StepComparison",
     "StepInfo",
     "StepTiming",
+    "SweepResult",
     "Trace",
     "accuracy",
     "assert_grad",
@@ -71,6 +73,7 @@ __all__ = [
     "project_path",
     "serial",
     "softmax_cross_entropy",
+    "sweep",
     "time_step",
     "weight_direction",
     "wine",

@@ -107,9 +107,24 @@ def descend_epochs(
         >>> int(trace.steps_taken)
         6
     """
-    minibatches = minibatches_of(data, batch_size)
-    steps = check_count("epochs", epochs) * minibatches.per_epoch
-    return _run_steps(descent.step, state, minibatches, (data, key), steps, _NEVER_FLAT)
+    steps = check_count("epochs", epochs) * minibatches_of(data, batch_size).per_epoch
+    return descend_minibatches(descent, state, data, key, batch_size=batch_size, steps=steps)
+
+
+def descend_minibatches(
+    descent: Descent,
+    state: DescentState,
+    data: Any,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    steps: int,
+    until_flat: float | jax.Array = 0.0,
+) -> tuple[DescentState, Trace]:
+    """The same for a number of steps, be it no whole number of epochs; 0 for ``until_flat`` never stops it."""
+    rest = flat_norm(until_flat, sampled=True)
+    feed = minibatches_of(data, batch_size)
+    return _run_steps(descent.step, state, feed, (data, key), check_count("steps", steps), rest)
 
 
 def _run_steps(

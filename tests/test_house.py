@@ -19,7 +19,7 @@ FLOORS = [
     {"losses"},
     {"backprop", "descent", "feeds", "experiment"},
     {"trace", "landscape"},
-    {"loop"},
+    {"loop", "sweeps"},
     {"verify", "bench", "run"},
     {"cli"},
     {"__main__"},
@@ -64,7 +64,7 @@ def test_public_names_are_the_contract():
     wine iris mlp_gradient with_gradient Descent DescentState StepInfo gradient_descent
     optax_descent descend descend_epochs Trace loss_slice loss_surface weight_direction project_path
     Experiment load_experiment check_grad check_vjp assert_grad assert_vjp GradReport GradientMismatch
-    compare_steps StepComparison fit FLAT
+    compare_steps StepComparison fit sweep SweepResult FLAT
     OUT_OF_STEPS DIVERGED
     """.split()
     assert set(contract) <= set(minijaxnet.__all__)

@@ -10,6 +10,7 @@ VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",
     "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
     "bench": "time the step, by itself and against autodiff's and optax's",
+    "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
     "list": "show the experiments of a folder",
 }
 

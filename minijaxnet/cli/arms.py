@@ -18,13 +18,15 @@ def differentiated(experiment: Experiment) -> Callable[..., Any]:
     return experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
 
 
-def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: float) -> Descent:
-    """The descent that a name stands for: "gd", or an optimizer of optax.
+def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, **options: Any) -> Descent:
+    """The descent that a name stands for: "gd", or an optimizer of optax, with options of its own.
 
     Raises:
-        ValueError: no optimizer has that name; the nearest ones are named.
+        ValueError: no optimizer has that name, and the nearest ones are named; or none of its options has one.
     """
     if optimizer == "gd":
+        if options:
+            raise ValueError(f"optimizer: gd takes no {', '.join(options)}; expected one of optax, such as sgd")
         return gradient_descent(objective, learning_rate)
     gradient_descent(objective, learning_rate)  # the same check of the rate for all
     try:
@@ -38,7 +40,10 @@ def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: f
         near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
-    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate))
+    known = inspect.signature(makers[optimizer]).parameters
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(known)}")
+    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate, **options))
 
 
 def describe(optimizer: str) -> str:

@@ -42,9 +42,15 @@ def begin(experiment: Experiment, seed: int, precision: str, init_options: dict,
         raise ValueError(f"seed: got {seed}; expected a number from 0 to {2**32 - 1}")
     dtype = jnp.dtype(precision)
     train, test = (cast_floats(batch, dtype) for batch in _data(experiment, data_options))
-    start_key, order_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+    start_key, order_key, draw_key = keys_of(seed)
     params = cast_floats(jax.jit(functools.partial(experiment.init, **init_options))(start_key), dtype)
-    return Beginning(params, train, test, order_key, draw_key if _draws(experiment.objective) else None)
+    return Beginning(params, train, test, order_key, draw_key if draws(experiment.objective) else None)
+
+
+def keys_of(seed: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a seed stands for: the key of the start, of the order of minibatches, and of what an objective draws."""
+    start_key, order_key, draw_key = jax.random.split(jax.random.key(seed), 3)
+    return start_key, order_key, draw_key
 
 
 def first_batch(data: Any, batch_size: int | None) -> Any:
@@ -62,7 +68,7 @@ def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
     return batches[0], batches[1]
 
 
-def _draws(objective: Callable[..., Any]) -> bool:
+def draws(objective: Callable[..., Any]) -> bool:
     """Whether an objective takes a key as its third argument."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(objective).parameters.values()

@@ -58,6 +58,32 @@ class BenchFlags:
     """An earlier result to hold this one against."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepFlags:
+    """What ``minijaxnet sweep`` can be told; RANGE is a number, several with commas, or ``from:to:count[log]``."""
+
+    learning_rate: str = "0.1"
+    """RANGE."""
+    seeds: int = 1
+    """How many seeds, from 0 on: of the start, of the order of minibatches and of dropout."""
+    batch_size: str = "all"
+    """RANGE, or all points; each size is a program of its own."""
+    optimizer_options: str = ""
+    """Numbers of optax's optimizer, such as "momentum=0:0.9:4"."""
+    steps: int = 1_000
+    """How many steps at most."""
+    until_flat: float = 0.0
+    """Each descent stops before a step whose gradient norm is at most this."""
+    optimizer: str = "gd"
+    """"gd" is gradient descent; any other name is an optimizer of optax."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """The dtype of parameters and data."""
+    block: int | None = None
+    """How many descents run at once; as many as fit into memory if left out."""
+    runs: str = "runs"
+    """The folder in which the sweep's own folder is made."""
+
+
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The file, which comes first, and the rest; no file where only help is asked for."""
     if arguments and not arguments[0].startswith("-"):
@@ -68,12 +94,22 @@ def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequenc
 
 
 def parse(
-    flags_class: type[Flags], verb: str, experiment: Experiment | None, file: str, arguments: Sequence[str]
+    flags_class: type[Flags],
+    verb: str,
+    experiment: Experiment | None,
+    file: str,
+    arguments: Sequence[str],
+    *,
+    ranges: bool = False,
 ) -> tuple[Flags, dict[str, Any], dict[str, Any]]:
-    """The flags of a verb, and of the experiment's ``init`` and ``data``, with its defaults."""
+    """The flags of a verb, and of the experiment's ``init`` and ``data``, with its defaults.
+
+    With ``ranges``, numbers of ``init`` are texts, for what they stand for is the verb's to say.
+    """
     import tyro  # 80 ms: imported where used
 
-    init = number_options(experiment.init) if experiment else {}
+    init: dict[str, Any] = dict(number_options(experiment.init)) if experiment else {}
+    init = {name: str(value) for name, value in init.items()} if ranges else init
     data = {f"data_{name}": value for name, value in (number_options(experiment.data) if experiment else {}).items()}
     known = {field.name for field in dataclasses.fields(flags_class)}  # pyright: ignore[reportArgumentType]
     if clash := known & set(init):
@@ -81,7 +117,10 @@ def parse(
     own = [(name, type(value), dataclasses.field(default=value)) for name, value in (init | data).items()]
     flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
     settings = dataclasses.asdict(experiment.defaults) if experiment else {}
-    defaults = settings if issubclass(flags_class, Settings) else {}
+    defaults: dict[str, Any] = settings if issubclass(flags_class, Settings) else {}
+    if ranges:
+        defaults = {name: settings[name] for name in settings if name in known}
+        defaults |= {name: str(settings[name] or "all") for name in ("learning_rate", "batch_size") if settings}
     flags = tyro.cli(
         flags_type,
         prog=f"minijaxnet {verb} {file}",

@@ -1,0 +1,168 @@
+"""``minijaxnet sweep``: an experiment at many seeds, learning rates and numbers of its own, at once."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.cli.arms import differentiated, make_descent
+from minijaxnet.cli.begin import begin, draws, keys_of
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import SweepFlags, parse, split_file
+from minijaxnet.experiment import Experiment, load_experiment, number_options
+from minijaxnet.loop import descend, descend_minibatches
+from minijaxnet.pytrees import cast_floats, named_leaves
+from minijaxnet.run.folder import create_run_folder, environment, write_json
+from minijaxnet.sweeps import SweepResult, sweep
+from minijaxnet.tables import figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out the experiment of a file at all values that the flags give."""
+    file, rest = split_file("sweep", arguments)
+    experiment = None if file is None else load_experiment(file)
+    flags, init_options, data_options = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
+    assert experiment is not None and file is not None, "without a file only help is shown"
+    with jax.enable_x64(flags.precision == "float64"):
+        return _sweep(experiment, file, flags, init_options, data_options)
+
+
+def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dict, data_options: dict) -> int:
+    given = {"learning_rate": flags.learning_rate} | init_texts | _options(flags.optimizer_options)
+    values = {name: parse_range(name, text) for name, text in given.items()}
+    if flags.seeds < 1:
+        raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
+    sizes: list[Any] = [None]
+    if flags.batch_size != "all":
+        sizes = _whole("batch_size", parse_range("batch_size", flags.batch_size))
+    whole = {name for name, value in number_options(experiment.init).items() if isinstance(value, int)}
+    values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
+    fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
+    axes: dict[str, Any] = {name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1}
+    axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
+    options = _options(flags.optimizer_options)
+    first = {name: values[name][0] for name in init_texts}
+    _, train, test, _, _ = begin(experiment, 0, flags.precision, first, data_options)
+
+    def run_of(batch_size: int | None) -> Callable[..., Any]:
+        def run(seed: Any, **swept: Any) -> dict[str, Any]:
+            numbers = fixed | swept
+            start_key, order_key, draw_key = keys_of(seed)
+            params = experiment.init(start_key, **{name: numbers[name] for name in init_texts})
+            params = cast_floats(params, jnp.dtype(flags.precision))
+            extra = {name: numbers[name] for name in options}
+            descent = make_descent(differentiated(experiment), flags.optimizer, numbers["learning_rate"], **extra)
+            key = draw_key if draws(experiment.objective) else None
+            state = descent.init(params, key)
+            rest = {"steps": flags.steps, "until_flat": flags.until_flat}
+            if batch_size is None:
+                state, trace = descend(descent, state, train, **rest)
+            else:
+                state, trace = descend_minibatches(descent, state, train, order_key, batch_size=batch_size, **rest)
+            metrics = {f"test_{name}": metric(state.params, test) for name, metric in experiment.metrics.items()}
+            loss = experiment.objective(state.params, train, *(() if key is None else (key,)))
+            return {"trace": trace, "loss": loss, "metrics": metrics}
+
+        return run
+
+    count = math.prod(len(numbers) for numbers in axes.values()) * len(sizes)
+    print(
+        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, "
+        f"{flags.precision} on {jax.devices()[0].device_kind}",
+        flush=True,
+    )
+    found = [sweep(run_of(size), axes, block=flags.block, on_progress=_on_progress()) for size in sizes]
+    result = found[0] if len(sizes) == 1 else _stacked(sizes, found)
+    return _report(experiment, file, flags, result)
+
+
+def _report(experiment: Experiment, file: str, flags: SweepFlags, result: SweepResult) -> int:
+    folder = create_run_folder(flags.runs, f"{experiment.name}-sweep")
+    config = {"file": file, "experiment": experiment.name, "flags": dataclasses.asdict(flags)}
+    write_json(folder / "config.json", config)
+    write_json(folder / "environment.json", environment())
+    trace = result.trace
+    arrays = {"losses": trace.loss, "gradient_norms": trace.gradient_norm, "steps_taken": trace.steps_taken}
+    arrays |= {"status": trace.status, "loss": result.losses, "finished": result.finished} | result.output["metrics"]
+    arrays |= {f"axis_{name}": values for name, values in result.axes.items()}
+    arrays = {name: _numpys_own(array) for name, array in arrays.items()}
+    np.savez(folder / "sweep.npz", **arrays)  # pyright: ignore[reportArgumentType]
+
+    for name in [name for name, values in result.axes.items() if len(values) > 1 and name != "seed"] or ["seed"]:
+        print(f"\n{result.table(name)}")
+    code = 130 if result.interrupted else 0
+    if np.isfinite(result.losses).any():
+        best = result.best()
+        values = {name: float(value) for name, value in best.values.items()}
+        metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
+        write_json(folder / "result.json", {"best": values, "loss": best.loss, "metrics": metrics})
+        where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
+        print(f"\nbest: {where}: loss {figure(best.loss)}")
+    else:
+        write_json(folder / "result.json", {"best": None})
+        print("\nno descent ended at a finite loss")
+        code = code or 1
+    if result.interrupted:
+        print(f"stopped by Ctrl-C after {int(result.finished.sum()):,} of {result.finished.size:,} descents")
+    print(f"written to {folder}")
+    return code
+
+
+def parse_range(name: str, text: str) -> list[float]:
+    """The numbers that a flag stands for: one, several with commas, or ``from:to:count``, evenly or by even factors.
+
+    >>> parse_range("rate", "0.1,0.3"), parse_range("rate", "0:1:3"), parse_range("rate", "1:100:3log")
+    ([0.1, 0.3], [0.0, 0.5, 1.0], [1.0, 10.0, 100.0])
+    """
+    try:
+        if ":" not in text:
+            numbers = [float(part) for part in text.split(",")]
+        else:
+            first, last, count = text.split(":")
+            spaced = np.geomspace if count.endswith("log") else np.linspace
+            numbers = spaced(float(first), float(last), int(count.removesuffix("log"))).tolist()
+    except ValueError:
+        numbers = []
+    if not numbers or not np.isfinite(numbers).all():
+        raise UsageError(
+            f"{name}: got {text!r}; expected a number, several with commas, or from:to:count, such as 1e-3:1:16log"
+        )
+    return numbers
+
+
+def _options(text: str) -> dict[str, str]:
+    """``name=range`` pairs, with blanks between them."""
+    pairs = [part.partition("=") for part in text.split()]
+    if wrong := [name for name, equals, value in pairs if not (name.isidentifier() and equals and value)]:
+        raise UsageError(f"optimizer_options: got {wrong[0]!r}; expected name=range, such as momentum=0:0.9:4")
+    return {name: value for name, _, value in pairs}
+
+
+def _whole(name: str, numbers: Sequence[float]) -> list[int]:
+    if broken := [number for number in numbers if number != int(number)]:
+        raise UsageError(f"{name}: got {broken[0]:g}; expected whole numbers")
+    return [int(number) for number in numbers]
+
+
+def _stacked(sizes: Sequence[int], found: Sequence[SweepResult]) -> SweepResult:
+    """Sweeps at several batch sizes as one, with these as the first axis."""
+    output = jax.tree.map(lambda *leaves: np.stack(leaves), *(result.output for result in found))
+    axes = {"batch_size": np.array(sizes)} | found[0].axes
+    return SweepResult(axes, output, np.stack([result.finished for result in found]), found[0].block)
+
+
+def _on_progress() -> Callable[[int, int], None] | None:
+    """Says on a terminal how many descents are done; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda done, count: print(f"\r{done:,} of {count:,}", end="\n" if done == count else "", file=sys.stderr)
+
+
+def _numpys_own(array: np.ndarray) -> np.ndarray:
+    """In a dtype that any NumPy reads: bfloat16 is not one of them."""
+    return array.astype(np.float32) if array.dtype.kind == "V" else array

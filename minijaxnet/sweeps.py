@@ -1,0 +1,304 @@
+"""Sweeps: one run for each value of a seed, a learning rate or anything else, all of them in one compiled program.
+
+A run is a pure function of its arguments, so a thousand runs are one ``vmap``. The grid is cut into blocks that fit
+into memory; each is a call of the same program, and what it found is on the host before the next one starts.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.pytrees import check_count, named_leaves
+from minijaxnet.tables import figure, percent, text_table
+from minijaxnet.trace import DIVERGED, FLAT, Trace, nothing
+
+# Of the memory that is free, what a block may take: its results are copied while the next one runs.
+_SHARE = 0.4
+
+
+class Best(NamedTuple):
+    """The replica that ended lowest.
+
+    Attributes:
+        place: its index on the axes.
+        values: ``{axis: value}``.
+        loss: where it ended, as in ``losses``.
+    """
+
+    place: tuple[int, ...]
+    values: dict[str, Any]
+    loss: float
+
+
+class SweepResult(NamedTuple):
+    """What the runs of a sweep returned; print ``table()``.
+
+    Attributes:
+        axes: ``{name: values}``, as they were given.
+        output: what a run returns, as NumPy arrays with the axes in front: one each, in their order, or one for all of
+            them if they were zipped. Of keys, their data.
+        finished: which replicas were run, of the axes' shape; all of them, unless Ctrl-C ended the sweep.
+        block: how many replicas a call of the program ran.
+    """
+
+    axes: dict[str, Any]
+    output: Any
+    finished: np.ndarray
+    block: int
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return not self.finished.all()
+
+    @property
+    def trace(self) -> Trace:
+        """The trace in the output.
+
+        Raises:
+            TypeError: there is none.
+        """
+        is_trace = lambda node: isinstance(node, Trace)  # noqa: E731
+        traces = [node for node in jax.tree.leaves(self.output, is_leaf=is_trace) if is_trace(node)]
+        if not traces:
+            raise TypeError("output: holds no Trace; expected the run to return that of a descent")
+        return traces[0]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Where each replica ended, of the axes' shape; infinite where it diverged, NaN where nothing is known.
+
+        What the run returns as ``output["loss"]``, if it does; else the last loss in its trace, which is that before
+        its last step, and nothing if it took none.
+        """
+        trace = self.trace
+        if isinstance(self.output, dict) and "loss" in self.output:
+            ended = np.asarray(self.output["loss"], np.float64)
+        else:
+            last = np.maximum(np.asarray(trace.steps_taken) - 1, 0)[..., None]
+            ended = np.take_along_axis(np.asarray(trace.loss, np.float64), last, axis=-1)[..., 0]
+        return np.where(self.finished, np.where(trace.status == DIVERGED, np.inf, ended), np.nan)
+
+    def best(self) -> Best:
+        """The replica that ended lowest, of those that did not diverge.
+
+        Raises:
+            ValueError: all of them did.
+        """
+        losses = self.losses
+        if not np.isfinite(losses).any():
+            raise ValueError(f"best: got {losses.size} replicas, of which none ended at a finite loss; expected one")
+        place = tuple(int(i) for i in np.unravel_index(np.nanargmin(losses), losses.shape))
+        each = place if len(place) == len(self.axes) else place * len(self.axes)
+        values = {name: axis[i] for (name, axis), i in zip(self.axes.items(), each, strict=True)}
+        return Best(place, values, float(losses[place]))
+
+    def table(self, axis: str | None = None) -> str:
+        """How the replicas ended, by the values of one axis: quantiles of the last loss over all others.
+
+        Args:
+            axis: its name; the first one of numbers, if not said.
+        """
+        name = axis or next((name for name, values in self.axes.items() if not _is_keys(values)), next(iter(self.axes)))
+        if name not in self.axes:
+            raise ValueError(f"axis: got {name!r}; expected one of {', '.join(self.axes)}")
+        losses, trace, values = self.losses, self.trace, self.axes[name]
+        place = list(self.axes).index(name) if losses.ndim == len(self.axes) else 0
+
+        def by_value(array: Any) -> np.ndarray:
+            return np.moveaxis(np.asarray(array), place, 0).reshape(len(values), -1)
+
+        rows = []
+        columns = map(by_value, (losses, trace.status, trace.steps_taken))
+        for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
+            there = ~np.isnan(loss)
+            if not there.any():
+                rows.append((_shown(values, i), *["-"] * 5))
+                continue
+            quantiles = np.quantile(loss[there], (0.1, 0.5, 0.9), method="nearest")
+            flat = taken[there & (status == FLAT)]
+            rows.append(
+                (
+                    _shown(values, i),
+                    *(figure(float(q)) for q in quantiles),
+                    percent(float(np.mean(status[there] == DIVERGED))),
+                    figure(float(np.median(flat))) if len(flat) else "-",
+                )
+            )
+        return text_table((name, "loss 10 %", "median", "90 %", "diverged", "steps until flat"), rows)
+
+    def __str__(self) -> str:
+        """The table."""
+        return self.table()
+
+
+def sweep(
+    run: Callable[..., Any],
+    axes: Mapping[str, Any],
+    *,
+    zipped: bool = False,
+    block: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SweepResult:
+    """Call ``run(**values)`` for every combination of the axes' values, in one compiled program.
+
+    Args:
+        run: a pure function of one value of each axis, by name, that returns a pytree of arrays, such as what
+            ``descend`` returns.
+        axes: ``{name: values}``, each an array or keys with an axis in front, at least one value long.
+        zipped: whether the first values of all axes go together, then the second, and so on; else it is the grid.
+        block: how many replicas run at once; as many as fit into memory if None.
+        on_progress: called after each block with the replicas that are done, and how many there are.
+
+    Returns:
+        What the runs returned. A run that diverges is a result, too, and leaves the others alone. Each replica equals
+        the same run by itself to rounding: of many small matrix products XLA sums the terms in another order than of
+        one. Ctrl-C keeps the blocks that are finished; before the first one it raises as ever.
+
+    Raises:
+        ValueError: no axis, an axis without values, axes of unequal length that are zipped; a replica for which there
+            is not enough memory; a run with side effects.
+        TypeError: values without an axis in front; a run that returns what is no array.
+
+    Example:
+        >>> from minijaxnet.descent import gradient_descent
+        >>> from minijaxnet.loop import descend
+        >>> def run(start, learning_rate):
+        ...     descent = gradient_descent(lambda weight, batch: (weight - batch) ** 2, learning_rate)
+        ...     return descend(descent, descent.init(start), 1.0, steps=50)[1]
+        >>> result = sweep(run, {"start": jnp.array([2.0, 3.0]), "learning_rate": jnp.array([0.1, 2.0, 0.5])})
+        >>> result.output.loss.shape, result.best().place
+        ((2, 3, 50), (0, 2))
+    """
+    axes = {name: _values(name, values) for name, values in axes.items()}
+    if not axes:
+        raise ValueError("axes: got none; expected at least one, {name: values}")
+    lengths = {name: len(values) for name, values in axes.items()}
+    if zipped and len(set(lengths.values())) > 1:
+        raise ValueError(f"axes: got lengths {lengths}; expected the same for all, since they are zipped")
+    shape = (next(iter(lengths.values())),) if zipped else tuple(lengths.values())
+    count = math.prod(shape)
+    places = np.unravel_index(np.arange(count), shape)
+    rows = dict.fromkeys(axes, places[0]) if zipped else dict(zip(axes, places, strict=True))
+
+    def values_of(first: int, size: int) -> dict[str, Any]:
+        # The last block is filled up with its last replica, so that one program serves all.
+        at = np.minimum(np.arange(first, first + size), count - 1)
+        return {name: values[rows[name][at]] for name, values in axes.items()}
+
+    size, program = _program(run, count, block, values_of)
+    output, finished = None, np.zeros(count, bool)
+    try:
+        for first in range(0, count, size):
+            found = jax.block_until_ready(program(values_of(first, size)))
+            output = _stored(output, found, first, count)
+            finished[first : first + size] = True
+            if on_progress is not None:
+                on_progress(min(first + size, count), count)
+    except KeyboardInterrupt:
+        if output is None:
+            raise
+    output = jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), output)
+    return SweepResult(axes, output, finished.reshape(shape), size)
+
+
+def _values(name: str, values: Any) -> Any:
+    """An axis as an array: NumPy's for numbers, JAX's for keys."""
+    if not isinstance(name, str):
+        raise TypeError(f"axes: got the name {name!r}; expected text, an argument of run")
+    array = values if isinstance(values, jax.Array) else np.asarray(values)
+    if not _is_keys(array) and array.dtype.kind not in "biufcV":
+        raise TypeError(f"axes[{name!r}]: got {array.dtype} values; expected numbers or keys")
+    if array.ndim == 0:
+        raise TypeError(f"axes[{name!r}]: got a single value, {values!r}; expected several, an array")
+    if not len(array):
+        raise ValueError(f"axes[{name!r}]: got no values; expected at least one")
+    return array if _is_keys(array) else np.asarray(array)
+
+
+def _is_keys(values: Any) -> bool:
+    return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
+
+
+def _shown(values: Any, i: int) -> str:
+    return f"#{i}" if _is_keys(values) or values.ndim > 1 else figure(float(values[i]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _replicas(run: Callable[..., Any], values: dict[str, Any]) -> Any:
+    def one(values: dict[str, Any]) -> Any:
+        output = run(**values)
+        for name, leaf in named_leaves(output).items():
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+                raise TypeError(f"run: it returns {name}, {type(leaf).__name__}; expected arrays, which can be stacked")
+        return output
+
+    return jax.vmap(one)(values)
+
+
+def _program(
+    run: Callable[..., Any], count: int, block: int | None, values_of: Callable[[int, int], dict[str, Any]]
+) -> tuple[int, Callable[[dict[str, Any]], Any]]:
+    """The size of a block and the program for it: of all replicas, if there is memory for them."""
+
+    def compiled(size: int) -> tuple[Any, int | None]:
+        traced = _replicas.trace(run, values_of(0, size))
+        _check_output(traced)
+        program = traced.lower().compile()
+        plan = program.memory_analysis()
+        if plan is None:
+            return program, None
+        return program, plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+
+    size = count if block is None else min(count, check_count("block", block, least=1))
+    program, needed = compiled(size)
+    free = _free_bytes()
+    if needed is None or free is None or needed <= _SHARE * free:
+        return size, program
+    if block is None and size > 1:
+        size = max(1, int(size * _SHARE * free / needed))
+        program, needed = compiled(size)
+    if needed is not None and needed > free:
+        what = "a replica needs" if size == 1 else f"a block of {size} replicas needs"
+        raise ValueError(f"block: {what} {needed:,} bytes; expected at most {free:,}, the memory that is free")
+    return size, program
+
+
+def _check_output(traced: Any) -> None:
+    if effects := traced.jaxpr.effects:
+        listed = ", ".join(sorted(str(effect) for effect in effects))
+        raise ValueError(f"run: it has side effects ({listed}); expected a pure function")
+
+
+def _free_bytes() -> int | None:
+    """The memory of the default device that is free; of the machine's for a CPU; None where nobody tells."""
+    (device,) = jnp.zeros(()).devices()
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def _stored(output: Any, found: Any, first: int, count: int) -> Any:
+    """The output of all replicas on the host, with a block's put in its place."""
+
+    def host(leaf: jax.Array) -> Any:
+        return np.asarray(jax.random.key_data(leaf) if _is_keys(leaf) else leaf)
+
+    found = jax.tree.map(host, found)
+    if output is None:
+        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), nothing(leaf)), found)
+    for mine, new in zip(jax.tree.leaves(output), jax.tree.leaves(found), strict=True):
+        mine[first : first + len(new)] = new[: count - first]
+    return output

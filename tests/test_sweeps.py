@@ -1,0 +1,178 @@
+"""Sweeps: each replica is the run by itself, the grid is in order, and blocks change nothing."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import minijaxnet as mjn
+from minijaxnet import sweeps
+
+NETWORK = mjn.mlp((2, 3, 1))
+OBJECTIVE = mjn.objective(NETWORK, mjn.mean_squared_error)
+KEYS = jax.random.split(jax.random.key(0), 5)
+RATES = np.array([1e-3, 1e-2, 1e6])
+
+
+def run(key, learning_rate):
+    descent = mjn.gradient_descent(OBJECTIVE, learning_rate)
+    return mjn.descend(descent, descent.init(NETWORK.init(key)), mjn.lesson_points(), steps=20, until_flat=1e-3)
+
+
+def bowl(start, learning_rate):
+    descent = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, learning_rate)
+    return mjn.descend(descent, descent.init(start), 1.0, steps=30)[1]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return mjn.sweep(run, {"key": KEYS, "learning_rate": RATES})
+
+
+def test_each_replica_is_the_run_by_itself_to_rounding_and_a_diverged_one_leaves_the_others_alone(grid):
+    state, trace = grid.output
+    assert trace.loss.shape == (5, 3, 20) and state.params[0]["weights"].shape == (5, 3, 2, 3)
+    for i, j in itertools.product(range(5), range(3)):
+        alone = run(KEYS[i], RATES[j])
+        mine = jax.tree.map(lambda leaf, i=i, j=j: leaf[i, j], grid.output)
+        assert mine[1].status == alone[1].status and mine[1].steps_taken == alone[1].steps_taken
+        chex.assert_trees_all_close(mine, jax.tree.map(np.asarray, alone), rtol=2e-5, atol=1e-6)
+    assert set(trace.status[:, 2]) == {mjn.DIVERGED} and set(trace.status[:, 0]) == {mjn.OUT_OF_STEPS}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("block", [1, 4, 14, 15, 99])
+def test_blocks_change_nothing_but_rounding(grid, block):
+    done = []
+    found = mjn.sweep(
+        run, {"key": KEYS, "learning_rate": RATES}, block=block, on_progress=lambda *told: done.append(told)
+    )
+    chex.assert_trees_all_close(found.output, grid.output, rtol=2e-5, atol=1e-6)
+    assert found.block == min(block, 15) and found.finished.all() and not found.interrupted
+    assert done == [(min(first + found.block, 15), 15) for first in range(0, 15, found.block)]
+
+
+def test_axes_come_in_the_order_given_or_go_together():
+    def place(a, b, c):
+        return {"sum": 100 * a + 10 * b + c, "parts": jnp.stack([a, b, c])}
+
+    a, b, c = np.arange(2), np.arange(3), np.arange(4)
+    found = mjn.sweep(place, {"a": a, "b": b, "c": c})
+    np.testing.assert_array_equal(found.output["sum"], 100 * a[:, None, None] + 10 * b[:, None] + c)
+    assert found.output["parts"].shape == (2, 3, 4, 3)
+    assert mjn.sweep(place, {"c": c, "b": b, "a": a}).output["sum"].shape == (4, 3, 2)
+    together = mjn.sweep(place, {"a": c, "b": c, "c": c}, zipped=True, block=3)
+    np.testing.assert_array_equal(together.output["sum"], 111 * c)
+
+
+def test_keys_and_several_numbers_may_be_one_value_of_an_axis():
+    found = mjn.sweep(
+        lambda key, pair: {"drawn": jax.random.normal(key), "key": key, "sum": pair.sum()},
+        {"key": KEYS, "pair": np.arange(6.0).reshape(3, 2)},
+    )
+    np.testing.assert_array_equal(found.output["sum"], np.tile([1.0, 5.0, 9.0], (5, 1)))
+    np.testing.assert_array_equal(found.output["drawn"][:, 0], [jax.random.normal(key) for key in KEYS])
+    np.testing.assert_array_equal(found.output["key"][:, 2], jax.random.key_data(KEYS))
+
+
+def test_the_best_is_the_lowest_that_did_not_diverge(grid):
+    best = grid.best()
+    last = grid.output[1].loss[..., -1]
+    assert grid.losses[best.place] == best.loss == np.nanmin(last)
+    assert best.values["learning_rate"] == RATES[best.place[1]]
+    assert np.isinf(grid.losses[:, 2]).all()
+    zipped = mjn.sweep(bowl, {"start": np.ones(3) * 9, "learning_rate": np.array([0.1, 0.4, 9.0])}, zipped=True)
+    assert zipped.best().place == (1,) and zipped.best().values["learning_rate"] == 0.4
+    with pytest.raises(ValueError, match="best: got 1 replicas, of which none ended at a finite loss"):
+        mjn.sweep(bowl, {"start": np.ones(1) * 9, "learning_rate": np.array([1e6])}).best()
+
+
+def test_a_run_may_say_where_it_ended():
+    def run(start, learning_rate):
+        return {"trace": bowl(start, learning_rate), "loss": -start}
+
+    found = mjn.sweep(run, {"start": np.array([2.0, 3.0, 4.0]), "learning_rate": np.array([0.1, 1e6])})
+    np.testing.assert_array_equal(found.losses, [[-2, np.inf], [-3, np.inf], [-4, np.inf]])
+    assert found.best().place == (2, 0)
+
+
+def test_the_table_has_a_row_a_value_with_quantiles_over_all_others(grid):
+    rows = [line.split("  ") for line in str(grid).splitlines()]
+    assert rows[0][0] == "learning_rate" and len(rows) == 5
+    assert [row[0] for row in rows[2:]] == ["0.001", "0.01", "1e+06"]
+    assert "100.0 %" in str(grid).splitlines()[-1] and "inf" in str(grid).splitlines()[-1]
+    assert [line.split()[0] for line in grid.table("key").splitlines()[2:]] == [f"#{i}" for i in range(5)]
+    starts = {"start": np.array([1.0, 2.0, 3.0]), "learning_rate": np.array([0.5])}
+    flat = mjn.sweep(bowl, starts).table("start").splitlines()
+    assert [line.split()[-1] for line in flat[2:]] == ["-", "1", "1"], "one starts where it is flat, and has no loss"
+    with pytest.raises(ValueError, match="axis: got 'seed'; expected one of key, learning_rate"):
+        grid.table("seed")
+    with pytest.raises(TypeError, match="output: holds no Trace"):
+        mjn.sweep(lambda a: a, {"a": np.ones(2)}).table()
+
+
+def test_ctrl_c_keeps_the_blocks_that_are_finished():
+    def interrupt(done, count):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    found = mjn.sweep(
+        bowl, {"start": np.arange(10.0) + 2, "learning_rate": np.array([0.1])}, block=3, on_progress=interrupt
+    )
+    assert found.interrupted and found.finished.ravel().tolist() == [True] * 6 + [False] * 4
+    assert np.isnan(found.output.loss[6:]).all() and np.isnan(found.losses[6:]).all()
+    assert np.isfinite(found.losses[:6]).all()
+    assert "-" in found.table("start").splitlines()[-1]
+
+
+def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
+    axes = {"start": np.arange(64.0), "learning_rate": np.array([0.1])}
+    whole = mjn.sweep(bowl, axes)
+    assert whole.block == 64
+    monkeypatch.setattr(sweeps, "_free_bytes", lambda: 30_000)
+    found = mjn.sweep(bowl, axes)
+    assert 1 < found.block < 64
+    chex.assert_trees_all_close(found.output, whole.output)
+    monkeypatch.setattr(sweeps, "_free_bytes", lambda: 100)
+    with pytest.raises(ValueError, match=r"block: a replica needs [\d,]+ bytes; expected at most 100, the memory that"):
+        mjn.sweep(bowl, axes)
+    with pytest.raises(ValueError, match=r"block: a block of 64 replicas needs"):
+        mjn.sweep(bowl, axes, block=64)
+
+
+@pytest.mark.parametrize(
+    ("axes", "options", "error", "words"),
+    [
+        ({}, {}, ValueError, "axes: got none"),
+        ({"a": []}, {}, ValueError, r"axes\['a'\]: got no values"),
+        ({"a": 3.0}, {}, TypeError, r"axes\['a'\]: got a single value, 3.0"),
+        ({"a": ["x"]}, {}, TypeError, r"axes\['a'\]: got <U1 values"),
+        ({3: [1.0]}, {}, TypeError, "axes: got the name 3"),
+        ({"a": [1.0, 2.0], "b": [1.0]}, {"zipped": True}, ValueError, r"axes: got lengths {'a': 2, 'b': 1}"),
+        ({"a": [1.0]}, {"block": 0}, ValueError, "block: got 0; expected at least 1"),
+        ({"a": [1.0]}, {"block": 1.5}, TypeError, "block: got 1.5; expected an int"),
+    ],
+)
+def test_what_is_no_grid_is_refused(axes, options, error, words):
+    with pytest.raises(error, match=words):
+        mjn.sweep(lambda **values: values, axes, **options)
+
+
+def test_a_run_that_cannot_be_stacked_or_has_effects_is_refused():
+    with pytest.raises(TypeError, match=r"run: it returns \['name'\], str; expected arrays"):
+        mjn.sweep(lambda a: {"name": "x", "value": a}, {"a": np.ones(2)})
+
+    def printing(a):
+        jax.debug.print("{}", a)
+        return a
+
+    with pytest.raises(ValueError, match=r"run: it has side effects"):
+        mjn.sweep(printing, {"a": np.ones(2)})
+
+
+def test_the_memory_that_is_free_is_told_where_it_can_be():
+    free = sweeps._free_bytes()
+    assert free is None or free > 2**20
