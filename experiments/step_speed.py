@@ -31,9 +31,9 @@ class Workload(NamedTuple):
     learning_rate: float
 
 
-def lesson() -> Workload:
-    """2-2-1 without bias on the four points of the lesson; so small a rate that no slope ever vanishes."""
-    network = mjn.mlp((2, 2, 1), bias=False)
+def lesson(*, bias: bool = False) -> Workload:
+    """2-2-1 on the four points of the lesson; so small a rate that no slope ever vanishes."""
+    network = mjn.mlp((2, 2, 1), bias=bias)
     objective = mjn.objective(network, mjn.mean_squared_error)
     return Workload(objective, network.init(jax.random.key(0)), mjn.lesson_points(), 1_000_000, 2_000, 1e-7)
 
@@ -49,6 +49,7 @@ def classifier(sizes: tuple[int, ...], points: int, steps: int, python_steps: in
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "2-2-1, batch 4": lesson,
+    "2-2-1 with bias, batch 4": lambda: lesson(bias=True),
     "64-128-10, batch 128": lambda: classifier((64, 128, 10), 128, 1_000, 500),
     "1024-1024-1024-10, batch 256": lambda: classifier((1024, 1024, 1024, 10), 256, 16, 8),
 }

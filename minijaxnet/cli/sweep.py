@@ -14,6 +14,7 @@ from minijaxnet.cli.arms import differentiated, make_descent
 from minijaxnet.cli.begin import begin, draws, keys_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags, parse, split_file
+from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, number_options
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
@@ -40,6 +41,8 @@ def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dic
     sizes: list[Any] = [None]
     if flags.batch_size != "all":
         sizes = _whole("batch_size", parse_range("batch_size", flags.batch_size))
+    for rate in values["learning_rate"]:
+        gradient_descent(experiment.objective, rate)  # says what is wrong with a rate, which a compiled program cannot
     whole = {name for name, value in number_options(experiment.init).items() if isinstance(value, int)}
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
