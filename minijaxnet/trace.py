@@ -69,6 +69,25 @@ class History:
         return Trace(rows.loss, rows.gradient_norm, rows.aux, np.int32(self.steps_taken), self.status)
 
 
+def packed(info: StepInfo) -> tuple[Any, ...]:
+    """What is kept of a step: loss and norm side by side where they share a dtype.
+
+    That is one write instead of two. XLA makes a loop for the CPU one native function, fifteen times as fast for the
+    smallest networks, if a round touches no more than about a kilobyte; with this 2-2-1 with bias is below.
+    """
+    if info.loss.dtype == info.gradient_norm.dtype:
+        return jnp.stack((info.loss, info.gradient_norm)), info.aux
+    return info.loss, info.gradient_norm, info.aux
+
+
+def unpacked(history: tuple[Any, ...]) -> StepInfo:
+    """What was kept, as a row a step of what ``packed`` made of each."""
+    if len(history) == 3:
+        return StepInfo(*history)
+    pairs, aux = history
+    return StepInfo(pairs[:, 0], pairs[:, 1], aux)
+
+
 def rows_of(trace: Trace) -> StepInfo:
     """What the steps of a trace saw."""
     return StepInfo(trace.loss, trace.gradient_norm, trace.aux)
