@@ -7,7 +7,9 @@ into memory; each is a call of the same program, and what it found is on the hos
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from minijaxnet.pytrees import check_count, named_leaves
 from minijaxnet.tables import figure, percent, text_table
 from minijaxnet.trace import DIVERGED, FLAT, Trace, nothing
 
-# Of the memory that is free, what a block may take: its results are copied while the next one runs.
+# Of the memory that is free, what the calls may take; the rest is for results on their way to the host.
 _SHARE = 0.4
 
 
@@ -154,7 +156,8 @@ def sweep(
             ``descend`` returns.
         axes: ``{name: values}``, each an array or keys with an axis in front, at least one value long.
         zipped: whether the first values of all axes go together, then the second, and so on; else it is the grid.
-        block: how many replicas run at once; as many as fit into memory if None.
+        block: how many replicas a call runs; on a CPU each core runs a call of its own. If None, a core's or a device's
+            share of them, or as many as fit into memory.
         on_progress: called after each block with the replicas that are done, and how many there are.
 
     Returns:
@@ -193,18 +196,28 @@ def sweep(
         at = np.minimum(np.arange(first, first + size), count - 1)
         return {name: values[rows[name][at]] for name, values in axes.items()}
 
-    size, program = _program(run, count, block, values_of)
+    workers = _workers()
+    size, program = _program(run, count, block, workers, values_of)
+    x64 = jnp.result_type(float) == jnp.float64
+
+    def call(first: int) -> Any:
+        with jax.enable_x64(x64):  # which each thread has for itself
+            return jax.tree.map(_on_host, program(values_of(first, size)))
+
     output, finished = None, np.zeros(count, bool)
-    try:
-        for first in range(0, count, size):
-            found = jax.block_until_ready(program(values_of(first, size)))
-            output = _stored(output, found, first, count)
-            finished[first : first + size] = True
-            if on_progress is not None:
-                on_progress(min(first + size, count), count)
-    except KeyboardInterrupt:
-        if output is None:
-            raise
+    with ThreadPoolExecutor(workers) as pool:
+        calls = {pool.submit(call, first): first for first in range(0, count, size)}
+        try:
+            for found in as_completed(calls):
+                first = calls.pop(found)
+                output = _stored(output, found.result(), first, count)
+                finished[first : first + size] = True
+                if on_progress is not None:
+                    on_progress(int(finished.sum()), count)
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)
+            if output is None or not isinstance(error, KeyboardInterrupt):
+                raise
     output = jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), output)
     return SweepResult(axes, output, finished.reshape(shape), size)
 
@@ -243,30 +256,41 @@ def _replicas(run: Callable[..., Any], values: dict[str, Any]) -> Any:
     return jax.vmap(one)(values)
 
 
-def _program(
-    run: Callable[..., Any], count: int, block: int | None, values_of: Callable[[int, int], dict[str, Any]]
-) -> tuple[int, Callable[[dict[str, Any]], Any]]:
-    """The size of a block and the program for it: of all replicas, if there is memory for them."""
+def _workers() -> int:
+    """How many blocks run at once: one a core on a CPU, since most of what is swept is too small to keep two busy."""
+    (device,) = jnp.zeros(()).devices()
+    if device.platform != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def compiled(size: int) -> tuple[Any, int | None]:
+
+def _program(
+    run: Callable[..., Any],
+    count: int,
+    block: int | None,
+    workers: int,
+    values_of: Callable[[int, int], dict[str, Any]],
+) -> tuple[int, Callable[[dict[str, Any]], Any]]:
+    """The size of a block and the program for it: a worker's share of the replicas, if there is memory for them."""
+
+    def compiled(size: int) -> tuple[Any, int]:
         traced = _replicas.trace(run, values_of(0, size))
         _check_output(traced)
         program = traced.lower().compile()
         plan = program.memory_analysis()
         if plan is None:
-            return program, None
-        return program, plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+            return program, 0
+        one = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+        return program, one * min(workers, -(-count // size))
 
-    size = count if block is None else min(count, check_count("block", block, least=1))
+    size = -(-count // workers) if block is None else min(count, check_count("block", block, least=1))
     program, needed = compiled(size)
     free = _free_bytes()
-    if needed is None or free is None or needed <= _SHARE * free:
-        return size, program
-    if block is None and size > 1:
+    if block is None and needed > _SHARE * free:
         size = max(1, int(size * _SHARE * free / needed))
         program, needed = compiled(size)
-    if needed is not None and needed > free:
-        what = "a replica needs" if size == 1 else f"a block of {size} replicas needs"
+    if needed > free:
+        what = "replicas one by one need" if size == 1 else f"blocks of {size} replicas need"
         raise ValueError(f"block: {what} {needed:,} bytes; expected at most {free:,}, the memory that is free")
     return size, program
 
@@ -277,8 +301,8 @@ def _check_output(traced: Any) -> None:
         raise ValueError(f"run: it has side effects ({listed}); expected a pure function")
 
 
-def _free_bytes() -> int | None:
-    """The memory of the default device that is free; of the machine's for a CPU; None where nobody tells."""
+def _free_bytes() -> float:
+    """The memory of the default device that is free; of the machine's for a CPU; infinite where nobody tells."""
     (device,) = jnp.zeros(()).devices()
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -287,16 +311,15 @@ def _free_bytes() -> int | None:
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
-    return None
+    return math.inf
+
+
+def _on_host(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_keys(leaf) else leaf)
 
 
 def _stored(output: Any, found: Any, first: int, count: int) -> Any:
-    """The output of all replicas on the host, with a block's put in its place."""
-
-    def host(leaf: jax.Array) -> Any:
-        return np.asarray(jax.random.key_data(leaf) if _is_keys(leaf) else leaf)
-
-    found = jax.tree.map(host, found)
+    """The output of all replicas, with a block's put in its place."""
     if output is None:
         output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), nothing(leaf)), found)
     for mine, new in zip(jax.tree.leaves(output), jax.tree.leaves(found), strict=True):

@@ -52,7 +52,7 @@ def test_blocks_change_nothing_but_rounding(grid, block):
     )
     chex.assert_trees_all_close(found.output, grid.output, rtol=2e-5, atol=1e-6)
     assert found.block == min(block, 15) and found.finished.all() and not found.interrupted
-    assert done == [(min(first + found.block, 15), 15) for first in range(0, 15, found.block)]
+    assert len(done) == -(-15 // found.block) and done[-1] == (15, 15) and done == sorted(done)
 
 
 def test_axes_come_in_the_order_given_or_go_together():
@@ -119,28 +119,44 @@ def test_ctrl_c_keeps_the_blocks_that_are_finished():
         if done == 6:
             raise KeyboardInterrupt
 
-    found = mjn.sweep(
-        bowl, {"start": np.arange(10.0) + 2, "learning_rate": np.array([0.1])}, block=3, on_progress=interrupt
-    )
-    assert found.interrupted and found.finished.ravel().tolist() == [True] * 6 + [False] * 4
-    assert np.isnan(found.output.loss[6:]).all() and np.isnan(found.losses[6:]).all()
-    assert np.isfinite(found.losses[:6]).all()
-    assert "-" in found.table("start").splitlines()[-1]
+    axes = {"start": np.arange(30.0) + 2, "learning_rate": np.array([0.1])}
+    found = mjn.sweep(bowl, axes, block=3, on_progress=interrupt)
+    assert found.interrupted and found.finished.sum() == 6
+    for leaf in (found.output.loss[..., 0], found.losses):
+        np.testing.assert_array_equal(np.isfinite(leaf), found.finished)
+    assert found.table("start").count("-  ") >= 24
+
+    def at_once(done, count):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        mjn.sweep(bowl, axes, block=3, on_progress=at_once)
 
 
 def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
     axes = {"start": np.arange(64.0), "learning_rate": np.array([0.1])}
+    monkeypatch.setattr(sweeps, "_workers", lambda: 2)
     whole = mjn.sweep(bowl, axes)
-    assert whole.block == 64
+    assert whole.block == 32
     monkeypatch.setattr(sweeps, "_free_bytes", lambda: 30_000)
     found = mjn.sweep(bowl, axes)
-    assert 1 < found.block < 64
+    assert 1 < found.block < 32
     chex.assert_trees_all_close(found.output, whole.output)
     monkeypatch.setattr(sweeps, "_free_bytes", lambda: 100)
-    with pytest.raises(ValueError, match=r"block: a replica needs [\d,]+ bytes; expected at most 100, the memory that"):
+    with pytest.raises(ValueError, match=r"block: replicas one by one need [\d,]+ bytes; expected at most 100, "):
         mjn.sweep(bowl, axes)
-    with pytest.raises(ValueError, match=r"block: a block of 64 replicas needs"):
+    with pytest.raises(ValueError, match=r"block: blocks of 64 replicas need"):
         mjn.sweep(bowl, axes, block=64)
+
+
+def test_in_float64_too_each_replica_is_the_run_by_itself():
+    with jax.enable_x64(True):
+        rates = np.array([0.1, 0.3, 0.7])
+        found = mjn.sweep(bowl, {"start": np.array([2.0, 5.0]), "learning_rate": rates}, block=2)
+        assert found.output.loss.dtype == np.float64
+        for i, j in itertools.product(range(2), range(3)):
+            alone = bowl(np.array([2.0, 5.0])[i], rates[j])
+            np.testing.assert_allclose(found.output.loss[i, j], alone.loss, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
