@@ -427,7 +427,7 @@ def test_help_shows_the_verbs(arguments, command):
     called = command(*arguments)
     assert called.code == 0
     assert called.err == ""
-    assert re.search(r"^  run +\S.*\n  check +\S.*\n  bench +\S.*\n  list +\S", called.out, re.MULTILINE)
+    assert re.search(r"^  run +\S.*\n  check +\S.*\n  bench +\S.*\n  sweep +\S.*\n  list +\S", called.out, re.MULTILINE)
 
 
 def test_help_of_run_needs_no_file(command):
@@ -779,7 +779,7 @@ def test_run_wants_its_file_first(command):
 def test_an_unknown_verb_is_named_with_those_there_are(verb, command):
     called = command(verb)
     assert called.code == 2
-    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of run, check, bench, list\n"
+    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of run, check, bench, sweep, list\n"
     assert called.out == ""
 
 

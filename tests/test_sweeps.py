@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minijaxnet as mjn
-from minijaxnet import sweeps
+from minijaxnet.sweeps import grid as sweep_grid
 
 NETWORK = mjn.mlp((2, 3, 1))
 OBJECTIVE = mjn.objective(NETWORK, mjn.mean_squared_error)
@@ -135,14 +135,14 @@ def test_ctrl_c_keeps_the_blocks_that_are_finished():
 
 def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
     axes = {"start": np.arange(64.0), "learning_rate": np.array([0.1])}
-    monkeypatch.setattr(sweeps, "_workers", lambda: 2)
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: 2)
     whole = mjn.sweep(bowl, axes)
     assert whole.block == 32
-    monkeypatch.setattr(sweeps, "_free_bytes", lambda: 30_000)
+    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
     found = mjn.sweep(bowl, axes)
     assert 1 < found.block < 32
     chex.assert_trees_all_close(found.output, whole.output)
-    monkeypatch.setattr(sweeps, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 100)
     with pytest.raises(ValueError, match=r"block: replicas one by one need [\d,]+ bytes; expected at most 100, "):
         mjn.sweep(bowl, axes)
     with pytest.raises(ValueError, match=r"block: blocks of 64 replicas need"):
@@ -190,5 +190,5 @@ def test_a_run_that_cannot_be_stacked_or_has_effects_is_refused():
 
 
 def test_the_memory_that_is_free_is_told_where_it_can_be():
-    free = sweeps._free_bytes()
+    free = sweep_grid._free_bytes()
     assert free is None or free > 2**20

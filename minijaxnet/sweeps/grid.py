@@ -11,134 +11,18 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.pytrees import check_count, named_leaves
-from minijaxnet.tables import figure, percent, text_table
-from minijaxnet.trace import DIVERGED, FLAT, Trace, nothing
+from minijaxnet.sweeps.result import SweepResult, is_keys
+from minijaxnet.trace import nothing
 
 # Of the memory that is free, what the calls may take; the rest is for results on their way to the host.
 _SHARE = 0.4
-
-
-class Best(NamedTuple):
-    """The replica that ended lowest.
-
-    Attributes:
-        place: its index on the axes.
-        values: ``{axis: value}``.
-        loss: where it ended, as in ``losses``.
-    """
-
-    place: tuple[int, ...]
-    values: dict[str, Any]
-    loss: float
-
-
-class SweepResult(NamedTuple):
-    """What the runs of a sweep returned; print ``table()``.
-
-    Attributes:
-        axes: ``{name: values}``, as they were given.
-        output: what a run returns, as NumPy arrays with the axes in front: one each, in their order, or one for all of
-            them if they were zipped. Of keys, their data.
-        finished: which replicas were run, of the axes' shape; all of them, unless Ctrl-C ended the sweep.
-        block: how many replicas a call of the program ran.
-    """
-
-    axes: dict[str, Any]
-    output: Any
-    finished: np.ndarray
-    block: int
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it."""
-        return not self.finished.all()
-
-    @property
-    def trace(self) -> Trace:
-        """The trace in the output.
-
-        Raises:
-            TypeError: there is none.
-        """
-        is_trace = lambda node: isinstance(node, Trace)  # noqa: E731
-        traces = [node for node in jax.tree.leaves(self.output, is_leaf=is_trace) if is_trace(node)]
-        if not traces:
-            raise TypeError("output: holds no Trace; expected the run to return that of a descent")
-        return traces[0]
-
-    @property
-    def losses(self) -> np.ndarray:
-        """Where each replica ended, of the axes' shape; infinite where it diverged, NaN where nothing is known.
-
-        What the run returns as ``output["loss"]``, if it does; else the last loss in its trace, which is that before
-        its last step, and nothing if it took none.
-        """
-        trace = self.trace
-        if isinstance(self.output, dict) and "loss" in self.output:
-            ended = np.asarray(self.output["loss"], np.float64)
-        else:
-            last = np.maximum(np.asarray(trace.steps_taken) - 1, 0)[..., None]
-            ended = np.take_along_axis(np.asarray(trace.loss, np.float64), last, axis=-1)[..., 0]
-        return np.where(self.finished, np.where(trace.status == DIVERGED, np.inf, ended), np.nan)
-
-    def best(self) -> Best:
-        """The replica that ended lowest, of those that did not diverge.
-
-        Raises:
-            ValueError: all of them did.
-        """
-        losses = self.losses
-        if not np.isfinite(losses).any():
-            raise ValueError(f"best: got {losses.size} replicas, of which none ended at a finite loss; expected one")
-        place = tuple(int(i) for i in np.unravel_index(np.nanargmin(losses), losses.shape))
-        each = place if len(place) == len(self.axes) else place * len(self.axes)
-        values = {name: axis[i] for (name, axis), i in zip(self.axes.items(), each, strict=True)}
-        return Best(place, values, float(losses[place]))
-
-    def table(self, axis: str | None = None) -> str:
-        """How the replicas ended, by the values of one axis: quantiles of the last loss over all others.
-
-        Args:
-            axis: its name; the first one of numbers, if not said.
-        """
-        name = axis or next((name for name, values in self.axes.items() if not _is_keys(values)), next(iter(self.axes)))
-        if name not in self.axes:
-            raise ValueError(f"axis: got {name!r}; expected one of {', '.join(self.axes)}")
-        losses, trace, values = self.losses, self.trace, self.axes[name]
-        place = list(self.axes).index(name) if losses.ndim == len(self.axes) else 0
-
-        def by_value(array: Any) -> np.ndarray:
-            return np.moveaxis(np.asarray(array), place, 0).reshape(len(values), -1)
-
-        rows = []
-        columns = map(by_value, (losses, trace.status, trace.steps_taken))
-        for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
-            there = ~np.isnan(loss)
-            if not there.any():
-                rows.append((_shown(values, i), *["-"] * 5))
-                continue
-            quantiles = np.quantile(loss[there], (0.1, 0.5, 0.9), method="nearest")
-            flat = taken[there & (status == FLAT)]
-            rows.append(
-                (
-                    _shown(values, i),
-                    *(figure(float(q)) for q in quantiles),
-                    percent(float(np.mean(status[there] == DIVERGED))),
-                    figure(float(np.median(flat))) if len(flat) else "-",
-                )
-            )
-        return text_table((name, "loss 10 %", "median", "90 %", "diverged", "steps until flat"), rows)
-
-    def __str__(self) -> str:
-        """The table."""
-        return self.table()
 
 
 def sweep(
@@ -175,10 +59,10 @@ def sweep(
         >>> from minijaxnet.loop import descend
         >>> def run(start, learning_rate):
         ...     descent = gradient_descent(lambda weight, batch: (weight - batch) ** 2, learning_rate)
-        ...     return descend(descent, descent.init(start), 1.0, steps=50)[1]
-        >>> result = sweep(run, {"start": jnp.array([2.0, 3.0]), "learning_rate": jnp.array([0.1, 2.0, 0.5])})
+        ...     return descend(descent, descent.init(start), 1.0, steps=20)[1]
+        >>> result = sweep(run, {"start": jnp.array([2.0, 3.0]), "learning_rate": jnp.array([0.1, 2.0, 0.3])})
         >>> result.output.loss.shape, result.best().place
-        ((2, 3, 50), (0, 2))
+        ((2, 3, 20), (0, 2))
     """
     axes = {name: _values(name, values) for name, values in axes.items()}
     if not axes:
@@ -227,21 +111,13 @@ def _values(name: str, values: Any) -> Any:
     if not isinstance(name, str):
         raise TypeError(f"axes: got the name {name!r}; expected text, an argument of run")
     array = values if isinstance(values, jax.Array) else np.asarray(values)
-    if not _is_keys(array) and array.dtype.kind not in "biufcV":
+    if not is_keys(array) and array.dtype.kind not in "biufcV":
         raise TypeError(f"axes[{name!r}]: got {array.dtype} values; expected numbers or keys")
     if array.ndim == 0:
         raise TypeError(f"axes[{name!r}]: got a single value, {values!r}; expected several, an array")
     if not len(array):
         raise ValueError(f"axes[{name!r}]: got no values; expected at least one")
-    return array if _is_keys(array) else np.asarray(array)
-
-
-def _is_keys(values: Any) -> bool:
-    return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
-
-
-def _shown(values: Any, i: int) -> str:
-    return f"#{i}" if _is_keys(values) or values.ndim > 1 else figure(float(values[i]))
+    return array if is_keys(array) else np.asarray(array)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -315,7 +191,7 @@ def _free_bytes() -> float:
 
 
 def _on_host(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_keys(leaf) else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_keys(leaf) else leaf)
 
 
 def _stored(output: Any, found: Any, first: int, count: int) -> Any:
