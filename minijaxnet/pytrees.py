@@ -176,6 +176,15 @@ def structure_difference(got: Any, expected: Any) -> str | None:
     return None
 
 
+def side_effects(traced: Any) -> str:
+    """What a traced program, ``jax.jit(f).trace(...)``, does beside computing, such as printing; "" if nothing.
+
+    >>> side_effects(jax.jit(lambda x: x + 1).trace(1.0))
+    ''
+    """
+    return ", ".join(sorted(str(effect) for effect in traced.jaxpr.effects))
+
+
 def array_type(leaf: Any) -> str:
     """An array's dtype and shape, as JAX writes them.
 

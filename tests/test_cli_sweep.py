@@ -94,6 +94,17 @@ def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(run):
     assert json.loads((folder / "result.json").read_text()) == {"best": None}
 
 
+def test_ctrl_c_ends_all_batch_sizes_and_keeps_what_is_finished(run, monkeypatch):
+    def interrupt(done, count):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_sweep, "_on_progress", lambda: interrupt)
+    code, out, _, folder = run("sweep", "--seeds", 6, "--block", 2, "--batch-size", "2,4", "--steps", 3)
+    assert code == 130 and "stopped by Ctrl-C after 2 of 6 descents" in out
+    arrays = np.load(folder / "sweep.npz")
+    assert arrays["axis_batch_size"].tolist() == [2] and arrays["finished"].sum() == 2
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [("3", [3]), ("1,2.5", [1, 2.5]), ("0:1:3", [0, 0.5, 1]), ("1e-2:1:3log", [0.01, 0.1, 1]), ("2:2:1", [2])],

@@ -13,6 +13,8 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportMissingImports]
 
+from minijaxnet.bench.worker import torch_loop
+
 from . import Arm, Run, Workload
 
 
@@ -61,18 +63,7 @@ def module_arms(workload: Workload, loss_function: Callable[..., Any], x: Any, y
             if prepared is not model:
                 load_compiler()
             model.load_state_dict(starting)
-
-            def run(steps: int) -> Any:
-                losses = []
-                for _ in range(steps):
-                    optimizer.zero_grad()
-                    loss = loss_function(prepared(x), y)
-                    loss.backward()
-                    optimizer.step()
-                    losses.append(loss.detach())
-                return losses
-
-            return run
+            return torch_loop(optimizer, lambda: loss_function(prepared(x), y))
 
         return start
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from minijaxnet.descent import Descent
-from minijaxnet.pytrees import named_leaves, structure_difference
+from minijaxnet.pytrees import named_leaves, side_effects, structure_difference
 
 _MOST_STEPS = 2**26  # of a block: were it still too short, a step would take less than a processor's cycle
 
@@ -55,9 +55,8 @@ def checked(traced: Any, state: Any, where: str) -> Any:
         raise TypeError(f"{where}: its step returns {type(results).__name__}; expected a pair (state, info)")
     if difference := structure_difference(results[0], state):
         raise ValueError(f"{where}: its step returns another state than it took: {difference}")
-    if effects := traced.jaxpr.effects:
-        listed = ", ".join(sorted(str(effect) for effect in effects))
-        raise ValueError(f"{where}: its step has side effects ({listed}), which the clock would see; expected none")
+    if effects := side_effects(traced):
+        raise ValueError(f"{where}: its step has side effects ({effects}), which the clock would see; expected none")
     return traced
 
 

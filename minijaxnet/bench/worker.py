@@ -61,6 +61,22 @@ def python_loop(
     return start
 
 
+def torch_loop(optimizer: Any, loss_at: Callable[[], Any]) -> Run:
+    """The usual loop of PyTorch, with its optimizer and a loss at the weights that this one moves."""
+
+    def run(steps: int) -> Any:
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = loss_at()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    return run
+
+
 def losses_of(returned: Any) -> np.ndarray:
     """What a run returned as one array, steps first."""
     return np.array([np.asarray(loss) for loss in returned])

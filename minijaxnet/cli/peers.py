@@ -18,7 +18,7 @@ import numpy as np
 
 from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.bench.peers import Peer, compare_peers
-from minijaxnet.bench.worker import Arm, Run, connected, python_loop, serve
+from minijaxnet.bench.worker import Arm, Run, connected, python_loop, serve, torch_loop
 from minijaxnet.cli.arms import differentiated
 from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment
@@ -179,18 +179,7 @@ def _torch(task: Task) -> dict[str, Arm] | str:
         def start() -> Run:
             params = jax.tree.map(lambda leaf: torch.tensor(leaf, requires_grad=True), task.params)
             optimizer = torch.optim.SGD(jax.tree.leaves(params), lr=task.learning_rate)
-
-            def run(steps: int) -> Any:
-                losses = []
-                for _ in range(steps):
-                    optimizer.zero_grad()
-                    loss = objective(params, batch)
-                    loss.backward()
-                    optimizer.step()
-                    losses.append(loss.detach())
-                return losses
-
-            return run
+            return torch_loop(optimizer, lambda: objective(params, batch))
 
         return start
 

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dict, data_options: dict) -> int:
-    given = {"learning_rate": flags.learning_rate} | init_texts | _options(flags.optimizer_options)
+    options = _options(flags.optimizer_options)
+    given = {"learning_rate": flags.learning_rate} | init_texts | options
     values = {name: parse_range(name, text) for name, text in given.items()}
     if flags.seeds < 1:
         raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
@@ -48,7 +49,6 @@ def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dic
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
     axes: dict[str, Any] = {name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1}
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
-    options = _options(flags.optimizer_options)
     first = {name: values[name][0] for name in init_texts}
     _, train, test, _, _ = begin(experiment, 0, flags.precision, first, data_options)
 
@@ -79,8 +79,12 @@ def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dic
         f"{flags.precision} on {jax.devices()[0].device_kind}",
         flush=True,
     )
-    found = [sweep(run_of(size), axes, block=flags.block, on_progress=_on_progress()) for size in sizes]
-    result = found[0] if len(sizes) == 1 else _stacked(sizes, found)
+    found: list[SweepResult] = []
+    for size in sizes:
+        found.append(sweep(run_of(size), axes, block=flags.block, on_progress=_on_progress()))
+        if found[-1].interrupted:
+            break
+    result = found[0] if len(sizes) == 1 else _stacked(sizes[: len(found)], found)
     return _report(experiment, file, flags, result)
 
 

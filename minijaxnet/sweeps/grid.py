@@ -1,7 +1,7 @@
 """Sweeps: one run for each value of a seed, a learning rate or anything else, all of them in one compiled program.
 
 A run is a pure function of its arguments, so a thousand runs are one ``vmap``. The grid is cut into blocks that fit
-into memory; each is a call of the same program, and what it found is on the host before the next one starts.
+into memory, one a core at a time; each is a call of the same program, and what it found goes to the host.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import check_count, named_leaves
+from minijaxnet.pytrees import check_count, named_leaves, side_effects
 from minijaxnet.sweeps.result import SweepResult, is_keys
 from minijaxnet.trace import nothing
 
@@ -151,7 +151,8 @@ def _program(
 
     def compiled(size: int) -> tuple[Any, int]:
         traced = _replicas.trace(run, values_of(0, size))
-        _check_output(traced)
+        if effects := side_effects(traced):
+            raise ValueError(f"run: it has side effects ({effects}); expected a pure function")
         program = traced.lower().compile()
         plan = program.memory_analysis()
         if plan is None:
@@ -169,12 +170,6 @@ def _program(
         what = "replicas one by one need" if size == 1 else f"blocks of {size} replicas need"
         raise ValueError(f"block: {what} {needed:,} bytes; expected at most {free:,}, the memory that is free")
     return size, program
-
-
-def _check_output(traced: Any) -> None:
-    if effects := traced.jaxpr.effects:
-        listed = ", ".join(sorted(str(effect) for effect in effects))
-        raise ValueError(f"run: it has side effects ({listed}); expected a pure function")
 
 
 def _free_bytes() -> float:

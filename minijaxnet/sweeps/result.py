@@ -52,8 +52,8 @@ class SweepResult(NamedTuple):
         Raises:
             TypeError: there is none.
         """
-        is_trace = lambda node: isinstance(node, Trace)  # noqa: E731
-        traces = [node for node in jax.tree.leaves(self.output, is_leaf=is_trace) if is_trace(node)]
+        nodes = jax.tree.leaves(self.output, is_leaf=lambda node: isinstance(node, Trace))
+        traces = [node for node in nodes if isinstance(node, Trace)]
         if not traces:
             raise TypeError("output: holds no Trace; expected the run to return that of a descent")
         return traces[0]
