@@ -176,7 +176,8 @@ def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> i
     """How many steps the history of a chunk can hold: fewer where a step records much."""
     info = _first_info.eval_shape(step, feed, state, source)
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(info))
-    return max(1, min(feed.most_steps(), CHUNK_BYTES // row_bytes))
+    # Two at least: a history of one row is none to XLA, which then sums the loss in another order.
+    return max(2, min(feed.most_steps(), CHUNK_BYTES // row_bytes))
 
 
 @functools.partial(jax.jit, static_argnames=("step", "feed"))
