@@ -1,6 +1,7 @@
 """Sweeps: each replica is the run by itself, the grid is in order, and blocks change nothing."""
 
 import itertools
+import threading
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import minijaxnet as mjn
+from minijaxnet.bench.machine import machine
 from minijaxnet.sweeps import grid as sweep_grid
 
 NETWORK = mjn.mlp((2, 3, 1))
@@ -104,6 +106,7 @@ def test_the_table_has_a_row_a_value_with_quantiles_over_all_others(grid):
     assert rows[0][0] == "learning_rate" and len(rows) == 5
     assert [row[0] for row in rows[2:]] == ["0.001", "0.01", "1e+06"]
     assert "100.0 %" in str(grid).splitlines()[-1] and "inf" in str(grid).splitlines()[-1]
+    assert all(line.endswith("-") for line in str(grid).splitlines()[2:]), "none of them became flat"
     assert [line.split()[0] for line in grid.table("key").splitlines()[2:]] == [f"#{i}" for i in range(5)]
     starts = {"start": np.array([1.0, 2.0, 3.0]), "learning_rate": np.array([0.5])}
     flat = mjn.sweep(bowl, starts).table("start").splitlines()
@@ -131,6 +134,37 @@ def test_ctrl_c_keeps_the_blocks_that_are_finished():
 
     with pytest.raises(ZeroDivisionError):
         mjn.sweep(bowl, axes, block=3, on_progress=at_once)
+
+
+def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
+    interrupted, begun, on_host = threading.Event(), [], sweep_grid._on_host
+
+    def count_and_wait(leaf):
+        if begun:
+            interrupted.wait(10)
+        begun.append(leaf)
+        return on_host(leaf)
+
+    def interrupt(done, count):
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: 1)
+    monkeypatch.setattr(sweep_grid, "_on_host", count_and_wait)
+    found = mjn.sweep(lambda a: a, {"a": np.arange(500.0)}, block=1, on_progress=interrupt)
+    assert found.finished.sum() == 1
+    assert len(begun) < 500
+
+
+def test_blocks_that_run_at_once_share_the_memory_and_there_is_one_a_core(monkeypatch):
+    if jax.default_backend() == "cpu":
+        assert sweep_grid._workers() == machine()["cores"]
+    blocks = {}
+    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
+    for workers in (1, 4):
+        monkeypatch.setattr(sweep_grid, "_workers", lambda workers=workers: workers)
+        blocks[workers] = mjn.sweep(bowl, {"start": np.arange(64.0), "learning_rate": np.array([0.1])}).block
+    assert 1 <= blocks[4] <= blocks[1] / 3
 
 
 def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
