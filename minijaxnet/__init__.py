@@ -1,10 +1,11 @@
 """A small JAX framework for researchers who work on gradients: descend, verify, benchmark."""
 
-from minijaxnet.backprop import mlp_gradient, with_gradient
+from minijaxnet.backprop import mlp_gradient
 from minijaxnet.bench import StepComparison, StepTiming, compare_steps, time_step
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
+from minijaxnet.gradient_rule import with_gradient
 from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction
 from minijaxnet.loop import descend, descend_epochs
 from minijaxnet.losses import (

@@ -6,20 +6,18 @@ and reads off each layer's gradient on the way (Rumelhart, Hinton and
 Williams, 1986; Goodfellow et al., 2016, section 6.5).
 """
 
-import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from minijaxnet.gradient_rule import ValueAndGradient
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from minijaxnet.network import Activation, check_sizes
-from minijaxnet.pytrees import pair, structure_difference
-
-ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
-
+from minijaxnet.pytrees import pair
 
 # --- Activations: f'(z), from z and h = f(z) -----------------------------------------------------------------------
 
@@ -92,7 +90,7 @@ _LOSS_SLOPES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
 }
 
 
-# --- The dense layer, and the network made of them -----------------------------------------------------------------
+# --- The dense layer, in two layouts, and the network made of them --------------------------------------------------
 
 
 class DenseSlopes(NamedTuple):
@@ -102,22 +100,79 @@ class DenseSlopes(NamedTuple):
     x: jax.Array
 
 
-def dense_slopes(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:
-    """Back through ``z = x @ W + b``, given ``delta = dL/dz`` of shape ``(batch, n_out)``.
+class Layout(NamedTuple):
+    """How a batch lies in memory, with the dense layer in that layout.
 
-    ``z_ij = sum_k x_ik W_kj + b_j``, hence
+    ``z_ij = sum_k x_ik W_kj + b_j`` for point i, hence
 
-    - ``dL/dW_kj = sum_i x_ik delta_ij``, that is ``dL/dW = x^T @ delta``;
-    - ``dL/db_j = sum_i delta_ij``, the column sums of delta;
-    - ``dL/dx_ik = sum_j delta_ij W_kj``, that is ``dL/dx = delta @ W^T``.
+    - ``dL/dW_kj = sum_i x_ik delta_ij``,
+    - ``dL/db_j = sum_i delta_ij``,
+    - ``dL/dx_ik = sum_j delta_ij W_kj``.
 
-    Each slope has the dtype of what it belongs to.
+    As products, with the points as rows (``BATCH_FIRST``) or as columns (``FEATURES_FIRST``):
+
+    ============== ================= ================
+    slope          points as rows    points as columns
+    ============== ================= ================
+    z              ``x W + b``       ``W^T x + b``
+    dL/dW          ``x^T delta``     ``x delta^T``
+    dL/dx          ``delta W^T``     ``W delta``
+    ============== ================= ================
+
+    XLA's product on a CPU is slow with a transposed left side, so that one is written out beforehand: with points as
+    rows the activations, with points as columns the weights, which do not grow with the batch. Autodiff of ``x @ W`` is
+    left with ``x^T delta``.
+
+    Attributes:
+        turn: from rows to this layout, and back.
+        forward: ``(params, x) -> z``.
+        backward: ``(params, x, delta) -> DenseSlopes``, ``delta = dL/dz``; slopes in the dtype of what they belong to.
     """
-    slopes = {"weights": x.T @ delta}
-    if "bias" in params:
-        slopes["bias"] = jnp.sum(delta, axis=0)
-    slopes = {name: slope.astype(params[name].dtype) for name, slope in slopes.items()}
-    return DenseSlopes(slopes, delta @ params["weights"].T)
+
+    turn: Callable[[jax.Array], jax.Array]
+    forward: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+    backward: Callable[[dict[str, jax.Array], jax.Array, jax.Array], DenseSlopes]
+
+
+def _transposed(matrix: jax.Array) -> jax.Array:
+    """The transpose in memory, where XLA would make it part of the product again."""
+    return lax.optimization_barrier(matrix.T)
+
+
+def _rows_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    z = x @ params["weights"]
+    return z + params["bias"] if "bias" in params else z
+
+
+def _rows_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:
+    slopes = {"weights": _transposed(x) @ delta, "bias": jnp.sum(delta, axis=0)}
+    return DenseSlopes(_like(params, slopes), delta @ params["weights"].T)
+
+
+def _columns_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    z = _transposed(params["weights"]) @ x
+    return z + params["bias"][:, None] if "bias" in params else z
+
+
+def _columns_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:
+    slopes = {"weights": x @ delta.T, "bias": jnp.sum(delta, axis=1)}
+    return DenseSlopes(_like(params, slopes), params["weights"] @ delta)
+
+
+def _like(params: dict[str, jax.Array], slopes: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: slopes[name].astype(leaf.dtype) for name, leaf in params.items()}
+
+
+BATCH_FIRST = Layout(lambda x: x, _rows_forward, _rows_backward)
+FEATURES_FIRST = Layout(jnp.transpose, _columns_forward, _columns_backward)
+
+
+def faster_layout(points: int, sizes: Sequence[int]) -> Layout:
+    """Features first, unless the points are so few that turning the weights costs more than it gains.
+
+    Measured on a CPU: on 64-512-10 features first took 1.13 of autodiff's time with 32 points, 0.66 with 64.
+    """
+    return FEATURES_FIRST if points >= min(64, max(sizes)) else BATCH_FIRST
 
 
 def mlp_gradient(
@@ -188,22 +243,23 @@ class _MlpGradient:
         if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.sizes[0]:
             raise ValueError(f"x: got shape {jnp.shape(x)}; expected (n, {self.sizes[0]}), to fit mlp({self.sizes})")
 
-        h, inputs, pre_activations = jnp.asarray(x), [], []
+        turn, forward, backward = faster_layout(len(x), self.sizes)
+        h, inputs, pre_activations = turn(jnp.asarray(x)), [], []
         for layer, activation in zip(params, activations, strict=True):
             inputs.append(h.astype(layer["weights"].dtype))
-            z = inputs[-1] @ layer["weights"]
-            z = z + layer["bias"] if self.bias else z
+            z = forward(layer, inputs[-1])
             h = activation(z)
             pre_activations.append((z, h))
-        loss = self.loss(h, y)
+        predictions = turn(h)
+        loss = self.loss(predictions, y)
 
-        slope, gradient = _LOSS_SLOPES[self.loss](h, jnp.asarray(y)), []
+        slope, gradient = turn(_LOSS_SLOPES[self.loss](predictions, jnp.asarray(y))), []
         layers = zip(params, inputs, pre_activations, activations, strict=True)
         for layer, x, (z, h), f in reversed(list(layers)):
             # A silent unit stays silent: 0 times a slope that overflowed would be NaN.
             f_slope = _SLOPES[f](z, h)
             delta = jnp.where(f_slope == 0, 0, slope * f_slope).astype(z.dtype)
-            slopes = dense_slopes(layer, x, delta)
+            slopes = backward(layer, x, delta)
             gradient.append(slopes.params)
             slope = slopes.x
         return loss, tuple(reversed(gradient))
@@ -216,85 +272,3 @@ class _MlpGradient:
         got = [jax.tree.map(jnp.shape, layer) for layer in params]
         if got != expected:
             raise ValueError(f"params: got shapes {got}; expected {expected}, those of mlp({self.sizes})")
-
-
-# --- A hand-derived gradient in the place of autodiff's -------------------------------------------------------------
-
-
-def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: ValueAndGradient) -> Callable[..., Any]:
-    """The same objective, whose gradient with respect to the params is computed by your rule.
-
-    Everything that differentiates it runs the rule: ``jax.grad``, a descent, Hessian-vector products, ``jax.hessian``.
-    The forward pass is the rule's own, and is run once. The batch is left to autodiff: where a derivative with respect
-    to it is asked for, that one is taken through the plain objective.
-
-    The rule gives ``dL/dparams`` itself, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
-
-    Args:
-        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions, and any
-            may be given by name.
-        value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient like ``params``.
-
-    Returns:
-        ``f(params, batch)``. Forward mode straight through it (``jax.jvp``) is refused by JAX, as for any
-        ``custom_vjp``; forward over reverse works.
-
-    Raises:
-        TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``, or a
-            loss that is not a scalar.
-
-    Example:
-        >>> square = lambda weight, batch: (weight - batch) ** 2
-        >>> by_hand = lambda weight, batch: (square(weight, batch), 2 * (weight - batch))
-        >>> square = with_gradient(square, by_hand)
-        >>> print(jax.grad(square)(3.0, 1.0), jax.grad(square, argnums=1)(3.0, 1.0))
-        4.0 -4.0
-
-    Source: the JAX documentation, "Custom derivative rules".
-    """
-    return _WithGradient(objective, value_and_gradient)
-
-
-@dataclass(frozen=True)
-class _WithGradient:
-    """What ``with_gradient`` returns: equal for an equal objective and rule."""
-
-    objective: Callable[[Any, Any], Any]
-    value_and_gradient: ValueAndGradient
-
-    def __call__(self, params: Any, *batch: Any, **named: Any) -> jax.Array:
-        return _with_gradient(self.objective, self.value_and_gradient, params, (batch, named))
-
-
-# What follows the params goes through the rule's functions as one tree, ``rest = (positional, named)``.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> jax.Array:
-    return objective(params, *rest[0], **rest[1])
-
-
-def _forward(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> tuple[jax.Array, Any]:
-    perturbed = any(primal.perturbed for primal in jax.tree.leaves(rest))
-    params, rest = jax.tree.map(lambda primal: primal.value, (params, rest))
-    returned = value_and_gradient(params, *rest[0], **rest[1])
-    if not (isinstance(returned, tuple) and len(returned) == 2 and _is_scalar(returned[0])):
-        raise TypeError(
-            f"value_and_gradient: got a {type(returned).__name__}; expected (loss, gradient), loss a scalar"
-        )
-    loss, gradient = returned
-    if difference := structure_difference(gradient, params):
-        raise TypeError(f"value_and_gradient: the gradient is not like params: {difference}")
-    pull_back = jax.vjp(lambda rest: objective(params, *rest[0], **rest[1]), rest)[1] if perturbed else None
-    return loss, (gradient, pull_back)
-
-
-def _backward(objective: Any, value_and_gradient: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any]:
-    gradient, pull_back = residuals
-    params_cotangent = jax.tree.map(lambda slope: (cotangent * slope).astype(slope.dtype), gradient)
-    return params_cotangent, None if pull_back is None else pull_back(cotangent)[0]
-
-
-def _is_scalar(loss: Any) -> bool:
-    return jax.tree.structure(loss) == jax.tree.structure(0) and jnp.shape(loss) == ()
-
-
-_with_gradient.defvjp(_forward, _backward, symbolic_zeros=True)

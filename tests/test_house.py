@@ -16,7 +16,7 @@ PACKAGE = ROOT / "minijaxnet"
 FLOORS = [
     {"pytrees", "tables"},
     {"network", "data"},
-    {"losses"},
+    {"losses", "gradient_rule"},
     {"backprop", "descent", "feeds", "experiment"},
     {"trace", "landscape"},
     {"loop", "sweeps"},

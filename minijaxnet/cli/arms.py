@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from minijaxnet.backprop import with_gradient
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment
+from minijaxnet.gradient_rule import with_gradient
 
 
 def differentiated(experiment: Experiment) -> Callable[..., Any]:

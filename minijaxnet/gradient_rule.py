@@ -1,0 +1,92 @@
+"""A hand-derived gradient in the place of autodiff's."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from minijaxnet.pytrees import structure_difference
+
+ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
+
+
+def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: ValueAndGradient) -> Callable[..., Any]:
+    """The same objective, whose gradient with respect to the params is computed by your rule.
+
+    Everything that differentiates it runs the rule: ``jax.grad``, a descent, Hessian-vector products, ``jax.hessian``.
+    The forward pass is the rule's own, and is run once. The batch is left to autodiff: where a derivative with respect
+    to it is asked for, that one is taken through the plain objective.
+
+    The rule gives ``dL/dparams`` itself, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
+
+    Args:
+        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions, and any
+            may be given by name.
+        value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient like ``params``.
+
+    Returns:
+        ``f(params, batch)``. Forward mode straight through it (``jax.jvp``) is refused by JAX, as for any
+        ``custom_vjp``; forward over reverse works.
+
+    Raises:
+        TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``, or a
+            loss that is not a scalar.
+
+    Example:
+        >>> square = lambda weight, batch: (weight - batch) ** 2
+        >>> by_hand = lambda weight, batch: (square(weight, batch), 2 * (weight - batch))
+        >>> square = with_gradient(square, by_hand)
+        >>> print(jax.grad(square)(3.0, 1.0), jax.grad(square, argnums=1)(3.0, 1.0))
+        4.0 -4.0
+
+    Source: the JAX documentation, "Custom derivative rules".
+    """
+    return _WithGradient(objective, value_and_gradient)
+
+
+@dataclass(frozen=True)
+class _WithGradient:
+    """What ``with_gradient`` returns: equal for an equal objective and rule."""
+
+    objective: Callable[[Any, Any], Any]
+    value_and_gradient: ValueAndGradient
+
+    def __call__(self, params: Any, *batch: Any, **named: Any) -> jax.Array:
+        return _with_gradient(self.objective, self.value_and_gradient, params, (batch, named))
+
+
+# What follows the params goes through the rule's functions as one tree, ``rest = (positional, named)``.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> jax.Array:
+    return objective(params, *rest[0], **rest[1])
+
+
+def _forward(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> tuple[jax.Array, Any]:
+    perturbed = any(primal.perturbed for primal in jax.tree.leaves(rest))
+    params, rest = jax.tree.map(lambda primal: primal.value, (params, rest))
+    returned = value_and_gradient(params, *rest[0], **rest[1])
+    if not (isinstance(returned, tuple) and len(returned) == 2 and _is_scalar(returned[0])):
+        raise TypeError(
+            f"value_and_gradient: got a {type(returned).__name__}; expected (loss, gradient), loss a scalar"
+        )
+    loss, gradient = returned
+    if difference := structure_difference(gradient, params):
+        raise TypeError(f"value_and_gradient: the gradient is not like params: {difference}")
+    pull_back = jax.vjp(lambda rest: objective(params, *rest[0], **rest[1]), rest)[1] if perturbed else None
+    return loss, (gradient, pull_back)
+
+
+def _backward(objective: Any, value_and_gradient: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any]:
+    gradient, pull_back = residuals
+    params_cotangent = jax.tree.map(lambda slope: (cotangent * slope).astype(slope.dtype), gradient)
+    return params_cotangent, None if pull_back is None else pull_back(cotangent)[0]
+
+
+def _is_scalar(loss: Any) -> bool:
+    return jax.tree.structure(loss) == jax.tree.structure(0) and jnp.shape(loss) == ()
+
+
+_with_gradient.defvjp(_forward, _backward, symbolic_zeros=True)
