@@ -22,7 +22,7 @@ from minijaxnet.bench.rounds import Samples, block, take_rounds
 from minijaxnet.descent import Descent
 from minijaxnet.pytrees import check_count, named_leaves, structure_difference
 
-_SAME_STEPS = 3
+SAME_STEPS = 3
 
 
 def compare_steps(
@@ -160,25 +160,46 @@ def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
 
 def _check_same(programs: Mapping[str, Any], states: Mapping[str, Any], batch: Any, baseline: str) -> None:
     """Refuse arms whose params differ after a few steps by more than rounding explains: see ``compare_steps``."""
-    starts = _wide_leaves(states[baseline].params)
-    ends = {name: programs[name](states[name], batch, _SAME_STEPS)[0].params for name in programs}
-    eps = {path: float(jnp.finfo(leaf.dtype).eps) for path, leaf in named_leaves(ends[baseline]).items()}
-    wide = {name: _wide_leaves(end) for name, end in ends.items()}
+    ends = {name: programs[name](states[name], batch, SAME_STEPS)[0].params for name in programs}
+    for name, end in ends.items():
+        if found := beyond_rounding(states[baseline].params, ends[baseline], end):
+            path, difference, tolerance = found
+            raise ValueError(
+                f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} "
+                f"after {SAME_STEPS} steps; expected at most {tolerance:.2g}, or same_result=False"
+            )
+
+
+def beyond_rounding(start: Any, end: Any, other: Any) -> tuple[str, float, float] | None:
+    """The first leaf in which two ends of a few steps differ by more than rounding explains: see ``compare_steps``.
+
+    Args:
+        start: the params before the steps.
+        end: the params that the baseline ended with.
+        other: those that another arm ended with.
+
+    Returns:
+        The leaf's path, by how much it differs and the most that it may; None if there is no such leaf.
+
+    Example:
+        >>> one, two = jnp.float32(1.0), jnp.float32(2.0)
+        >>> beyond_rounding(one, two, two * (1 + 1e-6)), beyond_rounding(one, two, two * 1.01)[0]
+        (None, '(leaf)')
+    """
+    eps = {path: float(jnp.finfo(leaf.dtype).eps) for path, leaf in named_leaves(end).items()}
+    starts, ends, others = map(_wide_leaves, (start, end, other))
     with np.errstate(invalid="ignore"):
-        updates = {path: _largest(end - starts[path]) for path, end in wide[baseline].items()}
+        updates = {path: _largest(leaf - starts[path]) for path, leaf in ends.items()}
         # A slope that cancels to nothing is all rounding: that of the terms it is made of, which other leaves show.
         most = max(updates.values(), default=0.0)
-        for name, leaves in wide.items():
-            for path, got in leaves.items():
-                want = wide[baseline][path]
-                same = (got == want) | (np.isnan(got) & np.isnan(want))
-                difference = np.max(np.where(same, 0, np.abs(got - want)), initial=0)
-                tolerance = eps[path] ** 0.5 * updates[path] + eps[path] * (4 * _largest(starts[path]) + most)
-                if not difference <= tolerance:
-                    raise ValueError(
-                        f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} "
-                        f"after {_SAME_STEPS} steps; expected at most {tolerance:.2g}, or same_result=False"
-                    )
+        for path, got in others.items():
+            want = ends[path]
+            same = (got == want) | (np.isnan(got) & np.isnan(want))
+            difference = np.max(np.where(same, 0, np.abs(got - want)), initial=0)
+            tolerance = eps[path] ** 0.5 * updates[path] + eps[path] * (4 * _largest(starts[path]) + most)
+            if not difference <= tolerance:
+                return path, float(difference), tolerance
+    return None
 
 
 def _wide_leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -45,6 +45,8 @@ class StepComparison:
         sentinel_s: seconds of a fixed workload, for each round.
         rounds_each: how many of the rounds each process took, one after the other; empty for a single one.
         machine: what was measured on, as ``machine()`` tells.
+        share: among how many intervals the 5 % are divided, where there are more comparisons like this one; among as
+            many as there are arms if None.
     """
 
     baseline: str
@@ -53,6 +55,7 @@ class StepComparison:
     sentinel_s: np.ndarray
     rounds_each: tuple[int, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
+    share: int | None = None
 
     @property
     def rounds(self) -> int:
@@ -73,7 +76,7 @@ class StepComparison:
         # The logarithm makes the ratio and its inverse alike: the median of an even number of rounds lies in between.
         logs = np.log(samples_s / self.arms[self.baseline].samples_s)
         parts = np.split(logs, np.cumsum(self.rounds_each, dtype=int)[:-1])
-        each = [median_interval(part, len(self.arms)) for part in parts]
+        each = [median_interval(part, self.share or len(self.arms)) for part in parts]
         # What holds in one process may not in the next: the interval spans all of them.
         log = Interval(float(np.median(logs)), min(found.low for found in each), max(found.high for found in each))
         return Interval(*map(math.exp, log))

@@ -34,7 +34,15 @@ class PeerFailed(RuntimeError):
 class Peer:
     """A peer's process as seen from here: ask it, and wait for the answer."""
 
-    def __init__(self, module: str, arguments: Sequence[str], scratch: Path, *, path: Path | None = None):
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        scratch: Path,
+        *,
+        path: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ):
         """Start ``python -m module *arguments``; as its last argument it gets the pipe, for ``connected``.
 
         Args:
@@ -42,13 +50,14 @@ class Peer:
             arguments: for it.
             scratch: a folder for what the framework compiles.
             path: where else to look for modules.
+            environment: what its environment says beside, or instead of, what this process' does.
         """
         self.pipe, theirs = Pipe()
         self.errors = tempfile.TemporaryFile(dir=scratch)
         call = [sys.executable, "-m", module, *arguments, str(theirs.fileno())]
-        environment = _environment(scratch, path)
+        variables = _environment(scratch, path) | dict(environment or {})
         self.process = subprocess.Popen(
-            call, env=environment, pass_fds=[theirs.fileno()], stdout=self.errors, stderr=self.errors
+            call, env=variables, pass_fds=[theirs.fileno()], stdout=self.errors, stderr=self.errors
         )
         theirs.close()
 
@@ -114,11 +123,13 @@ class Row(NamedTuple):
         whole: whether one program takes all steps; else Python calls each.
         compile_s: seconds that the first run of 20 steps took longer than later ones.
         samples_s: seconds a step, of each round.
+        note: what the arm itself says of its first run.
     """
 
     whole: bool
     compile_s: float
     samples_s: np.ndarray
+    note: str = ""
 
 
 class Comparison(NamedTuple):
@@ -173,12 +184,13 @@ def _compared(peers: Mapping[str, Peer], again: Peer, reference: str, seconds: f
     again.answer("open")
 
     compile_s: dict[str, float] = {}
+    notes: dict[str, str] = {}
     turns: dict[str, Peer] = {}
     expected = None
     for label in (reference, *(label for label in arms if label != reference)):
         process, _, same_rule = arms[label]
         try:
-            compile_s[label], losses = process.ask("first", label)
+            compile_s[label], losses, notes[label] = process.ask("first", label)
             expected = losses if expected is None else expected
             if same_rule and (difference := loss_difference(losses, expected)):
                 untimed[label] = f"another result: {difference}"
@@ -191,7 +203,7 @@ def _compared(peers: Mapping[str, Peer], again: Peer, reference: str, seconds: f
 
     *samples, control_s, sentinel_s = _rounds(turns, again, reference, seconds, untimed)
     rows = {
-        label: Row(arms[label][1], compile_s[label], taken)
+        label: Row(arms[label][1], compile_s[label], taken, notes[label])
         for label, taken in zip(turns, samples, strict=True)
         if label not in untimed
     }

@@ -31,11 +31,13 @@ class Arm(NamedTuple):
             many steps from there, waits until all is computed, and returns a loss a step (with copies, a row of them).
         whole: whether one call of a compiled program takes all steps; else Python calls each.
         same_rule: whether the update is plain gradient descent, so that losses can be held against the others'.
+        note: what is to be said of it, asked after its first run; an arm that should not be timed raises here.
     """
 
     start: Callable[[], Run]
     whole: bool = False
     same_rule: bool = True
+    note: Callable[[], str] = str
 
 
 def python_loop(
@@ -90,10 +92,10 @@ def timed(start: Callable[[], Run], steps: int) -> tuple[float, Any]:
     return time.perf_counter() - begin, returned
 
 
-def first(arm: Arm) -> tuple[float, np.ndarray]:
-    """Seconds that a first run takes longer than a later one, most of it compilation; and its losses."""
+def first(arm: Arm) -> tuple[float, np.ndarray, str]:
+    """Seconds that a first run takes longer than a later one, most of it compilation; its losses; the arm's note."""
     (took, returned), *later = (timed(arm.start, CHECKED_STEPS) for _ in range(3))
-    return max(0.0, took - min(took for took, _ in later)), losses_of(returned)
+    return max(0.0, took - min(took for took, _ in later)), losses_of(returned), arm.note()
 
 
 def steps_of_a_block(arm: Arm) -> int:
@@ -160,7 +162,8 @@ def serve(pipe: Connection, found: Mapping[str, Arm] | str) -> None:
     arms = {} if isinstance(found, str) else found
     steps: dict[str, int] = {}
     rest()
-    pipe.send((True, found if isinstance(found, str) else {label: arm[1:] for label, arm in arms.items()}))
+    told = {label: (arm.whole, arm.same_rule) for label, arm in arms.items()}
+    pipe.send((True, found if isinstance(found, str) else told))
     while True:
         verb, label = pipe.recv()
         try:

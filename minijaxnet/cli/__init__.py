@@ -11,6 +11,7 @@ VERBS = {
     "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
     "bench": "time the step, by itself and against autodiff's and optax's",
     "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
+    "tune": "find the flags of XLA that make the step faster on this machine, with the same results",
     "list": "show the experiments of a folder",
 }
 

@@ -59,6 +59,22 @@ class BenchFlags:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuneFlags:
+    """What ``minijaxnet tune`` can be told, beside the experiment's own numbers; the rest are its defaults."""
+
+    seed: int = 0
+    """Of the start, of the order of minibatches and of dropout."""
+    seconds: float = 30.0
+    """How long to measure, all flags together; starting and compiling come on top."""
+    batch_size: int | None = None
+    """How many points a step sees; as many as the experiment says if left out."""
+    optimizer: str | None = None
+    """"gd" or an optimizer of optax; the experiment's own if left out."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """The dtype of parameters and data."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepFlags:
     """What ``minijaxnet sweep`` can be told; RANGE is a number, several with commas, or ``from:to:count[log]``."""
 
