@@ -427,7 +427,9 @@ def test_help_shows_the_verbs(arguments, command):
     called = command(*arguments)
     assert called.code == 0
     assert called.err == ""
-    assert re.search(r"^  run +\S.*\n  check +\S.*\n  bench +\S.*\n  sweep +\S.*\n  list +\S", called.out, re.MULTILINE)
+    assert re.search(
+        r"^  run +\S.*\n  check +\S.*\n  bench +\S.*\n  sweep +\S.*\n  tune +\S.*\n  list +\S", called.out, re.MULTILINE
+    )
 
 
 def test_help_of_run_needs_no_file(command):

@@ -87,7 +87,7 @@ def _tune(experiment: Experiment, file: str, flags: TuneFlags, init_options: dic
     seen = "all points" if size is None else f"minibatches of {size:,}"
     print(
         f"{experiment.name}: a step of {describe(optimizer)} on {seen}, {flags.precision} on "
-        f"{jax.devices()[0].device_kind}; {NOW}, XLA_FLAGS is {present or 'not set'}",
+        f"{jax.devices()[0].device_kind}\n{NOW}: XLA_FLAGS is {present or 'not set'}",
         flush=True,
     )
     groups = SWITCHES.get(jax.default_backend(), ())
@@ -187,7 +187,8 @@ def taker(experiment: Experiment, task: Task, params: Any, train: Any) -> Take:
         ends = jax.block_until_ready([chunk(size) for size in sizes])
         for size, (_, trace) in zip(sizes, ends, strict=True):
             if trace.status != OUT_OF_STEPS:
-                raise FloatingPointError(f"it diverges within {size:,} steps")
+                rate = f"learning_rate: got {task.learning_rate}"
+                raise ValueError(f"{rate}, which diverges within {size:,} steps; expected one that does not")
         losses = [np.asarray(trace.loss)[:size] for size, (_, trace) in zip(sizes, ends, strict=True)]
         return ends[-1][0].params, np.concatenate(losses)
 
