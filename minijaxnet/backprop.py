@@ -164,7 +164,7 @@ def _like(params: dict[str, jax.Array], slopes: dict[str, jax.Array]) -> dict[st
 
 
 BATCH_FIRST = Layout(lambda x: x, _rows_forward, _rows_backward)
-FEATURES_FIRST = Layout(jnp.transpose, _columns_forward, _columns_backward)
+FEATURES_FIRST = Layout(_transposed, _columns_forward, _columns_backward)
 
 
 def faster_layout(points: int, sizes: Sequence[int]) -> Layout:

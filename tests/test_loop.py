@@ -842,7 +842,7 @@ def test_an_epoch_sees_each_point_at_most_once(points, batch_size, chunk, chunk_
 def test_the_order_of_an_epoch_is_drawn_from_the_key_and_the_epoch():
     _, ids = ids_by_epoch(12, 4, epochs=3)
     for epoch, seen_ids in enumerate(ids):
-        expected = jax.random.permutation(jax.random.fold_in(KEY, epoch), 12)
+        expected = feeds.shuffled(jax.random.fold_in(KEY, epoch), 12)
         np.testing.assert_array_equal(seen_ids.ravel(), expected)
     _, again = ids_by_epoch(12, 4, epochs=3)
     np.testing.assert_array_equal(ids, again)
@@ -896,7 +896,7 @@ def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges()
     assert (trace.gradient_norm == 0).sum() == 9
     broken = np.where(data == 1, np.nan, data)
     state, trace = mjn.descend_epochs(descent, descent.init(1.0), broken, KEY, batch_size=1, epochs=3)
-    bad = int(np.argmax(np.asarray(jax.random.permutation(jax.random.fold_in(KEY, 0), 4)) == 3))
+    bad = int(np.argmax(np.asarray(feeds.shuffled(jax.random.fold_in(KEY, 0), 4)) == 3))
     assert (state.step, trace.steps_taken, trace.status, state.params) == (bad, bad, mjn.DIVERGED, 1)
 
 

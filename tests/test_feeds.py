@@ -1,0 +1,47 @@
+"""The order of minibatches: a permutation, each as likely as the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minijaxnet.feeds import shuffled
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 64, 65, 1438, 70_000])
+def test_an_order_holds_each_point_once(points):
+    order = np.asarray(shuffled(jax.random.key(points), points))
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(order), np.arange(points))
+
+
+def test_a_key_has_one_order_and_another_key_another():
+    first, again, other = (np.asarray(shuffled(jax.random.key(seed), 50)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(first == other) < 0.2
+
+
+def test_each_order_is_as_likely():
+    orders = np.asarray(jax.jit(jax.vmap(lambda key: shuffled(key, 4)))(jax.random.split(jax.random.key(1), 48_000)))
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert np.sum((counts - 2_000) ** 2 / 2_000) < 49.7  # chi-squared with 23 degrees of freedom: one time in 1,000
+
+
+def test_each_place_is_as_likely_where_an_order_takes_several_sorts():
+    points, keys = 3_000, jax.random.split(jax.random.key(2), 512)
+    orders = np.asarray(jax.lax.map(lambda key: shuffled(key, points), keys))
+    tenth = points // 10
+    counts = [np.bincount(orders[:, first : first + tenth].ravel() // tenth) for first in range(0, points, tenth)]
+    expected = len(keys) * tenth / 10
+    assert np.sum((np.array(counts) - expected) ** 2 / expected) < 126  # 81 degrees of freedom: one time in 1,000
+
+
+def test_of_two_tied_points_each_comes_first_as_often(monkeypatch):
+    points, first = 8, np.zeros((8, 8))
+    for coin in range(points):
+        words = jnp.append(jnp.zeros(points, jnp.uint32), jnp.uint32(coin))
+        monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype, words=words: words[None])
+        place = np.argsort(shuffled(jax.random.key(0), points))
+        first += place[:, None] < place[None, :]
+    np.testing.assert_array_equal(first[~np.eye(8, dtype=bool)], points / 2)
