@@ -781,7 +781,10 @@ def test_run_wants_its_file_first(command):
 def test_an_unknown_verb_is_named_with_those_there_are(verb, command):
     called = command(verb)
     assert called.code == 2
-    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of run, check, bench, sweep, tune, list\n"
+    assert (
+        called.err
+        == f"minijaxnet: error: got the verb '{verb}'; expected one of run, check, bench, sweep, tune, list\n"
+    )
     assert called.out == ""
 
 

@@ -17,7 +17,7 @@ import pytest
 import minijaxnet as mjn
 from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.bench.peers import Comparison, Peer, PeerFailed, Row
-from minijaxnet.bench.switches import SWITCHES, export_line, joined, mildest, winners
+from minijaxnet.bench.switches import FLATTENED, SWITCHES, export_line, joined, mildest, winners
 from minijaxnet.bench.worker import Arm, first
 from minijaxnet.cli import main, tune
 
@@ -130,17 +130,17 @@ def test_only_one_is_mildest_of_one():
 def scripted(tuned, monkeypatch):
     """Tune with what was measured made up: what was asked for, round by round, and what came of it."""
 
-    def run(*found, present="", groups=(ABC,)):
+    def run(*found, present="", groups=(ABC,), flags=()):
         monkeypatch.setenv("XLA_FLAGS", present)
         asked, answers = [], iter(found)
 
-        def measure(xla_flags, task, begun, *, seconds):
-            asked.append((dict(xla_flags), seconds))
+        def measure(arms, task, begun, *, seconds):
+            asked.append((dict(arms), seconds))
             return next(answers)
 
         monkeypatch.setattr(tune, "SWITCHES", {"cpu": groups})
         monkeypatch.setattr(tune, "measure", measure)
-        return asked, *tuned("--seconds", "4")
+        return asked, *tuned("--seconds", "4", *flags)
 
     return run
 
@@ -151,8 +151,8 @@ def test_winners_are_measured_once_more_alone_and_together(scripted):
     )
     assert code == 0
     assert asked == [
-        ({"a": f"--xla_mine=1 {A}", "b one": f"--xla_mine=1 {B}", "b two": f"--xla_mine=1 {C}"}, 3.0),
-        ({"b two": f"--xla_mine=1 {C}", "a": f"--xla_mine=1 {A}", "all of these": f"--xla_mine=1 {C} {A}"}, 1.0),
+        ({"a": [A], "b one": [B], "b two": [C]}, 3.0),
+        ({"b two": [C], "a": [A], "all of these": [C, A]}, 1.0),
     ]
     assert f'    export XLA_FLAGS="--xla_mine=1 {C} {A}"\n' in out
     assert "a step takes 0.5 times as long" in out
@@ -178,7 +178,19 @@ def test_nothing_wins_in_any_group(scripted):
 def test_winners_of_all_groups_are_combined(scripted):
     groups = ({"a": A}, {"b one": B})
     asked, *_ = scripted(comparison(a=0.5), comparison(b_one=0.7), comparison(all_of_these=0.4), groups=groups)
-    assert asked[-1][0]["all of these"] == f"{A} {B}"
+    assert asked[-1][0]["all of these"] == [A, B]
+
+
+def test_an_optimizer_of_optax_is_tried_flattened_too(scripted):
+    found = comparison(a=0.5, **{FLATTENED: 0.4}), comparison(**{FLATTENED: 0.4, "a": 0.5, "all_of_these": 0.2})
+    asked, code, out, _ = scripted(*found, flags=("--optimizer", "adam"))
+    assert code == 0 and asked[0][0] == {"a": [A], "b one": [B], "b two": [C], FLATTENED: [FLATTENED]}
+    assert asked[1][0]["all of these"] == [FLATTENED, A]
+    assert "mjn.optax_descent(objective, optax.flatten(optimizer))" in out and f'export XLA_FLAGS="{A}"\n' in out
+    asked, _, out, _ = scripted(
+        comparison(**{FLATTENED: 0.4}), comparison(**{FLATTENED: 0.4}), flags=("--optimizer", "adam")
+    )
+    assert "optax.flatten(optimizer)" in out and "export" not in out
 
 
 def test_a_platform_of_which_no_flags_are_known(scripted, monkeypatch):
@@ -249,24 +261,24 @@ def test_the_baselines_environment_is_the_present_one_and_every_process_is_ended
     seen = {}
     monkeypatch.setattr(tune, "compare_peers", lambda *arguments, **options: seen.update(it=(arguments, options)))
     monkeypatch.setenv("XLA_FLAGS", present) if present else monkeypatch.delenv("XLA_FLAGS", raising=False)
-    tune.measure({"a": A, "dead": "--xla_dead=1"}, "task", "begun", seconds=2.0)
+    task = tune.Task("it.py", "adam", 0.1, None, 0, False)
+    arms = {"a": [A], "dead": ["--xla_dead=1"], "both": [FLATTENED, A]}
+    tune.measure(arms, task, "begun", seconds=2.0)
     (peers, again, reference), options = seen["it"]
-    assert list(peers) == [tune.NOW, "a", "dead"] and reference == tune.NOW and options == {"seconds": 2.0}
-    assert [peer.environment["XLA_FLAGS"] for peer in (*peers.values(), again)] == [
-        present or "",
-        A,
-        "--xla_dead=1",
-        present or "",
-    ]
-    assert again.sent == [tune.NOW, "task", "begun"] and peers["a"].sent == ["a", "task", "begun"]
-    assert [peer.closed for peer in FakePeer.made] == [1] * 4
+    assert list(peers) == [tune.NOW, *arms] and reference == tune.NOW and options == {"seconds": 2.0}
+    own = present or ""
+    expected = [own, f"{own} {A}".strip(), f"{own} --xla_dead=1".strip(), f"{own} {A}".strip(), own]
+    assert [peer.environment["XLA_FLAGS"] for peer in (*peers.values(), again)] == expected
+    assert again.sent == [tune.NOW, task, "begun"] and peers["a"].sent == ["a", task, "begun"]
+    assert peers["both"].sent == ["both", task._replace(flattened=True), "begun"]
+    assert [peer.closed for peer in FakePeer.made] == [1] * 5
 
     def fails(*arguments, **options):
         raise PeerFailed("as it is now: no")
 
     monkeypatch.setattr(tune, "compare_peers", fails)
     with pytest.raises(ValueError, match=r"it\.py: its step cannot be timed: as it is now: no"):
-        tune.measure({}, tune.Task("it.py", "gd", 0.1, None, 0, False), "begun", seconds=2.0)
+        tune.measure({}, task, "begun", seconds=2.0)
 
 
 def test_a_process_that_cannot_be_started_leaves_none_of_the_others(monkeypatch):
@@ -279,7 +291,7 @@ def test_a_process_that_cannot_be_started_leaves_none_of_the_others(monkeypatch)
 
     monkeypatch.setattr(tune, "Peer", start)
     with pytest.raises(KeyboardInterrupt):
-        tune.measure({"a": A, "b": B}, "task", "begun", seconds=2.0)
+        tune.measure({"a": [A], "b": [B]}, "task", "begun", seconds=2.0)
     assert [peer.closed for peer in FakePeer.made] == [1, 1]
 
 
@@ -360,7 +372,8 @@ def test_minibatches_are_those_that_run_draws(begun, file):
     descent = mjn.optax_descent(experiment.objective, pytest.importorskip("optax").adam(0.1))
     _, trace = mjn.descend_epochs(descent, descent.init(params), train, order_key, batch_size=2, epochs=2)
     task = task_of(file, batch_size=2, seed=3, optimizer="adam")
-    np.testing.assert_allclose(tune.taker(experiment, task, params, train)(6)[1], trace.loss, rtol=1e-6)
+    for same in (task, task._replace(flattened=True)):
+        np.testing.assert_allclose(tune.taker(experiment, same, params, train)(6)[1], trace.loss, rtol=1e-6)
 
 
 def test_a_descent_at_rest_goes_on_and_one_that_diverges_is_refused(file):

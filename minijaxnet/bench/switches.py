@@ -1,4 +1,4 @@
-"""Which of XLA's flags may make a step faster and leave its results alone; what to suggest of what was measured.
+"""Which switches, XLA's flags above all, may make a step faster and leave its results alone; and which to suggest.
 
 Left out are flags that let the compiler compute something else, such as ``xla_cpu_enable_fast_math`` or, on a GPU,
 ``xla_allow_excess_precision``: sums in another order and NaN that is overlooked lead a descent another way.
@@ -44,6 +44,10 @@ SWITCHES: Mapping[str, Sequence[Mapping[str, str]]] = {
         },
     ),
 }
+
+
+# What is no flag but may be tried beside them: an optimizer of optax that moves one long vector instead of each leaf.
+FLATTENED = "optax.flatten"
 
 
 def joined(present: str, flags: Sequence[str]) -> str:

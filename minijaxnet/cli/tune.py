@@ -1,8 +1,8 @@
-"""``minijaxnet tune``: which of XLA's flags make an experiment's step faster here and leave its results alone?
+"""``minijaxnet tune``: which switches make an experiment's step faster here and leave its results alone?
 
-XLA reads its flags once, before it compiles anything, so each is tried in a process of its own, and these take turns.
-A process that computes something else is refused. What wins alone is measured once more, combined and in new processes:
-the best of many candidates has had luck, too, and only what wins twice is suggested. Nothing is changed by it.
+Most are flags of XLA. It reads them once, before it compiles anything, so each is tried in a process of its own, and
+these take turns. A process that computes something else is refused. What wins alone is measured once more, combined and
+in new processes: the best of many has had luck, too, and only what wins twice is suggested. Nothing is changed by it.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.bench.blocks import check_seconds
 from minijaxnet.bench.compare import SAME_STEPS, beyond_rounding
 from minijaxnet.bench.peers import Comparison, Peer, PeerFailed, compare_peers
-from minijaxnet.bench.switches import SWITCHES, export_line, faster, joined, mildest, winners
+from minijaxnet.bench.switches import FLATTENED, SWITCHES, export_line, faster, joined, mildest, winners
 from minijaxnet.bench.worker import CHECKED_STEPS, Arm, connected, serve
 from minijaxnet.cli.arms import describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, draws, keys_of
 from minijaxnet.cli.flags import TuneFlags, parse, split_file
+from minijaxnet.descent import optax_descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
@@ -47,6 +48,7 @@ class Task(NamedTuple):
     batch_size: int | None
     seed: int
     x64: bool
+    flattened: bool = False
 
 
 class Begun(NamedTuple):
@@ -90,20 +92,23 @@ def _tune(experiment: Experiment, file: str, flags: TuneFlags, init_options: dic
         f"{jax.devices()[0].device_kind}\n{NOW}: XLA_FLAGS is {present or 'not set'}",
         flush=True,
     )
-    groups = SWITCHES.get(jax.default_backend(), ())
+    groups = [dict(group) for group in SWITCHES.get(jax.default_backend(), ())]
+    if optimizer != "gd":
+        groups[:1] = [{**(groups or [{}])[0], FLATTENED: FLATTENED}]
     count = sum(map(len, groups))
     won: dict[str, str] = {}
     for group in groups:
         seconds = flags.seconds * (1 - _CONFIRMING) * len(group) / count
-        found = measure({name: joined(present, [flag]) for name, flag in group.items()}, task, begun, seconds=seconds)
+        found = measure({name: [switch] for name, switch in group.items()}, task, begun, seconds=seconds)
         comparison = compared(found, share=count)
         print(f"\n{comparison}\n{results(found)}", flush=True)
         won |= {name: group[name] for name in winners(comparison, group)}
     if not won:
         print("\nnothing that was tried is surely faster than what you have")
         return 0
-    arms = {name: joined(present, [flag]) for name, flag in won.items()}
-    arms |= {"all of these": joined(present, list(won.values()))} if len(won) > 1 else {}
+    arms = {name: [switch] for name, switch in won.items()}
+    if len(won) > 1:
+        arms["all of these"] = list(won.values())
     found = measure(arms, task, begun, seconds=flags.seconds * _CONFIRMING)
     comparison = compared(found, share=len(arms))
     print(f"\nonce more, in new processes\n{comparison}\n{results(found)}")
@@ -112,13 +117,21 @@ def _tune(experiment: Experiment, file: str, flags: TuneFlags, init_options: dic
         print("\nthat does not hold: nothing that was tried is surely faster than what you have")
         return 0
     name = mildest(held)
-    print(f"\na step takes {held[name].median:.3g} times as long with\n\n    {export_line(arms[name])}\n")
-    print("It holds for all that XLA compiles from that shell, and may slow other programs down.")
+    print(f"\na step takes {held[name].median:.3g} times as long with\n\n{advice(present, arms[name])}")
     return 0
 
 
-def measure(xla_flags: Mapping[str, str], task: Task, begun: Begun, *, seconds: float) -> Comparison:
-    """Time the task in turns under each ``{name: XLA_FLAGS}``, and in two processes under what is set now.
+def advice(present: str, switches: Sequence[str]) -> str:
+    """What to write to have these switches, flags of XLA behind those that are ``present``."""
+    flags = [switch for switch in switches if switch != FLATTENED]
+    shell = f"    {export_line(joined(present, flags))}\n\n"
+    shell += "It holds for all that XLA compiles from that shell, and may slow other programs down."
+    code = "    mjn.optax_descent(objective, optax.flatten(optimizer))\n\nin place of the optimizer itself, in Python."
+    return "\n\n".join([*([code] if FLATTENED in switches else []), *([shell] if flags else [])])
+
+
+def measure(arms: Mapping[str, Sequence[str]], task: Task, begun: Begun, *, seconds: float) -> Comparison:
+    """Time the task in turns under each ``{name: switches}``, and in two processes as it is now.
 
     Raises:
         ValueError: it cannot be timed as it is now.
@@ -126,18 +139,19 @@ def measure(xla_flags: Mapping[str, str], task: Task, begun: Begun, *, seconds: 
     present = os.environ.get("XLA_FLAGS", "")
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
 
-        def start(flags: str) -> Peer:
+        def start(switches: Sequence[str]) -> Peer:
+            flags = joined(present, [switch for switch in switches if switch != FLATTENED])
             environment = {"XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             peer = Peer("minijaxnet.cli.tune", (), Path(scratch), environment=environment)
             stack.callback(peer.close)
             return peer
 
-        _progress(f"trying {', '.join(xla_flags)}")
-        peers = {name: start(flags) for name, flags in {NOW: present, **xla_flags}.items()}
-        again = start(present)
+        _progress(f"trying {', '.join(arms)}")
+        tried = {NOW: (), **arms}
+        peers, again = {name: start(switches) for name, switches in tried.items()}, start(())
         for name, peer in (*peers.items(), (NOW, again)):
             with contextlib.suppress(OSError):  # one that died of its flags tells when it is asked
-                for part in (name, task, begun):
+                for part in (name, task._replace(flattened=FLATTENED in tried[name]), begun):
                     peer.pipe.send(part)
         try:
             return compare_peers(peers, again, NOW, seconds=seconds)
@@ -171,6 +185,11 @@ def taker(experiment: Experiment, task: Task, params: Any, train: Any) -> Take:
     So a block of any number of steps stays where the experiment's own steps are, and none ends because it is flat.
     """
     descent = make_descent(differentiated(experiment), task.optimizer, task.learning_rate)
+    if task.flattened:
+        import optax
+
+        step: Any = descent.step
+        descent = optax_descent(step.objective, optax.flatten(step.optimizer))
     _, order_key, draw_key = keys_of(task.seed)
     start = descent.init(params, draw_key if draws(experiment.objective) else None)
     feed, source = OneBatch(), train
