@@ -18,7 +18,7 @@ from minijaxnet.losses import (
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.run import FitResult, fit
-from minijaxnet.sweeps import SweepResult, sweep
+from minijaxnet.sweeps import Ensemble, SweepResult, ensemble, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
@@ -29,6 +29,7 @@ __all__ = [
     "Batch",
     "Descent",
     "DescentState",
+    "Ensemble",
     "Experiment",
     "ExperimentError",
     "FitResult",
@@ -58,6 +59,7 @@ __all__ = [
     "diabetes",
     "digits",
     "elementwise",
+    "ensemble",
     "fit",
     "gradient_descent",
     "iris",

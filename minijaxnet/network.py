@@ -4,12 +4,12 @@ A network holds no state. ``serial`` takes networks and returns one, so that wha
 for the whole.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import initializers
 
 Activation = Callable[[jax.Array], jax.Array]
 WeightInit = Callable[..., jax.Array]
@@ -76,7 +76,7 @@ def dense(
         _check_width(f"dense: {name}", width)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dense: dtype: got {jnp.dtype(dtype).name}; expected a real floating dtype")
-    start = initializers.glorot_normal() if weight_init is None else weight_init
+    start = _glorot_normal if weight_init is None else weight_init
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         floating = jnp.result_type(float) if dtype is None else dtype
@@ -95,6 +95,24 @@ def dense(
         return y + params["bias"] if bias else y
 
     return Network(init, apply)
+
+
+def _glorot_normal(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    return _normal_start(key, shape, dtype, 2 / sum(shape))
+
+
+def _he_normal(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    return _normal_start(key, shape, dtype, 2 / shape[0])
+
+
+def _normal_start(key: jax.Array, shape: tuple[int, int], dtype: Any, variance: float) -> jax.Array:
+    """Normal weights of a variance, cut off at two standard deviations: the numbers of ``jax.nn.initializers``.
+
+    They are drawn as a vector: XLA takes four times as long to compile a draw whose last axis is narrow.
+    """
+    deviation_after_cut = 0.87962566103423978  # of a standard normal
+    draw = jax.random.truncated_normal(key, -2, 2, math.prod(shape), dtype).reshape(shape)
+    return draw * jnp.asarray(math.sqrt(variance) / deviation_after_cut, dtype)
 
 
 def elementwise(fn: Activation) -> Network:
@@ -179,7 +197,7 @@ def mlp(
     activations = (activation,) * (len(sizes) - 2) + (output_activation,)
 
     def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:
-        start = initializers.he_normal() if fn in _HALF_SILENT else initializers.glorot_normal()
+        start = _he_normal if fn in _HALF_SILENT else _glorot_normal
         linear = dense(n_in, n_out, bias=bias, weight_init=start, dtype=dtype)
         if fn is None:
             return linear

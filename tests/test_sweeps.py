@@ -226,3 +226,32 @@ def test_a_run_that_cannot_be_stacked_or_has_effects_is_refused():
 def test_the_memory_that_is_free_is_told_where_it_can_be():
     free = sweep_grid._free_bytes()
     assert free is None or free > 2**20
+
+
+def test_each_replica_rests_at_its_own_flatness():
+    def run(until_flat):
+        descent = mjn.gradient_descent(lambda weight, batch: weight**2, 0.25)  # which halves the weight
+        return mjn.descend(descent, descent.init(1.0), None, steps=20, until_flat=until_flat)[1]
+
+    trace = mjn.sweep(run, {"until_flat": np.array([1.0, 0.25, 1e-9])}).trace
+    np.testing.assert_array_equal(trace.steps_taken, [1, 3, 20])
+    np.testing.assert_array_equal(trace.status, [mjn.FLAT, mjn.FLAT, mjn.OUT_OF_STEPS])
+
+
+def test_an_ensemble_is_the_mean_and_the_spread_of_its_members():
+    def trained(key):
+        return run(key, 1e-3)[0].params
+
+    x = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    params = mjn.sweep(trained, {"key": KEYS}).output
+    mean, spread = mjn.ensemble(NETWORK.apply, params, x)
+    alone = np.stack([NETWORK.apply(jax.tree.map(lambda leaf, i=i: leaf[i], params), x) for i in range(len(KEYS))])
+    np.testing.assert_allclose(mean, alone.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spread, alone.std(axis=0, ddof=1), rtol=1e-4, atol=1e-6)
+    assert np.all(spread > 0)
+
+
+@pytest.mark.parametrize("params", [(np.ones(3), np.ones(2)), np.ones(1), np.float32(1), ()])
+def test_what_is_no_ensemble_is_refused(params):
+    with pytest.raises(ValueError, match=r"params: got leading axes .*; expected the same for all leaves"):
+        mjn.ensemble(lambda params, x: x, params, 1.0)
