@@ -102,7 +102,7 @@ def _tune(experiment: Experiment, file: str, flags: TuneFlags, init_options: dic
         found = measure({name: [switch] for name, switch in group.items()}, task, begun, seconds=seconds)
         comparison = compared(found, share=count)
         print(f"\n{comparison}\n{results(found)}", flush=True)
-        # To be measured again an interval that holds by itself is enough; that many were tried is no reason to miss one.
+        # To be measured again, an interval that holds by itself is enough: that many were tried is judged there.
         won |= {name: group[name] for name in winners(compared(found, share=1), group)}
     if not won:
         print("\nnothing that was tried is surely faster than what you have")
