@@ -1,5 +1,6 @@
 """What a step costs: descend with all its guards on, beside a bare scan and Python loops of the same step."""
 
+import contextlib
 import functools
 import sys
 import time
@@ -10,48 +11,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import peers
 from jax import lax
+from peers import c_by_hand
 
 import minijaxnet as mjn
 from minijaxnet.tables import figure, text_table
 
 SCAN = "bare scan, records nothing"
 DESCEND = "descend: history, until flat, guard"
+BY_HAND = "descend, gradient by hand"
+EPOCHS = "descend_epochs, a new order each epoch"
 LOOP = "jitted step, Python loop"
 
 
 class Workload(NamedTuple):
-    """A network, its loss and one batch, and how many steps to time at once in a compiled loop and in Python."""
+    """A network, its loss and one batch, and how many steps to time at once in a compiled loop and in Python.
+
+    ``data`` is what minibatches of the batch's size are drawn from, if there are any.
+    """
 
     objective: Callable[..., Any]
+    by_hand: Callable[..., Any]
     params: Any
-    batch: Any
+    batch: mjn.Batch
     steps: int
     python_steps: int
     learning_rate: float
+    data: mjn.Batch | None = None
 
 
 def lesson(*, bias: bool = False) -> Workload:
     """2-2-1 on the four points of the lesson; so small a rate that no slope ever vanishes."""
-    network = mjn.mlp((2, 2, 1), bias=bias)
-    objective = mjn.objective(network, mjn.mean_squared_error)
-    return Workload(objective, network.init(jax.random.key(0)), mjn.lesson_points(), 1_000_000, 2_000, 1e-7)
+    sizes, loss = (2, 2, 1), mjn.mean_squared_error
+    network = mjn.mlp(sizes, bias=bias)
+    by_hand = mjn.mlp_gradient(sizes, activation=jax.nn.relu, loss=loss, bias=bias)
+    params = network.init(jax.random.key(0))
+    return Workload(mjn.objective(network, loss), by_hand, params, mjn.lesson_points(), 1_000_000, 2_000, 1e-7)
 
 
-def classifier(sizes: tuple[int, ...], points: int, steps: int, python_steps: int) -> Workload:
-    """A softmax classifier on random points."""
-    network = mjn.mlp(sizes)
-    x_key, y_key, key = jax.random.split(jax.random.key(0), 3)
-    batch = mjn.Batch(jax.random.normal(x_key, (points, sizes[0])), jax.random.randint(y_key, (points,), 0, sizes[-1]))
-    objective = mjn.objective(network, mjn.softmax_cross_entropy)
-    return Workload(objective, network.init(key), batch, steps, python_steps, 1e-3)
+def classifier(sizes: tuple[int, ...], batch: mjn.Batch, steps: int, python_steps: int, data: Any = None) -> Workload:
+    """A softmax classifier."""
+    network, loss = mjn.mlp(sizes), mjn.softmax_cross_entropy
+    by_hand = mjn.mlp_gradient(sizes, activation=jax.nn.relu, loss=loss)
+    params = network.init(jax.random.key(0))
+    return Workload(mjn.objective(network, loss), by_hand, params, batch, steps, python_steps, 1e-3, data)
+
+
+def random_points(n_in: int, points: int = 256, classes: int = 10) -> mjn.Batch:
+    """Points and classes, drawn."""
+    x_key, y_key = jax.random.split(jax.random.key(1))
+    return mjn.Batch(jax.random.normal(x_key, (points, n_in)), jax.random.randint(y_key, (points,), 0, classes))
+
+
+def digits_in_minibatches() -> Workload:
+    """Digits: a step sees 128 points, the same ones or an epoch's next ones; 11 steps an epoch."""
+    train, _ = mjn.digits()
+    return classifier((64, 128, 10), jax.tree.map(lambda leaf: leaf[:128], train), 1_100, 500, data=train)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "2-2-1, batch 4": lesson,
     "2-2-1 with bias, batch 4": lambda: lesson(bias=True),
-    "64-128-10, batch 128": lambda: classifier((64, 128, 10), 128, 1_000, 500),
-    "1024-1024-1024-10, batch 256": lambda: classifier((1024, 1024, 1024, 10), 256, 16, 8),
+    "64-128-10, batch 128": digits_in_minibatches,
+    "64-256-256-10, batch 256": lambda: classifier((64, 256, 256, 10), random_points(64), 200, 100),
+    "1024-1024-1024-10, batch 256": lambda: classifier((1024, 1024, 1024, 10), random_points(1024), 16, 8),
 }
 
 
@@ -62,6 +86,7 @@ def arms(work: Workload) -> dict[str, tuple[Callable[[int], Any], int]]:
     """
     f, rate = work.objective, jnp.float32(work.learning_rate)
     descent = mjn.gradient_descent(f, work.learning_rate)
+    by_hand = mjn.gradient_descent(mjn.with_gradient(f, work.by_hand), work.learning_rate)
     start = descent.init(work.params)
     optimizer = optax.sgd(work.learning_rate)
 
@@ -91,25 +116,60 @@ def arms(work: Workload) -> dict[str, tuple[Callable[[int], Any], int]]:
             params, state = optax_step(params, state, work.batch)
         return params
 
+    def epochs(descent: mjn.Descent, steps: int) -> Any:
+        size = len(work.batch.x)
+        count = steps // (len(work.data.x) // size) if work.data else 0
+        return mjn.descend_epochs(descent, start, work.data, jax.random.key(0), batch_size=size, epochs=count)
+
+    minibatches = {
+        EPOCHS: (lambda steps: epochs(descent, steps), work.steps),
+        f"{EPOCHS}, by hand": (lambda steps: epochs(by_hand, steps), work.steps),
+    }
     return {
         SCAN: (lambda steps: bare_scan(work.params, work.batch, rate, steps), work.steps),
         DESCEND: (lambda steps: mjn.descend(descent, start, work.batch, steps=steps), work.steps),
+        BY_HAND: (lambda steps: mjn.descend(by_hand, start, work.batch, steps=steps), work.steps),
+        **(minibatches if work.data else {}),
         LOOP: (python_loop, work.python_steps),
         "jitted optax.sgd step, Python loop": (optax_loop, work.python_steps),
     }
 
 
-def replicas(steps: int, count: int = 1_000) -> Callable[[], Any]:
-    """A run of so many copies of the lesson's network at once, each from its own start."""
-    network = mjn.mlp((2, 2, 1), bias=False)
-    descent = mjn.gradient_descent(mjn.objective(network, mjn.mean_squared_error), 1e-7)
-    starts = jax.vmap(network.init)(jax.random.split(jax.random.key(0), count))
+def copies(count: int) -> dict[str, Callable[[int], Any]]:
+    """``{name: run}`` as above, for so many copies of the lesson's network at once, each from its own start."""
+    work = lesson()
+    rate, f = jnp.float32(work.learning_rate), work.objective
+    descent = mjn.gradient_descent(f, work.learning_rate)
+    keys = jax.random.split(jax.random.key(0), count)
+    init = mjn.mlp((2, 2, 1), bias=False).init
+    starts = jax.vmap(init)(keys)
 
-    @jax.jit
-    def run(starts: Any, batch: Any) -> Any:
+    @functools.partial(jax.jit, static_argnames="steps")
+    def scans(starts: Any, batch: Any, rate: Any, steps: int) -> Any:
+        def step(params: Any, _: None) -> Any:
+            slopes = jax.grad(f)(params, batch)
+            return jax.tree.map(lambda weight, slope: weight - rate * slope, params, slopes), None
+
+        return jax.vmap(lambda params: lax.scan(step, params, None, length=steps)[0])(starts)
+
+    @functools.partial(jax.jit, static_argnames="steps")
+    def descents(starts: Any, batch: Any, steps: int) -> Any:
         return jax.vmap(lambda params: mjn.descend(descent, descent.init(params), batch, steps=steps))(starts)
 
-    return lambda: run(starts, mjn.lesson_points())
+    @functools.cache
+    def run_of(steps: int) -> Callable[..., Any]:
+        return lambda key: mjn.descend(descent, descent.init(init(key)), work.batch, steps=steps)[1]
+
+    in_c = {}
+    with contextlib.suppress(ImportError):  # no compiler
+        made = c_by_hand.arms(peers.Workload((2, 2, 1), 4, work.learning_rate, copies=count))
+        in_c = {name: arm.start() for name, arm in made.items()} if isinstance(made, dict) else {}
+    return {
+        "bare scans under vmap, record nothing": lambda steps: scans(starts, work.batch, rate, steps),
+        "descend under vmap": lambda steps: descents(starts, work.batch, steps),
+        "sweep, a block a core": lambda steps: mjn.sweep(run_of(steps), {"key": keys}),
+        **in_c,
+    }
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -160,15 +220,17 @@ def main() -> None:
     for name, workload in WORKLOADS.items():
         show(name, measure(workload(), rounds))
 
-    counts = (250, 1_000, 4_000)
-    runs = {steps: replicas(steps) for steps in counts}
-    for run in runs.values():
-        seconds(run)
-    rows = []
-    for steps, run in runs.items():
-        taken = [seconds(run) / (1_000 * steps) for _ in range(max(3, rounds // 2))]
-        rows.append((f"{steps:,} steps", figure(1e9 * float(np.median(taken))), figure(1e9 * min(taken))))
-    print(text_table(("1,000 copies of 2-2-1 under vmap", "ns a network and step", "fastest"), rows))
+    for count in (1_000, 4_000):
+        runs, steps = copies(count), 4_000
+        taken = {name: [] for name in runs}
+        for _ in range(1 + max(3, rounds // 2)):
+            for name, run in runs.items():
+                taken[name].append(1e9 * step_seconds(run, steps) / count)
+        rows = [
+            (name, figure(float(np.median(nanoseconds[1:]))), figure(min(nanoseconds[1:])))
+            for name, nanoseconds in taken.items()
+        ]
+        print(text_table((f"{count:,} copies of 2-2-1", "ns a network and step", "fastest"), rows))
 
 
 if __name__ == "__main__":

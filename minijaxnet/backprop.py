@@ -135,8 +135,11 @@ class Layout(NamedTuple):
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
-    """The transpose in memory, where XLA would make it part of the product again."""
-    return lax.optimization_barrier(matrix.T)
+    """The transpose in memory, where XLA would make it part of the product again.
+
+    Not so for a tiny one: XLA makes one function of a tiny network's whole loop, if nothing stands in the way.
+    """
+    return matrix.T if matrix.size < 256 else lax.optimization_barrier(matrix.T)
 
 
 def _rows_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -96,6 +96,22 @@ def test_the_gradient_by_hand_is_autodiffs_in_the_layout_of_few_points_too(loss,
         check_gradient("sigmoid", loss, jnp.float64, [1, 3])
 
 
+@pytest.mark.parametrize("points", [15, 64], ids=["rows", "columns"])
+def test_a_gradient_with_transposes_in_memory_passes_jit_vmap_and_another_derivative(points):
+    sizes, draw = (20, 16, 2), np.random.default_rng(0)
+    params = mjn.mlp(sizes).init(jax.random.key(0))
+    batch = mjn.Batch(jnp.asarray(draw.normal(size=(2, points, 20))), jnp.asarray(draw.integers(0, 2, (2, points))))
+    objective = mjn.objective(mjn.mlp(sizes), mjn.softmax_cross_entropy)
+    by_hand = mjn.mlp_gradient(sizes, activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
+
+    def along_itself(f):
+        return jax.jit(jax.vmap(lambda x, y: jax.jvp(lambda p: jax.grad(f)(p, (x, y)), (params,), (params,))))(*batch)
+
+    assert "optimization_barrier" in str(jax.make_jaxpr(by_hand)(params, jax.tree.map(lambda leaf: leaf[0], batch)))
+    got, want = along_itself(mjn.with_gradient(objective, by_hand)), along_itself(objective)
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_points_are_rows_where_they_are_few_beside_the_layers():
     chosen = [backprop.faster_layout(points, sizes) for points, sizes in ((4, (2, 2, 1)), (63, (9, 64)), (64, (9, 64)))]
     assert chosen == [backprop.FEATURES_FIRST, backprop.BATCH_FIRST, backprop.FEATURES_FIRST]
@@ -245,13 +261,14 @@ def test_the_binary_slope_of_a_sure_right_answer_loses_no_digits():
 LAYOUTS = {"rows": backprop.BATCH_FIRST, "columns": backprop.FEATURES_FIRST}
 
 
+@pytest.mark.parametrize("sizes", [(3, 4), (60, 5)], ids=["tiny", "with its transpose in memory"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_the_slopes_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bias, layout):
+def test_the_slopes_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bias, layout, sizes):
     with jax.enable_x64(True):
-        (params,), (x, _) = problem((3, 4), "binary", bias, jnp.float64)
-        delta = jnp.asarray(np.random.default_rng(1).normal(size=(POINTS, 4)))
-        layer = mjn.dense(3, 4, bias=bias)
+        (params,), (x, _) = problem(sizes, "binary", bias, jnp.float64)
+        delta = jnp.asarray(np.random.default_rng(1).normal(size=(POINTS, sizes[1])))
+        layer = mjn.dense(*sizes, bias=bias)
         chex.assert_trees_all_close(layout.turn(layout.forward(params, layout.turn(x))), layer.apply(params, x))
         slopes = layout.backward(params, layout.turn(x), layout.turn(delta))
         got = backprop.DenseSlopes(slopes.params, layout.turn(slopes.x))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minijaxnet as mjn
+from minijaxnet import network
 
 KEY = jax.random.key(7)
 HALF_SILENT = [jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus]
@@ -226,3 +227,16 @@ def test_params_of_another_number_of_layers_are_refused():
     network = mjn.mlp((3, 2, 1))
     with pytest.raises(ValueError, match="zip"):
         network.apply(network.init(KEY)[:1], np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (64, 10)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_start_as_jaxs_initializers_draw_them(sizes, dtype):
+    starts = {
+        jax.nn.initializers.glorot_normal(): mjn.dense(*sizes, dtype=dtype).init(KEY)["weights"],
+        jax.nn.initializers.he_normal(): network._he_normal(KEY, sizes, dtype),
+    }
+    for start, got in starts.items():
+        want = start(KEY, sizes, dtype)
+        assert got.dtype == want.dtype
+        chex.assert_trees_all_close(got, want, rtol=2 * float(jnp.finfo(dtype).eps))
