@@ -120,8 +120,8 @@ class Layout(NamedTuple):
     ============== ================= ================
 
     XLA's product on a CPU is slow with a transposed left side, so that one is written out beforehand: with points as
-    rows the activations, with points as columns the weights, which do not grow with the batch. Autodiff of ``x @ W`` is
-    left with ``x^T delta``.
+    rows the activations; with points as columns the data, and the weights, which do not grow with the batch. Autodiff
+    of ``x @ W`` is left with ``x^T delta``.
 
     Attributes:
         turn: from rows to this layout, and back.

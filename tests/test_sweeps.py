@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
         interrupted.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: 1)
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: (1, np.inf))
     monkeypatch.setattr(sweep_grid, "_on_host", count_and_wait)
     found = mjn.sweep(lambda a: a, {"a": np.arange(500.0)}, block=1, on_progress=interrupt)
     assert found.finished.sum() == 1
@@ -158,18 +158,28 @@ def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
 
 def test_blocks_that_run_at_once_share_the_memory_and_there_is_one_a_core(monkeypatch):
     if jax.default_backend() == "cpu":
-        assert sweep_grid._workers() == machine()["cores"]
+        assert sweep_grid._workers() == (machine()["cores"], 1_000)
     blocks = {}
     monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
     for workers in (1, 4):
-        monkeypatch.setattr(sweep_grid, "_workers", lambda workers=workers: workers)
+        monkeypatch.setattr(sweep_grid, "_workers", lambda workers=workers: (workers, np.inf))
         blocks[workers] = mjn.sweep(bowl, {"start": np.arange(64.0), "learning_rate": np.array([0.1])}).block
     assert 1 <= blocks[4] <= blocks[1] / 3
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "block"), [(10, 100, 5), (400, 100, 100), (402, 100, 67), (401, np.inf, 201)]
+)
+def test_no_block_is_larger_than_the_caches_bear_and_all_are_alike(monkeypatch, count, most, block):
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: (2, most))
+    found = mjn.sweep(lambda a: 2 * a, {"a": np.arange(float(count))})
+    assert found.block == block
+    np.testing.assert_array_equal(found.output, 2 * np.arange(count))
+
+
 def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
     axes = {"start": np.arange(64.0), "learning_rate": np.array([0.1])}
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: 2)
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: (2, np.inf))
     whole = mjn.sweep(bowl, axes)
     assert whole.block == 32
     monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
