@@ -1,0 +1,118 @@
+"""The lock of a run folder: one owner that is alive, and none that is dead."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from minijaxnet.run import lock
+from minijaxnet.run.lock import RunInUse, hold, owner
+
+HOLDER = """
+import sys, time
+from minijaxnet.run.lock import hold
+with hold(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    yield holder
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run(held, tmp_path):
+    with (
+        pytest.raises(RunInUse, match=rf"process {held.pid} on .* since 20.*; expected a run that nobody"),
+        hold(tmp_path),
+    ):
+        pass
+    found = owner(tmp_path)
+    assert found is not None and found["pid"] == held.pid and found["started"] == lock.started(held.pid)
+
+
+def test_the_lock_of_a_dead_owner_is_taken_over(held, tmp_path):
+    held.send_signal(signal.SIGKILL)
+    held.wait()
+    assert (tmp_path / "lock").exists() and owner(tmp_path) is None
+    with hold(tmp_path):
+        assert owner(tmp_path)["pid"] == os.getpid()
+    assert owner(tmp_path) is None and not list(tmp_path.iterdir())
+
+
+def test_this_process_does_not_hold_it_twice_and_lets_go_when_it_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), hold(tmp_path):
+        with pytest.raises(RunInUse), hold(tmp_path):
+            pass
+        1 / 0  # noqa: B018
+    with hold(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": 1}', '{"pid": 99999999}'])
+def test_a_lock_that_names_nobody_alive_is_free(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with hold(tmp_path):
+        pass
+
+
+def written(tmp_path, **changed):
+    me = {"pid": os.getppid(), "started": lock.started(os.getppid()), "host": platform.node()} | changed
+    (tmp_path / "lock").write_text(json.dumps(me))
+
+
+def test_who_lives_holds_it_where_the_kernel_has_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: None)
+    written(tmp_path)
+    with pytest.raises(RunInUse), hold(tmp_path):
+        pass
+    written(tmp_path, started="another process of that pid")
+    with hold(tmp_path):
+        pass
+    written(tmp_path, host="elsewhere")
+    with pytest.raises(RunInUse, match="on elsewhere"), hold(tmp_path):
+        pass
+
+
+def test_a_run_that_came_from_another_machine_is_free_if_the_kernel_says_so(tmp_path):
+    written(tmp_path, host="elsewhere")
+    with hold(tmp_path):
+        pass
+
+
+def test_of_many_at_once_one_holds_it(tmp_path):
+    inside, most = [], []
+
+    def enter():
+        for _ in range(30):
+            try:
+                with hold(tmp_path):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+            except RunInUse:
+                pass
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+
+
+def test_a_run_that_is_gone_or_no_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
+        pass
+    assert owner(tmp_path / "none") is None
