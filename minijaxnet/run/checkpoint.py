@@ -1,0 +1,274 @@
+"""Checkpoints: a tree of arrays in one file, back bit by bit or not at all.
+
+What is loaded is held against a template, node by node, and nothing is guessed: another dtype, a tuple where a list
+was, a leaf more or less are errors that name it. Nothing in a file is ever executed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.core import Tracer
+
+from minijaxnet.pytrees import check_count
+from minijaxnet.run.checkpoint_format import (
+    MOST_HEADER_BYTES,
+    MOST_STEPS,
+    CheckpointError,
+    Header,
+    Stored,
+    check_data,
+    encode,
+    opened,
+    read_data,
+    read_header,
+    write,
+)
+
+# What a Python number is stored as: all that it holds.
+_PYTHON = {bool: np.bool_, int: np.int64, float: np.float64, complex: np.complex128}
+_CODES = {"bool": "BOOL", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_CODES |= {f"{kind}{8 * n}": f"{kind[0].upper()}{8 * n}" for kind in ("uint", "int") for n in (1, 2, 4, 8)}
+_CODES |= {f"float{8 * n}": f"F{8 * n}" for n in (2, 4, 8)}
+# The format has no such number: real and imaginary part lie along one more axis.
+_COMPLEX = {"complex64": "F32", "complex128": "F64"}
+
+
+def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
+    """Save a tree of arrays as one file, whole or not at all.
+
+    The file is on the disk when this returns. Ended at whatever moment, by a full disk or by the system, it leaves
+    what the path held before, or all that is new. Bits are stored as they are, NaN too: whether a state is worth
+    keeping is for the caller to say. Where several processes run one program, one of them saves.
+
+    It is a safetensors file, with a SHA-256 over names, kinds, dtypes, shapes, step and data in its metadata; other
+    programs can read it. Python numbers are stored as float64, int64, bool or complex128, and anything that safetensors
+    has no dtype for as bytes.
+
+    Args:
+        path: of the file; its folder must be there.
+        tree: a pytree of JAX arrays, also sharded ones, typed keys (``jax.random.key``), NumPy arrays of any strides,
+            and numbers.
+        step: a count that is kept with it, at least 0.
+
+    Raises:
+        TypeError: a leaf is no array and no number; the text names it.
+        ValueError: a leaf's data is not here: donated, or on devices of other processes; an int beyond 64 bits.
+        OSError: of the kind that it is (a full disk, a folder that is read-only or not there), naming the path.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(f"{folder}/a.safetensors", {"weights": np.arange(3.0)}, step=7)
+        ...     load_checkpoint(f"{folder}/a.safetensors", like={"weights": np.zeros(3)})
+        {'weights': array([0., 1., 2.])}
+    """
+    header, leaves = _described(tree)
+    header = header._replace(step=check_count("step", step))
+    if header.step >= MOST_STEPS:
+        raise ValueError(f"step: got {step}; expected less than {MOST_STEPS}")
+    for name, leaf in leaves.items():
+        _check_data_is_here(name, leaf)
+    if (length := len(encode(header))) > MOST_HEADER_BYTES:
+        raise ValueError(
+            f"tree: got {len(leaves)} leaves, a header of {length} bytes; expected at most {MOST_HEADER_BYTES}"
+        )
+    write(Path(path), header, (_bytes(leaf) for leaf in leaves.values()))
+
+
+def load_checkpoint(path: str | Path, like: Any) -> Any:
+    """Load what ``save_checkpoint`` saved, if it is exactly what ``like`` promises.
+
+    The file says nothing of where a leaf lives; ``like`` does. JAX leaves come back on the devices and in the sharding
+    that they have there (a float64 one also where x64 is off), NumPy leaves as NumPy, Python numbers as Python's. Weak
+    types become strong.
+
+    Args:
+        path: of the file itself; a symbolic link is refused.
+        like: a tree of the same structure, shapes and dtypes; its values are not looked at, and
+            ``jax.ShapeDtypeStruct`` will do. What is no array (an activation function in a dataclass) is taken from it.
+
+    Returns:
+        A tree like ``like``.
+
+    Raises:
+        CheckpointError: a file that is damaged, or no checkpoint, or that of another tree; the text names the file and
+            the leaf, what it holds and what was expected.
+        TypeError: a leaf of ``like`` is no array and no number.
+        OSError: it cannot be read; FileNotFoundError if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(f"{folder}/a.safetensors", {"weights": np.arange(3.0)}, step=7)
+        ...     try:
+        ...         load_checkpoint(f"{folder}/a.safetensors", like={"weights": np.zeros(4)})
+        ...     except CheckpointError as error:
+        ...         print(str(error).removeprefix(f"{folder}/a.safetensors: "))
+        tree['weights']: got float64[3]; expected float64[4]
+    """
+    _, tree, difference = read_checkpoint(Path(path), like)
+    if difference:
+        raise CheckpointError(difference)
+    return tree
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The step that a checkpoint was saved at, after a look at the whole file.
+
+    Raises:
+        CheckpointError: it is damaged, or no checkpoint.
+        OSError: it cannot be read; FileNotFoundError if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(f"{folder}/a.safetensors", {"weights": np.arange(3.0)}, step=7)
+        ...     checkpoint_step(f"{folder}/a.safetensors")
+        7
+    """
+    with opened(Path(path)) as (file, size):
+        header = read_header(Path(path), file, size)
+        check_data(Path(path), file, header)
+    return header.step
+
+
+def read_checkpoint(path: Path, like: Any) -> tuple[int, Any, str]:
+    """Step, tree and "", or step, None and what keeps the tree from being like ``like``."""
+    expected, leaves = _described(like)
+    with opened(path) as (file, size):
+        # Longer by far than the template's header: a tree of other names, but no reason to fill the memory.
+        header = read_header(path, file, size, min(MOST_HEADER_BYTES, (1 << 20) + 4 * len(encode(expected))))
+        if differences := _differences(header, expected):
+            shown = "\n  ".join(differences[:5]) + (f"\n  and {len(differences) - 5} more" if differences[5:] else "")
+            return header.step, None, f"{path}: {shown}"
+        arrays = {name: _room(leaves[name], stored) for name, stored in header.arrays.items()}
+        read_data(path, file, header, (_byte_view(array) for array in arrays.values()))
+    restored = [_restored(arrays[name], leaf) for name, leaf in leaves.items()]
+    return header.step, jax.tree.unflatten(jax.tree.structure(like), restored), ""
+
+
+def _differences(got: Header, expected: Header) -> list[str]:
+    """Node by node, in the template's order; what a container's kind explains comes after it."""
+
+    def shown(header: Header, name: str) -> str:
+        kind = header.kinds.get(name, "nothing")
+        if name not in header.arrays:
+            return kind
+        shape = header.arrays[name].shape
+        return f"{kind}[{','.join(map(str, shape[:-1] if _has_inner_axis(kind) else shape))}]"
+
+    names = dict.fromkeys([*expected.kinds, *got.kinds])
+    shown_pairs = ((name, shown(got, name), shown(expected, name)) for name in names)
+    return [f"{name}: got {a}; expected {b}" for name, a, b in shown_pairs if a != b]
+
+
+def _has_inner_axis(kind: str) -> bool:
+    return kind in _COMPLEX or kind.startswith("key<")
+
+
+def _nodes(node: Any, name: str = "tree") -> Iterator[tuple[str, Any, bool]]:
+    """Each node below, itself first: its name, the node, and whether it is a leaf; in the order of ``jax.tree.leaves``.
+
+    JAX's own names of leaves say nothing of tuples and lists, of None, or of what is empty.
+    """
+    children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)[0]
+    is_leaf = [path for path, _ in children] == [()]
+    yield name, node, is_leaf
+    for path, child in () if is_leaf else children:
+        yield from _nodes(child, name + jax.tree_util.keystr(path))
+
+
+def _described(tree: Any) -> tuple[Header, dict[str, Any]]:
+    """What a checkpoint of this tree says of it, and its leaves by their names."""
+    kinds, arrays, leaves = {}, {}, {}
+    for name, node, is_leaf in _nodes(tree):
+        if name in kinds:
+            raise ValueError(f"{name}: got two nodes of this name; expected keys that are written differently")
+        if is_leaf:
+            kinds[name], arrays[name] = _stored(name, node)
+            leaves[name] = node
+        else:
+            kinds[name] = "None" if node is None else type(node).__name__
+    return Header(0, kinds, arrays), leaves
+
+
+def _stored(name: str, leaf: Any) -> tuple[str, Stored]:
+    """The kind of a leaf, and how it is stored."""
+    if type(leaf) in _PYTHON:
+        dtype, shape = np.dtype(_PYTHON[type(leaf)]), ()
+    elif isinstance(leaf, np.ndarray | np.generic | jax.Array | jax.ShapeDtypeStruct) and not isinstance(
+        leaf, np.ma.MaskedArray
+    ):
+        dtype, shape = leaf.dtype, leaf.shape
+    else:
+        raise TypeError(f"{name}: got {type(leaf).__name__}; expected an array or a number")
+    if _is_key(leaf):
+        return f"key<{_key_impl(leaf)}>", Stored("U32", jax.eval_shape(jax.random.key_data, leaf).shape)
+    if dtype.name in _COMPLEX:
+        return dtype.name, Stored(_COMPLEX[dtype.name], (*shape, 2))
+    one_byte = dtype.itemsize == 1 and getattr(ml_dtypes, dtype.name, None) is dtype.type
+    if code := _CODES.get(dtype.name, "U8" if one_byte else None):
+        return dtype.name, Stored(code, tuple(shape))
+    raise TypeError(f"{name}: got dtype {dtype}; expected numbers")
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_impl(keys: Any) -> Any:
+    """The implementation of typed keys; asked while tracing, as ``key_impl`` does not take a ShapeDtypeStruct."""
+    impls = []
+    jax.eval_shape(lambda traced: impls.append(jax.random.key_impl(traced)), keys)
+    return impls[0]
+
+
+def _check_data_is_here(name: str, leaf: Any) -> None:
+    if isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
+        raise TypeError(f"{name}: got {type(leaf).__name__}; expected an array with data")
+    if type(leaf) is int and not -(1 << 63) <= leaf < 1 << 63:
+        raise ValueError(f"{name}: got an int of {leaf.bit_length()} bits; expected one that fits into 64")
+    if isinstance(leaf, jax.Array):
+        if leaf.is_deleted():
+            raise ValueError(f"{name}: got an array that was deleted, or donated to a program; expected its data")
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            raise ValueError(f"{name}: got an array on devices of other processes; expected all of its data here")
+
+
+def _bytes(leaf: Any) -> memoryview:
+    """The data of a leaf in row-major order, the lowest byte of a number first."""
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf, _PYTHON.get(type(leaf)))
+    return _byte_view(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+
+
+def _byte_view(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _room(leaf: Any, stored: Stored) -> np.ndarray:
+    """An array for the data of a leaf like this."""
+    if _is_key(leaf):
+        return np.empty(stored.shape, "<u4")
+    return np.empty(np.shape(leaf), np.dtype(getattr(leaf, "dtype", _PYTHON.get(type(leaf)))).newbyteorder("<"))
+
+
+def _restored(array: np.ndarray, like: Any) -> Any:
+    """An array as what ``like`` is."""
+    if type(like) in _PYTHON:
+        return array.item()
+    if isinstance(like, np.ndarray | np.generic):
+        array = array.astype(like.dtype, copy=False)
+        return array if isinstance(like, np.ndarray) else array[()]
+    # An uncommitted array goes wherever the others are; committed to its device, it could not.
+    sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) or like.committed else None
+    wide = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        if not _is_key(like):
+            return jax.device_put(array, sharding)
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=_key_impl(like)), sharding)

@@ -1,0 +1,127 @@
+"""The checkpoints of a run in their folder: the newest that is whole, and which may go."""
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minijaxnet.pytrees import check_count
+from minijaxnet.run.checkpoint import checkpoint_step, read_checkpoint
+from minijaxnet.run.checkpoint_format import UNFINISHED, CheckpointError
+
+_NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
+# Longer than any save takes: what is older and unfinished was left by one that was killed.
+_LEFT_OVER_S = 24 * 3600.0
+
+
+class LoadedCheckpoint(NamedTuple):
+    """The newest checkpoint that is whole.
+
+    Attributes:
+        step: at which it was saved.
+        tree: what was saved.
+        skipped: why each newer one could not be used, a text each.
+    """
+
+    step: int
+    tree: Any
+    skipped: list[str]
+
+
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """Where in a folder the checkpoint of a step is.
+
+    >>> checkpoint_path("run", 1234).name
+    'step-00001234.safetensors'
+    """
+    return Path(folder) / f"step-{check_count('step', step):08d}.safetensors"
+
+
+def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder by their names, the newest first; nothing is opened.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    found = [(int(match[1]), path) for path in Path(folder).iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(((step, path) for step, path in found if path == checkpoint_path(folder, step)), reverse=True)
+
+
+def load_latest(folder: str | Path, like: Any) -> LoadedCheckpoint | None:
+    """The newest checkpoint in a folder that is whole; None if there is none of any kind.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole (to start anew would throw them away); or the newest
+            whole one is of another tree than ``like``.
+        FileNotFoundError: there is no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> from minijaxnet.run.checkpoint import save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(checkpoint_path(folder, 20), {"weight": 10.0}, step=20)
+        ...     load_latest(folder, like={"weight": 0.0})
+        LoadedCheckpoint(step=20, tree={'weight': 10.0}, skipped=[])
+    """
+    skipped = []
+    for named, path in checkpoints(folder):
+        try:
+            step, tree, difference = read_checkpoint(path, like)
+        except (CheckpointError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        if step != named:
+            skipped.append(f"{path}: got the checkpoint of step {step}; expected that of step {named}")
+        elif difference:
+            raise CheckpointError(difference)
+        else:
+            return LoadedCheckpoint(step, tree, skipped)
+    if skipped:
+        raise CheckpointError(f"{folder}: got no checkpoint that is whole; expected one\n  " + "\n  ".join(skipped))
+    return None
+
+
+def keep_newest(folder: str | Path, count: int) -> list[Path]:
+    """Delete old checkpoints, but never the last one that is whole.
+
+    Kept are the newest ``count``, and older ones down to the first that is whole if none of these is: before anything
+    is deleted, one that stays has been read from end to end. What a killed save left unfinished goes after a day.
+
+    Args:
+        folder: of the checkpoints.
+        count: how many stay, at least 1.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: a file cannot be deleted.
+    """
+    check_count("count", count, least=1)
+    found = checkpoints(folder)
+    if len(found) > count:
+        first_whole = next((at for at, (step, path) in enumerate(found) if _is_whole(path, step)), len(found))
+        found = found[max(count, first_whole + 1) :]
+    else:
+        found = []
+    unfinished = (path for path in Path(folder).iterdir() if UNFINISHED.fullmatch(path.name))
+    left_over = [path for path in unfinished if _age_s(path) > _LEFT_OVER_S]
+    for path in (deleted := [path for _, path in found] + left_over):
+        path.unlink(missing_ok=True)
+    return deleted
+
+
+def _is_whole(path: Path, step: int) -> bool:
+    try:
+        return checkpoint_step(path) == step
+    except (CheckpointError, OSError):
+        return False
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except FileNotFoundError:  # another process was faster
+        return 0.0

@@ -1,0 +1,302 @@
+"""The file of a checkpoint: a safetensors file that vouches for itself, written whole or not at all.
+
+The header's checksum covers the header, in which stands the checksum of the data. So a damaged header is known before a
+byte of data is read, and nothing is allocated that the header, and whoever reads it, did not agree on.
+
+A header is right only if it is, byte for byte, what ``encode`` would write. That one comparison refuses whatever a JSON
+parser would let pass: names given twice, 8.0 for 8, spaces, a step "007".
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FORMAT, VERSION = "minijaxnet.checkpoint", "1"
+# Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
+MOST_HEADER_BYTES = 1 << 24
+# Steps, and names of files, have at most 18 digits.
+MOST_STEPS = 10**18
+# The file of a save under way, or of one that was killed.
+UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
+
+_CHUNK = 1 << 20  # small enough to be hashed and written while it is in the processor's cache
+_NO_DIGEST = 64 * "0"
+_LARGEST_RANK = 64
+_ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
+_ITEM_BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, no checkpoint at all, or one of another tree. It names the file."""
+
+
+class Stored(NamedTuple):
+    """How an array lies in the file: the format's code for its dtype, and its shape there."""
+
+    code: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.code]
+
+
+class Header(NamedTuple):
+    """What a file says of itself before its data.
+
+    Attributes:
+        step: the caller's count.
+        kinds: of each node of the tree by its name: the dtype of a leaf, the type of anything else.
+        arrays: how each leaf is stored, in the order of the data, without gaps.
+        data_sha256: of all the data, 64 hexadecimal digits.
+    """
+
+    step: int
+    kinds: dict[str, str]
+    arrays: dict[str, Stored]
+    data_sha256: str = _NO_DIGEST
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def encode(header: Header) -> bytes:
+    """The first bytes of the file, up to the data; as many whatever the checksums are.
+
+    Source: the safetensors format: the length of the JSON, 8 bytes with the lowest first; the JSON; then the data.
+    """
+    return _encode(header, hashlib.sha256(_encode(header, _NO_DIGEST)).hexdigest())
+
+
+def _encode(header: Header, header_sha256: str) -> bytes:
+    content: dict[str, Any] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": str(header.step),
+            "header_sha256": header_sha256,
+            "data_sha256": header.data_sha256,
+            **header.kinds,
+        }
+    }
+    begin = 0
+    for name, array in header.arrays.items():
+        end = begin + array.nbytes
+        content[name] = {"dtype": array.code, "shape": array.shape, "data_offsets": (begin, end)}
+        begin = end
+    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # so that the data is aligned for those who map the file into memory
+    return struct.pack("<Q", len(text)) + text
+
+
+def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
+    """Write a file whole or not at all, and have it on the disk when this returns.
+
+    The data goes to the disk before the new name does (otherwise a power cut may leave the name and no data), and the
+    name before this returns. Whatever goes wrong until then, the path holds what it held, or all that is new.
+
+    Args:
+        path: of the file, in a folder that exists.
+        header: whose ``data_sha256`` is found on the way.
+        arrays: the bytes of each array, in the header's order; one at a time is held.
+
+    Raises:
+        OSError: of the kind that it is (a full disk, a folder that is read-only or not there), naming the path.
+
+    Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    with _naming(path, "checkpoint not written"):
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(encode(header))
+                digest = hashlib.sha256()
+                for chunk in (array[at : at + _CHUNK] for array in arrays for at in range(0, len(array), _CHUNK)):
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.seek(0)
+                file.write(encode(header._replace(data_sha256=digest.hexdigest())))
+                file.flush()
+                _to_disk(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        _folder_to_disk(path.parent)
+
+
+def _to_disk(descriptor: int) -> None:
+    """Flush a file through all caches; macOS keeps those of the drive back from ``fsync``."""
+    import fcntl
+
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):  # network drives do not know it
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+def _folder_to_disk(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _to_disk(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL):  # some file systems have nothing to flush there
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
+    """A regular file to read, and its size. A pipe or a device could block for ever, and a link lead anywhere.
+
+    Raises:
+        CheckpointError: it is not a regular file.
+        OSError: of the kind that it is, naming the path.
+    """
+    with _naming(path, "checkpoint not read"):
+        _check_regular(path, os.lstat(path).st_mode)
+        # Between the two looks another file may take the name: it is neither followed nor waited for.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            _check_regular(path, status.st_mode)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with open(descriptor, "rb") as file:
+            yield file, status.st_size
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        names = {"l": "a symbolic link", "d": "a folder", "p": "a pipe", "s": "a socket"}
+        got = names.get(stat.filemode(mode)[0], "a device")
+        raise CheckpointError(f"{path}: got {got}; expected the checkpoint's own file")
+
+
+@contextlib.contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """A full disk or a failing one does not know of which file it speaks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}", str(path)) from error
+
+
+def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int = MOST_HEADER_BYTES) -> Header:
+    """Read and check all that comes before the data.
+
+    Args:
+        path: named in errors.
+        file: at its start.
+        size: of the file.
+        most_bytes: a longer header is refused unread.
+
+    Raises:
+        CheckpointError: anything but what ``encode`` writes, or a file that is shorter or longer than it says.
+    """
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > size - 8:
+        raise CheckpointError(
+            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it was cut off, or is none)"
+        )
+    if length > most_bytes:
+        raise CheckpointError(f"{path}: got a header of {length} bytes; expected at most {most_bytes}")
+    text = file.read(length)
+    try:
+        content = json.loads(text.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        kind = type(error).__name__
+        raise CheckpointError(f"{path}: got a header that is no JSON ({kind}: {error}); expected JSON") from None
+    header = _header(path, content)
+    if encode(header) != start + text:
+        raise CheckpointError(
+            f"{path}: got a header that differs from its SHA-256, or is written in another way than ours; "
+            "expected a checkpoint that nothing changed"
+        )
+    if size - 8 - length != header.data_bytes:
+        raise CheckpointError(f"{path}: got {size - 8 - length} bytes of data; expected {header.data_bytes}")
+    return header
+
+
+def _header(path: Path, content: Any) -> Header:
+    """What a parsed header says. What is not looked at here, the comparison with ``encode`` sees."""
+    metadata = content.pop("__metadata__", None) if isinstance(content, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise CheckpointError(f'{path}: got a file without "format": "{FORMAT}"; expected a checkpoint of minijaxnet')
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(f"{path}: got format version {metadata.get('version')!r}; expected {VERSION!r}")
+    arrays, begin = {}, 0
+    for name, entry in content.items():
+        entry = entry if isinstance(entry, dict) else {}
+        code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        if not isinstance(code, str) or code not in _ITEM_BYTES or not isinstance(shape, list) or not _is_shape(shape):
+            raise CheckpointError(f"{path}: {name}: got dtype {code!r:.50} and shape {shape!r:.50}; expected an array")
+        arrays[name] = Stored(code, tuple(shape))
+        end = begin + arrays[name].nbytes
+        if offsets != [begin, end]:
+            raise CheckpointError(f"{path}: {name}: got offsets {offsets!r:.50}; expected {[begin, end]}")
+        begin = end
+    kinds = {name: kind for name, kind in metadata.items() if name.startswith("tree")}
+    step, data_sha256 = str(metadata.get("step")), str(metadata.get("data_sha256"))
+    if not re.fullmatch("[0-9]{1,18}", step):
+        raise CheckpointError(f"{path}: got step {step!r:.50}; expected a count")
+    if nameless := arrays.keys() - kinds.keys():
+        raise CheckpointError(
+            f"{path}: {min(nameless)}: got an array that the metadata does not name; expected its dtype"
+        )
+    return Header(int(step), kinds, arrays, data_sha256)
+
+
+def _is_shape(shape: list[Any]) -> bool:
+    """Small enough, too, to be multiplied in no time."""
+    return len(shape) <= _LARGEST_RANK and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
+
+
+def read_data(path: Path, file: io.BufferedReader, header: Header, into: Iterable[memoryview]) -> None:
+    """Read the data to where it belongs, and only then say whether it is what was written.
+
+    Args:
+        path: named in errors.
+        file: behind its header.
+        header: what it says of itself.
+        into: room for each array in turn.
+
+    Raises:
+        CheckpointError: the data differs from its SHA-256.
+    """
+    digest = hashlib.sha256()
+    for view in (array[at : at + _CHUNK] for array in into for at in range(0, len(array), _CHUNK)):
+        if file.readinto(view) != len(view):
+            raise CheckpointError(f"{path}: got an end while it was read; expected {header.data_bytes} bytes of data")
+        digest.update(view)
+    if digest.hexdigest() != header.data_sha256:
+        raise CheckpointError(f"{path}: got data with SHA-256 {digest.hexdigest()}; expected {header.data_sha256}")
+
+
+def check_data(path: Path, file: io.BufferedReader, header: Header) -> None:
+    """Read the data and keep none of it; raise as ``read_data`` does."""
+    room = memoryview(bytearray(_CHUNK))
+    sizes = (min(_CHUNK, header.data_bytes - at) for at in range(0, header.data_bytes, _CHUNK))
+    read_data(path, file, header, (room[:size] for size in sizes))
