@@ -17,7 +17,7 @@ from minijaxnet.losses import (
     softmax_cross_entropy,
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
-from minijaxnet.run import FitResult, fit
+from minijaxnet.run import CheckpointError, FitResult, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.sweeps import Ensemble, SweepResult, ensemble, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
@@ -27,6 +27,7 @@ __all__ = [
     "FLAT",
     "OUT_OF_STEPS",
     "Batch",
+    "CheckpointError",
     "Descent",
     "DescentState",
     "Ensemble",
@@ -52,6 +53,7 @@ __all__ = [
     "breast_cancer",
     "check_grad",
     "check_vjp",
+    "checkpoint_step",
     "compare_steps",
     "dense",
     "descend",
@@ -64,6 +66,7 @@ __all__ = [
     "gradient_descent",
     "iris",
     "lesson_points",
+    "load_checkpoint",
     "load_experiment",
     "loss_slice",
     "loss_surface",
@@ -74,6 +77,7 @@ __all__ = [
     "optax_descent",
     "prediction_errors",
     "project_path",
+    "save_checkpoint",
     "serial",
     "softmax_cross_entropy",
     "sweep",

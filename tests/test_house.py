@@ -65,7 +65,7 @@ def test_public_names_are_the_contract():
     optax_descent descend descend_epochs Trace loss_slice loss_surface weight_direction project_path
     Experiment load_experiment check_grad check_vjp assert_grad assert_vjp GradReport GradientMismatch
     compare_steps StepComparison fit sweep SweepResult FLAT
-    OUT_OF_STEPS DIVERGED
+    OUT_OF_STEPS DIVERGED save_checkpoint load_checkpoint CheckpointError
     """.split()
     assert set(contract) <= set(minijaxnet.__all__)
     assert all(hasattr(minijaxnet, name) for name in minijaxnet.__all__)
