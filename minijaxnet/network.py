@@ -111,7 +111,7 @@ def _normal_start(key: jax.Array, shape: tuple[int, int], dtype: Any, variance: 
     They are drawn as a vector: XLA takes four times as long to compile a draw whose last axis is narrow.
     """
     deviation_after_cut = 0.87962566103423978  # of a standard normal
-    draw = jax.random.truncated_normal(key, -2, 2, math.prod(shape), dtype).reshape(shape)
+    draw = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype).reshape(shape)
     return draw * jnp.asarray(math.sqrt(variance) / deviation_after_cut, dtype)
 
 

@@ -91,7 +91,7 @@ def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(run):
     assert code == 1
     assert out.count("100.0 %") == 2 and "no descent ended at a finite loss" in out
     assert (np.load(folder / "sweep.npz")["status"] == mjn.DIVERGED).all()
-    assert json.loads((folder / "result.json").read_text()) == {"best": None}
+    assert json.loads((folder / "result.json").read_text()) == {"status": "DONE", "best": None}
 
 
 def test_ctrl_c_ends_all_batch_sizes_and_keeps_what_is_finished(run, monkeypatch):
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_all_batch_sizes_and_keeps_what_is_finished(run, monkeypatch
 
     monkeypatch.setattr(cli_sweep, "_on_progress", lambda: interrupt)
     code, out, _, folder = run("sweep", "--seeds", 6, "--block", 2, "--batch-size", "2,4", "--steps", 3)
-    assert code == 130 and "stopped by Ctrl-C after 2 of 6 descents" in out
+    assert code == 130 and "stopped by SIGINT after 2 of 6 descents" in out
     arrays = np.load(folder / "sweep.npz")
     assert arrays["axis_batch_size"].tolist() == [2] and arrays["finished"].sum() == 2
 

@@ -25,6 +25,7 @@ from minijaxnet.run.folder import create_run_folder, environment, write_json, wr
 # The module; as an attribute of the package its name is the function's.
 fit_module = sys.modules["minijaxnet.run.fit"]
 folder_module = sys.modules["minijaxnet.run.folder"]
+log_module = sys.modules["minijaxnet.run.log"]
 
 NETWORK = mjn.mlp((3, 4, 1), activation=jnp.tanh)
 OBJECTIVE = mjn.objective(NETWORK, mjn.mean_squared_error)
@@ -290,7 +291,9 @@ def test_the_metrics_file_holds_the_rows(rate, tmp_path):
     # JSON has neither NaN nor infinity: null stands for them.
     expected = [{name: value if np.isfinite(value) else None for name, value in row.items()} for row in result.rows]
     assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    timed = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in timed] == [row["step"] for row in result.rows]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl", "timing.jsonl"]
     diverges = rate > 1
     assert (result.status == mjn.DIVERGED) == diverges
     assert (expected[-1]["loss"] is None) == diverges
@@ -315,20 +318,20 @@ def logs(monkeypatch):
     """The files that fit opens for its rows."""
     opened = []
 
-    class Kept(folder_module.Log):
-        def __init__(self, folder):
-            super().__init__(folder)
-            opened.append(self._file)
+    class Kept(log_module.Log):
+        def __init__(self, folder, **options):
+            super().__init__(folder, **options)
+            opened.append(self)
 
     monkeypatch.setattr(fit_module, "Log", Kept)
     yield opened
     for log in opened:
-        log.close()
+        log.__exit__()
 
 
 def test_the_log_is_closed_at_the_end(tmp_path, logs):
     fit(DESCENT, START, DATA, steps=3, run_dir=tmp_path)
-    assert [log.closed for log in logs] == [True]
+    assert [file.closed for log in logs for file in log._files.values()] == [True, True]
 
 
 @pytest.mark.parametrize("part", ["measure", "on_progress"])
@@ -338,7 +341,7 @@ def test_the_log_is_closed_where_the_caller_raises(part, tmp_path, logs):
 
     with pytest.raises(ArithmeticError, match="the caller's"):
         fit(DESCENT, START, DATA, steps=3, run_dir=tmp_path, **{part: raises})
-    assert [log.closed for log in logs] == [True]
+    assert [file.closed for log in logs for file in log._files.values()] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["step", "loss", "gradient_norm"])

@@ -265,3 +265,27 @@ def test_an_ensemble_is_the_mean_and_the_spread_of_its_members():
 def test_what_is_no_ensemble_is_refused(params):
     with pytest.raises(ValueError, match=r"params: got leading axes .*; expected the same for all leaves"):
         mjn.ensemble(lambda params, x: x, params, 1.0)
+
+
+def test_blocks_that_are_kept_are_not_run_again():
+    axes = {"start": np.arange(10.0), "learning_rate": np.array([0.1, 0.2])}
+    kept, asked = {}, []
+
+    def load(first, like):
+        asked.append(first)
+        chex.assert_trees_all_equal_shapes_and_dtypes(like, next(iter(kept.values()), like))
+        return kept.get(first)
+
+    blocks = sweep_grid.Blocks(4, load, kept.__setitem__)
+    whole = mjn.sweep(bowl, axes, blocks=blocks)
+    assert whole.block == 4 and sorted(kept) == asked == [0, 4, 8, 12, 16]
+    kept[8] = jax.tree.map(np.zeros_like, kept[8])  # to be seen again, if it is not run
+    gone, done = kept.pop(12), []
+    again = mjn.sweep(bowl, axes, blocks=blocks, on_progress=lambda *counts: done.append(counts))
+    assert done == [(20, 20)] and again.finished.all()
+    chex.assert_trees_all_equal(kept[12], gone)
+    flat = again.output.loss.reshape(20, -1)
+    np.testing.assert_array_equal(
+        np.delete(flat, np.s_[8:12], 0), np.delete(whole.output.loss.reshape(20, -1), np.s_[8:12], 0)
+    )
+    assert (flat[8:12] == 0).all()

@@ -13,6 +13,9 @@ VERBS = {
     "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
     "tune": "find the flags of XLA that make the step faster on this machine, with the same results",
     "list": "show the experiments of a folder",
+    "runs": "show the runs of a folder, how they stand and what came out",
+    "show": "show one run, as far as it has come",
+    "resume": "go on with a run where it stopped, to the same bits",
 }
 
 

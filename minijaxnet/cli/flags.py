@@ -20,6 +20,18 @@ class RunFlags(Settings):
     """The folder in which the run's own folder is made."""
     bench_seconds: float = 1.0
     """How long to time the step against optax's; 0 leaves it out."""
+    log_every: int | None = None
+    """Steps from one line of metrics to the next; about 20 lines if left out."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next; by time alone if left out."""
+    checkpoint_seconds: float = 60.0
+    """Seconds from one checkpoint to the next."""
+    on_divergence: Literal["stop", "halve-rate"] = "stop"
+    """Whether to go back to the last checkpoint and on at half the learning rate."""
+    diagnose: bool = False
+    """Name the first operation that was not finite, if it diverges."""
+    unchecked: bool = False
+    """Descend though the gradient by hand is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """``minijaxnet sweep``: an experiment at many seeds, learning rates and numbers of its own, at once."""
 
+import contextlib
 import dataclasses
 import math
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +22,60 @@ from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, number_options
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
-from minijaxnet.run.folder import create_run_folder, environment, write_json
+from minijaxnet.run.blocks import blocks_below
+from minijaxnet.run.folder import RESULT, create_run_folder, write_beginning, write_json
+from minijaxnet.run.lock import hold
+from minijaxnet.run.signals import sigterm_interrupts
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.tables import figure
+
+BLOCKS = "blocks"
+
+
+class Asked(NamedTuple):
+    """What a sweep was asked for: numbers of the experiment's ``init`` are texts, ranges; those of ``data`` numbers."""
+
+    experiment: Experiment
+    flags: SweepFlags
+    init: dict[str, Any]
+    data: dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
     experiment = None if file is None else load_experiment(file)
-    flags, init_options, data_options = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
+    flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
-    with jax.enable_x64(flags.precision == "float64"):
-        return _sweep(experiment, file, flags, init_options, data_options)
+    asked = Asked(experiment, flags, init, data)
+    return carry_out_sweep(asked, lambda: _new_folder(asked, file))
 
 
-def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dict, data_options: dict) -> int:
+@contextlib.contextmanager
+def _new_folder(asked: Asked, file: str) -> Iterator[Path]:
+    """A new run folder, which goes again if what runs in it fails before a first block is done."""
+    folder = create_run_folder(asked.flags.runs, f"{asked.experiment.name}-sweep")
+    try:
+        config = {"verb": "sweep", "file": file, "experiment": asked.experiment.name}
+        config |= {"flags": dataclasses.asdict(asked.flags), "init": asked.init, "data": asked.data}
+        write_beginning(folder, config, file)
+        yield folder
+    except BaseException:
+        if not (folder / BLOCKS).exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def carry_out_sweep(asked: Asked, open_folder: Callable[[], contextlib.AbstractContextManager[Path]]) -> int:
+    """Carry out a sweep in its run folder, but for the blocks that it has already; the exit code."""
+    with jax.enable_x64(asked.flags.precision == "float64"):
+        return _carry_out(asked, open_folder)
+
+
+def _carry_out(asked: Asked, open_folder: Callable[[], contextlib.AbstractContextManager[Path]]) -> int:
+    experiment, flags = asked.experiment, asked.flags
     options = _options(flags.optimizer_options)
-    given = {"learning_rate": flags.learning_rate} | init_texts | options
+    given = {"learning_rate": flags.learning_rate} | asked.init | options
     values = {name: parse_range(name, text) for name, text in given.items()}
     if flags.seeds < 1:
         raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
@@ -49,14 +89,14 @@ def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dic
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
     axes: dict[str, Any] = {name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1}
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
-    first = {name: values[name][0] for name in init_texts}
-    _, train, test, _, _ = begin(experiment, 0, flags.precision, first, data_options)
+    first = {name: values[name][0] for name in asked.init}
+    _, train, test, _, _ = begin(experiment, 0, flags.precision, first, asked.data)
 
     def run_of(batch_size: int | None) -> Callable[..., Any]:
         def run(seed: Any, **swept: Any) -> dict[str, Any]:
             numbers = fixed | swept
             start_key, order_key, draw_key = keys_of(seed)
-            params = experiment.init(start_key, **{name: numbers[name] for name in init_texts})
+            params = experiment.init(start_key, **{name: numbers[name] for name in asked.init})
             params = cast_floats(params, jnp.dtype(flags.precision))
             extra = {name: numbers[name] for name in options}
             descent = make_descent(differentiated(experiment), flags.optimizer, numbers["learning_rate"], **extra)
@@ -80,19 +120,17 @@ def _sweep(experiment: Experiment, file: str, flags: SweepFlags, init_texts: dic
         flush=True,
     )
     found: list[SweepResult] = []
-    for size in sizes:
-        found.append(sweep(run_of(size), axes, block=flags.block, on_progress=_on_progress()))
-        if found[-1].interrupted:
-            break
-    result = found[0] if len(sizes) == 1 else _stacked(sizes[: len(found)], found)
-    return _report(experiment, file, flags, result)
+    with open_folder() as folder, hold(folder), sigterm_interrupts() as stop:
+        for size in sizes:
+            blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
+            found.append(sweep(run_of(size), axes, block=flags.block, blocks=blocks, on_progress=_on_progress()))
+            if found[-1].interrupted:
+                break
+        result = found[0] if len(sizes) == 1 else _stacked(sizes[: len(found)], found)
+        return _report(folder, result, stop.signum or signal.SIGINT)
 
 
-def _report(experiment: Experiment, file: str, flags: SweepFlags, result: SweepResult) -> int:
-    folder = create_run_folder(flags.runs, f"{experiment.name}-sweep")
-    config = {"file": file, "experiment": experiment.name, "flags": dataclasses.asdict(flags)}
-    write_json(folder / "config.json", config)
-    write_json(folder / "environment.json", environment())
+def _report(folder: Path, result: SweepResult, signum: int) -> int:
     trace = result.trace
     arrays = {"losses": trace.loss, "gradient_norms": trace.gradient_norm, "steps_taken": trace.steps_taken}
     arrays |= {"status": trace.status, "loss": result.losses, "finished": result.finished} | result.output["metrics"]
@@ -102,20 +140,25 @@ def _report(experiment: Experiment, file: str, flags: SweepFlags, result: SweepR
 
     for name in [name for name, values in result.axes.items() if len(values) > 1 and name != "seed"] or ["seed"]:
         print(f"\n{result.table(name)}")
-    code = 130 if result.interrupted else 0
+    code, content = 0, {"status": "INTERRUPTED" if result.interrupted else "DONE", "best": None}
     if np.isfinite(result.losses).any():
         best = result.best()
         values = {name: float(value) for name, value in best.values.items()}
         metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
-        write_json(folder / "result.json", {"best": values, "loss": best.loss, "metrics": metrics})
+        content |= {"best": values, "loss": best.loss, "metrics": metrics}
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
         print(f"\nbest: {where}: loss {figure(best.loss)}")
     else:
-        write_json(folder / "result.json", {"best": None})
         print("\nno descent ended at a finite loss")
-        code = code or 1
+        code = 1
+    write_json(folder / RESULT, content)
     if result.interrupted:
-        print(f"stopped by Ctrl-C after {int(result.finished.sum()):,} of {result.finished.size:,} descents")
+        done, count = int(result.finished.sum()), result.finished.size
+        print(f"stopped by {signal.Signals(signum).name} after {done:,} of {count:,} descents")
+        print(f"minijaxnet resume {folder} goes on")
+        code = 128 + signum
+    else:
+        shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # all of it is in sweep.npz
     print(f"written to {folder}")
     return code
 

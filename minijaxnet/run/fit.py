@@ -1,13 +1,12 @@
 """Fit: carry a descent to its end, with the host looking in between chunks of the compiled loop.
 
-Everything that a person waits for happens there: progress, the log, Ctrl-C. The compiled program knows nothing of it.
+Everything that a person waits for happens there: progress, the log, checkpoints, signals. The compiled program knows
+nothing of it, and its chunks may be cut anywhere: the numbers are the same to the last bit.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +20,18 @@ from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
-from minijaxnet.run.folder import Log
-from minijaxnet.trace import OUT_OF_STEPS, History, Status, Trace
+from minijaxnet.run.keeper import Keeper, Retry
+from minijaxnet.run.lock import hold
+from minijaxnet.run.log import Log
+from minijaxnet.run.signals import stop_between_chunks
+from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
 _CHUNK_S = 0.1
 
 
 class Progress(NamedTuple):
-    """Where a fit stands, told after each chunk."""
+    """Where a fit stands, told after each chunk; steps are counted from its first start."""
 
     step: int
     steps: int
@@ -43,17 +45,21 @@ class FitResult(NamedTuple):
 
     Attributes:
         state: where the descent ended; finite, also if it diverged.
-        trace: what each step saw; see ``Trace``. Steps are counted from where this fit started.
+        trace: what each step saw; see ``Trace``. Steps are counted from ``first_step``.
         rows: what was logged, as in ``metrics.jsonl``; the last row is of the state where it ended.
-        interrupted: whether Ctrl-C ended it.
+        first_step: where it was resumed; 0 if it was not.
+        interrupted: the signal that ended it, SIGINT or SIGTERM; 0 if none did.
+        notes: what a person should know of checkpoints that could not be used.
         compile_s: seconds to trace and compile, apart from all running.
         run_s: seconds in compiled steps.
     """
 
     state: DescentState
     trace: Trace
-    rows: list[dict[str, float]]
-    interrupted: bool
+    rows: list[dict[str, Any]]
+    first_step: int
+    interrupted: int
+    notes: list[str]
     compile_s: float
     run_s: float
 
@@ -61,6 +67,11 @@ class FitResult(NamedTuple):
     def status(self) -> Status:
         """How the descent ended: FLAT, OUT_OF_STEPS (also when interrupted) or DIVERGED."""
         return Status(int(self.trace.status))
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps were taken since the first start."""
+        return self.first_step + int(self.trace.steps_taken)
 
 
 def fit(
@@ -75,12 +86,18 @@ def fit(
     log_every: int | None = None,
     measure: Callable[[Any], dict[str, Any]] | None = None,
     run_dir: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    checkpoint_s: float = 60.0,
+    on_divergence: Retry | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Take ``steps`` steps, or fewer: as ``descend``, but checked, logged, watched and interruptible.
 
-    Values are checked first, on the host. Then chunks of about a tenth of a second run; Ctrl-C stops after the one that
-    is under way, with what was learnt so far.
+    Values are checked first, on the host. Then chunks of about a tenth of a second run; SIGINT (Ctrl-C) and SIGTERM
+    stop after the one that is under way, with what was learnt so far; a second one ends at once. A run folder is held
+    by one process at a time. It has the three newest checkpoints, from which ``resume`` goes on to the same bits,
+    whatever ended the process: parameters, optimizer and keys are in them, the order of minibatches follows from these.
 
     Args:
         descent: how to step.
@@ -93,7 +110,15 @@ def fit(
         key: a ``jax.random.key`` for the order of the minibatches; needed with ``batch_size``.
         log_every: steps from one logged row to the next; about 20 rows if None.
         measure: ``measure(params) -> {name: number}``, added to each logged row.
-        run_dir: an existing folder, in which ``metrics.jsonl`` is written; nothing is written if None.
+        run_dir: an existing folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written;
+            nothing is written if None.
+        resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none;
+            all other arguments are to be those of the first start.
+        checkpoint_every: steps from one checkpoint to the next; None for by time alone.
+        checkpoint_s: seconds from one checkpoint to the next. There is one at the end, too, unless it diverged.
+        on_divergence: ``(state, times) -> (descent, state)``: how to go on when a descent has diverged so many
+            times, such as with a smaller rate; None to end there. The state is the last but one at a multiple of
+            ``checkpoint_every`` (of ``log_every``, if None).
         on_progress: called after each chunk.
 
     Returns:
@@ -102,6 +127,8 @@ def fit(
     Raises:
         ValueError: a value that no descent can use: NaN in the data or params, no points, labels that are no class, a
             batch size beyond the points, negative steps. The text names the argument.
+        CheckpointError: the checkpoints are damaged, all of them, or of another descent.
+        RunInUse: another process holds the run folder.
         TypeError: the wrong kind of thing: integer params, a fractional number of steps, no key with ``batch_size``.
 
     Example:
@@ -120,46 +147,78 @@ def fit(
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
         _check_key(key)
-    began = time.perf_counter()
+    began, run_s = time.perf_counter(), 0.0
     state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
+    keeper = Keeper(
+        run_dir,
+        every=checkpoint_every,
+        seconds=checkpoint_s,
+        resume=resume,
+        retry=on_divergence,
+        mark_every=log_every,
+    )
 
-    def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
-        start = time.perf_counter()
-        out = run_chunk(descent.step, feed, capacity, state, source, steps, until_flat, np.int32(OUT_OF_STEPS))
-        jax.block_until_ready(out)
-        return *out, time.perf_counter() - start
+    with (
+        hold(run_dir) if run_dir is not None else nullcontext(),
+        Log(run_dir, resume=resume) as log,
+        stop_between_chunks() as stop,
+    ):
+        first, descent, state = keeper.begin(descent, state)
+        log.back_to(first, keeper.events)
 
-    state, trace, _ = chunk(state, 0)  # no step: all the time it takes is tracing and compiling
-    compile_s, run_s, steps_per_s = time.perf_counter() - began, 0.0, 1.0
-    history = History(steps)
-    history.append(trace)
+        def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
+            start = time.perf_counter()
+            out = run_chunk(descent.step, feed, capacity, state, source, steps, until_flat, np.int32(OUT_OF_STEPS))
+            jax.block_until_ready(out)
+            return *out, time.perf_counter() - start
 
-    with _interruptible() as interrupted, Log(run_dir) as log:
-        while history.steps_taken < steps and history.status == OUT_OF_STEPS and not interrupted.is_set():
-            step = history.steps_taken
+        state, trace, _ = chunk(state, 0)  # no step: all the time it takes is tracing and compiling
+        compile_s, steps_per_s = time.perf_counter() - began, 1.0
+        history = History(max(0, steps - first))
+        history.append(trace)
+        while (step := first + history.steps_taken) < steps and history.status == OUT_OF_STEPS and not stop:
+            keeper.look(step, state)
             measured = _measured(measure, state.params) if step % log_every == 0 else None
-            most = min(steps - step, log_every - step % log_every, capacity)
+            most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
             state, trace, seconds = chunk(state, min(most, max(1, int(_CHUNK_S * steps_per_s))))
             seen = history.append(trace)
-            if not len(seen.loss):
-                break
-            if measured is not None:
-                log.append(step, seen.loss[0], seen.gradient_norm[0], measured)
-            # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
-            run_s, steps_per_s = run_s + seconds, min(len(seen.loss) / seconds, 4 * steps_per_s)
-            if on_progress is not None:
-                taken = history.steps_taken
-                on_progress(Progress(taken, steps, float(seen.loss[-1]), float(seen.gradient_norm[-1]), taken / run_s))
+            run_s += seconds
+            if len(seen.loss):
+                if measured is not None:
+                    log.append(step, _row(seen, measured), run_s)
+                # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
+                steps_per_s = min(len(seen.loss) / seconds, 4 * steps_per_s)
+                taken = first + history.steps_taken
+                if on_progress is not None:
+                    loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
+                    on_progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
+                if keeper.is_due(taken):
+                    log.sync()
+                    keeper.keep(taken, state)
+            if history.status == DIVERGED and keeper.may_retry():
+                back, descent, state = keeper.retry(first + history.steps_taken)
+                history.back_to(back - first)
+                log.back_to(back, keeper.events)
+        end = first + history.steps_taken
+        if history.status != DIVERGED:
+            log.sync()
+            keeper.keep(end, state)
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
-        log.append(history.steps_taken, look.loss[0], look.gradient_norm[0], _measured(measure, state.params))
-    return FitResult(state, history.trace(), log.rows, interrupted.is_set(), compile_s, run_s)
+        log.append(end, _row(look, _measured(measure, state.params)), run_s)
+        log.sync()
+    return FitResult(state, history.trace(), log.rows, first, stop.signum, keeper.notes, compile_s, run_s)
+
+
+def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:
+    """What the first of some steps saw."""
+    return {"loss": float(seen.loss[0]), "gradient_norm": float(seen.gradient_norm[0])} | measured
 
 
 def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
     measured = {} if measure is None else {name: float(value) for name, value in measure(params).items()}
-    if taken := {"step", "loss", "gradient_norm"} & set(measured):
+    if taken := {"step", "loss", "gradient_norm", "event"} & set(measured):
         raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
     return measured
 
@@ -187,23 +246,3 @@ def _check_key(key: Any) -> None:
     if not is_key and not (dtype == jnp.uint32 and ndim == 1):
         got = "None" if key is None else f"a {type(key).__name__}" + (f" of shape {key.shape}" if ndim else "")
         raise TypeError(f"key: got {got}; expected a jax.random.key, for the order of the minibatches")
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one raises as ever. Outside the main thread nothing is caught."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_signal(signum: int, frame: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.pytrees import named_leaves
+from minijaxnet.run import code
+from minijaxnet.run.lock import owner
 
-METRICS = "metrics.jsonl"
+CONFIG, CODE, RESULT = "config.json", "code", "result.json"
 
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
@@ -40,11 +42,56 @@ def create_run_folder(parent: str | Path, name: str) -> Path:
     raise FileExistsError(f"{stem}: got 999 runs of the same second; expected fewer")
 
 
+def write_beginning(folder: Path, config: dict[str, Any], file: str | Path) -> None:
+    """Write what a run begins with: ``config.json``, the code and the environment.
+
+    The code is kept below ``code/``, the config once more beside it, so that what has changed since can be shown.
+    """
+    texts = code.sources(file)
+    config = config | {"code_sha256": code.digest(texts)}
+    code.keep(folder / CODE, texts | {CONFIG: _json(config)})
+    write_json(folder / CONFIG, config)
+    write_json(folder / "environment.json", environment())
+
+
+def changes(folder: Path, file: str | Path) -> str:
+    """How the config and the code have changed since a run was started, as a diff; nothing if they have not."""
+    now = code.sources(file) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")}
+    return code.difference(code.kept(folder / CODE), now)
+
+
+def run_state(folder: Path) -> str:
+    """How it stands with a run: running, done, interrupted (also when it was killed), diverged or failed."""
+    if owner(folder) is not None:
+        return "running"
+    try:
+        status = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError):
+        return "interrupted"
+    return {"DIVERGED": "diverged", "INTERRUPTED": "interrupted", "FAILED": "failed"}.get(status, "done")
+
+
+def _json(content: Any) -> str:
+    return json.dumps(plain(content), indent=2) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all; numbers that JSON lacks (NaN, infinity) become null."""
+    replace_file(path, _json(content).encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a file in the place of another, whole or not at all, and on disk."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_params(path: Path, params: Any) -> None:
@@ -54,34 +101,6 @@ def write_params(path: Path, params: Any) -> None:
     temporary = path.with_name(path.name + ".part")
     save_file(named_leaves(params), temporary)
     os.replace(temporary, path)
-
-
-class Log:
-    """The logged rows, kept, and written to ``metrics.jsonl`` as they come: step, loss, gradient norm and metrics.
-
-    Used within a ``with``. Nothing is written without a folder.
-    """
-
-    def __init__(self, folder: str | Path | None):
-        """Open a new file in the folder."""
-        self.rows: list[dict[str, float]] = []
-        self._file = None if folder is None else (Path(folder) / METRICS).open("x", encoding="utf-8")
-
-    def append(self, step: int, loss: Any, gradient_norm: Any, measured: dict[str, float]) -> None:
-        """Keep a row and write it."""
-        self.rows.append({"step": step, "loss": float(loss), "gradient_norm": float(gradient_norm)} | measured)
-        if self._file is not None:
-            self._file.write(json.dumps(_plain(self.rows[-1])) + "\n")
-            self._file.flush()
-
-    def __enter__(self) -> "Log":
-        """Append within a ``with``."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
 
 
 def environment() -> dict[str, Any]:
@@ -110,14 +129,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _plain(value: Any) -> Any:
-    """JSON's own kinds: arrays as lists or numbers, what is not finite as None."""
+def plain(value: Any) -> Any:
+    """A value in JSON's own kinds: arrays as lists or numbers, what is not finite as None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)

@@ -45,3 +45,22 @@ def stop_between_chunks() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[Stop]:
+    """SIGTERM raises ``KeyboardInterrupt``, as SIGINT does; the ``Stop`` says which of them it was."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(signum: int, frame: Any) -> None:
+        stop.signum = signum
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,28 @@ _SHARE = 0.4
 _CACHED = 1_000
 
 
+class Blocks(NamedTuple):
+    """Where the finished blocks of a sweep are kept, so that a later call need not run them again.
+
+    Attributes:
+        size: replicas a block, where some are kept already; else None.
+        load: ``load(first, like)``: the output of the block that begins with a replica, as NumPy arrays like these;
+            None if it is not kept.
+        save: ``save(first, output)``.
+    """
+
+    size: int | None
+    load: Callable[[int, Any], Any]
+    save: Callable[[int, Any], None]
+
+
 def sweep(
     run: Callable[..., Any],
     axes: Mapping[str, Any],
     *,
     zipped: bool = False,
     block: int | None = None,
+    blocks: Blocks | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SweepResult:
     """Call ``run(**values)`` for every combination of the axes' values, in one compiled program.
@@ -46,6 +62,7 @@ def sweep(
         zipped: whether the first values of all axes go together, then the second, and so on; else it is the grid.
         block: how many replicas a call runs; on a CPU each core runs a call of its own. If None, a core's or a device's
             share of them, or as many as fit into memory; on a CPU at most 1,000.
+        blocks: where finished blocks are kept; those that are there are not run. They hold for the same run and axes.
         on_progress: called after each block with the replicas that are done, and how many there are.
 
     Returns:
@@ -84,6 +101,8 @@ def sweep(
         at = np.minimum(np.arange(first, first + size), count - 1)
         return {name: values[rows[name][at]] for name, values in axes.items()}
 
+    if blocks is not None and blocks.size is not None:
+        block = blocks.size
     workers, most = _workers()
     size, program = _program(run, count, block, workers, most, values_of)
     x64 = jnp.result_type(float) == jnp.float64
@@ -93,11 +112,19 @@ def sweep(
             return jax.tree.map(_on_host, program(values_of(first, size)))
 
     output, finished = None, np.zeros(count, bool)
+    if blocks is not None:
+        like = jax.tree.map(_like_on_host, jax.eval_shape(functools.partial(_replicas, run), values_of(0, size)))
+        for first in range(0, count, size):
+            if (kept := blocks.load(first, like)) is not None:
+                output = _stored(output, kept, first, count)
+                finished[first : first + size] = True
     with ThreadPoolExecutor(workers) as pool:
-        calls = {pool.submit(call, first): first for first in range(0, count, size)}
+        calls = {pool.submit(call, first): first for first in range(0, count, size) if not finished[first]}
         try:
             for found in as_completed(calls):
                 first = calls.pop(found)
+                if blocks is not None:
+                    blocks.save(first, found.result())
                 output = _stored(output, found.result(), first, count)
                 finished[first : first + size] = True
                 if on_progress is not None:
@@ -197,6 +224,13 @@ def _free_bytes() -> float:
 
 def _on_host(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if is_keys(leaf) else leaf)
+
+
+def _like_on_host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array like what a block returns of a leaf, without memory of its own."""
+    if is_keys(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _stored(output: Any, found: Any, first: int, count: int) -> Any:

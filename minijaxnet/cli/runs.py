@@ -1,0 +1,53 @@
+"""``minijaxnet runs``: the runs of a folder, how they stand and what came out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.run.folder import CONFIG, RESULT, run_state
+from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.tables import figure, text_table
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a line a run, the newest last."""
+    if {"-h", "--help"} & set(arguments):
+        print("usage: minijaxnet runs [FOLDER]\n\nShow the runs of a folder (runs, if left out).")
+        return 0
+    if len(arguments) > 1:
+        raise UsageError(f"runs: got {' '.join(arguments)}; expected one folder at most")
+    folder = Path(arguments[0] if arguments else "runs")
+    if not folder.is_dir():
+        raise UsageError(f"runs: got {folder}; expected a folder")
+    found = sorted((path for path in folder.iterdir() if (path / CONFIG).is_file()), key=lambda path: path.name)
+    if not found:
+        print(f"{folder}: no runs")
+        return 0
+    print(text_table(("run", "state", "steps", "result"), [_row(path) for path in found]))
+    return 0
+
+
+def _row(folder: Path) -> tuple[str, ...]:
+    state, result = run_state(folder), read_json(folder / RESULT)
+    rows = [row for row in read_rows(folder / METRICS) if "event" not in row]
+    last = rows[-1] if rows else {}
+    steps = result.get("steps_taken", last.get("step"))
+    if "best" in result:
+        shown = "no finite loss" if result["best"] is None else f"best loss {figure(result['loss'])}"
+    elif state == "failed":
+        shown = str(result.get("error", ""))[:60]
+    else:
+        metrics = {name: value for name, value in last.items() if name not in ("step", "loss", "gradient_norm")}
+        shown = ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
+    return folder.name, state, "" if steps is None else f"{steps:,}", shown
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing if it is not there, or not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,52 @@
+"""``minijaxnet show``: one run, as far as it has come."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.resume import read_config
+from minijaxnet.cli.runs import read_json
+from minijaxnet.run.folder import RESULT, run_state
+from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.tables import figure, text_table
+
+_MOST_ROWS = 12
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what a run was asked for, where it ran, how it stands and what it has logged."""
+    if {"-h", "--help"} & set(arguments):
+        print("usage: minijaxnet show RUN\n\nShow the run of a folder.")
+        return 0
+    if len(arguments) != 1:
+        raise UsageError(f"show: got {' '.join(arguments) or 'nothing'}; expected the folder of one run")
+    folder = Path(arguments[0])
+    config, environment, result = (
+        read_config(folder),
+        read_json(folder / "environment.json"),
+        read_json(folder / RESULT),
+    )
+    settings = (
+        config.get("flags", {})
+        | config.get("init", {})
+        | {f"data_{name}": value for name, value in config.get("data", {}).items()}
+    )
+    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items() if version)
+    print(f"{folder}: {run_state(folder)}\n{config['verb']} {config['file']}: {said}")
+    print(f"on {', '.join(environment.get('devices', []))}; {versions}")
+    if "error" in result:
+        print(f"\n{result['error']}")
+    rows = read_rows(folder / METRICS)
+    events = [row for row in rows if "event" in row]
+    rows = [row for row in rows if "event" not in row]
+    shown = rows if len(rows) <= _MOST_ROWS else [*rows[:: -(-len(rows) // _MOST_ROWS)], rows[-1]]
+    if shown:
+        names = [name for name in shown[0] if name != "step"]
+        lines = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
+        print(f"\n{text_table(('step', *names), lines)}")
+    for event in events:
+        print(f"step {event['step']:,}: {event['event']}, diverged at step {event['diverged_at']:,}")
+    if check := result.get("gradient_check"):
+        print(f"\ngradient by hand: {'right' if check.get('ok') else 'WRONG'}")
+    return 0

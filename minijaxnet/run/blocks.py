@@ -1,0 +1,36 @@
+"""The finished blocks of a sweep, a checkpoint each, so that a sweep that was stopped goes on with the others."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
+from minijaxnet.run.checkpoint_format import CheckpointError
+from minijaxnet.sweeps import Blocks
+
+_NAME = re.compile(r"from-(\d+)-size-(\d+)\.safetensors")
+
+
+def blocks_below(folder: Path) -> Blocks:
+    """The blocks in a folder, which is made with the first that is saved; a damaged one counts as none."""
+    names = [_NAME.fullmatch(path.name) for path in folder.glob("*")]
+    sizes = {int(name[2]) for name in names if name}
+    size = sizes.pop() if len(sizes) == 1 else None
+    kept = {int(name[1]): folder / name[0] for name in names if name and size is not None}
+
+    def load(first: int, like: Any) -> Any:
+        if first not in kept:
+            return None
+        try:
+            return load_checkpoint(kept[first], like)
+        except (CheckpointError, OSError):
+            return None
+
+    def save(first: int, output: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        [length, *_] = {len(leaf) for leaf in jax.tree.leaves(output)}
+        save_checkpoint(folder / f"from-{first}-size-{length}.safetensors", output, step=first)
+
+    return Blocks(size, load, save)

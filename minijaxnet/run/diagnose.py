@@ -1,0 +1,115 @@
+"""Where a loss or a slope stopped being finite: the first operation that made it so."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from minijaxnet.pytrees import named_leaves
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str:
+    """Say which operation of the loss and its slope is the first whose result is not finite.
+
+    The program of ``jax.value_and_grad(objective)`` is carried out operation by operation, with a look at each result.
+
+    Args:
+        objective: ``f(params, *arguments)``, a scalar.
+        params: finite parameters.
+        arguments: the batch of the step, and its key if there is one.
+
+    Returns:
+        A sentence: the operation, where in whose code, and what went into it.
+
+    Example:
+        >>> print(diagnose(lambda w, batch: jnp.log(w - batch), 1.0, 1.0).split(",")[0])
+        the first operation whose result is not finite is log
+    """
+    closed, shape = jax.make_jaxpr(jax.value_and_grad(objective), return_shape=True)(params, *arguments)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves((params, *arguments))]
+    bad = [name for name, leaf in named_leaves((params, *arguments)).items() if not _finite(leaf)]
+    if bad:
+        return f"what goes into the step is not finite already: {', '.join(bad[:3])}"
+    results: list[Any] = []
+    for found in _carry_out(closed.jaxpr, closed.consts, leaves, results):
+        return found
+    slopes = named_leaves(jax.tree.unflatten(jax.tree.structure(shape), results)[1])
+    largest = max(slopes, key=lambda name: float(jnp.max(jnp.abs(slopes[name]), initial=0)))
+    size = float(jnp.max(jnp.abs(slopes[largest])))
+    return f"each operation is finite, but the slope's norm is not: {largest} has elements up to {size:.3g}"
+
+
+def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) -> Iterator[str]:
+    """Carry out a program; yield a sentence at an operation that makes finite numbers something else."""
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        inner = _inner(eqn.params) if len(eqn.invars) == len(getattr(_inner(eqn.params), "in_avals", ())) else None
+        if inner is not None and eqn.primitive.name not in ("scan", "while", "cond"):
+            outputs: list[Any] = []
+            yield from _carry_out(inner.jaxpr, inner.consts, inputs, outputs)
+        else:
+            bound = eqn.primitive.get_bind_params(eqn.params)
+            functions, options = bound if isinstance(bound, tuple) else ([], eqn.params)
+            out = eqn.primitive.bind(*functions, *inputs, **options)
+            outputs = list(out) if eqn.primitive.multiple_results else [out]
+            if not all(map(_finite, outputs)) and all(map(_finite, inputs)):
+                yield _sentence(eqn, inputs, outputs)
+        values |= dict(zip(eqn.outvars, outputs, strict=True))
+    results += [read(atom) for atom in jaxpr.outvars]
+
+
+def _inner(params: dict[str, Any]) -> ClosedJaxpr | None:
+    """The program within an operation that is only a call."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        found = params.get(name)
+        if isinstance(found, ClosedJaxpr):
+            return found
+        if isinstance(found, Jaxpr) and not found.constvars:
+            return ClosedJaxpr(found, ())
+    return None
+
+
+def _finite(leaf: Any) -> bool:
+    return not jnp.issubdtype(_dtype(leaf), jnp.inexact) or bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+
+
+def _sentence(eqn: Any, inputs: list[Any], outputs: list[Any]) -> str:
+    broken = next(leaf for leaf in outputs if not _finite(leaf))
+    count = int(jnp.sum(~jnp.isfinite(broken)))
+    kind = "NaN" if bool(jnp.any(jnp.isnan(broken))) else "infinite"
+    sizes = [float(jnp.max(jnp.abs(leaf), initial=0)) for leaf in inputs if jnp.issubdtype(_dtype(leaf), jnp.inexact)]
+    went_in = f"; what went in has elements up to {max(sizes):.3g}" if sizes else ""
+    return (
+        f"the first operation whose result is not finite is {eqn.primitive.name}{_place(eqn)}: "
+        f"{count} of {broken.size} elements {'is' if count == 1 else 'are'} {kind}{went_in}"
+    )
+
+
+def _place(eqn: Any) -> str:
+    """Where in somebody's own code an operation comes from, the innermost such line."""
+    if (trace := eqn.source_info.traceback) is None:
+        return ""
+    frames = traceback.extract_tb(trace.as_python_traceback())
+    libraries = {"site-packages", "dist-packages"}
+    own = [
+        f for f in frames if _PACKAGE not in Path(f.filename).parents and not libraries & set(Path(f.filename).parts)
+    ]
+    own = own or [f for f in frames if _PACKAGE in Path(f.filename).parents]
+    return f", {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""

@@ -1,0 +1,133 @@
+"""What a fit keeps of itself, so that it can go on after whatever ends it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minijaxnet.descent import Descent, DescentState
+from minijaxnet.loop import own_copy
+from minijaxnet.pytrees import check_count
+from minijaxnet.run.checkpoint import save_checkpoint
+from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
+
+CHECKPOINTS = "checkpoints"
+Retry = Callable[[DescentState, int], tuple[Descent, DescentState]]
+
+_KEPT = 3
+# A descent that has diverged so often diverges; and a checkpoint has room for as many.
+_MOST_RETRIES = 32
+
+
+class Mark(NamedTuple):
+    """A state that a fit can go back to."""
+
+    step: int
+    state: DescentState
+
+
+class Keeper:
+    """The checkpoints of one fit: when one is due, where it goes on, and how often it went back.
+
+    What it goes back to when it diverges is a mark, a state at a step that neither a clock nor a signal chose, so that
+    a run that was stopped in between goes back to the same. The newest mark may be astray already; the one before it
+    was good for as many steps as lie between two. Both are in the checkpoints of a fit that may go back.
+
+    Attributes:
+        notes: why checkpoints could not be used, a text each.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        *,
+        every: int | None,
+        seconds: float,
+        resume: bool,
+        retry: Retry | None,
+        mark_every: int,
+    ):
+        """Check what is asked for; nothing is written yet."""
+        if resume and folder is None:
+            raise ValueError("resume: got True without run_dir; expected the folder of the run to go on with")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise ValueError(f"checkpoint_s: got {seconds!r}; expected seconds, at least 0")
+        self._every = None if every is None else check_count("checkpoint_every", every, least=1)
+        self._seconds, self._resume, self._retry = seconds, resume, retry
+        self._mark_every = self._every or mark_every
+        self._folder = None if folder is None else Path(folder) / CHECKPOINTS
+        self._turns = np.full((_MOST_RETRIES, 2), -1, np.int64)  # of each retry: back to which step, diverged at which
+        self._last_s, self.notes = time.monotonic(), []
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """How often it went back after it had diverged, as rows of the log."""
+        turns = self._turns[self._turns[:, 0] >= 0].tolist()
+        return [{"step": back, "event": "went back", "diverged_at": at} for back, at in turns]
+
+    def begin(self, descent: Descent, state: DescentState) -> tuple[int, Descent, DescentState]:
+        """The step, the descent and the state to go on with: those given, or those of the newest checkpoint."""
+        self._saved, self._marks = 0, (Mark(0, state), Mark(0, state))
+        if self._retry is not None:
+            self._marks = (Mark(0, own_copy(state)),) * 2
+        if self._folder is None:
+            return 0, descent, state
+        self._folder.mkdir(exist_ok=True)
+        if not self._resume or (found := load_latest(self._folder, self._tree(state))) is None:
+            return 0, descent, state
+        self._saved, self.notes = found.step, found.skipped
+        state, self._turns = found.tree["state"], found.tree["turns"]
+        if self._retry is not None:
+            self._marks = found.tree["marks"]
+            if self.events:
+                descent, _ = self._retry(own_copy(state), len(self.events))
+        return self._saved, descent, state
+
+    def steps_left(self, step: int) -> int:
+        """How many steps may be taken before the next checkpoint by count."""
+        return 2**31 - 1 if self._every is None else self._every - step % self._every
+
+    def look(self, step: int, state: DescentState) -> None:
+        """Remember a state to go back to."""
+        if self._retry is not None and step % self._mark_every == 0 and step != self._marks[1].step:
+            self._marks = (self._marks[1], Mark(step, own_copy(state)))
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        by_count = self._every is not None and step % self._every == 0
+        return self._folder is not None and (by_count or time.monotonic() - self._last_s >= self._seconds)
+
+    def keep(self, step: int, state: DescentState) -> None:
+        """Save a checkpoint, and have the oldest go."""
+        if self._folder is None or step == self._saved:  # nowhere, or it is there
+            return
+        save_checkpoint(checkpoint_path(self._folder, step), self._tree(state), step=step)
+        keep_newest(self._folder, _KEPT)
+        self._saved, self._last_s = step, time.monotonic()
+
+    def may_retry(self) -> bool:
+        """Whether a descent that diverged goes back once more."""
+        return self._retry is not None and len(self.events) < _MOST_RETRIES
+
+    def retry(self, diverged_at: int) -> tuple[int, Descent, DescentState]:
+        """The step, the descent and the state to go on with."""
+        assert self._retry is not None, "may_retry was asked"
+        times = len(self.events) + 1
+        back, good = self._marks[0]
+        self._turns[times - 1] = back, diverged_at
+        descent, state = self._retry(own_copy(good), times)
+        self._marks = (Mark(back, own_copy(state)),) * 2
+        if self._folder is not None:
+            # A crash between these two leaves a newer checkpoint, which diverges to the same and goes back to the same.
+            save_checkpoint(checkpoint_path(self._folder, back), self._tree(state), step=back)
+            for step, path in checkpoints(self._folder):
+                if step > back:
+                    path.unlink()
+        self._saved = back
+        return back, descent, state
+
+    def _tree(self, state: DescentState) -> dict[str, Any]:
+        way_back = {} if self._retry is None else {"marks": self._marks}
+        return {"state": state, "turns": self._turns} | way_back

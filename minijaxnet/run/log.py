@@ -1,0 +1,93 @@
+"""What happened, a line each, on disk as it happens: ``metrics.jsonl``, and apart from it clocks in ``timing.jsonl``.
+
+A line of metrics is ``{"step", "loss", "gradient_norm", ...}``: what the step saw before it moved, and what was
+measured there; or an event, ``{"step", "event", ...}``. There is no clock in it, so two runs of the same numbers have
+the same file.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minijaxnet.run.folder import plain, replace_file
+
+METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+
+
+class Log:
+    """The rows, kept, and written as they come. Used within a ``with``; nothing is written without a folder."""
+
+    def __init__(self, folder: str | Path | None, *, resume: bool = False):
+        """Begin new files in the folder, or with ``resume`` take over what is there; see ``back_to``."""
+        self.rows: list[dict[str, Any]] = []
+        self._files = {}
+        if folder is None:
+            return
+        self._path = Path(folder) / METRICS
+        if resume:
+            self.rows = read_rows(self._path)
+        self._files = {METRICS: self._path.open("a" if resume else "x", encoding="utf-8")}
+        self._files[TIMING] = self._path.with_name(TIMING).open("a", encoding="utf-8")
+
+    def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
+        """Keep a row of what was seen at a step, after so many seconds of compiled steps, and write it."""
+        self.rows.append({"step": step} | dict(seen))
+        self._write(METRICS, self.rows[-1])
+        self._write(TIMING, {"step": step, "run_s": run_s, "time_s": time.time()})
+
+    def back_to(self, step: int, events: list[dict[str, Any]]) -> None:
+        """Forget all from a step on, since it will be seen again, and have these events and no others."""
+        rows = [row for row in self.rows if "event" not in row and row["step"] < step]
+        self.rows = sorted([*events, *rows], key=lambda row: row["step"])  # of equals, the event first
+        if self._files:
+            self._files[METRICS].close()
+            replace_file(self._path, "".join(_line(row) for row in self.rows).encode())
+            self._files[METRICS] = self._path.open("a", encoding="utf-8")
+
+    def sync(self) -> None:
+        """Have the disk hold all that was written."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        if name in self._files:
+            self._files[name].write(_line(row))
+            self._files[name].flush()
+
+    def __enter__(self) -> "Log":
+        """Append within a ``with``."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, as far as it is whole: the last line of a killed run may not be.
+
+    What JSON cannot hold, NaN and infinity, comes back as NaN.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append({name: float("nan") if value is None else value for name, value in row.items()})
+    return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(plain(dict(row))) + "\n"

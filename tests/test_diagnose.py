@@ -1,0 +1,77 @@
+"""Where a loss or its slope stopped being finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import minijaxnet as mjn
+from minijaxnet.run.diagnose import diagnose
+
+BATCH = mjn.Batch(jnp.ones((4, 3)), jnp.zeros((4, 1)))
+
+
+def plain(weights, batch):
+    return jnp.sum(jnp.exp(weights * 100.0))
+
+
+@jax.custom_vjp
+def root(x):
+    return jnp.sqrt(x)
+
+
+root.defvjp(lambda x: (jnp.sqrt(x), x), lambda x, g: (g / (2 * jnp.sqrt(x)),))
+
+
+@pytest.mark.parametrize(
+    ("objective", "params", "operation", "line"),
+    [
+        (plain, [0.0, 2.0], "exp", "jnp.exp(weights * 100.0)"),
+        (lambda w, b: jax.jit(plain)(w, b) ** 2, [2.0, 0.0], "exp", "jnp.exp(weights * 100.0)"),
+        (lambda w, b: jnp.sum(root(w)), [1.0, -1.0], "sqrt", "jnp.sqrt(x)"),
+        (lambda w, b: jnp.sum(root(w)), [1.0, 0.0], "div", "g / (2 * jnp.sqrt(x))"),
+        (
+            lambda w, b: jax.lax.scan(lambda c, _: (c * w[0], None), w[0], None, length=9)[0],
+            [1e10, 1.0],
+            "scan",
+            "scan",
+        ),
+        (lambda w, b: jnp.linalg.norm(w), [0.0, 0.0], "div", ""),
+    ],
+    ids=["plain", "in a jit", "by hand, forward", "by hand, backward", "in a loop", "where autodiff is NaN"],
+)
+def test_the_first_operation_is_named_with_its_line(objective, params, operation, line):
+    said = diagnose(objective, jnp.array(params), BATCH)
+    assert said.startswith(f"the first operation whose result is not finite is {operation}"), said
+    assert line in said
+
+
+def test_it_tells_how_much_is_not_finite_and_what_went_in():
+    said = diagnose(plain, jnp.array([0.0, 2.0, 3.0]), BATCH)
+    assert said.endswith("2 of 3 elements are infinite; what went in has elements up to 300")
+    assert "1 of 1 elements is NaN" in diagnose(lambda w, b: jnp.log(w), -1.0, BATCH)
+
+
+def test_a_slope_by_hand_that_is_not_finite_is_found():
+    objective = mjn.with_gradient(lambda w, b: jnp.sum(w**2), lambda w, b: (jnp.sum(w**2), w / 0.0))
+    said = diagnose(objective, jnp.ones(3), BATCH)
+    assert said.startswith("the first operation whose result is not finite is div, test_diagnose.py:")
+
+
+def test_where_only_the_norm_overflows_the_largest_leaf_is_named():
+    params = {"small": jnp.ones(2), "large": jnp.ones(2)}
+    said = diagnose(lambda p, b: jnp.sum(p["small"]) + 1e25 * jnp.sum(p["large"]), params, BATCH)
+    assert said == "each operation is finite, but the slope's norm is not: ['large'] has elements up to 1e+25"
+
+
+def test_what_was_not_finite_before_is_said():
+    said = diagnose(plain, jnp.ones(1), BATCH._replace(x=BATCH.x.at[0, 0].set(np.nan)))
+    assert said == "what goes into the step is not finite already: [1].x"
+
+
+def test_a_key_and_integer_labels_go_in_too():
+    def noisy(params, batch, key):
+        return jnp.sum(jax.random.normal(key, (3,)) * params) / (batch[1][0] - batch[1][0])
+
+    said = diagnose(noisy, jnp.ones(3), (BATCH.x, jnp.arange(4)), jax.random.key(0))
+    assert "is div, test_diagnose.py:" in said
