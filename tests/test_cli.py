@@ -168,6 +168,7 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(run
         "on_divergence": "stop",
         "diagnose": False,
         "unchecked": False,
+        "tensorboard": False,
     }
     assert called.read("environment.json")["versions"]["jax"] == jax.__version__
 

@@ -309,3 +309,41 @@ def test_a_damaged_block_is_run_again(here, monkeypatch, capsys):
     assert again.size == 3 and again.load(0, like)["loss"].tolist() == [0, 1, 2] and again.load(3, like) is None
     path.write_bytes(path.read_bytes()[:-2])
     assert blocks_below(here / "blocks").load(0, like) is None
+
+
+def test_event_files_hold_the_metrics_also_after_a_resume(here, monkeypatch, capsys):
+    records = pytest.importorskip("tensorboardX.record_writer")
+    from tensorboardX.proto.event_pb2 import Event
+
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run("--tensorboard", "--log-every", 6)
+    assert main(["resume", str(folder)]) == 0
+    found: dict = {}
+    for path in sorted((folder / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[12 + length + 4 :]
+            if event.session_log.status:  # a restart: what came from this step on is void
+                found = {key: value for key, value in found.items() if key[0] < event.step}
+            found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    assert records
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = {(row["step"], name): value for row in rows for name, value in row.items() if name != "step"}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_tensorboardx_it_says_what_to_install_and_leaves_nothing(here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    code, folder = run("--tensorboard")
+    assert code == 2 and folder is None
+    assert 'pip install "minijaxnet[tensorboard]"' in capsys.readouterr().err
+
+
+def test_a_module_that_names_no_file_of_its_own_is_not_kept(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "odd", type(sys)("odd"))
+    monkeypatch.setattr(sys.modules["odd"], "__file__", "odd.py", raising=False)
+    _, folder = run()
+    assert sorted(path.name for path in (folder / "code").iterdir()) == ["beside.py", "config.json", "line.py"]

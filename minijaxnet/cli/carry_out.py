@@ -22,6 +22,7 @@ from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.folder import RESULT, write_json, write_params
 from minijaxnet.run.lock import RunInUse
+from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
@@ -89,7 +90,8 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
             print(text, flush=True)
             print(text, file=log, flush=True)
 
-        with _failure_told(folder), _progress_bar(flags.steps) as on_progress:
+        events = event_files(folder) if flags.tensorboard else contextlib.nullcontext()
+        with _failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
             result = fit(
                 descent,
                 start,
@@ -105,6 +107,7 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
                 checkpoint_every=flags.checkpoint_every,
                 checkpoint_s=flags.checkpoint_seconds,
                 on_divergence=_halve_rate(asked) if flags.on_divergence == "halve-rate" else None,
+                sink=sink,
                 on_progress=on_progress,
             )
         for note in result.notes:

@@ -32,6 +32,8 @@ class RunFlags(Settings):
     """Name the first operation that was not finite, if it diverges."""
     unchecked: bool = False
     """Descend though the gradient by hand is wrong."""
+    tensorboard: bool = False
+    """Write the metrics as TensorBoard's event files, too."""
 
 
 @dataclasses.dataclass(frozen=True)

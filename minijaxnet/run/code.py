@@ -19,8 +19,8 @@ def sources(file: str | Path) -> dict[str, str]:
     found = {file.name: file.read_text(encoding="utf-8")}
     for module in sorted(filter(None, (getattr(m, "__file__", None) for m in list(sys.modules.values())))):
         path = Path(module).resolve()
-        if path.suffix != ".py" or not path.is_relative_to(file.parent):
-            continue
+        if path.suffix != ".py" or not path.is_relative_to(file.parent) or not path.is_file():
+            continue  # some modules say that they come from a file that there is not
         name = path.relative_to(file.parent)
         if not {"site-packages", "dist-packages", "minijaxnet"} & set(name.parts):
             found.setdefault(name.as_posix(), path.read_text(encoding="utf-8"))

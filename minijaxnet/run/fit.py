@@ -22,7 +22,7 @@ from minijaxnet.losses import Objective
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
 from minijaxnet.run.keeper import Keeper, Retry
 from minijaxnet.run.lock import hold
-from minijaxnet.run.log import Log
+from minijaxnet.run.log import Log, Sink
 from minijaxnet.run.signals import stop_between_chunks
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
 
@@ -90,6 +90,7 @@ def fit(
     checkpoint_every: int | None = None,
     checkpoint_s: float = 60.0,
     on_divergence: Retry | None = None,
+    sink: Sink | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Take ``steps`` steps, or fewer: as ``descend``, but checked, logged, watched and interruptible.
@@ -119,6 +120,7 @@ def fit(
         on_divergence: ``(state, times) -> (descent, state)``: how to go on when a descent has diverged so many
             times, such as with a smaller rate; None to end there. The state is the last but one at a multiple of
             ``checkpoint_every`` (of ``log_every``, if None).
+        sink: somebody else who keeps the logged rows.
         on_progress: called after each chunk.
 
     Returns:
@@ -161,7 +163,7 @@ def fit(
 
     with (
         hold(run_dir) if run_dir is not None else nullcontext(),
-        Log(run_dir, resume=resume) as log,
+        Log(run_dir, resume=resume, sink=sink) as log,
         stop_between_chunks() as stop,
     ):
         first, descent, state = keeper.begin(descent, state)

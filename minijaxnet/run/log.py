@@ -8,21 +8,40 @@ the same file.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minijaxnet.run.folder import plain, replace_file
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
+class Sink(NamedTuple):
+    """Somebody else who keeps the rows.
+
+    Attributes:
+        write: takes a row, as it is logged.
+        back_to: takes a step: what comes next begins there, and what was written from there on is void.
+    """
+
+    write: Callable[[dict[str, Any]], None]
+    back_to: Callable[[int], None]
+
+
 class Log:
     """The rows, kept, and written as they come. Used within a ``with``; nothing is written without a folder."""
 
-    def __init__(self, folder: str | Path | None, *, resume: bool = False):
+    def __init__(
+        self,
+        folder: str | Path | None,
+        *,
+        resume: bool = False,
+        sink: Sink | None = None,
+    ):
         """Begin new files in the folder, or with ``resume`` take over what is there; see ``back_to``."""
         self.rows: list[dict[str, Any]] = []
+        self._sink = sink
         self._files = {}
         if folder is None:
             return
@@ -37,6 +56,8 @@ class Log:
         self.rows.append({"step": step} | dict(seen))
         self._write(METRICS, self.rows[-1])
         self._write(TIMING, {"step": step, "run_s": run_s, "time_s": time.time()})
+        if self._sink is not None:
+            self._sink.write(self.rows[-1])
 
     def back_to(self, step: int, events: list[dict[str, Any]]) -> None:
         """Forget all from a step on, since it will be seen again, and have these events and no others."""
@@ -46,6 +67,8 @@ class Log:
             self._files[METRICS].close()
             replace_file(self._path, "".join(_line(row) for row in self.rows).encode())
             self._files[METRICS] = self._path.open("a", encoding="utf-8")
+        if self._sink is not None:
+            self._sink.back_to(step)
 
     def sync(self) -> None:
         """Have the disk hold all that was written."""
