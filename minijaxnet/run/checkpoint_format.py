@@ -252,19 +252,21 @@ def _header(path: Path, content: Any) -> Header:
         entry = entry if isinstance(entry, dict) else {}
         code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
         if not isinstance(code, str) or code not in _ITEM_BYTES or not isinstance(shape, list) or not _is_shape(shape):
-            raise CheckpointError(f"{path}: {name}: got dtype {code!r:.50} and shape {shape!r:.50}; expected an array")
+            raise CheckpointError(
+                f"{path}: {name:.80}: got dtype {code!r:.50} and shape {shape!r:.50}; expected an array"
+            )
         arrays[name] = Stored(code, tuple(shape))
         end = begin + arrays[name].nbytes
         if offsets != [begin, end]:
-            raise CheckpointError(f"{path}: {name}: got offsets {offsets!r:.50}; expected {[begin, end]}")
+            raise CheckpointError(f"{path}: {name:.80}: got offsets {offsets!r:.50}; expected {[begin, end]}")
         begin = end
-    kinds = {name: kind for name, kind in metadata.items() if name.startswith("tree")}
+    kinds = {name: str(kind) for name, kind in metadata.items() if name.startswith("tree")}
     step, data_sha256 = str(metadata.get("step")), str(metadata.get("data_sha256"))
     if not re.fullmatch("[0-9]{1,18}", step):
         raise CheckpointError(f"{path}: got step {step!r:.50}; expected a count")
     if nameless := arrays.keys() - kinds.keys():
         raise CheckpointError(
-            f"{path}: {min(nameless)}: got an array that the metadata does not name; expected its dtype"
+            f"{path}: {min(nameless):.80}: got an array that the metadata does not name; expected its dtype"
         )
     return Header(int(step), kinds, arrays, data_sha256)
 

@@ -1,0 +1,182 @@
+"""The checkpoints of a run: the newest that is whole, and what is deleted when."""
+
+import errno
+import os
+import re
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minijaxnet.run import CheckpointError, save_checkpoint
+from minijaxnet.run import checkpoint_folder as folder_module
+from minijaxnet.run import checkpoint_format as format_module
+from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def fill(folder, *steps):
+    for step in steps:
+        save_checkpoint(checkpoint_path(folder, step), {"step": np.full(3, step)}, step=step)
+
+
+def damage(folder, *steps):
+    for step in steps:
+        content = bytearray(checkpoint_path(folder, step).read_bytes())
+        content[-1] ^= 1
+        checkpoint_path(folder, step).write_bytes(content)
+
+
+def steps_in(folder):
+    return [step for step, _ in checkpoints(folder)]
+
+
+LIKE = {"step": np.zeros(3, int)}
+
+
+def test_checkpoints_are_found_by_their_names_the_newest_first(tmp_path):
+    fill(tmp_path, 5, 0, 1234, 10**9, 99)
+    for name in (
+        "step-7.safetensors",
+        "step-00000007.safetensors.part",
+        "step-00000007.txt",
+        "step-000000007.safetensors",
+    ):
+        (tmp_path / name).write_text("no checkpoint")
+    (tmp_path / "xstep-00000007.safetensors").write_text("no checkpoint")
+    (tmp_path / "step-٠٠٠٠٠٠٠٧.safetensors").write_text("no checkpoint")
+    assert steps_in(tmp_path) == [10**9, 1234, 99, 5, 0]
+    assert checkpoints(tmp_path)[1] == (1234, tmp_path / "step-00001234.safetensors")
+    assert checkpoints(tmp_path)[0][1].name == "step-1000000000.safetensors"
+    with pytest.raises(ValueError, match="step: got -1; expected at least 0"):
+        checkpoint_path(tmp_path, -1)
+
+
+def test_the_newest_that_is_whole_wins_and_why_others_did_not_is_told(tmp_path):
+    assert load_latest(tmp_path, LIKE) is None
+    fill(tmp_path, 1, 2, 3, 4)
+    assert load_latest(tmp_path, LIKE).step == 4
+    assert load_latest(tmp_path, LIKE).skipped == []
+    damage(tmp_path, 4)
+    checkpoint_path(tmp_path, 3).write_bytes(b"")
+    checkpoint_path(tmp_path, 5).mkdir()
+    found = load_latest(str(tmp_path), LIKE)
+    assert (found.step, found.tree["step"].tolist()) == (2, [2, 2, 2])
+    texts = ["got a folder", "got data with SHA-256", "got 0 bytes"]
+    names = [checkpoint_path(tmp_path, step) for step in (5, 4, 3)]
+    assert len(found.skipped) == 3
+    for path, text, told in zip(names, texts, found.skipped, strict=True):
+        assert told.startswith(f"{path}: {text}")
+
+
+def test_where_none_is_whole_nobody_starts_anew_unawares(tmp_path):
+    fill(tmp_path, 1, 2)
+    damage(tmp_path, 1, 2)
+    text = rf"^{re.escape(str(tmp_path))}: got no checkpoint that is whole; expected one\n  .*00002.*\n  .*00001"
+    with pytest.raises(CheckpointError, match=text):
+        load_latest(tmp_path, LIKE)
+
+
+def test_a_checkpoint_of_another_tree_is_not_passed_over(tmp_path):
+    fill(tmp_path, 1)
+    save_checkpoint(checkpoint_path(tmp_path, 2), {"step": np.zeros(4)}, step=2)
+    with pytest.raises(CheckpointError, match=r"00002.*tree\['step'\]: got float64\[4\]; expected int64\[3\]"):
+        load_latest(tmp_path, LIKE)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
+    fill(tmp_path, 1, 2)
+    checkpoint_path(tmp_path, 2).rename(checkpoint_path(tmp_path, 9))
+    found = load_latest(tmp_path, LIKE)
+    assert found.step == 1
+    assert found.skipped == [f"{checkpoint_path(tmp_path, 9)}: got the checkpoint of step 2; expected that of step 9"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    fill(tmp_path, 1, 2)
+    real = os.open
+
+    def refuses(path, *arguments, **options):
+        if "00002" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(format_module.os, "open", refuses)
+    found = load_latest(tmp_path, LIKE)
+    assert found.step == 1
+    assert "checkpoint not read: Permission denied" in found.skipped[0]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    for call in (checkpoints, lambda folder: load_latest(folder, LIKE), lambda folder: keep_newest(folder, 3)):
+        with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no"))):
+            call(tmp_path / "no")
+
+
+@pytest.mark.parametrize("damaged", [(), (5,), (3, 2), (1, 2, 3, 4), (1, 2, 3)])
+def test_the_newest_stay_and_what_went_is_told(damaged, tmp_path):
+    fill(tmp_path, 1, 2, 3, 4, 5)
+    damage(tmp_path, *damaged)
+    gone = keep_newest(tmp_path, 3)
+    assert gone == [checkpoint_path(tmp_path, step) for step in (2, 1)]
+    assert steps_in(tmp_path) == [5, 4, 3]
+    assert keep_newest(tmp_path, 3) == []
+
+
+def test_the_last_one_that_is_whole_is_never_deleted(tmp_path):
+    fill(tmp_path, 1, 2, 3, 4, 5, 6)
+    damage(tmp_path, 4, 5, 6)
+    keep_newest(tmp_path, 3)
+    assert steps_in(tmp_path) == [6, 5, 4, 3]
+    assert load_latest(tmp_path, LIKE).step == 3
+    damage(tmp_path, 3)
+    assert keep_newest(tmp_path, 1) == []
+    # One that is whole, under the name of another step, does not count.
+    fill(tmp_path, 1, 2)
+    checkpoint_path(tmp_path, 2).rename(checkpoint_path(tmp_path, 7))
+    keep_newest(tmp_path, 1)
+    assert 1 in steps_in(tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    steps=st.lists(st.integers(0, 20), unique=True, max_size=6),
+    broken=st.sets(st.integers(0, 20)),
+    count=st.integers(1, 4),
+)
+def test_what_can_be_resumed_is_the_same_before_and_after(steps, broken, count, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folder")
+    fill(folder, *steps)
+    damage(folder, *(broken & set(steps)))
+    whole = sorted(set(steps) - broken, reverse=True)
+    keep_newest(folder, count)
+    assert steps_in(folder)[:count] == sorted(steps, reverse=True)[:count]
+    assert len(steps_in(folder)) <= count or not whole or whole[0] in steps_in(folder)[count:]
+    if whole:
+        assert load_latest(folder, LIKE).step == whole[0]
+    else:
+        assert len(steps_in(folder)) == len(steps)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_at_least_one_stays(count, tmp_path):
+    fill(tmp_path, 1, 2)
+    with pytest.raises(ValueError, match=f"count: got {count}; expected at least 1"):
+        keep_newest(tmp_path, count)
+    assert steps_in(tmp_path) == [2, 1]
+
+
+def test_what_killed_saves_left_goes_after_a_day_and_nothing_else(tmp_path, monkeypatch):
+    fill(tmp_path, 1)
+    names = [".0123456789abcdef.part", ".mine.part", "0123456789abcdef.part", "notes.txt"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert keep_newest(tmp_path, 3) == []  # a save may be under way
+    clock = SimpleNamespace(time=lambda: time.time() + 25 * 3600)
+    monkeypatch.setattr(folder_module, "time", clock)
+    assert keep_newest(tmp_path, 3) == [tmp_path / names[0]]
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "step-00000001.safetensors"}
