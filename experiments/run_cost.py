@@ -2,8 +2,8 @@
 
     python experiments/run_cost.py --rounds 5
 
-The same steps on digits by ``descend_epochs``, by ``fit`` alone, and by ``fit`` with a run folder, in turns; and how long
-it takes to save and to load 64 MiB.
+The same steps on digits by ``descend_epochs``, by ``fit`` alone, and by ``fit`` with a run folder, in turns; and how
+long it takes to save and to load 64 MiB.
 """
 
 import argparse

@@ -28,7 +28,7 @@ from minijaxnet.run import checkpoint_format as format_module
 ZEROS = 64 * "0"
 
 
-# --- What is no checkpoint ---------------------------------------------------------------------------------------------
+# --- What is no checkpoint --------------------------------------------------------------------------------------------
 
 
 def parts(content):
