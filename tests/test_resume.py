@@ -230,6 +230,21 @@ def test_resumed_before_or_after_it_went_back_it_comes_to_the_same_bits(at, fold
     assert_same_run(last, expected, stopped, whole)
 
 
+def test_going_back_to_before_the_step_it_was_resumed_at_is_the_same(folders, monkeypatch):
+    stopped, whole = folders
+    descent = mjn.gradient_descent(steep, 1.6)
+    start = descent.init(jnp.float32(1))
+    options = {"steps": 30, "log_every": 4, "on_divergence": halved}
+    expected = fit(descent, start, DATA, run_dir=whole, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "_CHUNK_S", 0.0)
+        fit(descent, start, DATA, run_dir=stopped, on_progress=stopped_at(5), **options)
+    monkeypatch.setattr(fit_module, "_CHUNK_S", 1e6)
+    last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
+    assert last.first_step == 0
+    assert_same_run(last, expected, stopped, whole)
+
+
 def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
     stopped, whole = folders
     descent = mjn.gradient_descent(steep, 1.6)

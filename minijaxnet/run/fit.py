@@ -200,8 +200,12 @@ def fit(
                     keeper.keep(taken, state)
             if history.status == DIVERGED and keeper.may_retry():
                 back, descent, state = keeper.retry(first + history.steps_taken)
-                history.back_to(back - first)
                 log.back_to(back, keeper.events)
+                if back < first:  # where an earlier process began
+                    state, trace, _ = chunk(state, 0)
+                    first, history = back, History(steps - back)
+                    history.append(trace)
+                history.back_to(back - first)
         end = first + history.steps_taken
         if history.status != DIVERGED:
             log.sync()
