@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from minijaxnet.run.checkpoint_folder import checkpoints
 
 import minijaxnet as mjn
 from minijaxnet.run import fit
+from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.lock import RunInUse, hold
 from minijaxnet.run.log import read_rows
 
