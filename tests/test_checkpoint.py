@@ -332,6 +332,7 @@ def test_an_error_names_each_leaf_what_the_file_holds_and_what_was_expected(tmp_
         "tree['old']: got float32[2,3]; expected nothing",
     ]
     assert difference([X], (X,), tmp_path / "a") == ["tree: got list; expected tuple"]
+    assert difference({"a": None}, {"a": X}, tmp_path / "a") == ["tree['a']: got None; expected float32[2]"]
     keys = jax.random.split(jax.random.key(0), 3)
     assert difference(keys, X, tmp_path / "a") == ["tree: got key<threefry2x32>[3]; expected float32[2]"]
 

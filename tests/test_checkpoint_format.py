@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import socket
 import stat
 import struct
@@ -381,6 +382,20 @@ def test_no_copies_of_the_data_are_made(tmp_path):
 # --- What stands in place of the file --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_waiting():
+    """An error where a pipe would be waited for without end."""
+
+    def too_long(signum, frame):
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def refused_kind(path):
     for read in (lambda: load_checkpoint(path, TREE), lambda: checkpoint_step(path)):
         with pytest.raises(
@@ -390,7 +405,7 @@ def refused_kind(path):
     return str(it.value).removeprefix(f"{path}: got ").split(";")[0]
 
 
-def test_only_a_regular_file_is_opened(good, tmp_path):
+def test_only_a_regular_file_is_opened(good, no_waiting, tmp_path):
     (tmp_path / "folder").mkdir()
     assert refused_kind(tmp_path / "folder") == "a folder"
     os.mkfifo(tmp_path / "pipe")  # would wait for a writer for ever
@@ -412,12 +427,15 @@ def test_a_symbolic_link_is_refused(target, good, tmp_path):
 
 
 @pytest.mark.parametrize("other", ["link", "pipe", "folder"])
-def test_another_kind_of_file_that_takes_the_name_before_it_is_opened_is_refused(other, good, tmp_path, monkeypatch):
+def test_another_kind_of_file_that_takes_the_name_before_it_is_opened_is_refused(
+    other, good, no_waiting, tmp_path, monkeypatch
+):
     path = tmp_path / "a"
     path.write_bytes(good)
     seen = os.lstat(path)
     path.unlink()
-    {"link": lambda p: p.symlink_to("/dev/zero"), "pipe": os.mkfifo, "folder": Path.mkdir}[other](path)
+    (tmp_path / "good").write_bytes(good)
+    {"link": lambda p: p.symlink_to(tmp_path / "good"), "pipe": os.mkfifo, "folder": Path.mkdir}[other](path)
     monkeypatch.setattr(format_module.os, "lstat", lambda path: seen)
     descriptors = len(os.listdir("/dev/fd"))
     with pytest.raises((CheckpointError, OSError), match=re.escape(str(path))):
@@ -478,22 +496,23 @@ def test_a_failing_disk_is_named(good, tmp_path, monkeypatch):
 
 def test_the_disk_has_the_data_before_the_name_and_the_name_before_it_returns(tmp_path, monkeypatch):
     done = []
+    fsync, replace = os.fsync, os.replace
 
-    def recorded(name, call):
-        def record(*arguments, **options):
-            kind = ""
-            if name == "fsync":
-                status = os.fstat(arguments[0])
-                kind = " folder" if stat.S_ISDIR(status.st_mode) else f" file of {status.st_size}"
-            done.append(name + kind)
-            return call(*arguments, **options)
+    def recorded_fsync(descriptor):
+        [file] = tmp_path.iterdir()
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append(("folder" if is_folder else "file", file.name == "a", file.read_bytes()))
+        fsync(descriptor)
 
-        return record
+    def recorded_replace(part, path):
+        done.append("rename")
+        replace(part, path)
 
-    for name in ("fsync", "replace"):
-        monkeypatch.setattr(format_module.os, name, recorded(name, getattr(os, name)))
+    monkeypatch.setattr(format_module.os, "fsync", recorded_fsync)
+    monkeypatch.setattr(format_module.os, "replace", recorded_replace)
     save_checkpoint(tmp_path / "a", TREE, step=1)
-    assert done == [f"fsync file of {(tmp_path / 'a').stat().st_size}", "replace", "fsync folder"]
+    content = (tmp_path / "a").read_bytes()
+    assert done == [("file", False, content), "rename", ("folder", True, content)]
 
 
 def test_where_fsync_is_not_enough_the_drive_is_flushed_too(tmp_path, monkeypatch):

@@ -217,7 +217,7 @@ def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int 
     """
     start = file.read(8)
     length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > size - 8:
+    if length > size - 8:
         raise CheckpointError(
             f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it was cut off, or is none)"
         )
