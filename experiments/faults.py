@@ -1,0 +1,106 @@
+"""Faults survived: the same faults injected into ours and into other ways to train networks and keep checkpoints.
+
+    pip install -e ".[all,peers]"
+    python experiments/faults.py --peers npz,orbax --seed 3
+
+A fault is survived if it ends, within five seconds and without harm to a file, in an error that names the argument, the
+leaf or the file and what is wrong, or in the right result, bit for bit; one that is injected many times (each of 200
+flipped bits, SIGKILL at many moments) is survived if each of them is. Ours must say it in exact words; a peer need only
+name the thing somehow. What a tool does not offer does not count. Tools that are not installed are left out, and said.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from faulty import GROUPS, TOOLS
+from faulty.faults import FAULTS
+from faulty.judge import Outcome
+from faulty.worker import Worker
+
+from minijaxnet.tables import text_table
+
+Outcomes = dict[tuple[str, str], Outcome]
+
+
+def inject_all(tool: str, *, seed: int, kills: int, groups: Sequence[str] = GROUPS) -> Outcomes:
+    """Each fault of the groups, one after the other.
+
+    Raises:
+        ImportError: the tool is not installed.
+    """
+    worker = Worker(tool)
+    try:
+        return {
+            (group, fault): worker.ask(group, fault, seed=seed, kills=kills)
+            for group in groups
+            for fault in FAULTS[group]
+        }
+    finally:
+        worker.close()
+
+
+def score(outcomes: Outcomes, group: str | None = None) -> str:
+    """How many were survived, of those that apply.
+
+    >>> score({("inputs", "a"): Outcome(True, 1, 0, ""), ("inputs", "b"): Outcome(None, 0, 0, "it trains nothing")})
+    '1/1'
+    """
+    counted = [
+        outcome.survived
+        for (of_group, _), outcome in outcomes.items()
+        if of_group == group or group is None
+        if outcome.survived is not None
+    ]
+    return f"{sum(counted)}/{len(counted)}" if counted else "-"
+
+
+def table(found: dict[str, Outcomes]) -> str:
+    """Tools by groups of faults."""
+    rows = [(tool, *(score(outcomes, group) for group in GROUPS), score(outcomes)) for tool, outcomes in found.items()]
+    return text_table(("survived", *GROUPS, "all"), rows)
+
+
+def failures(tool: str, outcomes: Outcomes) -> str:
+    """What a tool did not survive, and what does not apply."""
+    lines = [f"\n{tool} did not survive:"]
+    for (group, fault), outcome in outcomes.items():
+        if outcome.survived is False:
+            often = f" ({outcome.failed} of {outcome.trials})" if outcome.trials > 1 else ""
+            lines.append(f"  {group}: {fault}{often}: {outcome.why}")
+    lines = lines if len(lines) > 1 else [f"\n{tool} survived all."]
+    skipped: dict[str, list[str]] = {}
+    for (_, fault), outcome in outcomes.items():
+        if outcome.survived is None:
+            skipped.setdefault(outcome.why, []).append(fault)
+    return "\n".join(lines + [f"  not counted, {why}: {', '.join(faults)}" for why, faults in skipped.items()])
+
+
+def main() -> None:
+    """Print the table, and what each tool failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peers", default=",".join(list(TOOLS)[1:]), help="some of %(default)s, or none")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random")
+    parser.add_argument("--kills", type=int, default=100, help="how often a run of ours is killed")
+    parser.add_argument("--peer-kills", type=int, default=25, help="how often one of a peer's is")
+    options = parser.parse_args()
+    peers = [] if options.peers in ("", "none") else options.peers.split(",")
+    if unknown := set(peers) - set(TOOLS):
+        parser.error(f"--peers: got {', '.join(sorted(unknown))}; expected some of {', '.join(list(TOOLS)[1:])}")
+    found: dict[str, Outcomes] = {}
+    for tool in dict.fromkeys(("minijaxnet", *peers)):
+        kills, began = options.kills if tool == "minijaxnet" else options.peer_kills, time.monotonic()
+        try:
+            found[tool] = inject_all(tool, seed=options.seed, kills=kills)
+        except ImportError as error:
+            print(f"{tool}: not installed: {error}", flush=True)
+            continue
+        print(f"{tool}: {score(found[tool])} in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"\n{table(found)}")
+    for tool, outcomes in found.items():
+        print(failures(tool, outcomes))
+    print(f"\nfaults survived: {score(found['minijaxnet'])}")
+
+
+if __name__ == "__main__":
+    main()
