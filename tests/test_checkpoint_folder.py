@@ -49,6 +49,7 @@ def test_checkpoints_are_found_by_their_names_the_newest_first(tmp_path):
         (tmp_path / name).write_text("no checkpoint")
     (tmp_path / "xstep-00000007.safetensors").write_text("no checkpoint")
     (tmp_path / "step-٠٠٠٠٠٠٠٧.safetensors").write_text("no checkpoint")
+    (tmp_path / f"step-{'9' * 19}.safetensors").write_text("no checkpoint")
     assert steps_in(tmp_path) == [10**9, 1234, 99, 5, 0]
     assert checkpoints(tmp_path)[1] == (1234, tmp_path / "step-00001234.safetensors")
     assert checkpoints(tmp_path)[0][1].name == "step-1000000000.safetensors"
@@ -122,7 +123,7 @@ def test_the_newest_stay_and_what_went_is_told(damaged, tmp_path):
     fill(tmp_path, 1, 2, 3, 4, 5)
     damage(tmp_path, *damaged)
     gone = keep_newest(tmp_path, 3)
-    assert gone == [checkpoint_path(tmp_path, step) for step in (2, 1)]
+    assert gone == [checkpoint_path(tmp_path, step) for step in (1, 2)]
     assert steps_in(tmp_path) == [5, 4, 3]
     assert keep_newest(tmp_path, 3) == []
 
@@ -172,7 +173,7 @@ def test_at_least_one_stays(count, tmp_path):
 
 def test_what_killed_saves_left_goes_after_a_day_and_nothing_else(tmp_path, monkeypatch):
     fill(tmp_path, 1)
-    names = [".0123456789abcdef.part", ".mine.part", "0123456789abcdef.part", "notes.txt"]
+    names = [".0123456789abcdef.part", ".mine.part", "0123456789abcdef.part", "a.0123456789abcdef.part", "notes.txt"]
     for name in names:
         (tmp_path / name).write_text("")
     assert keep_newest(tmp_path, 3) == []  # a save may be under way

@@ -93,7 +93,7 @@ def keep_newest(folder: str | Path, count: int) -> list[Path]:
         count: how many stay, at least 1.
 
     Returns:
-        What was deleted.
+        What was deleted, the oldest first.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -103,7 +103,7 @@ def keep_newest(folder: str | Path, count: int) -> list[Path]:
     found = checkpoints(folder)
     if len(found) > count:
         first_whole = next((at for at, (step, path) in enumerate(found) if _is_whole(path, step)), len(found))
-        found = found[max(count, first_whole + 1) :]
+        found = found[max(count, first_whole + 1) :][::-1]
     else:
         found = []
     unfinished = (path for path in Path(folder).iterdir() if UNFINISHED.fullmatch(path.name))
