@@ -1,6 +1,8 @@
 """``minijaxnet sweep``: a grid from flags, a table, arrays on disk, and what it refuses."""
 
 import json
+import os
+import signal
 import textwrap
 
 import numpy as np
@@ -96,13 +98,14 @@ def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(run):
 
 def test_ctrl_c_ends_all_batch_sizes_and_keeps_what_is_finished(run, monkeypatch):
     def interrupt(done, count):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(cli_sweep, "_on_progress", lambda: interrupt)
     code, out, _, folder = run("sweep", "--seeds", 6, "--block", 2, "--batch-size", "2,4", "--steps", 3)
-    assert code == 130 and "stopped by SIGINT after 2 of 6 descents" in out
     arrays = np.load(folder / "sweep.npz")
-    assert arrays["axis_batch_size"].tolist() == [2] and arrays["finished"].sum() == 2
+    done = arrays["finished"].sum()
+    assert code == 130 and f"stopped by SIGINT after {done} of 12 descents" in out
+    assert arrays["axis_batch_size"].tolist() == [2] and 2 <= done <= 6
 
 
 @pytest.mark.parametrize(

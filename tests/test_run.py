@@ -308,7 +308,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 def test_a_log_is_not_written_over(tmp_path):
     fit(DESCENT, START, DATA, steps=3, run_dir=tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(FileExistsError, match=r"metrics\.jsonl"):
+    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one"):
         fit(DESCENT, START, DATA, steps=3, run_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 

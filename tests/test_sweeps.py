@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import chex
 import jax
@@ -117,14 +118,22 @@ def test_the_table_has_a_row_a_value_with_quantiles_over_all_others(grid):
         mjn.sweep(lambda a: a, {"a": np.ones(2)}).table()
 
 
-def test_ctrl_c_keeps_the_blocks_that_are_finished():
+def test_ctrl_c_keeps_the_blocks_that_are_finished_or_under_way(monkeypatch):
+    on_host = sweep_grid._on_host
+
+    def slowly(leaf):
+        time.sleep(0.02)
+        return on_host(leaf)
+
     def interrupt(done, count):
         if done == 6:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(sweep_grid, "_workers", lambda: (1, np.inf))
+    monkeypatch.setattr(sweep_grid, "_on_host", slowly)
     axes = {"start": np.arange(30.0) + 2, "learning_rate": np.array([0.1])}
     found = mjn.sweep(bowl, axes, block=3, on_progress=interrupt)
-    assert found.interrupted and found.finished.sum() == 6
+    assert found.interrupted and found.finished.sum() in (6, 9)
     for leaf in (found.output.loss[..., 0], found.losses):
         np.testing.assert_array_equal(np.isfinite(leaf), found.finished)
     assert found.table("start").count("-  ") >= 24
@@ -152,7 +161,7 @@ def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
     monkeypatch.setattr(sweep_grid, "_workers", lambda: (1, np.inf))
     monkeypatch.setattr(sweep_grid, "_on_host", count_and_wait)
     found = mjn.sweep(lambda a: a, {"a": np.arange(500.0)}, block=1, on_progress=interrupt)
-    assert found.finished.sum() == 1
+    assert 1 <= found.finished.sum() <= 2  # and the one that was under way
     assert len(begun) < 500
 
 

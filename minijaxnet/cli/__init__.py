@@ -1,6 +1,7 @@
 """The command line: one file a verb. The three jobs meet here and nowhere else."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UsageError(f"got the verb {verb!r}; expected one of {', '.join(VERBS)}")
         return importlib.import_module(f"minijaxnet.cli.{verb}").main(rest)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT)
     except Exception as error:
         return show_error(error)
 

@@ -1,16 +1,78 @@
 """Where an experiment begins: its data, its first parameters and its keys."""
 
+import contextlib
+import dataclasses
 import functools
+import hashlib
 import inspect
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from minijaxnet.data import check_batch
 from minijaxnet.experiment import Experiment
 from minijaxnet.pytrees import cast_floats
+from minijaxnet.run.blocks import BLOCKS
+from minijaxnet.run.folder import RESULT, create_run_folder, write_beginning
+from minijaxnet.run.log import METRICS, read_rows
+
+
+class Asked(NamedTuple):
+    """What ``run`` or ``sweep`` was asked for.
+
+    Attributes:
+        verb: which of them.
+        file: of the experiment.
+        experiment: as the file defines it.
+        flags: the verb's settings.
+        init: the numbers for the experiment's ``init``; texts, ranges, for a sweep.
+        data: the numbers for its ``data``.
+    """
+
+    verb: str
+    file: str
+    experiment: Experiment
+    flags: Any
+    init: dict[str, Any]
+    data: dict[str, Any]
+
+
+# Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
+OpenFolder = Callable[[str], contextlib.AbstractContextManager[Path]]
+
+
+@contextlib.contextmanager
+def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
+    """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
+    folder = create_run_folder(asked.flags.runs, name)
+    try:
+        config = {"verb": asked.verb, "file": asked.file, "file_here": str(Path(asked.file).resolve())}
+        config |= {"experiment": asked.experiment.name, "flags": dataclasses.asdict(asked.flags)}
+        config |= {"init": asked.init, "data": asked.data, "data_sha256": data_sha256}
+        write_beginning(folder, config, asked.file)
+        yield folder
+    except BaseException:
+        if not worth_keeping(folder):
+            shutil.rmtree(folder)
+        raise
+
+
+def worth_keeping(folder: Path) -> bool:
+    """Whether a run has come to anything yet."""
+    return bool(read_rows(folder / METRICS)) or (folder / BLOCKS).exists() or (folder / RESULT).exists()
+
+
+def digest_of(*batches: Any) -> str:
+    """A SHA-256 over the dtypes, shapes and data of some batches."""
+    total = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(batches)):
+        total.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()
 
 
 class Beginning(NamedTuple):

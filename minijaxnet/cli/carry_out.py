@@ -5,14 +5,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
-from minijaxnet.cli.begin import begin, first_batch
-from minijaxnet.cli.flags import RunFlags
+from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
@@ -20,46 +19,31 @@ from minijaxnet.pytrees import array_type
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
-from minijaxnet.run.folder import RESULT, write_json, write_params
-from minijaxnet.run.lock import RunInUse
+from minijaxnet.run.folder import RESULT, result_state, write_json, write_params
+from minijaxnet.run.lock import hold
 from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
 
 
-class Asked(NamedTuple):
-    """What a run was asked for, as its ``config.json`` has it.
-
-    Attributes:
-        experiment: as its file defines it.
-        flags: the settings.
-        init: the numbers for the experiment's ``init``.
-        data: the numbers for its ``data``.
-    """
-
-    experiment: Experiment
-    flags: RunFlags
-    init: dict[str, Any]
-    data: dict[str, Any]
-
-
-def carry_out(asked: Asked, open_folder: Callable[[], contextlib.AbstractContextManager[Path]], *, resume: bool) -> int:
+def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
     """Check the gradient, descend, time the step, and keep all that in a folder; the exit code.
 
     Args:
         asked: for what.
-        open_folder: makes or finds the run folder, once all that can be checked before has been.
+        open_folder: makes or finds the run folder.
         resume: whether to go on with what the folder holds.
     """
     with jax.enable_x64(asked.flags.precision == "float64"):
         return _carry_out(asked, open_folder, resume)
 
 
-def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> int:
+def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     experiment, flags = asked.experiment, asked.flags
-    if not 0 <= flags.bench_seconds < float("inf"):
-        raise ValueError(f"bench_seconds: got {flags.bench_seconds}; expected a finite number, at least 0")
+    for name in ("bench_seconds", "checkpoint_seconds"):
+        if not 0 <= (value := getattr(flags, name)) < float("inf"):
+            raise ValueError(f"{name}: got {value}; expected a finite number, at least 0")
     params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     by_hand = experiment.value_and_gradient
     descent = make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate)
@@ -83,7 +67,11 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
             print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
             return 1
 
-    with open_folder() as folder, (folder / "log.txt").open("a", encoding="utf-8") as log:
+    with (
+        open_folder(digest_of(train, test)) as folder,
+        hold(folder),
+        (folder / "log.txt").open("a", encoding="utf-8") as log,
+    ):
         print(heading, file=log)
 
         def say(text: str) -> None:
@@ -91,7 +79,7 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
             print(text, file=log, flush=True)
 
         events = event_files(folder) if flags.tensorboard else contextlib.nullcontext()
-        with _failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
+        with failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
             result = fit(
                 descent,
                 start,
@@ -104,6 +92,7 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
                 measure=measure,
                 run_dir=folder,
                 resume=resume,
+                held=True,
                 checkpoint_every=flags.checkpoint_every,
                 checkpoint_s=flags.checkpoint_seconds,
                 on_divergence=_halve_rate(asked) if flags.on_divergence == "halve-rate" else None,
@@ -111,7 +100,7 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
                 on_progress=on_progress,
             )
         for note in result.notes:
-            say(f"warning: a checkpoint could not be used: {note}")
+            say(f"warning: {note}")
         if resume:
             say(f"went on from step {result.first_step:,}")
         write_params(folder / "params.safetensors", result.state.params)
@@ -142,12 +131,12 @@ def _carry_out(asked: Asked, open_folder: Callable[[], Any], resume: bool) -> in
 
 
 @contextlib.contextmanager
-def _failure_told(folder: Path) -> Iterator[None]:
-    """Have the result say how a descent failed, unless it is the run of another process or its checkpoints are lost."""
+def failure_told(folder: Path) -> Iterator[None]:
+    """Have the result say how a descent failed, unless it was done before or its checkpoints are lost."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, RunInUse | CheckpointError):
+        if not isinstance(error, CheckpointError) and worth_keeping(folder) and result_state(folder) != "done":
             write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
         raise
 

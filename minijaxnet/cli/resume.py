@@ -1,19 +1,18 @@
 """``minijaxnet resume``: go on with a run where it stopped, to the numbers that it would have come to."""
 
 import contextlib
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet.cli.carry_out import Asked, carry_out
+from minijaxnet.cli.begin import Asked
+from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import RunFlags, SweepFlags
-from minijaxnet.cli.sweep import Asked as SweepAsked
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.experiment import load_experiment
-from minijaxnet.run.folder import CONFIG, changes, environment, run_state
+from minijaxnet.run.folder import CONFIG, changes, environment, read_config, read_json, run_state
 
 _USAGE = (
     "usage: minijaxnet resume RUN [--force]\n\nGo on with a run where its newest checkpoint is.\n\n"
@@ -41,51 +40,38 @@ def main(arguments: Sequence[str]) -> int:
             f"{folder}: got other code or another config than it was started with; expected the same "
             f"(--force goes on all the same)\n{changed}"
         )
-    _warn_of_other_versions(folder)
+    for name, then, now in _other_surroundings(folder):
+        print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
     try:
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
-        rest = config["init"], config["data"]
-    except (TypeError, KeyError) as error:
+    except TypeError as error:
         raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
+    asked = Asked(config["verb"], file, experiment, flags, config["init"], config["data"])
 
-    def open_folder() -> contextlib.AbstractContextManager[Path]:
+    def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
+        if data_sha256 != config.get("data_sha256") and not force:
+            raise UsageError(f"{folder}: got other data than it was started with; expected the same (or --force)")
         return contextlib.nullcontext(folder)
 
-    if isinstance(flags, SweepFlags):
-        return carry_out_sweep(SweepAsked(experiment, flags, *rest), open_folder)
-    return carry_out(Asked(experiment, flags, *rest), open_folder, resume=True)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a run.
-
-    Raises:
-        UsageError: the folder is none of a run.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder}: there is no {CONFIG}; expected the folder of a run") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / CONFIG}: {error}; expected the settings of a run") from None
-    if not isinstance(config, dict) or config.get("verb") not in ("run", "sweep"):
-        raise UsageError(f"{folder / CONFIG}: expected the settings of a run")
-    return config
+    return (
+        carry_out_sweep(asked, open_folder) if config["verb"] == "sweep" else carry_out(asked, open_folder, resume=True)
+    )
 
 
 def _file_of(config: dict[str, Any], folder: Path) -> str:
-    file = str(config.get("file"))
-    if not Path(file).is_file():
-        raise UsageError(f"{folder}: its experiment {file} is not there; expected to be called where it was started")
-    return file
+    """The experiment's file, by the name that it was given, or where it was."""
+    for file in (str(config.get("file")), str(config.get("file_here"))):
+        if Path(file).is_file():
+            return file
+    raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
 
 
-def _warn_of_other_versions(folder: Path) -> None:
-    try:
-        then = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["versions"]
-    except (OSError, ValueError, KeyError):
-        return
-    now = environment()["versions"]
-    for name in now:
-        if then.get(name) != now[name]:
-            print(f"warning: {name} was {then.get(name)}, now it is {now[name]}: bits may differ", file=sys.stderr)
+def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:
+    """What else than code and config bits may depend on, and has changed."""
+    then, now = read_json(folder / "environment.json"), environment()
+    for name, version in now["versions"].items():
+        if then and then["versions"].get(name) != version:
+            yield name, then["versions"].get(name), version
+    for name in ("platform", "devices", "processor_count", "xla_flags"):
+        if then and then.get(name) != now[name]:
+            yield name, then.get(name), now[name]

@@ -1,12 +1,10 @@
 """``minijaxnet runs``: the runs of a folder, how they stand and what came out."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.folder import CONFIG, RESULT, run_state
+from minijaxnet.run.folder import CONFIG, RESULT, read_json, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure, text_table
 
@@ -42,12 +40,3 @@ def _row(folder: Path) -> tuple[str, ...]:
         metrics = {name: value for name, value in last.items() if name not in ("step", "loss", "gradient_norm")}
         shown = ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
     return folder.name, state, "" if steps is None else f"{steps:,}", shown
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is not there, or not whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.resume import read_config
-from minijaxnet.cli.runs import read_json
-from minijaxnet.run.folder import RESULT, run_state
+from minijaxnet.run.folder import RESULT, read_config, read_json, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure, text_table
 
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     rows = read_rows(folder / METRICS)
     events = [row for row in rows if "event" in row]
     rows = [row for row in rows if "event" not in row]
-    shown = rows if len(rows) <= _MOST_ROWS else [*rows[:: -(-len(rows) // _MOST_ROWS)], rows[-1]]
+    shown = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
     if shown:
         names = [name for name in shown[0] if name != "step"]
         lines = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]

@@ -1,44 +1,35 @@
 """``minijaxnet sweep``: an experiment at many seeds, learning rates and numbers of its own, at once."""
 
 import contextlib
-import dataclasses
+import io
 import math
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.cli.arms import differentiated, make_descent
-from minijaxnet.cli.begin import begin, draws, keys_of
+from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
+from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags, parse, split_file
 from minijaxnet.descent import gradient_descent
-from minijaxnet.experiment import Experiment, load_experiment, number_options
+from minijaxnet.experiment import load_experiment, number_options
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
-from minijaxnet.run.blocks import blocks_below
-from minijaxnet.run.folder import RESULT, create_run_folder, write_beginning, write_json
+from minijaxnet.run.blocks import BLOCKS, blocks_below
+from minijaxnet.run.disk import replace_file
+from minijaxnet.run.folder import RESULT, write_json
 from minijaxnet.run.lock import hold
-from minijaxnet.run.signals import sigterm_interrupts
+from minijaxnet.run.signals import heard
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.tables import figure
-
-BLOCKS = "blocks"
-
-
-class Asked(NamedTuple):
-    """What a sweep was asked for: numbers of the experiment's ``init`` are texts, ranges; those of ``data`` numbers."""
-
-    experiment: Experiment
-    flags: SweepFlags
-    init: dict[str, Any]
-    data: dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,32 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     experiment = None if file is None else load_experiment(file)
     flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
-    asked = Asked(experiment, flags, init, data)
-    return carry_out_sweep(asked, lambda: _new_folder(asked, file))
+    asked = Asked("sweep", file, experiment, flags, init, data)
+    return carry_out_sweep(asked, lambda data_sha256: new_folder(asked, f"{experiment.name}-sweep", data_sha256))
 
 
-@contextlib.contextmanager
-def _new_folder(asked: Asked, file: str) -> Iterator[Path]:
-    """A new run folder, which goes again if what runs in it fails before a first block is done."""
-    folder = create_run_folder(asked.flags.runs, f"{asked.experiment.name}-sweep")
-    try:
-        config = {"verb": "sweep", "file": file, "experiment": asked.experiment.name}
-        config |= {"flags": dataclasses.asdict(asked.flags), "init": asked.init, "data": asked.data}
-        write_beginning(folder, config, file)
-        yield folder
-    except BaseException:
-        if not (folder / BLOCKS).exists():
-            shutil.rmtree(folder)
-        raise
-
-
-def carry_out_sweep(asked: Asked, open_folder: Callable[[], contextlib.AbstractContextManager[Path]]) -> int:
+def carry_out_sweep(asked: Asked, open_folder: OpenFolder) -> int:
     """Carry out a sweep in its run folder, but for the blocks that it has already; the exit code."""
     with jax.enable_x64(asked.flags.precision == "float64"):
         return _carry_out(asked, open_folder)
 
 
-def _carry_out(asked: Asked, open_folder: Callable[[], contextlib.AbstractContextManager[Path]]) -> int:
+def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     experiment, flags = asked.experiment, asked.flags
     options = _options(flags.optimizer_options)
     given = {"learning_rate": flags.learning_rate} | asked.init | options
@@ -120,40 +96,47 @@ def _carry_out(asked: Asked, open_folder: Callable[[], contextlib.AbstractContex
         flush=True,
     )
     found: list[SweepResult] = []
-    with open_folder() as folder, hold(folder), sigterm_interrupts() as stop:
-        for size in sizes:
-            blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
-            found.append(sweep(run_of(size), axes, block=flags.block, blocks=blocks, on_progress=_on_progress()))
-            if found[-1].interrupted:
-                break
+    with open_folder(digest_of(train, test)) as folder, hold(folder), failure_told(folder), heard(raises=True) as stop:
+        with contextlib.suppress(KeyboardInterrupt):
+            for size in sizes:
+                blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
+                found.append(sweep(run_of(size), axes, block=flags.block, blocks=blocks, on_progress=_on_progress()))
+                if stop or found[-1].interrupted:
+                    break
+        if not found:
+            raise KeyboardInterrupt(stop.signum)
+        whole = len(found) == len(sizes) and not found[-1].interrupted
         result = found[0] if len(sizes) == 1 else _stacked(sizes[: len(found)], found)
-        return _report(folder, result, stop.signum or signal.SIGINT)
+        return _report(folder, result, count, 0 if whole else stop.signum or signal.SIGINT)
 
 
-def _report(folder: Path, result: SweepResult, signum: int) -> int:
+def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
+    """Write and print what came out, of so many descents, and which signal ended them, 0 if none did."""
     trace = result.trace
     arrays = {"losses": trace.loss, "gradient_norms": trace.gradient_norm, "steps_taken": trace.steps_taken}
     arrays |= {"status": trace.status, "loss": result.losses, "finished": result.finished} | result.output["metrics"]
     arrays |= {f"axis_{name}": values for name, values in result.axes.items()}
     arrays = {name: _numpys_own(array) for name, array in arrays.items()}
-    np.savez(folder / "sweep.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
+    replace_file(folder / "sweep.npz", content.getvalue())
 
     for name in [name for name, values in result.axes.items() if len(values) > 1 and name != "seed"] or ["seed"]:
         print(f"\n{result.table(name)}")
-    code, content = 0, {"status": "INTERRUPTED" if result.interrupted else "DONE", "best": None}
+    code, outcome = 0, {"status": "INTERRUPTED" if signum else "DONE", "best": None}
     if np.isfinite(result.losses).any():
         best = result.best()
         values = {name: float(value) for name, value in best.values.items()}
         metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
-        content |= {"best": values, "loss": best.loss, "metrics": metrics}
+        outcome |= {"best": values, "loss": best.loss, "metrics": metrics}
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
         print(f"\nbest: {where}: loss {figure(best.loss)}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1
-    write_json(folder / RESULT, content)
-    if result.interrupted:
-        done, count = int(result.finished.sum()), result.finished.size
+    write_json(folder / RESULT, outcome)
+    if signum:
+        done = int(result.finished.sum())
         print(f"stopped by {signal.Signals(signum).name} after {done:,} of {count:,} descents")
         print(f"minijaxnet resume {folder} goes on")
         code = 128 + signum

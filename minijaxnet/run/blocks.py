@@ -10,6 +10,7 @@ from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.sweeps import Blocks
 
+BLOCKS = "blocks"
 _NAME = re.compile(r"from-(\d+)-size-(\d+)\.safetensors")
 
 

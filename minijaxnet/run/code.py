@@ -3,7 +3,11 @@
 import difflib
 import hashlib
 import sys
+import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def sources(file: str | Path) -> dict[str, str]:
@@ -16,15 +20,28 @@ def sources(file: str | Path) -> dict[str, str]:
         ``{path: text}``, paths relative to the file's folder; the file itself comes first.
     """
     file = Path(file).resolve()
-    found = {file.name: file.read_text(encoding="utf-8")}
-    for module in sorted(filter(None, (getattr(m, "__file__", None) for m in list(sys.modules.values())))):
-        path = Path(module).resolve()
-        if path.suffix != ".py" or not path.is_relative_to(file.parent) or not path.is_file():
-            continue  # some modules say that they come from a file that there is not
-        name = path.relative_to(file.parent)
-        if not {"site-packages", "dist-packages", "minijaxnet"} & set(name.parts):
-            found.setdefault(name.as_posix(), path.read_text(encoding="utf-8"))
+    found = {file.name: _read(file)}
+    for name, module in list(sys.modules.items()):
+        path = Path(getattr(module, "__file__", None) or "").resolve()
+        if name != "__main__" and path.suffix == ".py" and _is_beside(path, file) and path.is_file():
+            found.setdefault(path.relative_to(file.parent).as_posix(), _read(path))
     return found
+
+
+def present(file: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """The texts that files of these names now have beside an experiment's file, imported or not yet."""
+    paths = {name: Path(file).resolve().parent / name for name in names}
+    return {name: _read(path) for name, path in paths.items() if path.is_file()}
+
+
+def _is_beside(path: Path, file: Path) -> bool:
+    """Whether a module is the experiment's own: beside it or below, and neither Python's nor a library's."""
+    pythons = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return path.is_relative_to(file.parent) and not any(path.is_relative_to(folder) for folder in (*pythons, _PACKAGE))
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def digest(texts: dict[str, str]) -> str:
@@ -51,7 +68,7 @@ def keep(folder: Path, texts: dict[str, str]) -> None:
 def kept(folder: Path) -> dict[str, str]:
     """The texts below a folder, as ``keep`` wrote them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return {path.relative_to(folder).as_posix(): _read(path) for path in paths}
 
 
 def difference(then: dict[str, str], now: dict[str, str]) -> str:

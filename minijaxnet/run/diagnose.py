@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from minijaxnet.pytrees import named_leaves
+from minijaxnet.pytrees import l2_norm, named_leaves
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -42,7 +42,9 @@ def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str
         return found
     slopes = named_leaves(jax.tree.unflatten(jax.tree.structure(shape), results)[1])
     largest = max(slopes, key=lambda name: float(jnp.max(jnp.abs(slopes[name]), initial=0)))
-    size = float(jnp.max(jnp.abs(slopes[largest])))
+    size = float(jnp.max(jnp.abs(slopes[largest]), initial=0))
+    if _finite(l2_norm(slopes)):
+        return "loss and slope are finite; what is not is the optimizer's step"
     return f"each operation is finite, but the slope's norm is not: {largest} has elements up to {size:.3g}"
 
 

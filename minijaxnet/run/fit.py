@@ -23,7 +23,7 @@ from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
 from minijaxnet.run.keeper import Keeper, Retry
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Log, Sink
-from minijaxnet.run.signals import stop_between_chunks
+from minijaxnet.run.signals import heard
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
@@ -49,7 +49,7 @@ class FitResult(NamedTuple):
         rows: what was logged, as in ``metrics.jsonl``; the last row is of the state where it ended.
         first_step: where it was resumed; 0 if it was not.
         interrupted: the signal that ended it, SIGINT or SIGTERM; 0 if none did.
-        notes: what a person should know of checkpoints that could not be used.
+        notes: what a person should know of checkpoints that could not be used, and of rows that are lost.
         compile_s: seconds to trace and compile, apart from all running.
         run_s: seconds in compiled steps.
     """
@@ -87,6 +87,7 @@ def fit(
     measure: Callable[[Any], dict[str, Any]] | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    held: bool = False,
     checkpoint_every: int | None = None,
     checkpoint_s: float = 60.0,
     on_divergence: Retry | None = None,
@@ -115,6 +116,7 @@ def fit(
             nothing is written if None.
         resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none;
             all other arguments are to be those of the first start.
+        held: whether the caller holds the run folder already, by ``run.lock.hold``.
         checkpoint_every: steps from one checkpoint to the next; None for by time alone.
         checkpoint_s: seconds from one checkpoint to the next. There is one at the end, too, unless it diverged.
         on_divergence: ``(state, times) -> (descent, state)``: how to go on when a descent has diverged so many
@@ -162,12 +164,14 @@ def fit(
     )
 
     with (
-        hold(run_dir) if run_dir is not None else nullcontext(),
+        hold(run_dir) if run_dir is not None and not held else nullcontext(),
         Log(run_dir, resume=resume, sink=sink) as log,
-        stop_between_chunks() as stop,
+        heard() as stop,
     ):
         first, descent, state = keeper.begin(descent, state)
         log.back_to(first, keeper.events)
+        if missing := sorted(set(range(0, first, log_every)) - {row["step"] for row in log.rows}):
+            keeper.notes.append(f"{len(missing)} rows of metrics are lost, the first that of step {missing[0]:,}")
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
@@ -199,6 +203,7 @@ def fit(
                     log.sync()
                     keeper.keep(taken, state)
             if history.status == DIVERGED and keeper.may_retry():
+                log.sync()
                 back, descent, state = keeper.retry(first + history.steps_taken)
                 log.back_to(back, keeper.events)
                 if back < first:  # where an earlier process began

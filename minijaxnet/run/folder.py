@@ -16,6 +16,7 @@ import numpy as np
 
 from minijaxnet.pytrees import named_leaves
 from minijaxnet.run import code
+from minijaxnet.run.disk import replace_file
 from minijaxnet.run.lock import owner
 
 CONFIG, CODE, RESULT = "config.json", "code", "result.json"
@@ -56,19 +57,50 @@ def write_beginning(folder: Path, config: dict[str, Any], file: str | Path) -> N
 
 def changes(folder: Path, file: str | Path) -> str:
     """How the config and the code have changed since a run was started, as a diff; nothing if they have not."""
-    now = code.sources(file) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")}
-    return code.difference(code.kept(folder / CODE), now)
+    then = code.kept(folder / CODE)
+    now = code.present(file, then) | code.sources(file) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")}
+    return code.difference(then, now)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a run.
+
+    Raises:
+        ValueError: the folder is none of a run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: there is no {CONFIG}; expected the folder of a run")
+    config = read_json(path)
+    parts = [config.get(name) for name in ("flags", "init", "data")]
+    if config.get("verb") not in ("run", "sweep") or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path}: expected the settings of a run")
+    return config
 
 
 def run_state(folder: Path) -> str:
     """How it stands with a run: running, done, interrupted (also when it was killed), diverged or failed."""
     if owner(folder) is not None:
         return "running"
-    try:
-        status = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError):
+    return result_state(folder)
+
+
+def result_state(folder: Path) -> str:
+    """The same of a run that nobody carries out."""
+    result = read_json(folder / RESULT)
+    if not result:
         return "interrupted"
-    return {"DIVERGED": "diverged", "INTERRUPTED": "interrupted", "FAILED": "failed"}.get(status, "done")
+    states = {"DIVERGED": "diverged", "INTERRUPTED": "interrupted", "FAILED": "failed"}
+    return states.get(str(result.get("status")), "done")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing if it is not there, not whole, or no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _json(content: Any) -> str:
@@ -80,27 +112,11 @@ def write_json(path: Path, content: Any) -> None:
     replace_file(path, _json(content).encode())
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in the place of another, whole or not at all, and on disk."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_params(path: Path, params: Any) -> None:
     """Write parameters as safetensors, each leaf under its name in the tree, such as ``[0]['weights']``."""
-    from safetensors.flax import save_file
+    from safetensors.flax import save
 
-    temporary = path.with_name(path.name + ".part")
-    save_file(named_leaves(params), temporary)
-    os.replace(temporary, path)
+    replace_file(path, save(named_leaves(params)))
 
 
 def environment() -> dict[str, Any]:

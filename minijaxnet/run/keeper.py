@@ -12,6 +12,7 @@ from minijaxnet.loop import own_copy
 from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import save_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
+from minijaxnet.run.checkpoint_format import UNFINISHED
 
 CHECKPOINTS = "checkpoints"
 Retry = Callable[[DescentState, int], tuple[Descent, DescentState]]
@@ -59,6 +60,8 @@ class Keeper:
         self._mark_every = self._every or mark_every
         self._folder = None if folder is None else Path(folder) / CHECKPOINTS
         self._turns = np.full((_MOST_RETRIES, 2), -1, np.int64)  # of each retry: back to which step, diverged at which
+        if self._folder is not None and self._folder.is_dir() and checkpoints(self._folder) and not resume:
+            raise FileExistsError(f"{self._folder}: there is a run in this folder; expected a new one, or resume=True")
         self._last_s, self.notes = time.monotonic(), []
 
     @property
@@ -69,12 +72,13 @@ class Keeper:
 
     def begin(self, descent: Descent, state: DescentState) -> tuple[int, Descent, DescentState]:
         """The step, the descent and the state to go on with: those given, or those of the newest checkpoint."""
-        self._saved, self._marks = 0, (Mark(0, state), Mark(0, state))
-        if self._retry is not None:
-            self._marks = (Mark(0, own_copy(state)),) * 2
+        self._saved, self._marks = 0, (Mark(0, state if self._retry is None else own_copy(state)),) * 2
         if self._folder is None:
             return 0, descent, state
         self._folder.mkdir(exist_ok=True)
+        for path in self._folder.iterdir():
+            if UNFINISHED.fullmatch(path.name):  # by a process that is dead, for the folder is ours
+                path.unlink()
         if not self._resume or (found := load_latest(self._folder, self._tree(state))) is None:
             return 0, descent, state
         self._saved, self.notes = found.step, found.skipped

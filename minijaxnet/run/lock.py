@@ -86,10 +86,14 @@ def _locked(path: Path) -> int:
     """The lock file, opened and ours."""
     for attempt in itertools.count(1):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        other = _living_owner(descriptor)
-        with suppress(FileNotFoundError):
-            if other is None and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
+        try:
+            other = _living_owner(descriptor)
+            with suppress(FileNotFoundError):
+                if other is None and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)  # held, be it by somebody who only looks; or just removed by its last owner
         if other is not None and attempt >= _ATTEMPTS:
             who = f"process {other.get('pid', 'unknown')} on {other.get('host', 'an unknown machine')}"
@@ -102,6 +106,8 @@ def _locked(path: Path) -> int:
 def _living_owner(descriptor: int) -> dict[str, Any] | None:
     """The owner that an open lock file names, if it is alive; if there is none, the file is now locked by us."""
     free = _lock(descriptor)
+    if free:
+        return None
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:  # nothing in it yet, or no JSON
@@ -109,9 +115,11 @@ def _living_owner(descriptor: int) -> dict[str, Any] | None:
     found = found if isinstance(found, dict) else {}
     if free is False:
         return found or {"host": platform.node()}
-    pid, here = found.get("pid"), found.get("host") == platform.node()
-    if not isinstance(pid, int) or not here:
-        return None if free or not found else found  # without the kernel's word, another machine's owner may live
+    pid = found.get("pid")
+    if not isinstance(pid, int):
+        return None
+    if found.get("host") != platform.node():
+        return found  # nobody here can tell
     now = started(pid)
     return found if now is not None and found.get("started") == now else None
 

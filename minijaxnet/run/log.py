@@ -6,13 +6,13 @@ the same file.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.folder import plain, replace_file
+from minijaxnet.run.disk import replace_file, to_disk
+from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
@@ -46,6 +46,8 @@ class Log:
         if folder is None:
             return
         self._path = Path(folder) / METRICS
+        if self._path.exists() and not resume:
+            raise FileExistsError(f"{self._path}: there is a run in this folder; expected a new one, or resume=True")
         if resume:
             self.rows = read_rows(self._path)
         self._files = {METRICS: self._path.open("a" if resume else "x", encoding="utf-8")}
@@ -74,7 +76,7 @@ class Log:
         """Have the disk hold all that was written."""
         for file in self._files.values():
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if name in self._files:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as news that the loop reads between chunks."""
+"""SIGINT and SIGTERM: asked to stop, a run comes to a good end; asked twice, it ends at once."""
 
 import signal
 import threading
@@ -20,10 +20,14 @@ class Stop:
 
 
 @contextmanager
-def stop_between_chunks() -> Iterator[Stop]:
-    """A ``Stop`` that the first SIGINT or SIGTERM sets; from then on they act as ever, so a second one ends at once.
+def heard(*, raises: bool = False) -> Iterator[Stop]:
+    """A ``Stop`` that the first SIGINT or SIGTERM sets.
 
-    Outside the main thread nothing is caught: Python hands signals to no other.
+    From then on they act as before. Outside the main thread nothing is caught: Python hands signals to no other.
+
+    Args:
+        raises: whether the first one raises ``KeyboardInterrupt(signum)``, too, where nobody looks at the ``Stop``; a
+            second one then kills the process, since threads that are busy keep an exception waiting.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -37,7 +41,12 @@ def stop_between_chunks() -> Iterator[Stop]:
 
     def on_signal(signum: int, frame: Any) -> None:
         stop.signum = signum
-        restore()
+        if not raises:
+            restore()
+            return
+        for each in _HEARD:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt(signum)
 
     for signum in _HEARD:
         signal.signal(signum, on_signal)
@@ -45,22 +54,3 @@ def stop_between_chunks() -> Iterator[Stop]:
         yield stop
     finally:
         restore()
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[Stop]:
-    """SIGTERM raises ``KeyboardInterrupt``, as SIGINT does; the ``Stop`` says which of them it was."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def on_signal(signum: int, frame: Any) -> None:
-        stop.signum = signum
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

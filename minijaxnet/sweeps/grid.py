@@ -9,7 +9,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,20 +118,30 @@ def sweep(
             if (kept := blocks.load(first, like)) is not None:
                 output = _stored(output, kept, first, count)
                 finished[first : first + size] = True
+
+    def take(found: Future[Any]) -> None:
+        nonlocal output
+        first = calls.pop(found)
+        if blocks is not None:
+            blocks.save(first, found.result())
+        output = _stored(output, found.result(), first, count)
+        finished[first : first + size] = True
+
+    calls: dict[Future[Any], int] = {}
     with ThreadPoolExecutor(workers) as pool:
-        calls = {pool.submit(call, first): first for first in range(0, count, size) if not finished[first]}
         try:
-            for found in as_completed(calls):
-                first = calls.pop(found)
-                if blocks is not None:
-                    blocks.save(first, found.result())
-                output = _stored(output, found.result(), first, count)
-                finished[first : first + size] = True
+            calls |= {pool.submit(call, first): first for first in range(0, count, size) if not finished[first]}
+            for found in as_completed([*calls]):
+                take(found)
                 if on_progress is not None:
                     on_progress(int(finished.sum()), count)
         except BaseException as error:
-            pool.shutdown(cancel_futures=True)
-            if output is None or not isinstance(error, KeyboardInterrupt):
+            pool.shutdown(cancel_futures=True)  # and wait for those under way, which are as good as any
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            for found in [found for found in calls if not found.cancelled() and found.exception() is None]:
+                take(found)
+            if output is None:
                 raise
     output = jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), output)
     return SweepResult(axes, output, finished.reshape(shape), size)
