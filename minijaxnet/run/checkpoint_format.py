@@ -8,7 +8,6 @@ parser would let pass: names given twice, 8.0 for 8, spaces, a step "007".
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -21,6 +20,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from minijaxnet.run.disk import folder_to_disk, to_disk
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
 # Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
@@ -132,36 +133,13 @@ def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
                 file.seek(0)
                 file.write(encode(header._replace(data_sha256=digest.hexdigest())))
                 file.flush()
-                _to_disk(file.fileno())
+                to_disk(file.fileno())
             os.replace(part, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 part.unlink()
             raise
-        _folder_to_disk(path.parent)
-
-
-def _to_disk(descriptor: int) -> None:
-    """Flush a file through all caches; macOS keeps those of the drive back from ``fsync``."""
-    import fcntl
-
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        with contextlib.suppress(OSError):  # network drives do not know it
-            fcntl.fcntl(descriptor, full)
-            return
-    os.fsync(descriptor)
-
-
-def _folder_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _to_disk(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):  # some file systems have nothing to flush there
-            raise
-    finally:
-        os.close(descriptor)
+        folder_to_disk(path.parent)
 
 
 @contextlib.contextmanager
