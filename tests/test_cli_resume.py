@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minijaxnet.cli import main
-from minijaxnet.run.lock import hold
+from minijaxnet.run.lock import hold, owner
 
 fit_module = sys.modules["minijaxnet.run.fit"]
 
@@ -351,3 +351,123 @@ def test_a_module_that_names_no_file_of_its_own_is_not_kept(here, monkeypatch):
     monkeypatch.setattr(sys.modules["odd"], "__file__", "odd.py", raising=False)
     _, folder = run()
     assert sorted(path.name for path in (folder / "code").iterdir()) == ["beside.py", "config.json", "line.py"]
+
+
+def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
+    module, owners = sys.modules["minijaxnet.cli.carry_out"], []
+    for name in ("write_params", "write_json", "compare_with_rivals"):
+        real = getattr(module, name)
+
+        def spied(*arguments, real=real, **options):
+            owners.append(owner(next(Path("runs").glob("*"))))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, spied)
+    assert main(["run", "line.py", "--bench-seconds", "0.05"]) == 0
+    assert len(owners) >= 4 and {found["pid"] for found in owners} == {os.getpid()}
+
+
+def test_what_has_come_to_something_is_kept_when_its_end_fails(here, monkeypatch):
+    def fails(*arguments, **options):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr("minijaxnet.cli.sweep.shutil.rmtree", fails)
+    command = ["sweep", "line.py", "--seeds", "3", "--steps", "5"]
+    assert main(command) == 143
+    [folder] = here.glob("runs/*")
+    assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
+
+
+def test_a_module_that_is_imported_late_is_no_change(here, monkeypatch, capsys):
+    (here / "late.py").write_text("POINTS = 20\n")
+    text = LINE.replace("x = jnp.linspace(-1, 1, 20)", "from late import POINTS; x = jnp.linspace(-1, 1, POINTS)")
+    (here / "line.py").write_text(text)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run()
+    assert (folder / "code" / "late.py").exists()
+    sys.modules.pop("late")
+    assert main(["resume", str(folder)]) == 0
+    sys.modules.pop("late", None)
+
+
+def test_other_data_is_refused(here, monkeypatch, capsys):
+    (here / "y.txt").write_text("3")
+    text = LINE.replace("return mjn.Batch(x, 3 * x + 1)", "f = float(open('y.txt').read()); return mjn.Batch(x, f * x)")
+    (here / "line.py").write_text(
+        text.replace("open('y.txt').read()", "__import__('pathlib').Path('y.txt').read_text()")
+    )
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run()
+    (here / "y.txt").write_text("4")
+    assert main(["resume", str(folder)]) == 2
+    assert "got other data than it was started with" in capsys.readouterr().err
+    assert main(["resume", str(folder), "--force"]) == 0
+
+
+def test_other_surroundings_are_told(here, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run()
+    path = folder / "environment.json"
+    found = json.loads(path.read_text())
+    found["versions"]["jax"], found["xla_flags"] = "0.1", "--xla_odd"
+    path.write_text(json.dumps(found))
+    assert main(["resume", str(folder)]) == 0
+    err = capsys.readouterr().err
+    assert "warning: jax was 0.1, now it is" in err and "warning: xla_flags was --xla_odd, now it is : bits" in err
+
+
+def test_a_run_is_resumed_from_elsewhere_and_without_an_environment(here, monkeypatch, tmp_path_factory, capsys):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run()
+    (folder / "environment.json").unlink()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert main(["resume", f"{here / folder}/"]) == 0
+
+
+def test_all_checkpoints_damaged_is_an_error_that_leaves_the_result_alone(here, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 21)
+        _, folder = run()
+    before = read(folder, "result.json", "metrics.jsonl")
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert main(["resume", str(folder)]) == 2
+    assert "got no checkpoint that is whole" in capsys.readouterr().err
+    assert read(folder, "result.json", "metrics.jsonl") == before
+
+
+def test_the_batch_that_is_diagnosed_is_that_of_the_step(here, capsys):
+    text = LINE.replace("value_and_gradient=value_and_gradient, ", "").replace(
+        "return jnp.mean((params", "return jnp.sum(jnp.log(1 - (batch.x == -1))) * params['slope'] + jnp.mean((params"
+    )
+    (here / "line.py").write_text(text)
+    code, _ = run("--diagnose", "--batch-size", 4, "--seed", 2)
+    out = capsys.readouterr().out
+    assert code == 1 and "DIVERGED at step" in out and "DIVERGED at step 0" not in out
+    assert "the first operation whose result is not finite is log, line.py:" in out
+
+
+def test_a_sweep_that_another_holds_is_refused(here, monkeypatch, capsys):
+    assert main(["sweep", "line.py", "--seeds", "2", "--steps", "5"]) == 0
+    [folder] = here.glob("runs/*")
+    with hold(folder):
+        assert main(["resume", str(folder), "--force"]) == 2
+    assert "holds this run" in capsys.readouterr().err
+
+
+def test_show_prints_each_row_once(here, capsys):
+    _, folder = run("--log-every", 1)
+    capsys.readouterr()
+    main(["show", str(folder)])
+    steps = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2].strip().isdigit()]
+    assert len(steps) == len(set(steps)) and steps[-1] == "60"
+
+
+def test_texts_that_are_divided_otherwise_have_another_digest():
+    from minijaxnet.run.code import digest
+
+    assert digest({"ab": "c"}) != digest({"a": "bc"})

@@ -75,3 +75,9 @@ def test_a_key_and_integer_labels_go_in_too():
 
     said = diagnose(noisy, jnp.ones(3), (BATCH.x, jnp.arange(4)), jax.random.key(0))
     assert "is div, test_diagnose.py:" in said
+
+
+def test_where_loss_and_slope_are_finite_it_is_the_optimizers_step():
+    assert diagnose(lambda w, b: jnp.sum(w**2), jnp.ones(2), BATCH) == (
+        "loss and slope are finite; what is not is the optimizer's step"
+    )

@@ -259,6 +259,82 @@ def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+def test_the_marks_to_go_back_to_are_those_of_the_whole_run(folders, monkeypatch):
+    stopped, whole = folders
+    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    descent = mjn.gradient_descent(steep, 1.6)
+    start = descent.init(jnp.float32(1))
+    options = {"steps": 30, "log_every": 1, "on_divergence": halved}
+    expected = fit(descent, start, DATA, run_dir=whole, **options)
+    fit(descent, start, DATA, run_dir=stopped, on_progress=stopped_at(6), **options)
+    last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
+    assert [row["step"] for row in last.rows if "event" in row] == [5]
+    assert_same_run(last, expected, stopped, whole)
+
+
+def test_an_optimizer_whose_rate_is_not_in_its_state_goes_on_at_the_smaller_one(folders, monkeypatch):
+    stopped, whole = folders
+    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    descent = mjn.optax_descent(steep, optax.sgd(1.6))
+    start = descent.init(jnp.float32(1))
+
+    def retry(state, times):
+        return mjn.optax_descent(steep, optax.sgd(1.6 / 2**times)), state
+
+    options = {"steps": 30, "log_every": 3, "checkpoint_every": 4, "on_divergence": retry}
+    expected = fit(descent, start, DATA, run_dir=whole, **options)
+    first = fit(descent, start, DATA, run_dir=stopped, on_progress=stopped_at(9), **options)
+    assert any("event" in row for row in first.rows)
+    last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
+    assert_same_run(last, expected, stopped, whole)
+
+
+def test_no_checkpoint_is_newer_than_where_it_went_back_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    seen, keeper = [], sys.modules["minijaxnet.run.keeper"].Keeper
+    retry = keeper.retry
+
+    def look_after(self, diverged_at):
+        found = retry(self, diverged_at)
+        seen.append([step for step, _ in checkpoints(tmp_path / "checkpoints")])
+        return found
+
+    monkeypatch.setattr(keeper, "retry", look_after)
+    descent = mjn.gradient_descent(steep, 1.6)
+    options = {"log_every": 4, "checkpoint_s": 0.0, "on_divergence": halved, "run_dir": tmp_path}
+    fit(descent, descent.init(jnp.float32(1)), DATA, steps=30, **options)
+    assert seen == [[0]]
+
+
+def test_rows_are_on_the_disk_before_a_checkpoint_of_what_comes_after_them(tmp_path, monkeypatch):
+    """Otherwise a power cut may leave the checkpoint and not the rows."""
+    log, keeper = sys.modules["minijaxnet.run.log"], sys.modules["minijaxnet.run.keeper"]
+    happened = []
+    write, sync, save = log.Log._write, log.Log.sync, keeper.save_checkpoint
+    monkeypatch.setattr(log.Log, "_write", lambda *a: (happened.append("write"), write(*a))[1])
+    monkeypatch.setattr(log.Log, "sync", lambda *a: (sync(*a), happened.append("sync"))[0])
+    monkeypatch.setattr(keeper, "save_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
+    descent = mjn.gradient_descent(steep, 1.6)
+    options = {"log_every": 2, "checkpoint_every": 4, "on_divergence": halved, "run_dir": tmp_path}
+    fit(descent, descent.init(jnp.float32(1)), DATA, steps=30, **options)
+    assert happened.count("save") > 3 and happened[-1] == "sync"
+    for at, what in enumerate(happened):
+        if what == "save":
+            before = [earlier for earlier in happened[:at] if earlier != "save"]
+            assert before[-1] == "sync", at
+
+
+def test_rows_that_are_lost_are_told(tmp_path):
+    descent, start, options = full_batch()
+    options |= {"steps": 20, "log_every": 2, "run_dir": tmp_path}
+    fit(descent, start, DATA, **options)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], b"?" + lines[3], *lines[4:]]))
+    last = fit(descent, start, DATA, resume=True, **options)
+    assert last.notes == ["7 rows of metrics are lost, the first that of step 6"]
+
+
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +362,15 @@ def test_what_cannot_be_meant_is_named(options, error, words):
     descent, start, _ = full_batch()
     with pytest.raises(error, match=words):
         fit(descent, start, DATA, steps=5, **options)
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):
+    descent, start, _ = full_batch()
+    fit(descent, start, DATA, steps=5, run_dir=tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one, or resume=True"):
+        fit(descent, start, DATA, steps=5, run_dir=tmp_path)
+    assert [step for step, _ in checkpoints(tmp_path / "checkpoints")] == [5]
 
 
 def test_checkpoints_of_another_descent_are_refused(tmp_path):
