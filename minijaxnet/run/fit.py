@@ -154,17 +154,11 @@ def fit(
     began, run_s = time.perf_counter(), 0.0
     state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
-    keeper = Keeper(
-        run_dir,
-        every=checkpoint_every,
-        seconds=checkpoint_s,
-        resume=resume,
-        retry=on_divergence,
-        mark_every=log_every,
-    )
+    keeping = {"every": checkpoint_every, "seconds": checkpoint_s, "retry": on_divergence, "mark_every": log_every}
 
     with (
         hold(run_dir) if run_dir is not None and not held else nullcontext(),
+        nullcontext(Keeper(run_dir, resume=resume, **keeping)) as keeper,
         Log(run_dir, resume=resume, sink=sink) as log,
         heard() as stop,
     ):
