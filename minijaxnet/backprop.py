@@ -246,6 +246,8 @@ class _MlpGradient:
         if jnp.ndim(x) != 2 or jnp.shape(x)[1] != self.sizes[0]:
             raise ValueError(f"x: got shape {jnp.shape(x)}; expected (n, {self.sizes[0]}), to fit mlp({self.sizes})")
 
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"x: got dtype {x.dtype}; expected real numbers")
         turn, forward, backward = faster_layout(len(x), self.sizes)
         h, inputs, pre_activations = turn(jnp.asarray(x)), [], []
         for layer, activation in zip(params, activations, strict=True):

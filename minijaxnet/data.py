@@ -149,7 +149,7 @@ def check_batch(batch: Any, where: str) -> None:
         where: what the caller names it in an error.
 
     Raises:
-        TypeError: not a pair, or a leaf that is no array of numbers.
+        TypeError: not a pair, or a leaf that is no array of numbers, or a masked one.
         ValueError: no points, as many x as y not, NaN or infinity (with the place of the first).
 
     Example:
@@ -159,6 +159,8 @@ def check_batch(batch: Any, where: str) -> None:
     """
     lengths: dict[str, int] = {}
     for side, tree in zip(("x", "y"), pair(batch, where), strict=True):
+        if tree is None:
+            raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             name = f"{where}.{side}{jax.tree_util.keystr(path)}"
             lengths[name] = _check_values(leaf, name)
@@ -173,18 +175,26 @@ def check_batch(batch: Any, where: str) -> None:
 
 
 def _check_values(leaf: Any, name: str) -> int:
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{name}: got a masked array; expected an array without gaps, such as its .filled(...)")
     values = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     if not (jnp.issubdtype(values.dtype, np.number) or jnp.issubdtype(values.dtype, np.bool_)):
         raise TypeError(f"{name}: got dtype {values.dtype}; expected numbers")
+    if not values.dtype.isnative:
+        raise TypeError(f"{name}: got dtype {values.dtype.str}; expected this machine's own byte order")
     if values.ndim == 0:
         raise ValueError(f"{name}: got a single number; expected an array with the batch axis first")
     if jnp.issubdtype(values.dtype, jnp.inexact):
-        finite = np.asarray(jnp.isfinite(values) if isinstance(values, jax.Array) else np.isfinite(values))
+        with np.errstate(over="ignore"):
+            as_held = (
+                values if isinstance(values, jax.Array) else values.astype(jax.dtypes.canonicalize_dtype(values.dtype))
+            )
+        finite = np.asarray(jnp.isfinite(as_held))
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(
                 f"{name}{list(index)}: got {values[index]} ({(~finite).sum()} of {finite.size} values are "
-                "not finite); expected finite numbers"
+                f"not finite{f' in {as_held.dtype}' if np.isfinite(values[index]) else ''}); expected finite numbers"
             )
     return values.shape[0]
 

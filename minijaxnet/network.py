@@ -62,7 +62,7 @@ def dense(
 
     Raises:
         ValueError: a width below 1; on ``apply``, an ``x`` whose last axis is not ``n_in`` wide.
-        TypeError: a width that is not an int, a dtype that is not floating.
+        TypeError: a width that is not an int, a dtype that is not floating; on ``apply``, a complex ``x``.
 
     Example:
         >>> layer = dense(2, 1)
@@ -85,6 +85,8 @@ def dense(
 
     def apply(params: dict[str, jax.Array], x: Any) -> jax.Array:
         weights = params["weights"]
+        if jnp.iscomplexobj(x):
+            raise TypeError(f"dense: x: got dtype {x.dtype}; expected real numbers")
         x = jnp.asarray(x, weights.dtype)
         if x.ndim == 0 or x.shape[-1] != weights.shape[0]:
             raise ValueError(

@@ -76,7 +76,7 @@ def floating_arrays(tree: Any, where: str) -> Any:
         try:
             array = jnp.asarray(leaf)
         except TypeError:
-            kind = type(leaf).__name__
+            kind = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
             raise TypeError(f"{name}: got {kind}; expected an array of floating numbers") from None
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(

@@ -19,17 +19,7 @@ Worker = importlib.import_module("faulty.worker").Worker
 CASES = [(group, fault) for group in FAULTS for fault in FAULTS[group]]
 
 # What is not survived yet: a reason each; strict, so that what is mended must leave this list.
-OPEN: dict[tuple[str, str], str] = {
-    ("inputs", "None for x"): "check_batch takes None for a tree without leaves; JAX's own error follows",
-    ("inputs", "complex x"): "dense casts x to the weights' dtype; the imaginary part is dropped with a ComplexWarning",
-    ("inputs", "a masked x"): "check_batch looks behind the mask; JAX's own error does not name data.x",
-    ("inputs", "numbers beyond float32 in x"): "check_batch looks before the cast to float32, which makes it infinite",
-    ("inputs", "params in words"): "floating_arrays names the leaf, but says ndarray, not the dtype",
-    ("inputs", "big-endian data"): "check_batch passes dtype >f4, which JAX does not take; its error names nothing",
-    ("numbers", "a state with another optimizer's"): "fit does not hold state.optimizer against descent.init(params)",
-    ("writing", "a small file system"): "log.py: errors of write and close do not name metrics.jsonl",
-    ("writing", "a log that lost rows"): "log.back_to goes on without the rows, and says nothing",
-}
+OPEN: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="session")

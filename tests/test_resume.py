@@ -324,15 +324,20 @@ def test_rows_are_on_the_disk_before_a_checkpoint_of_what_comes_after_them(tmp_p
             assert before[-1] == "sync", at
 
 
-def test_rows_that_are_lost_are_told(tmp_path):
-    descent, start, options = full_batch()
-    options |= {"steps": 20, "log_every": 2, "run_dir": tmp_path}
-    fit(descent, start, DATA, **options)
-    path = tmp_path / "metrics.jsonl"
+@pytest.mark.parametrize(("bad", "goes_on"), [(3, 0), (11, 20)])
+def test_rows_that_are_lost_are_seen_again(bad, goes_on, folders):
+    stopped, whole = folders
+    descent, start, options = minibatches()
+    options |= {"steps": 27, "log_every": 2, "checkpoint_every": 5}
+    expected = fit(descent, start, DATA, run_dir=whole, **options)
+    fit(descent, start, DATA, run_dir=stopped, **options)
+    path = stopped / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:3], b"?" + lines[3], *lines[4:]]))
-    last = fit(descent, start, DATA, resume=True, **options)
-    assert last.notes == ["7 rows of metrics are lost, the first that of step 6"]
+    path.write_bytes(b"".join([*lines[:bad], b"?" + lines[bad], *lines[bad + 1 :]]))
+    last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
+    assert last.notes == [f"the row of step {2 * bad} is lost: it goes on from step {goes_on}, not 27"]
+    assert last.first_step == goes_on
+    assert_same_run(last, expected, stopped, whole)
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def logs(monkeypatch):
     monkeypatch.setattr(fit_module, "Log", Kept)
     yield opened
     for log in opened:
-        log.__exit__()
+        log.__exit__(None)
 
 
 def test_the_log_is_closed_at_the_end(tmp_path, logs):

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import folder_to_disk, to_disk
+from minijaxnet.run.disk import folder_to_disk, naming, to_disk
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
 # Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
@@ -121,7 +121,7 @@ def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
     Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    with _naming(path, "checkpoint not written"):
+    with naming(path, "checkpoint not written"):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with open(descriptor, "wb") as file:
@@ -150,7 +150,7 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
         CheckpointError: it is not a regular file.
         OSError: of the kind that it is, naming the path.
     """
-    with _naming(path, "checkpoint not read"):
+    with naming(path, "checkpoint not read"):
         _check_regular(path, os.lstat(path).st_mode)
         # Between the two looks another file may take the name: it is neither followed nor waited for.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -170,15 +170,6 @@ def _check_regular(path: Path, mode: int) -> None:
         names = {"l": "a symbolic link", "d": "a folder", "p": "a pipe", "s": "a socket"}
         got = names.get(stat.filemode(mode)[0], "a device")
         raise CheckpointError(f"{path}: got {got}; expected the checkpoint's own file")
-
-
-@contextlib.contextmanager
-def _naming(path: Path, what: str) -> Iterator[None]:
-    """A full disk or a failing one does not know of which file it speaks."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{what}: {error.strerror}", str(path)) from error
 
 
 def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int = MOST_HEADER_BYTES) -> Header:

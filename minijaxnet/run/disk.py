@@ -3,7 +3,17 @@
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """A full disk or a failing one does not know of which file it speaks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}", str(path)) from error
 
 
 def to_disk(descriptor: int) -> None:
@@ -33,13 +43,14 @@ def folder_to_disk(folder: Path) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in the place of another, whole or not at all, and on the disk."""
     temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            to_disk(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder_to_disk(path.parent)
+    with naming(path, "file not written"):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                to_disk(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder_to_disk(path.parent)

@@ -19,7 +19,7 @@ from minijaxnet.descent import Descent, DescentState
 from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
-from minijaxnet.pytrees import check_count, floating_arrays, named_leaves
+from minijaxnet.pytrees import check_count, floating_arrays, named_leaves, structure_difference
 from minijaxnet.run.keeper import Keeper, Retry
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Log, Sink
@@ -147,6 +147,7 @@ def fit(
     log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     check_values(descent, state, data)
+    _check_optimizer(descent, state)
     data = jax.device_put(data)
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
@@ -162,10 +163,8 @@ def fit(
         Log(run_dir, resume=resume, sink=sink) as log,
         heard() as stop,
     ):
-        first, descent, state = keeper.begin(descent, state)
+        first, descent, state = keeper.begin(descent, state, log.whole_until(log_every))
         log.back_to(first, keeper.events)
-        if missing := sorted(set(range(0, first, log_every)) - {row["step"] for row in log.rows}):
-            keeper.notes.append(f"{len(missing)} rows of metrics are lost, the first that of step {missing[0]:,}")
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
@@ -243,6 +242,13 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
         objective = getattr(objective, "objective", None)  # a wrapper, such as with_gradient's
     if objective is not None:
         objective.check_values(state.params, data)
+
+
+def _check_optimizer(descent: Descent, state: DescentState) -> None:
+    """Say that a state is another descent's, before its step does in words of its own."""
+    fresh = jax.eval_shape(descent.init, state.params, state.key)
+    if difference := structure_difference(state.optimizer, fresh.optimizer):
+        raise TypeError(f"state.optimizer: {difference}, as the descent's own init makes it")
 
 
 def _check_key(key: Any) -> None:

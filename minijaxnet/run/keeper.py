@@ -10,7 +10,7 @@ import numpy as np
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.loop import own_copy
 from minijaxnet.pytrees import check_count
-from minijaxnet.run.checkpoint import save_checkpoint
+from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 from minijaxnet.run.checkpoint_format import UNFINISHED
 
@@ -70,8 +70,11 @@ class Keeper:
         turns = self._turns[self._turns[:, 0] >= 0].tolist()
         return [{"step": back, "event": "went back", "diverged_at": at} for back, at in turns]
 
-    def begin(self, descent: Descent, state: DescentState) -> tuple[int, Descent, DescentState]:
-        """The step, the descent and the state to go on with: those given, or those of the newest checkpoint."""
+    def begin(self, descent: Descent, state: DescentState, rows_until: int) -> tuple[int, Descent, DescentState]:
+        """The step, the descent and the state to go on with: those given, or those of the newest checkpoint.
+
+        Where the log lacks a row, of step ``rows_until``, that is one from which it is seen again.
+        """
         self._saved, self._marks = 0, (Mark(0, state if self._retry is None else own_copy(state)),) * 2
         if self._folder is None:
             return 0, descent, state
@@ -81,10 +84,17 @@ class Keeper:
                 path.unlink()
         if not self._resume or (found := load_latest(self._folder, self._tree(state))) is None:
             return 0, descent, state
-        self._saved, self.notes = found.step, found.skipped
-        state, self._turns = found.tree["state"], found.tree["turns"]
+        step, tree, self.notes = found
+        if step > rows_until:
+            older = [(step, path) for step, path in checkpoints(self._folder) if step <= rows_until]
+            lost = f"the row of step {rows_until:,} is lost: it goes on from step"
+            self.notes = [*self.notes, f"{lost} {older[0][0] if older else 0:,}, not {step:,}"]
+            if not older:
+                return 0, descent, state
+            step, tree = older[0][0], load_checkpoint(older[0][1], self._tree(state))
+        self._saved, state, self._turns = step, tree["state"], tree["turns"]
         if self._retry is not None:
-            self._marks = found.tree["marks"]
+            self._marks = tree["marks"]
             if self.events:
                 descent, _ = self._retry(own_copy(state), len(self.events))
         return self._saved, descent, state

@@ -5,13 +5,15 @@ measured there; or an event, ``{"step", "event", ...}``. There is no clock in it
 the same file.
 """
 
+import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import replace_file, to_disk
+from minijaxnet.run.disk import naming, replace_file, to_disk
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -72,25 +74,33 @@ class Log:
         if self._sink is not None:
             self._sink.back_to(step)
 
+    def whole_until(self, every: int) -> int:
+        """The first multiple of ``every`` that has no row."""
+        steps = {row["step"] for row in self.rows}
+        return next(step for step in itertools.count(0, every) if step not in steps)
+
     def sync(self) -> None:
         """Have the disk hold all that was written."""
-        for file in self._files.values():
-            file.flush()
-            to_disk(file.fileno())
+        for name, file in self._files.items():
+            with naming(self._path.with_name(name), "file not written"):
+                file.flush()
+                to_disk(file.fileno())
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if name in self._files:
-            self._files[name].write(_line(row))
-            self._files[name].flush()
+            with naming(self._path.with_name(name), "row not written"):
+                self._files[name].write(_line(row))
+                self._files[name].flush()
 
     def __enter__(self) -> "Log":
         """Append within a ``with``."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the files."""
+        """Close the files; a full disk, of which a row has told, is told no second time."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError) if error[0] is not None else contextlib.nullcontext():
+                file.close()
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
