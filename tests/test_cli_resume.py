@@ -333,7 +333,7 @@ def test_event_files_hold_the_metrics_also_after_a_resume(here, monkeypatch, cap
         _, folder = run("--tensorboard", "--log-every", 6)
     assert main(["resume", str(folder)]) == 0
     found: dict = {}
-    for path in sorted((folder / "tensorboard").iterdir()):
+    for path in sorted((folder / "tensorboard").iterdir(), key=lambda path: path.suffix):
         content = path.read_bytes()
         while content:
             length = int.from_bytes(content[:8], "little")

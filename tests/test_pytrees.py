@@ -76,7 +76,7 @@ def test_floating_arrays_works_on_traced_leaves():
         (np.complex64(1), r"params: got dtype complex64; expected a real floating dtype"),
         ({"k": jax.random.key(0)}, r"params\['k'\]: got dtype key<fry>; expected a real floating dtype"),
         ([1.0, "text"], r"params\[1\]: got str; expected an array of floating numbers"),
-        ([np.array([None])], r"params\[0\]: got ndarray; expected an array of floating numbers"),
+        ([np.array([None])], r"params\[0\]: got dtype object; expected an array of floating numbers"),
         ((), r"params: got a tree without leaves; expected at least one array"),
         (None, r"params: got a tree without leaves"),
         ({"a": [], "b": {}}, r"params: got a tree without leaves"),

@@ -169,6 +169,7 @@ def test_what_wins_once_only_is_not_suggested(scripted):
     assert "that does not hold" in out and "export" not in out
 
 
+@pytest.mark.sweep
 def test_what_only_seems_faster_among_many_is_measured_once_more(scripted):
     many = {f"other {number}": f"--xla_other_{number}=1" for number in range(200)}
     seems = comparison(a=1.0, **{name.replace(" ", "_"): 1.0 for name in many})

@@ -24,7 +24,9 @@ def event_files(folder: Path) -> Iterator[Sink]:
     writers: list[Any] = []
 
     def back_to(step: int) -> None:
-        writers.append(SummaryWriter(str(folder / EVENTS), purge_step=step))
+        # Files are named by the second: those of the same second are told apart, and ordered, by their number.
+        number = len(list((folder / EVENTS).glob("*")))
+        writers.append(SummaryWriter(str(folder / EVENTS), purge_step=step, filename_suffix=f".{number:04d}"))
 
     def write(row: dict[str, Any]) -> None:
         for name, value in row.items():
