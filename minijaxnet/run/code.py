@@ -2,12 +2,15 @@
 
 import difflib
 import hashlib
+import os
 import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
+_PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_NOT_ITS_OWN = tuple({str(path) + os.sep for folder in (*_PYTHONS, _PACKAGE) for path in (folder, folder.resolve())})
 
 
 def sources(file: str | Path) -> dict[str, str]:
@@ -22,8 +25,11 @@ def sources(file: str | Path) -> dict[str, str]:
     file = Path(file).resolve()
     found = {file.name: _read(file)}
     for name, module in list(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "").resolve()
-        if name != "__main__" and path.suffix == ".py" and _is_beside(path, file) and path.is_file():
+        named = getattr(module, "__file__", None) or ""
+        if name == "__main__" or not named.endswith(".py") or named.startswith(_NOT_ITS_OWN):
+            continue
+        path = Path(named).resolve()
+        if path.is_relative_to(file.parent) and not str(path).startswith(_NOT_ITS_OWN) and path.is_file():
             found.setdefault(path.relative_to(file.parent).as_posix(), _read(path))
     return found
 
@@ -32,12 +38,6 @@ def present(file: str | Path, names: Iterable[str]) -> dict[str, str]:
     """The texts that files of these names now have beside an experiment's file, imported or not yet."""
     paths = {name: Path(file).resolve().parent / name for name in names}
     return {name: _read(path) for name, path in paths.items() if path.is_file()}
-
-
-def _is_beside(path: Path, file: Path) -> bool:
-    """Whether a module is the experiment's own: beside it or below, and neither Python's nor a library's."""
-    pythons = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return path.is_relative_to(file.parent) and not any(path.is_relative_to(folder) for folder in (*pythons, _PACKAGE))
 
 
 def _read(path: Path) -> str:
