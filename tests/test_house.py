@@ -21,6 +21,7 @@ FLOORS = [
     {"trace", "landscape"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]
