@@ -35,7 +35,7 @@ INK = "#1b1c1f"
 WIDTH = 4.8  # inches: a column's width, at which all text is readable
 _MISSING = 'pictures need matplotlib: pip install "minijaxnet[plot]"'
 
-_RULES: dict[str, Any] = {
+_RULES: Any = {
     "figure.dpi": 150,
     "savefig.dpi": 150,
     "font.size": 9,
@@ -139,7 +139,7 @@ def save(figure: "Figure", path: str | Path) -> None:
         figure.savefig(path, facecolor="white", metadata=metadata)
 
 
-def _rules(rules: dict[str, Any]) -> Any:
+def _rules(rules: Any) -> Any:
     import matplotlib
 
     return matplotlib.rc_context(rules)
