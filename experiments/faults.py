@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(list(TOOLS)[1:]), help="some of %(default)s, or none")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random")
     parser.add_argument("--kills", type=int, default=100, help="how often a run of ours is killed")
-    parser.add_argument("--peer-kills", type=int, default=25, help="how often one of a peer's is")
+    parser.add_argument("--peer-kills", type=int, default=12, help="how often one of a peer's is")
     options = parser.parse_args()
     peers = [] if options.peers in ("", "none") else options.peers.split(",")
     if unknown := set(peers) - set(TOOLS):

@@ -132,7 +132,7 @@ def test_the_judge_sees_a_damaged_file_a_slow_answer_and_a_hang(tmp_path, monkey
     assert why(lambda: RIGHT, also=lambda: "lost") == "lost"
     monkeypatch.setattr(judges, "LIMIT_S", 0.01)
     assert why(slow).startswith("took 0.")
-    monkeypatch.setattr(judges, "_HANGS_S", 1)
+    monkeypatch.setitem(judges.HANGS_S, True, 1)
     assert why(hang) == "hung for 1 s"
 
 

@@ -20,4 +20,6 @@ TOOLS = {
     "scikit-learn": "faulty.sklearn_tool:ScikitLearn",
     "keras": "faulty.keras_tool:Keras",
 }
+# They have threads that no forked process has, so they start anew in each.
+COLD = ("orbax", "equinox", "flax", "keras")
 GROUPS = ("inputs", "numbers", "reading", "writing")

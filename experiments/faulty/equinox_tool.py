@@ -31,6 +31,7 @@ def run_step(model: Any, state: Any, x: Any, y: Any) -> Any:
 class Equinox(Tool):
     """As its documentation's pages on training and serialisation have it."""
 
+    cold = True
     suffix = ".eqx"
     layout = "npy"
 

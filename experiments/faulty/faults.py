@@ -25,5 +25,5 @@ FAULTS: dict[str, dict[str, Fault]] = {
 
 def inject(tool: Tool, group: str, fault: str, scratch: Path, *, seed: int, kills: int) -> Outcome:
     """Inject a fault into a tool, and judge."""
-    setting = Setting(scratch, np.random.default_rng(seed), kills)
-    return judge(FAULTS[group][fault](tool, setting), ours=tool.ours)
+    setting = Setting(scratch, np.random.default_rng(seed), kills, tool.cold)
+    return judge(FAULTS[group][fault](tool, setting), ours=tool.ours, starts_s=10.0 if tool.cold else 0.0)

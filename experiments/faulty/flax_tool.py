@@ -1,5 +1,6 @@
 """Flax: a linen module in a ``TrainState``, and its serialisation to msgpack."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ def run_step(state: Any, x: Any, y: Any) -> Any:
 class Flax(Tool):
     """As its documentation's pages on training and on saving have it."""
 
+    cold = True
     suffix = ".msgpack"
     layout = "msgpack"
 
-    def __init__(self) -> None:
+    @functools.cached_property
+    def _state(self) -> Any:
         """The functions of a state are told apart by what they are: one state for all."""
-        self._state = state_of(CLASSES, OPTIMIZER)
+        return state_of(CLASSES, OPTIMIZER)
 
     def train(self, call: Call) -> Arrays:
         """The loop that it documents."""

@@ -81,9 +81,9 @@ def _steps(value: Any, ours: str) -> Input:
     )
 
 
-def _size(value: Any, ours: str) -> Input:
+def _size(value: Any, ours: str, right: Callable[[Call], Call] | None = None) -> Input:
     shown = r"\b0\b|-4|2\.5|99|four|int|positive|range|larger|most"
-    return Input(lambda call: call.but(batch_size=value), Expected(r"batch[ _]?size", shown, ours))
+    return Input(lambda call: call.but(batch_size=value), Expected(r"batch[ _]?size", shown, ours), right=right)
 
 
 def _label(value: Any, ours: str) -> Input:
@@ -203,7 +203,9 @@ INPUTS: dict[str, Input] = {
     "a negative batch size": _size(-4, "batch_size: got -4; expected at least 1"),
     "a fractional batch size": _size(2.5, r"batch_size: got 2\.5; expected an int"),
     "a batch size in words": _size("four", "batch_size: got 'four'; expected an int"),
-    "a batch size beyond the points": _size(99, "batch_size: got 99; expected at most 12"),
+    "a batch size beyond the points": _size(
+        99, "batch_size: got 99; expected at most 12", right=lambda call: call.but(batch_size=12)
+    ),
     "a seed in words": Input(
         lambda call: call.but(seed="a"),
         Expected(r"\b(key|seed|random_state)\b", r"str|'a'|int", "key: got a str; expected"),

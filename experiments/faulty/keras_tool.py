@@ -24,6 +24,7 @@ def model_of(classes: bool, optimizer: Any, *, n_in: int = FEATURES, layers: int
 class Keras(Tool):
     """As its guides on training and on saving have it."""
 
+    cold = True
     suffix = ".weights.h5"
     layout = "hdf5"
 

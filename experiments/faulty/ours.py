@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import optax
 
 import minijaxnet as mjn
 from minijaxnet.cli import main
-from minijaxnet.run import fit, load_checkpoint, save_checkpoint
+from minijaxnet.run import Progress, fit, load_checkpoint, save_checkpoint
 
 from .judge import Arrays
 from .tool import CLASSES, FEATURES, HIDDEN, RUN_BATCH, RUN_STEPS, Call, Tool, good_call
@@ -151,9 +153,15 @@ class Ours(Tool):
         """Those of the run folder."""
         return super().checkpoints(folder / "checkpoints")
 
-    def run(self, folder: Path, *, resume: bool = False, pause_s: float = 0.0) -> Arrays:
+    def run(self, folder: Path, *, resume: bool = False, pause_s: float = 0.0, until: int = RUN_STEPS) -> Arrays:
         """By ``fit``, in minibatches, with a checkpoint at each step; the log belongs to the result."""
         call = good_call(classes=True)
+
+        def on_progress(progress: Progress) -> None:
+            time.sleep(pause_s)
+            if progress.step == until < RUN_STEPS:
+                os.kill(os.getpid(), signal.SIGINT)
+
         result = fit(
             PLAIN,
             PLAIN.init(NETWORKS[True].init(jax.random.key(0))),
@@ -165,17 +173,11 @@ class Ours(Tool):
             checkpoint_every=1,
             run_dir=folder,
             resume=resume,
-            on_progress=lambda _: time.sleep(pause_s),
+            on_progress=on_progress,
         )
         self.notes = result.notes
         found = self.arrays(result.state) | {"steps": np.array(result.steps_taken)}
         return found | {"metrics": np.frombuffer((folder / "metrics.jsonl").read_bytes(), np.uint8)}
-
-    def warm(self, folder: Path) -> None:
-        """All that a run and its resumption compile."""
-        self.run(folder)
-        self.checkpoints(folder)[0].unlink()
-        self.run(folder, resume=True)
 
 
 def command(scratch: Path, verb: str, *flags: str) -> tuple[int, str, Path]:

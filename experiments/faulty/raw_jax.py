@@ -188,6 +188,7 @@ class Orbax(RawJax):
     """Orbax's standard checkpointer, a folder a checkpoint."""
 
     layout = "zarr"
+    cold = True
 
     def __init__(self) -> None:
         """Fail here where it is not installed."""

@@ -27,9 +27,19 @@ class ScikitLearn(Tool):
             raise NotOffered("its order needs no key")
         if np.ndim(call.x) == 2 and np.shape(call.x)[1] not in (0, 3):
             raise NotOffered("it makes its network from the data")
+        if np.shape(call.y)[1:] == (2,):
+            raise NotOffered("it makes its network from the data")
+        if isinstance(call.x, np.ndarray) and call.x.dtype.kind in "fi" and call.x.dtype != np.dtype(np.float32):
+            raise NotOffered("its precision is that of the data")
+        if (
+            call.classes
+            and np.asarray(call.y).dtype.kind in "if"
+            and not np.isin(call.y[~np.isnan(call.y)], [0, 1]).all()
+        ):
+            raise NotOffered("whatever is a label is a class to it")
         cls: Any = MLPClassifier if call.classes else MLPRegressor
         model = cls(
-            (HIDDEN,),
+            hidden_layer_sizes=(HIDDEN,),
             activation="tanh",
             solver="sgd",
             learning_rate_init=call.learning_rate,

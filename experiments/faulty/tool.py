@@ -18,6 +18,8 @@ from .judge import Arrays, NotOffered
 POINTS, FEATURES, HIDDEN, CLASSES = 12, 3, 8, 2
 # A run is so long, and saves so often.
 RUN_STEPS, RUN_BATCH = 24, 4
+# No forked process lives longer.
+_LIVES_S = 90
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Tool:
 
     Attributes:
         ours: whether it is ours, which must answer in exact words.
+        cold: whether it cannot be forked once it has run, for its threads; each forked process then starts it anew.
         suffix: of its checkpoints' names.
         layout: of its files: safetensors, npy, pickle, msgpack, or another.
         leaf: a regular expression for the names that it gives to leaves.
     """
 
     ours = False
+    cold = False
     suffix = ""
     layout = ""
     leaf = r"weight|bias|kernel|param|leaf|layer|dense|count|optimizer"
@@ -113,20 +117,28 @@ class Tool:
         """The checkpoints of a run, the newest first."""
         return sorted(folder.glob(f"step-????????{self.suffix}"), reverse=True)
 
-    def run(self, folder: Path, *, resume: bool = False, pause_s: float = 0.0) -> Arrays:
-        """A run that saves after each step, the loop that one writes by hand; ``resume`` goes on with the newest."""
+    def run(self, folder: Path, *, resume: bool = False, pause_s: float = 0.0, until: int = RUN_STEPS) -> Arrays:
+        """A run that saves after each step, the loop that one writes by hand.
+
+        Args:
+            folder: of its checkpoints.
+            resume: whether to go on with the newest.
+            pause_s: how long to wait before each step.
+            until: a step at which it is stopped in an orderly way.
+        """
         tree, first = self.tree(), 0
         if resume and (found := self.checkpoints(folder)):
             tree, first = self.load(found[0], tree), int(found[0].name[5:13])
-        for number in range(first, RUN_STEPS):
+        for number in range(first, until):
             time.sleep(pause_s)
             tree = self.step(tree, number)
             self.save(folder / f"step-{number + 1:08d}{self.suffix}", tree)
         return self.arrays(tree)
 
     def warm(self, folder: Path) -> None:
-        """Compile what ``run`` needs, before there are forks, which have none of the threads that compile."""
-        self.run(folder)
+        """Compile what a run and its resumption need, before there are forks, which have no threads that compile."""
+        self.run(folder, until=RUN_STEPS - 1)
+        self.run(folder, resume=True)
 
 
 class Ended(NamedTuple):
@@ -154,20 +166,28 @@ class Ended(NamedTuple):
 
 
 def in_fork(
-    act: Callable[[], Arrays], *, kill_after_s: float | None = None, most_bytes: int | None = None, limit_s: float = 60
+    act: Callable[[], Arrays],
+    *,
+    kill_after_s: float | None = None,
+    since: Path | None = None,
+    most_bytes: int | None = None,
+    limit_s: float = 60,
 ) -> Ended:
     """Do something in a process forked from this one, which has compiled all; end it with SIGKILL at a moment.
 
     Args:
         act: what to do.
         kill_after_s: when to kill it; None for never.
+        since: a folder; the moment is counted from when something is in it, and from the fork if None.
         most_bytes: no file may become longer, as if the disk were full.
         limit_s: when to take it for hung.
     """
     process = Forked(act, most_bytes)
+    while since is not None and process.lives() and not any(since.iterdir()):
+        time.sleep(0.002)
     if kill_after_s is not None:
         time.sleep(kill_after_s)
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)  # a child that has ended keeps its pid until it is waited for
     return process.ended(limit_s)
 
 
@@ -183,7 +203,8 @@ class Forked:
         if self.pid == 0:
             try:
                 os.close(self._results)
-                signal.alarm(0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(_LIVES_S)  # whoever started it may be gone by then
                 if most_bytes is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
                 os.write(writes, pickle.dumps(_done(act)))
@@ -191,37 +212,40 @@ class Forked:
                 os._exit(0)
         os.close(writes)
 
+    def lives(self) -> bool:
+        """Whether it has not ended; nobody has been told yet of how it did."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
     def ended(self, limit_s: float = 60) -> Ended:
         """How it ended.
 
         Raises:
             TimeoutError: it has not.
         """
-        deadline = time.monotonic() + limit_s
+        deadline, sent = time.monotonic() + limit_s, b""
         os.set_blocking(self._results, False)
-        sent = b""
-        while True:
-            try:
-                while part := os.read(self._results, 1 << 16):
-                    sent += part
-            except BlockingIOError:
-                pass
-            done, _ = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                break
-            if time.monotonic() > deadline:
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                os.close(self._results)
-                raise TimeoutError(f"a forked process hung for {limit_s} s")
-            time.sleep(0.002)
+        try:
+            while self.lives():
+                sent += self._read()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"a forked process hung for {limit_s} s")
+                time.sleep(0.002)
+            sent += self._read()
+        finally:  # hung, too
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self._results)
+        return Ended(*pickle.loads(sent)) if sent else Ended(None, "killed", "nothing came back")
+
+    def _read(self) -> bytes:
+        """What has come until now."""
+        found = b""
         try:
             while part := os.read(self._results, 1 << 16):
-                sent += part
+                found += part
         except BlockingIOError:
             pass
-        os.close(self._results)
-        return Ended(*pickle.loads(sent)) if sent else Ended(None, "killed", "nothing came back")
+        return found
 
 
 def _done(act: Callable[[], Arrays]) -> tuple[Arrays | None, str, str]:

@@ -1,10 +1,12 @@
 """A tool in a process of its own, asked fault by fault: ``python -m faulty.worker TOOL``."""
 
+import contextlib
 import importlib
 import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,11 @@ from pathlib import Path
 
 import jax
 
-from . import TOOLS
+from . import COLD, TOOLS
 from .judge import Outcome
 
 # A fault that has taken so long is hung, beyond what an alarm within the process can end.
-_MOST_S = 900.0
+_MOST_S = 300.0
 
 
 class Worker:
@@ -34,6 +36,8 @@ class Worker:
         Raises:
             ImportError: the tool is not installed.
         """
+        if group == "writing" and self._tool in COLD:
+            self.close()
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([group, fault, seed, kills]) + "\n")
@@ -42,15 +46,20 @@ class Worker:
         line = process.stdout.readline() if ready else ""
         if not line:
             self.close()
-            return Outcome(False, 1, 1, "its process ended" if ready else "its process hung")
+            return Outcome(False, 1, 1, "its process crashed, or hung where no alarm is heard")
         return Outcome(*json.loads(line))
 
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
             process, self._process = self._process, None
-            process.kill()
-            process.communicate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it has forked
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
     def _start(self) -> "subprocess.Popen[str]":
         # A forked process has none of the threads of its parent, so XLA must do without.
@@ -70,6 +79,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            start_new_session=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

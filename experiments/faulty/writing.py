@@ -17,13 +17,15 @@ from .judge import Arrays, Expected, NotHere, NotOffered, Trial, difference
 from .setting import Setting
 from .tool import Forked, Tool, in_fork
 
-_NAMED = r"step-0|/|\.json|checkpoint"
+_NAMED = r"step-0|metrics|timing|checkpoint|(?<!I)/\w"
+_STOPPED_AT = 9
 _SAME = Expected("^$")  # no error will do
 
 
 def _whole(tool: Tool, setting: Setting) -> Arrays:
     """What a run comes to that nothing disturbs."""
-    tool.warm(setting.folder("warm"))
+    if not tool.cold:
+        tool.warm(setting.folder("warm"))
     folder = setting.folder("whole")
     return in_fork(lambda: tool.run(folder)).value()
 
@@ -35,12 +37,17 @@ def _resumed(tool: Tool, folder: Path) -> Callable[[], Arrays]:
 def killed(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """SIGKILL at random moments, once or twice; then it goes on to the same end."""
     right = _whole(tool, setting)
+    timed = setting.folder("timed")
+    process = Forked(lambda: tool.run(timed))
+    while process.lives() and not any(timed.iterdir()):
+        time.sleep(0.002)
     start = time.monotonic()
-    in_fork(lambda: tool.run(setting.folder("timed")))
+    process.ended()
     whole_s = time.monotonic() - start
-    for number in range(setting.kills):
+    for number in range(setting.few(setting.kills)):
         folder = setting.folder(f"killed-{number}")
-        in_fork(lambda folder=folder: tool.run(folder), kill_after_s=setting.draw.uniform(0, whole_s))
+        since = folder if tool.cold else None
+        in_fork(lambda folder=folder: tool.run(folder), kill_after_s=setting.draw.uniform(0, whole_s), since=since)
         if setting.draw.uniform() < 0.3:
             moment = setting.draw.uniform(0, whole_s)
             in_fork(lambda folder=folder: tool.run(folder, resume=True), kill_after_s=moment)
@@ -51,16 +58,17 @@ def killed(tool: Tool, setting: Setting) -> Iterator[Trial]:
 def full_disk_at_save(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """No file may grow beyond a limit while a checkpoint is written over another, which must stay."""
     path = setting.folder("one") / f"step-00000001{tool.suffix}"
-    tree = tool.tree()
-    in_fork(lambda: tool.save(path, tree) or {})
+    if not tool.cold:
+        tool.warm(setting.folder("warm"))
+        tool.step(tool.tree(), 0)
+    in_fork(lambda: tool.save(path, tool.tree()) or {})
     right = in_fork(lambda: tool.arrays(tool.load(path, tool.tree()))).value()
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     largest = max(file.stat().st_size for file in files)
-    other = tool.step(tree, 0)
-    for limit in sorted([*setting.draw.integers(0, largest, 8).tolist(), 0, largest - 1]):
+    for limit in sorted([*setting.draw.integers(0, largest, setting.few(8)).tolist(), 0, largest - 1]):
 
         def act(limit: int = limit) -> Arrays:
-            return in_fork(lambda: tool.save(path, other) or {}, most_bytes=limit).value()
+            return in_fork(lambda: tool.save(path, tool.step(tool.tree(), 0)) or {}, most_bytes=limit).value()
 
         def kept() -> str:
             found = in_fork(lambda: tool.arrays(tool.load(path, tool.tree())))
@@ -74,7 +82,7 @@ def full_disk_in_a_run(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """No file may grow beyond a limit during a run; with room again it goes on to the same end."""
     right = _whole(tool, setting)
     sizes = [file.stat().st_size for file in setting.scratch.rglob("*") if file.is_file()]
-    for number, limit in enumerate(setting.draw.integers(1, max(sizes), 6).tolist()):
+    for number, limit in enumerate(setting.draw.integers(1, max(sizes), setting.few(6)).tolist()):
         folder = setting.folder(f"full-{number}")
 
         def act(folder: Path = folder, limit: int = limit) -> Arrays:
@@ -124,7 +132,7 @@ def read_only(tool: Tool, setting: Setting) -> Iterator[Trial]:
     folder = setting.folder("sealed")
     _mount(folder, "-t", "tmpfs", "none")
     try:
-        in_fork(lambda: tool.run(folder), kill_after_s=0.05)
+        in_fork(lambda: tool.run(folder, until=_STOPPED_AT)).value()
         _mount(folder, "-o", "remount,ro")
         named = Expected(_NAMED, r"(?i)read-only|permission")
         yield Trial(lambda: in_fork(lambda: tool.run(folder)).value(), named, untouched=(folder,))
@@ -157,7 +165,7 @@ def clock_set_back(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """It goes on ten years earlier, with files whose times are the wrong way round."""
     right = _whole(tool, setting)
     folder = setting.folder("earlier")
-    in_fork(lambda: tool.run(folder, pause_s=0.01), kill_after_s=0.3)
+    in_fork(lambda: tool.run(folder, until=_STOPPED_AT)).value()
     for number, path in enumerate(tool.checkpoints(folder)):
         os.utime(path, (1e9 + number, 1e9 + number))
     now = time.time
@@ -173,7 +181,7 @@ def moved(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """The folder is moved between stop and going on."""
     right = _whole(tool, setting)
     folder = setting.folder("here")
-    in_fork(lambda: tool.run(folder, pause_s=0.01), kill_after_s=0.3)
+    in_fork(lambda: tool.run(folder, until=_STOPPED_AT)).value()
     there = setting.folder("there") / "other name"
     shutil.move(folder, there)
     yield Trial(_resumed(tool, there), _SAME, right)
@@ -182,7 +190,7 @@ def moved(tool: Tool, setting: Setting) -> Iterator[Trial]:
 def newest_damaged(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """The newest checkpoint is damaged, in several ways: the one before it serves, or the file is named."""
     right = _whole(tool, setting)
-    for number in range(6):
+    for number in range(3 if setting.starts_anew else 6):
         folder = setting.folder(f"damaged-{number}")
         in_fork(lambda folder=folder: tool.run(folder))
         newest = tool.checkpoints(folder)[0]

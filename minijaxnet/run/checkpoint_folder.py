@@ -1,18 +1,14 @@
 """The checkpoints of a run in their folder: the newest that is whole, and which may go."""
 
-import os
 import re
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import checkpoint_step, read_checkpoint
-from minijaxnet.run.checkpoint_format import UNFINISHED, CheckpointError
+from minijaxnet.run.checkpoint_format import CheckpointError
 
 _NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
-# Longer than any save takes: what is older and unfinished was left by one that was killed.
-_LEFT_OVER_S = 24 * 3600.0
 
 
 class LoadedCheckpoint(NamedTuple):
@@ -86,7 +82,7 @@ def keep_newest(folder: str | Path, count: int) -> list[Path]:
     """Delete old checkpoints, but never the last one that is whole.
 
     Kept are the newest ``count``, and older ones down to the first that is whole if none of these is: before anything
-    is deleted, one that stays has been read from end to end. What a killed save left unfinished goes after a day.
+    is deleted, one that stays has been read from end to end.
 
     Args:
         folder: of the checkpoints.
@@ -101,14 +97,11 @@ def keep_newest(folder: str | Path, count: int) -> list[Path]:
     """
     check_count("count", count, least=1)
     found = checkpoints(folder)
-    if len(found) > count:
-        first_whole = next((at for at, (step, path) in enumerate(found) if _is_whole(path, step)), len(found))
-        found = found[max(count, first_whole + 1) :][::-1]
-    else:
-        found = []
-    unfinished = (path for path in Path(folder).iterdir() if UNFINISHED.fullmatch(path.name))
-    left_over = [path for path in unfinished if _age_s(path) > _LEFT_OVER_S]
-    for path in (deleted := [path for _, path in found] + left_over):
+    if len(found) <= count:
+        return []
+    first_whole = next((at for at, (step, path) in enumerate(found) if _is_whole(path, step)), len(found))
+    deleted = [path for _, path in found[max(count, first_whole + 1) :][::-1]]
+    for path in deleted:
         path.unlink(missing_ok=True)
     return deleted
 
@@ -118,10 +111,3 @@ def _is_whole(path: Path, step: int) -> bool:
         return checkpoint_step(path) == step
     except (CheckpointError, OSError):
         return False
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - os.lstat(path).st_mtime
-    except FileNotFoundError:  # another process was faster
-        return 0.0

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import folder_to_disk, naming, to_disk
+from minijaxnet.run.disk import naming, replacing
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
 # Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
@@ -107,9 +107,6 @@ def _encode(header: Header, header_sha256: str) -> bytes:
 def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
     """Write a file whole or not at all, and have it on the disk when this returns.
 
-    The data goes to the disk before the new name does (otherwise a power cut may leave the name and no data), and the
-    name before this returns. Whatever goes wrong until then, the path holds what it held, or all that is new.
-
     Args:
         path: of the file, in a folder that exists.
         header: whose ``data_sha256`` is found on the way.
@@ -117,29 +114,16 @@ def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
 
     Raises:
         OSError: of the kind that it is (a full disk, a folder that is read-only or not there), naming the path.
-
-    Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    with naming(path, "checkpoint not written"):
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(encode(header))
-                digest = hashlib.sha256()
-                for chunk in (array[at : at + _CHUNK] for array in arrays for at in range(0, len(array), _CHUNK)):
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.seek(0)
-                file.write(encode(header._replace(data_sha256=digest.hexdigest())))
-                file.flush()
-                to_disk(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
-        folder_to_disk(path.parent)
+    with naming(path, "checkpoint not written"), replacing(path, part) as file:
+        file.write(encode(header))
+        digest = hashlib.sha256()
+        for chunk in (array[at : at + _CHUNK] for array in arrays for at in range(0, len(array), _CHUNK)):
+            digest.update(chunk)
+            file.write(chunk)
+        file.seek(0)
+        file.write(encode(header._replace(data_sha256=digest.hexdigest())))
 
 
 @contextlib.contextmanager

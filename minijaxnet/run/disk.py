@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -40,17 +41,33 @@ def folder_to_disk(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, part: Path) -> Iterator[BinaryIO]:
+    """A new file to write; when the ``with`` ends it takes the place of another, whole or not at all.
+
+    The content goes to the disk before the new name does (otherwise a power cut may leave the name and no content), and
+    the name before this ends. Whatever goes wrong until then, the path holds what it held, or all that is new.
+
+    Args:
+        path: of the file, in a folder that exists.
+        part: where it is written, in the same folder; gone afterwards.
+
+    Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
+    """
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            to_disk(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    folder_to_disk(path.parent)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put a file in the place of another, whole or not at all, and on the disk."""
-    temporary = path.with_name(path.name + ".part")
-    with naming(path, "file not written"):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                to_disk(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder_to_disk(path.parent)
+    with naming(path, "file not written"), replacing(path, path.with_name(path.name + ".part")) as file:
+        file.write(content)
