@@ -144,3 +144,17 @@ def test_what_is_no_range_is_refused(text):
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(run, flags, words):
     code, _, err, folder = run("sweep", *flags)
     assert code == 2 and words in err and folder is None
+
+
+def test_what_the_first_batch_size_found_stays_when_the_second_has_found_nothing(run, monkeypatch):
+    real, calls = cli_sweep.sweep, []
+
+    def stopped_at_the_second(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt(signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cli_sweep, "sweep", stopped_at_the_second)
+    code, out, err, folder = run("sweep", "--seeds", 2, "--steps", 5, "--batch-size", "2,4")
+    assert code in (130, 143) and list(folder.glob("blocks/*/*")), (out, err)

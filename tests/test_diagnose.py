@@ -81,3 +81,20 @@ def test_where_loss_and_slope_are_finite_it_is_the_optimizers_step():
     assert diagnose(lambda w, b: jnp.sum(w**2), jnp.ones(2), BATCH) == (
         "loss and slope are finite; what is not is the optimizer's step"
     )
+
+
+def test_what_was_infinite_on_purpose_is_not_blamed():
+    def masked(weights, batch):
+        scores = jnp.where(jnp.array([True, False]), weights, -jnp.inf)
+        return jnp.log(jnp.sum(jnp.exp(scores)) - 1)
+
+    assert "not finite is log, test_diagnose.py:" in diagnose(masked, jnp.zeros(2), BATCH)
+
+
+def test_leaves_without_elements_are_no_obstacle():
+    params = {"none": jnp.ones((0, 3)), "large": jnp.ones(2)}
+    said = diagnose(lambda p, b: jnp.sum(p["none"]) + 1e25 * jnp.sum(p["large"]), params, BATCH)
+    assert "['large'] has elements up to 1e+25" in said
+    said = diagnose(lambda p, b: p["large"][0] + jnp.max(jax.lax.stop_gradient(p["none"]), initial=-jnp.inf), params, 0)
+    assert said.startswith("the first operation whose result is not finite is reduce_max")
+    assert said.endswith("what went in has elements up to 0")

@@ -45,3 +45,27 @@ def test_of_two_tied_points_each_comes_first_as_often(monkeypatch):
         place = np.argsort(shuffled(jax.random.key(0), points))
         first += place[:, None] < place[None, :]
     np.testing.assert_array_equal(first[~np.eye(8, dtype=bool)], points / 2)
+
+
+def test_ties_of_one_sort_keep_the_order_of_the_sort_before(monkeypatch):
+    """Several sorts: the last decides, and where it ties the one before it does."""
+    points = 1 << 17
+    draw = np.random.default_rng(0).integers(0, 2**32, (4, points + 1), dtype=np.uint32)
+    taken = []
+
+    def bits(key, shape, dtype):
+        taken.append(shape)
+        return jnp.asarray(draw[: shape[0]])
+
+    monkeypatch.setattr(jax.random, "bits", bits)
+    order = np.asarray(shuffled(jax.random.key(0), points))
+    rounds = taken[0][0]
+    assert rounds == 3  # words of 32 bits have 15 left beside a place of 17: 2 * 17 / 15, rounded up
+    high = draw[:rounds, :-1] >> np.uint32(17)
+    rows = high[0][order]
+    expected = np.arange(points)
+    for word, coin in zip(high, draw[:rounds, -1] & np.uint32(points - 1), strict=True):
+        place = np.arange(points) ^ int(coin)
+        expected = expected[place[np.lexsort((np.arange(points), word[place]))]]
+    assert len(np.unique(rows)) > 1
+    np.testing.assert_array_equal(order, expected)

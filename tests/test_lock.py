@@ -116,3 +116,38 @@ def test_a_run_that_is_gone_or_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
         pass
     assert owner(tmp_path / "none") is None
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_dead():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert lock.started(child.pid) is None
+    child.wait()
+
+
+def test_a_lock_file_that_was_removed_in_between_is_made_anew(tmp_path, monkeypatch):
+    look, looks = lock._living_owner, []
+
+    def removed_at_first(descriptor):
+        looks.append(look(descriptor))
+        if len(looks) == 1:
+            (tmp_path / "lock").unlink()  # as its last owner does
+        return looks[-1]
+
+    monkeypatch.setattr(lock, "_living_owner", removed_at_first)
+    with hold(tmp_path):
+        assert len(looks) == 2
+        monkeypatch.undo()
+        assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_somebody_who_only_looks_is_waited_for(tmp_path, monkeypatch):
+    look, looks = lock._living_owner, []
+
+    def busy_at_first(descriptor):
+        looks.append(descriptor)
+        return {"pid": 1} if len(looks) < 3 else look(descriptor)
+
+    monkeypatch.setattr(lock, "_living_owner", busy_at_first)
+    with hold(tmp_path):
+        assert len(looks) == 3

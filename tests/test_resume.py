@@ -431,3 +431,28 @@ def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
     last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
     assert last.first_step == reached[-1]
     assert_same_run(last, fit(descent, start, DATA, run_dir=whole, **options), stopped, whole)
+
+
+def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
+    module, clock = sys.modules["minijaxnet.run.keeper"], [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    keeper = module.Keeper(tmp_path, every=None, seconds=10, resume=False, retry=None, mark_every=5)
+    descent, state, _ = full_batch()
+    keeper.begin(descent, state, 0)
+    clock[0] = 10.0
+    assert keeper.is_due(3)
+    keeper.keep(3, state)
+    clock[0] = 15.0
+    assert not keeper.is_due(4)
+    clock[0] = 20.0
+    assert keeper.is_due(4)
+
+
+def test_a_step_that_is_looked_at_twice_is_one_mark(tmp_path):
+    module = sys.modules["minijaxnet.run.keeper"]
+    descent, state, _ = full_batch()
+    keeper = module.Keeper(None, every=None, seconds=10, resume=False, retry=lambda s, n: (descent, s), mark_every=5)
+    keeper.begin(descent, state, 0)
+    for step in (5, 10, 10):
+        keeper.look(step, state)
+    assert keeper.retry(11)[0] == 5
