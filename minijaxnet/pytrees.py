@@ -1,10 +1,12 @@
 """The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
 
+import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # From so many elements on a sum is taken in two steps.
@@ -28,6 +30,32 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     {"[0]['weights']": 1.0, '[1]': 2.0}
     """
     return {leaf_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def number_of(tree: Any) -> int:
+    """How many numbers a pytree of arrays holds.
+
+    >>> number_of({"a": jnp.ones((2, 3)), "b": 1.0})
+    7
+    """
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def weights_of(params: Any) -> dict[str, jax.Array]:
+    """Each number of some params under a name of its own, with slashes as TensorBoard's groups have them.
+
+    >>> list(weights_of({"a": jnp.ones(2), "b": jnp.ones(())}))
+    ['params/a/0', 'params/a/1', 'params/b']
+    """
+    named = {
+        jax.tree_util.keystr((jax.tree_util.DictKey("params"), *path), simple=True, separator="/"): jnp.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    return {
+        "/".join((name, *map(str, index))): leaf[index]
+        for name, leaf in named.items()
+        for index in np.ndindex(leaf.shape)
+    }
 
 
 def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:

@@ -173,6 +173,7 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(run
     assert called.read("environment.json")["versions"]["jax"] == jax.__version__
 
     names = {"step", "loss", "gradient_norm", "train_loss", "mean_error", "test_loss", "test_mean_error"}
+    names |= {"params/offset", "params/slope"}  # the weights, as they are but two
     rows = called.rows()
     assert [row["step"] for row in rows] == list(range(21))
     assert all(set(row) == names for row in rows)

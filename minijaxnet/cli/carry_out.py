@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batc
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
-from minijaxnet.pytrees import array_type
+from minijaxnet.pytrees import array_type, number_of, weights_of
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
@@ -25,6 +25,9 @@ from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
+
+# The log of one weight or two shows where each is, at so many stops: enough to draw the descent.
+MOST_WATCHED, _STOPS = 2, 1_000
 
 
 def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
@@ -51,7 +54,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
     seen = first_batch(train, flags.batch_size)
-    measure = _measure(experiment, train, test, key)
+    watched = [] if number_of(params) > MOST_WATCHED else list(weights_of(params))
+    measure = _measure(experiment, train, test, key, watched)
     _check_scalars(jax.eval_shape(measure, params))
 
     heading = (
@@ -88,7 +92,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
                 until_flat=flags.until_flat,
                 batch_size=flags.batch_size,
                 key=order_key if flags.batch_size is not None else None,
-                log_every=flags.log_every,
+                log_every=flags.log_every or (max(1, flags.steps // _STOPS) if watched else None),
                 measure=measure,
                 run_dir=folder,
                 resume=resume,
@@ -162,13 +166,15 @@ def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key
     return feed.at(feed.draw((train, order_key), state.step, 1, 1), 0)
 
 
-def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
-    """``measure(params)``: the loss and the metrics over all training points, and over all test points.
+def _measure(
+    experiment: Experiment, train: Any, test: Any, key: Any, watched: Sequence[str]
+) -> Callable[[Any], dict[str, Any]]:
+    """``measure(params)``: the loss and the metrics over all training points, over all test points, and the weights.
 
     A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
     """
     extra = () if key is None else (key,)
-    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics)]
+    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics), *watched]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
@@ -177,7 +183,8 @@ def _measure(experiment: Experiment, train: Any, test: Any, key: Any) -> Callabl
         measured = {"train_loss": experiment.objective(params, train, *extra)}
         measured |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
         measured["test_loss"] = experiment.objective(params, test, *extra)
-        return measured | {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+        measured |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+        return measured | (weights_of(params) if watched else {})
 
     return measure
 
