@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, Tab, browser, chromium
 from test_report_page import NASTY, one_weight, two_weights, whole
 
-from minijaxnet.report.page import Page, Section, page
+from minijaxnet.report.page import Page, Section, Table, Text, page
 from minijaxnet.report.player import Curve, Stops
 
 pytestmark = [
@@ -56,7 +56,12 @@ def chrome() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page(whole(NASTY)), encoding="utf-8")
+    wide = Table("Many columns", [f"column {i}" for i in range(20)], [[i / 7 for i in range(20)]])
+    report = whole(NASTY)
+    report = report._replace(
+        sections=[*report.sections, Section("Wide", tables=[wide], texts=[Text("Long", "x" * 300)])]
+    )
+    path.write_text(page(report), encoding="utf-8")
     return path
 
 
@@ -207,6 +212,7 @@ def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
 
 def test_dragging_the_rate_says_what_happens(tab: Tab):
     recorded = says(tab)
+    assert recorded.startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
     move(tab, "#player-1-1 .rates", 1000)
     assert says(tab).startswith("It diverges: each step overshoots")
     assert "beyond the recorded curve" in says(tab)
@@ -307,7 +313,7 @@ def test_pictures_sliders_and_buttons_have_names(tab: Tab):
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert len(named["image"]) == 5
     assert len(named["slider"]) == 3
-    assert len(named["button"]) == 8
+    assert len(named["button"]) == 9
     assert {"banner", "main", "navigation", "table"} <= named.keys()
     for role in ("image", "slider", "button", "navigation", "table", "region"):
         assert all(named[role]), role

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict, page
-from minijaxnet.report.player import MOST_STOPS, Curve, OneWeight, Stops, TwoWeights
+from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
 from minijaxnet.report.style import data_url, figure, styled, to_png, to_svg
 
 NASTY = "</script><!--<b>&\"'\u2028$x_1$"
@@ -187,10 +187,23 @@ def test_a_page_of_a_million_steps_stays_small():
     text = page(Page("long", [], [Section("s", players=[one_weight(n), two_weights(n)], pictures=[picture()])]))
     assert len(text.encode()) < 3e6
     for data in data_of(text):
-        assert len(data["at"]) <= MOST_STOPS
+        assert len(data["at"]) <= 1_000
         assert (data["at"][0], data["at"][-1]) == (0, n - 1)
         assert all(len(row) == len(data["at"]) for row in data["stops"])
     assert "1,000,000 stops" in text
+
+
+def test_fine_curves_and_surfaces_stay_small_and_keep_their_ends():
+    around, axes = np.linspace(1, 6, 100_000), (np.linspace(-2, 2, 500), np.linspace(0, 1, 700))
+    one = one_weight()._replace(curve=Curve(around, bowl(around)))
+    two = two_weights()._replace(axes=axes, surface=axes[0][:, None] + axes[1])
+    text = page(Page("fine", [], [Section("s", players=[one, two])]))
+    assert len(text.encode()) < 5e5
+    first, second = data_of(text)
+    assert (first["curve"][0][0], first["curve"][0][-1]) == (1, 6)
+    assert second["axes"] == [[-2, 2], [0, 1]]
+    surface = np.array(second["surface"])
+    np.testing.assert_allclose(surface[[0, 0, -1, -1], [0, -1, 0, -1]], [-2, -1, 2, 3])
 
 
 def test_stops_are_the_recorded_numbers_to_the_last_bit():

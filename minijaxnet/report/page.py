@@ -150,10 +150,10 @@ def _cell(value: Any) -> dict[str, Any]:
     >>> _cell("weights")
     {'text': 'weights', 'full': None, 'number': False}
     """
-    whole = "" if value is None else str(value)
+    value = "" if value is None else value
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    fraction = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    text = short(float(value), 6) if fraction else whole
+    whole = str(value)
+    text = short(float(value), 6) if number and not isinstance(value, numbers.Integral) else whole
     return {"text": text, "full": whole if whole != text else None, "number": number}
 
 

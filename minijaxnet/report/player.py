@@ -13,6 +13,8 @@ import numpy as np
 from minijaxnet.report.style import HEIGHTS
 
 MOST_STOPS = 1_000  # more stops than a slider has places
+_MOST_POINTS = 400  # of a curve: a pixel or two each
+_MOST_ROWS = 120  # of a surface, which is drawn interpolated
 _BANDS = 24  # colours of a loss surface: few enough that their edges read as contours
 _MISSING = 'the colours of a surface need matplotlib: pip install "minijaxnet[plot]"'
 
@@ -114,7 +116,7 @@ def _one_weight(player: OneWeight) -> dict[str, Any]:
         curve = np.stack([*curve, np.gradient(curve[1], curve[0], edge_order=1 if curve.shape[1] == 2 else 2)])
     curvature = player.curvature if player.curvature is not None and 0 < player.curvature < math.inf else None
     data = {
-        "curve": [_plain(values) for values in curve],
+        "curve": [_plain(values) for values in curve[:, _spread(curve.shape[1], _MOST_POINTS)]],
         "stops": [_plain(values[shown]) for values in record],
         "at": shown.tolist(),
         "names": [player.weight, "loss"],
@@ -139,9 +141,10 @@ def _two_weights(player: TwoWeights) -> dict[str, Any]:
     steps = np.diff(path, axis=0, append=np.nan)
     record = [*path.T, np.atleast_1d(player.losses), *steps.T]
     shown = _shown(where, record)
+    rows, columns = (_spread(len(axis), _MOST_ROWS) for axis in axes)
     data = {
         "axes": [_plain(axis[[0, -1]]) for axis in axes],
-        "surface": [_plain(row) for row in surface],
+        "surface": [_plain(row.astype(np.float32)) for row in surface[np.ix_(rows, columns)]],
         "stops": [_plain(values[shown]) for values in record],
         "at": shown.tolist(),
         "names": list(player.weights),
@@ -168,6 +171,15 @@ def _shown(where: str, record: Sequence[np.ndarray]) -> np.ndarray:
         return np.arange(n)
     ranks = np.concatenate([np.linspace(1, n, MOST_STOPS // 2), np.geomspace(1, n, MOST_STOPS // 2)])
     return np.unique(np.rint(ranks).astype(int)) - 1
+
+
+def _spread(n: int, most: int) -> np.ndarray:
+    """At most so many of the first n indices, evenly, both ends included.
+
+    >>> _spread(3, 9), _spread(9, 3)
+    (array([0, 1, 2]), array([0, 4, 8]))
+    """
+    return np.rint(np.linspace(0, n - 1, min(n, most))).astype(int)
 
 
 def _plain(values: np.ndarray) -> list[float | str]:

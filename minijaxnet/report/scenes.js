@@ -11,7 +11,7 @@ function add(parent, tag, attributes = {}, text = "") {
 function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
 }
-const span = (values) => [Math.min(...values), Math.max(...values)];
+const span = (values) => [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
 const wider = ([low, high], by = 0.04) => {
   const more = by * (high - low || Math.abs(low) || 1);
   return [low - more, high + more];
@@ -28,25 +28,42 @@ function ticks([low, high], most) {
   return found;
 }
 
+/* A number on an axis: short, where it is very large or small. */
+function onAxis(value) {
+  const size = Math.abs(value);
+  if (size === 0 || (size >= 1e-3 && size < 1e5)) return shown(value);
+  return Number(value.toPrecision(6)).toExponential().replace("e+", "e").replaceAll("-", "−");
+}
+
+/* As many round numbers as have room beside one another. */
+function ticksWithin(range, pixels) {
+  const close = ticks(range, pixels / 45);
+  const longest = Math.max(0, ...close.map((value) => onAxis(value).length));
+  return longest * 7.5 + 8 < pixels / Math.max(1, close.length) ? close : ticks(range, pixels / (longest * 8 + 24));
+}
+
 /* Axes on an empty stage, and a plot that cuts off what leaves it, with pixels for weights (x) and losses (y). */
 function frame(stage, xs, ys, names, square) {
   const width = Math.max(240, Math.round(stage.clientWidth) || 480);
-  const [left, right, top, bottom] = [44, 8, square ? 48 : 26, 42];
+  const [right, top, bottom] = [8, square ? 48 : 26, 42];
+  const tall = Math.round(Math.min(400, Math.max(230, 0.66 * width))) - top - bottom;
+  const marks = ticks(ys, (square ? width - 60 : tall) / 36);
+  const left = 14 + 7.2 * Math.max(3, ...marks.map((value) => onAxis(value).length));
   const across = width - left - right;
-  const height = square ? across + top + bottom : Math.round(Math.min(400, Math.max(230, 0.66 * width)));
-  const up = height - top - bottom;
+  const up = square ? across : tall;
+  const height = top + up + bottom;
   const x = (value) => (across * (value - xs[0])) / (xs[1] - xs[0]);
   const y = (value) => up - (up * (value - ys[0])) / (ys[1] - ys[0]);
   stage.replaceChildren();
   set(stage, { viewBox: `0 0 ${width} ${height}` });
   add(stage, "path", { class: "axis", d: `M${left} ${top}v${up}h${across}` });
-  for (const value of ticks(xs, across / 60)) {
+  for (const value of ticksWithin(xs, across)) {
     add(stage, "path", { class: "axis", d: `M${left + x(value)} ${top + up}v4` });
-    add(stage, "text", { x: left + x(value), y: top + up + 18, "text-anchor": "middle" }, shown(value));
+    add(stage, "text", { x: left + x(value), y: top + up + 18, "text-anchor": "middle" }, onAxis(value));
   }
-  for (const value of ticks(ys, up / 36)) {
+  for (const value of marks) {
     add(stage, "path", { class: "axis", d: `M${left} ${top + y(value)}h-4` });
-    add(stage, "text", { x: left - 8, y: top + y(value) + 4, "text-anchor": "end" }, shown(value));
+    add(stage, "text", { x: left - 8, y: top + y(value) + 4, "text-anchor": "end" }, onAxis(value));
   }
   add(stage, "text", { x: left + across / 2, y: height - 6, "text-anchor": "middle" }, names[0]);
   add(stage, "text", { x: 0, y: top - 14 }, names[1]);
