@@ -39,7 +39,7 @@ function record(panel, data, scene) {
   function tick() {
     go(Number(slider.value) + 1);
     if (Number(slider.value) === last) pause();
-    else timer = setTimeout(tick, Math.min(450, Math.max(40, 9000 / last)));
+    else timer = setTimeout(tick, Math.min(450, Math.max(16, 9000 / last)));
   }
   function go(i) {
     slider.value = i;
@@ -127,12 +127,10 @@ function live(panel, data) {
     const { plot, x, y } = frame(stage, wider([first, end]), wider(span(curve[1])), data.names);
     add(plot, "polyline", { class: "bowl", points: points(curve[0].map(x), curve[1].map(y)) });
     const found = descend(at, start, rate, end - first);
-    const kept = found.stops.filter((stop) => stop.every((value) => Math.abs(value) < 1e30)).slice(0, STEPS);
-    const far = (value) => Math.max(-1e5, Math.min(1e5, value)); // renderers lose what is further
-    const [xs, ys] = [kept.map((stop) => far(x(stop[0]))), kept.map((stop) => far(y(stop[1])))];
+    const [xs, ys] = [found.stops.map((stop) => x(stop[0])), found.stops.map((stop) => y(stop[1]))];
     add(plot, "polyline", { class: "way", points: points(xs, ys) });
     xs.forEach((value, i) => add(plot, "circle", { class: "live-stop", r: 3.5, cx: value, cy: ys[i] }));
-    if (xs.length) add(plot, "circle", { class: "start", r: 5.5, cx: xs[0], cy: ys[0] });
+    add(plot, "circle", { class: "start", r: 5.5, cx: xs[0], cy: ys[0] });
     const [name, rest] = inWords(found);
     const strong = document.createElement("strong");
     strong.textContent = name;

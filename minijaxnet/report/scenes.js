@@ -24,7 +24,7 @@ function ticks([low, high], most) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
   const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k++) found.push(Number((k * step).toPrecision(12)));
+  for (let k = Math.ceil(low / step); k * step <= high && found.length < 50; k++) found.push(Number((k * step).toPrecision(12)));
   return found;
 }
 
@@ -52,8 +52,10 @@ function frame(stage, xs, ys, names, square) {
   const across = width - left - right;
   const up = square ? across : tall;
   const height = top + up + bottom;
-  const x = (value) => (across * (value - xs[0])) / (xs[1] - xs[0]);
-  const y = (value) => up - (up * (value - ys[0])) / (ys[1] - ys[0]);
+  const scales = [across / (xs[1] - xs[0]), up / (ys[1] - ys[0])];
+  const held = (pixels) => Math.max(-1e5, Math.min(1e5, pixels)); // renderers lose what is further away
+  const x = (value) => held(scales[0] * (value - xs[0]));
+  const y = (value) => held(up - scales[1] * (value - ys[0]));
   stage.replaceChildren();
   set(stage, { viewBox: `0 0 ${width} ${height}` });
   add(stage, "path", { class: "axis", d: `M${left} ${top}v${up}h${across}` });
@@ -68,7 +70,7 @@ function frame(stage, xs, ys, names, square) {
   add(stage, "text", { x: left + across / 2, y: height - 6, "text-anchor": "middle" }, names[0]);
   add(stage, "text", { x: 0, y: top - 14 }, names[1]);
   const plot = add(stage, "svg", { x: left, y: top, width: across, height: up });
-  return { plot, x, y, across, up };
+  return { plot, x, y, across, up, scales };
 }
 
 function arrow(from, to) {
@@ -86,7 +88,7 @@ const within = (value, limit) => Math.min(limit - 6, Math.max(6, value));
 function bowlScene(stage, data) {
   const [weights, losses] = data.curve;
   const [w, loss, slope, step] = data.stops;
-  const { plot, x, y, across, up } = frame(stage, wider(span(weights)), wider(span(losses)), data.names);
+  const { plot, x, y, across, up, scales } = frame(stage, wider(span(weights)), wider(span(losses)), data.names);
   add(plot, "polyline", { class: "bowl", points: points(weights.map(x), losses.map(y)) });
   const seen = w.map((_, i) => Number.isFinite(w[i]) && Number.isFinite(loss[i]));
   const before = w.map((_, i) => seen[i] && add(plot, "circle", { class: "before", r: 3, cx: x(w[i]), cy: y(loss[i]) }));
@@ -104,13 +106,13 @@ function bowlScene(stage, data) {
     const away = Math.hypot(at[0] - held[0], at[1] - held[1]) > 6;
     dot.classList.toggle("away", away);
     set(dot, { cx: held[0], cy: held[1] });
-    const [dx, dy] = [x(1) - x(0), y(slope[i]) - y(0)];
+    const [dx, dy] = [scales[0], -scales[1] * slope[i]];
     const reach = (0.3 * across) / Math.hypot(dx, dy);
     const drawn = !away && Number.isFinite(reach);
     tangent.style.display = drawn ? "" : "none";
     if (drawn) set(tangent, { x1: at[0] - reach * dx, y1: at[1] - reach * dy, x2: at[0] + reach * dx, y2: at[1] + reach * dy });
     const moves = drawn && !last && Number.isFinite(step[i]);
-    way.setAttribute("d", moves ? arrow(at, [Math.max(-99, Math.min(across + 99, x(w[i] + step[i]))), at[1]]) : "");
+    way.setAttribute("d", moves ? arrow(at, [x(w[i] + step[i]), at[1]]) : "");
     const follows = !last && seen[i + 1] && data.at[i + 1] === data.at[i] + 1;
     next.style.display = follows ? "" : "none";
     if (follows) set(next, { cx: x(w[i + 1]), cy: y(loss[i + 1]) });
