@@ -91,7 +91,7 @@ function bowlScene(stage, data) {
   const { plot, x, y, across, up, scales } = frame(stage, wider(span(weights)), wider(span(losses)), data.names);
   add(plot, "polyline", { class: "bowl", points: points(weights.map(x), losses.map(y)) });
   const seen = w.map((_, i) => Number.isFinite(w[i]) && Number.isFinite(loss[i]));
-  const before = w.map((_, i) => seen[i] && add(plot, "circle", { class: "before", r: 3, cx: x(w[i]), cy: y(loss[i]) }));
+  const before = w.map((_, i) => seen[i] && add(plot, "circle", { class: "before", r: 3.5, cx: x(w[i]), cy: y(loss[i]) }));
   const tangent = add(plot, "line", { class: "tangent" });
   const next = add(plot, "circle", { class: "next", r: 4 });
   const way = add(plot, "path", { class: "arrow" });
