@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARGIN = 1.15  # how far the curve goes on either side of the lowest stop, in ways to the farthest stop
-_FRAMES_S = 8.0  # frames a second
+_FRAMES_S = 8  # frames a second
 _LAST_FRAMES = 8  # the last moment stays for so many
 
 
@@ -76,7 +76,8 @@ def bowl_of(objective: ObjectiveFn, path: Any, batch: Any, *, points: int = 201)
     if not np.isfinite(np.asarray(taken, np.float64)).any():
         raise ValueError(f"path: got {shapes[0][0]} stops, none of them finite; expected at least one")
     curve, at_stops = _evaluate(objective, structure, taken, batch, points)
-    return Bowl(*map(np.asarray, curve), taken.reshape(-1).__array__(), *map(np.asarray, at_stops))
+    (weights, losses), (stop_losses, slopes) = jax.tree.map(np.asarray, (curve, at_stops))
+    return Bowl(weights, losses, np.asarray(taken).reshape(-1), stop_losses, slopes)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "structure", "points"))
