@@ -17,6 +17,7 @@ from minijaxnet.losses import (
     softmax_cross_entropy,
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
+from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
 from minijaxnet.run import CheckpointError, FitResult, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.sweeps import Ensemble, SweepResult, ensemble, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace

@@ -1,5 +1,7 @@
-"""A result as a plain text table."""
+"""A result as a plain text table, and as HTML for a notebook."""
 
+import functools
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +42,32 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([*([title] if title else []), line(cells[0]), rule, *map(line, cells[1:])])
+
+
+@functools.singledispatch
+def html_of(result: Any) -> str:
+    """A result as a notebook shows it: as it prints, unless ``report.notebook`` knows more of its kind.
+
+    >>> html_of("a < b")
+    '<pre>a &lt; b</pre>'
+    """
+    return f"<pre>{html.escape(str(result))}</pre>"
+
+
+def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The same rows as a table of HTML; the first cell of each is a heading, too.
+
+    >>> html_table(("leaf", "error"), [("w<1>", 0)])
+    '<table><thead><tr><th>leaf</th><th>error</th></tr></thead><tbody><tr><th>w&lt;1&gt;</th><td>0</td></tr></tbody></table>'
+    """
+    heading = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    kinds = ("th", *["td"] * len(columns))
+    lines = [
+        "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for kind, cell in zip(kinds, row, strict=False))
+        for row in rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def figure(value: float, digits: int = 4) -> str:

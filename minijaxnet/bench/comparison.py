@@ -11,7 +11,7 @@ import numpy as np
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.bench.machine import machine
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet.tables import figure, html_of, percent, text_table
 
 _COLUMNS = 100
 
@@ -148,34 +148,45 @@ class StepComparison:
         content = read_result(path)
         return since_then(path, content, samples, self.sentinel_s, self.machine, other_machine=other_machine)
 
-    def __str__(self) -> str:
-        """A table of the arms, and whether it can be believed."""
-        columns = ("compile s", "us a step", "ratio", "95 % interval", "verdict")
-        cells = {
-            name: (
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table of the arms: its columns, and a row an arm."""
+        rows = [
+            (
+                name,
                 f"{arm.compile_s:.2f}",
                 figure(1e6 * arm.step_s),
                 *_interval_cells(self.ratios.get(name)),
                 self.verdicts.get(name, "baseline"),
             )
             for name, arm in self.arms.items()
-        }
-        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for row in cells.values()]).splitlines()[1])
-        rows = []
-        for name, row in cells.items():
-            first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
-            rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
+        ]
+        return ("step", "compile s", "us a step", "ratio", "95 % interval", "verdict"), rows
+
+    def conclusions(self) -> list[str]:
+        """What to know of the table, in sentences."""
         median, interval = _interval_cells(self.control)
         processes = f" in {len(self.rounds_each)} processes" if len(self.rounds_each) > 1 else ""
         lines = [
-            text_table(("step", *columns), rows),
             f"{self.rounds} interleaved rounds{processes}; the baseline against itself: {median} ({interval})",
             f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
         if not self.sound:
             beyond = _cell(self.resolution)
             lines.append(f"UNSOUND: the baseline differs from itself; a verdict needs more than {beyond} times as long")
-        return "\n".join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        """A table of the arms, and whether it can be believed."""
+        (_, *columns), cells = self.cells()
+        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for _, *row in cells]).splitlines()[1])
+        rows = []
+        for name, *row in cells:
+            first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
+            rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
+        return "\n".join([text_table(("step", *columns), rows), *self.conclusions()])
 
 
 def _interval_cells(ratio: Interval | None) -> tuple[str, str]:

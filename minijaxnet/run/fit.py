@@ -24,6 +24,7 @@ from minijaxnet.run.keeper import Keeper, Retry
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Log, Sink
 from minijaxnet.run.signals import heard
+from minijaxnet.tables import html_of
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
@@ -72,6 +73,9 @@ class FitResult(NamedTuple):
     def steps_taken(self) -> int:
         """How many steps were taken since the first start."""
         return self.first_step + int(self.trace.steps_taken)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
 
 def fit(

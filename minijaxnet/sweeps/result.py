@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet.tables import figure, html_of, percent, text_table
 from minijaxnet.trace import DIVERGED, FLAT, Trace
 
 
@@ -93,6 +93,10 @@ class SweepResult(NamedTuple):
         Args:
             axis: its name; the first one of numbers, if not said.
         """
+        return text_table(*self.cells(axis))
+
+    def cells(self, axis: str | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The columns of ``table``, and its rows."""
         name = axis or next((name for name, values in self.axes.items() if not is_keys(values)), next(iter(self.axes)))
         if name not in self.axes:
             raise ValueError(f"axis: got {name!r}; expected one of {', '.join(self.axes)}")
@@ -102,7 +106,7 @@ class SweepResult(NamedTuple):
         def by_value(array: Any) -> np.ndarray:
             return np.moveaxis(np.asarray(array), place, 0).reshape(len(values), -1)
 
-        rows = []
+        rows: list[tuple[str, ...]] = []
         columns = map(by_value, (losses, trace.status, trace.steps_taken))
         for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
             there = ~np.isnan(loss)
@@ -119,7 +123,10 @@ class SweepResult(NamedTuple):
                     figure(float(np.median(flat))) if len(flat) else "-",
                 )
             )
-        return text_table((name, "loss 10 %", "median", "90 %", "diverged", "steps until flat"), rows)
+        return (name, "loss 10 %", "median", "90 %", "diverged", "steps until flat"), rows
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     def __str__(self) -> str:
         """The table."""

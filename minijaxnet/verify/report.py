@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, html_of, text_table
 
 _COLUMNS = 100
 
@@ -124,10 +124,14 @@ class GradReport:
 
     __repr__ = __str__
 
-    def _table(self) -> str:
-        columns = ("shape", "error", "blind below", "rounding / autodiff's", "algebra")
-        cells = {
-            path: (
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table of the leaves: its columns, and a row a leaf."""
+        rows = [
+            (
+                path,
                 "x".join(map(str, leaf.shape)) or "scalar",
                 f"{leaf.error:.1e}",
                 f"{leaf.blind:.1e}",
@@ -135,10 +139,14 @@ class GradReport:
                 "pass" if leaf.ok else "FAIL",
             )
             for path, leaf in self.leaves.items()
-        }
-        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for row in cells.values()]).splitlines()[1])
+        ]
+        return ("leaf", "shape", "error", "blind below", "rounding / autodiff's", "algebra"), rows
+
+    def _table(self) -> str:
+        (_, *columns), cells = self.cells()
+        room = _COLUMNS - len(text_table(("", *columns), [("", *row) for _, *row in cells]).splitlines()[1])
         rows = []
-        for path, row in cells.items():
+        for path, *row in cells:
             first, *rest = textwrap.wrap(path, max(room, 12), break_on_hyphens=False)
             rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
         return text_table(("leaf", *columns), rows)

@@ -1,0 +1,81 @@
+"""What pictures of numbers share: names as they are written, scales that suit the numbers, a remark in the axes."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minijaxnet.report.style import INK
+
+_DECADE = 10.0
+
+
+def as_written(name: Any, most: int = 40) -> str:
+    r"""A name that matplotlib draws as it is: a dollar starts no formula, and what is too long is cut in its middle.
+
+    >>> as_written("cost in $"), as_written("a" * 30 + "z" * 30, most=9)
+    ('cost in \\$', 'aaaa…zzzz')
+    """
+    name = " ".join(str(name).split())
+    if len(name) > most:
+        name = f"{name[: most // 2]}…{name[-(most // 2) :]}"
+    return name.replace("$", r"\$")
+
+
+def remark(axes: Any, text: str, *, x: float = 0.5, y: float = 0.5) -> None:
+    """A sentence in the axes, by default in their middle, where nothing else is."""
+    where = "center" if x == 0.5 else "left" if x < 0.5 else "right"
+    axes.text(x, y, text, transform=axes.transAxes, ha=where, va="center", fontsize="small", color=INK)
+
+
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Name the rows of a picture that has one a name, from above; long names take two lines."""
+    lines = [textwrap.fill(as_written(name, 44), 22, break_on_hyphens=False) for name in names]
+    axes.set_yticks(range(len(names)), lines)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def legend_above(axes: Any, title: str = "", columns: int = 2) -> None:
+    """The legend above the axes, and a title above that."""
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries:
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
+        axes.legend(fontsize="small", ncols=columns, columnspacing=1.2, **place)
+    if title:
+        axes.set_title(title, pad=6 + 12.5 * -(-entries // columns))
+
+
+def spans_a_decade(values: np.ndarray) -> bool:
+    """Whether finite numbers are all positive and the largest is more than ten times the smallest.
+
+    >>> spans_a_decade(np.array([1.0, 11.0])), spans_a_decade(np.array([0.0, 11.0]))
+    (True, False)
+    """
+    return bool(values.size and values.min() > 0 and values.max() / values.min() > _DECADE)
+
+
+def scale(axes: Any, which: str, values: np.ndarray) -> str:
+    """Give the axis the scale that suits the numbers: logarithmic where they are positive and span more than a decade.
+
+    Where there are zeros among such numbers, it is logarithmic down to the smallest positive one and linear below.
+
+    Args:
+        axes: of matplotlib.
+        which: ``"x"`` or ``"y"``.
+        values: what is drawn along it; what is not finite counts nothing.
+
+    Returns:
+        What to add to the axis' label: "", or where it is linear.
+    """
+    values = np.asarray(values, np.float64).ravel()
+    values = values[np.isfinite(values)]
+    positive, set_scale = values[values > 0], getattr(axes, f"set_{which}scale")
+    if spans_a_decade(values):
+        set_scale("log")
+    elif positive.size < values.size and not (values < 0).any() and spans_a_decade(positive):
+        least = float(positive.min())
+        set_scale("symlog", linthresh=least, linscale=0.5)
+        getattr(axes, f"set_{which}lim")(0 if which == "x" else -0.1 * least, None)
+        return f", linear below {least:.2g}"
+    return ""
