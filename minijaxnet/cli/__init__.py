@@ -16,6 +16,8 @@ VERBS = {
     "list": "show the experiments of a folder",
     "runs": "show the runs of a folder, how they stand and what came out",
     "show": "show one run, as far as it has come",
+    "report": "make the page that tells what came out of a run, or of several",
+    "draw": "draw one picture of an experiment",
     "resume": "go on with a run where it stopped, to the same bits",
 }
 

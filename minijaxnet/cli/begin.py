@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import RunFlags, SweepFlags
 from minijaxnet.data import check_batch
-from minijaxnet.experiment import Experiment
+from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import RESULT, create_run_folder, write_beginning
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, write_beginning
 from minijaxnet.run.log import METRICS, read_rows
 
 
@@ -60,6 +62,24 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
         if not worth_keeping(folder):
             shutil.rmtree(folder)
         raise
+
+
+def asked_again(folder: Path, config: dict[str, Any]) -> Asked:
+    """What a run was asked for, by its config, with the experiment as its file now has it.
+
+    Raises:
+        UsageError: the file is not there, or the config is of no run.
+    """
+    places = (str(config.get("file")), str(config.get("file_here")))
+    file = next((place for place in places if Path(place).is_file()), None)
+    if file is None:
+        raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
+    experiment = load_experiment(file)
+    try:
+        flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
+    except TypeError as error:
+        raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
+    return Asked(config["verb"], file, experiment, flags, config["init"], config["data"])
 
 
 def worth_keeping(folder: Path) -> bool:

@@ -11,6 +11,7 @@ import jax
 
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
+from minijaxnet.cli.report import Known, leave_report
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
@@ -19,15 +20,16 @@ from minijaxnet.pytrees import array_type, number_of, weights_of
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
-from minijaxnet.run.folder import RESULT, result_state, write_json, write_params
+from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
+from minijaxnet.run.log import MOST_WATCHED
 from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
 
 # The log of one weight or two shows where each is, at so many stops: enough to draw the descent.
-MOST_WATCHED, _STOPS = 2, 1_000
+_STOPS = 1_000
 
 
 def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
@@ -126,6 +128,9 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             if comparison is not None:
                 say(f"\n{comparison}")
                 write_json(folder / "timing.json", _timing(result, comparison))
+                comparison.save(folder / COMPARISON)
+        if flags.report:
+            say(leave_report(folder, Known(experiment, result.state.params, train, test, key)))
         say(f"\nwritten to {folder}")
         if result.interrupted:
             say(f"minijaxnet resume {folder} goes on")

@@ -34,6 +34,8 @@ class RunFlags(Settings):
     """Descend though the gradient by hand is wrong."""
     tensorboard: bool = False
     """Write the metrics as TensorBoard's event files, too."""
+    report: bool = True
+    """Leave a page in the run's folder, report.html, that tells what came out."""
 
 
 @dataclasses.dataclass(frozen=True)

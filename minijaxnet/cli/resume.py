@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet.cli.begin import Asked
+from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import RunFlags, SweepFlags
 from minijaxnet.cli.sweep import carry_out_sweep
-from minijaxnet.experiment import load_experiment
-from minijaxnet.run.folder import CONFIG, changes, environment, read_config, read_json, run_state
+from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
 
 _USAGE = (
     "usage: minijaxnet resume RUN [--force]\n\nGo on with a run where its newest checkpoint is.\n\n"
@@ -33,20 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     config = read_config(folder)
     if run_state(folder) == "done" and not force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
-    file = _file_of(config, folder)
-    experiment = load_experiment(file)
-    if (changed := changes(folder, file)) and not force:
+    asked = asked_again(folder, config)
+    if (changed := changes(folder, asked.file)) and not force:
         raise UsageError(
             f"{folder}: got other code or another config than it was started with; expected the same "
             f"(--force goes on all the same)\n{changed}"
         )
     for name, then, now in _other_surroundings(folder):
         print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
-    try:
-        flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
-    except TypeError as error:
-        raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
-    asked = Asked(config["verb"], file, experiment, flags, config["init"], config["data"])
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
         if data_sha256 != config.get("data_sha256") and not force:
@@ -56,14 +48,6 @@ def main(arguments: Sequence[str]) -> int:
     return (
         carry_out_sweep(asked, open_folder) if config["verb"] == "sweep" else carry_out(asked, open_folder, resume=True)
     )
-
-
-def _file_of(config: dict[str, Any], folder: Path) -> str:
-    """The experiment's file, by the name that it was given, or where it was."""
-    for file in (str(config.get("file")), str(config.get("file_here"))):
-        if Path(file).is_file():
-            return file
-    raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
 
 
 def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:

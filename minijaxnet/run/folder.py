@@ -19,7 +19,7 @@ from minijaxnet.run import code
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.lock import owner
 
-CONFIG, CODE, RESULT = "config.json", "code", "result.json"
+CONFIG, CODE, RESULT, COMPARISON = "config.json", "code", "result.json", "comparison.json"
 
 
 def create_run_folder(parent: str | Path, name: str) -> Path:

@@ -17,6 +17,8 @@ from minijaxnet.run.disk import naming, replace_file, to_disk
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+# The log of so few weights shows where each is.
+MOST_WATCHED = 2
 
 
 class Sink(NamedTuple):

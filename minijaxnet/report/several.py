@@ -1,0 +1,94 @@
+"""Several runs on one page: what they were asked for, what came out, and their losses side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minijaxnet.report.axes import as_written, legend_above, scale
+from minijaxnet.report.page import Page, Section, Table, Text, Verdict
+from minijaxnet.report.story import Told, Wanted, command_of, illustrated
+from minijaxnet.report.style import SERIES
+from minijaxnet.report.thin import thin
+from minijaxnet.tables import figure as short
+
+_DASHES = ("-", "--", "-.", ":")
+
+
+def tell_several(runs: Sequence[Told]) -> Page:
+    """The page that compares some runs."""
+    names = _names(runs)
+    lowest = min(runs, key=lambda told: _last(told, "test_loss"))
+    verdicts = [Verdict("warning", f"{name}: {told.state}.") for name, told in names.items() if told.state != "done"]
+    if np.isfinite(loss := _last(lowest, "test_loss")):
+        best = next(name for name, told in names.items() if told is lowest)
+        verdicts.insert(0, Verdict("neutral", f"The lowest test loss at the end, {short(loss)}, is that of {best}."))
+    columns = list(dict.fromkeys(c for told in runs if told.seen for c in told.seen[-1] if not c.startswith("params")))
+    rows = [
+        (name, told.state, *(told.seen[-1].get(column) if told.seen else None for column in columns))
+        for name, told in names.items()
+    ]
+    ends = Table("At the end", ("run", "state", *columns), rows)
+    pictures = [
+        Wanted(title, f"The {title.lower()} of each run over steps.",
+               lambda axes, of=of: draw_runs(axes, {name: told.seen for name, told in names.items()}, of))
+        for title, of in (("Training loss", "train_loss"), ("Test loss", "test_loss"), ("Gradient norm", "gradient_norm"))
+        if any(of in row for told in runs for row in told.seen)
+    ]  # fmt: skip
+    settings = {name: _settings(told) for name, told in names.items()}
+    every = dict.fromkeys(setting for found in settings.values() for setting in found)
+    differ = [setting for setting in every if len({str(found.get(setting)) for found in settings.values()}) > 1]
+    same = [setting for setting in every if setting not in differ]
+    asked = [
+        Table("What differs", ("run", *differ), [(n, *(f.get(s) for s in differ)) for n, f in settings.items()]),
+        Table("What is the same", ("setting", "value"), [(s, next(iter(settings.values()))[s]) for s in same]),
+    ]
+    commands = Text("The commands", "\n".join(command_of(told.config) for told in runs))
+    sections = [
+        illustrated("Side by side", "", pictures, tables=[ends]),
+        Section("What was run", "", (), (), asked, [commands]),
+    ]
+    return Page(f"{len(runs)} runs", verdicts, sections)
+
+
+def draw_runs(axes: Any, runs: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> None:
+    """Draw one number of the log for several runs.
+
+    Args:
+        axes: of matplotlib.
+        runs: ``{run: rows}``, rows as in ``metrics.jsonl``, without events.
+        name: of the number.
+    """
+    lines = {}
+    for run, rows in runs.items():
+        steps, values = np.array([(row["step"], row.get(name, np.nan)) for row in rows], float).reshape(-1, 2).T
+        lines[run] = thin(steps, np.where(np.isfinite(values), values, np.nan))
+    scale(axes, "y", np.concatenate([values for _, values in lines.values()]))
+    for i, (run, (steps, values)) in enumerate(lines.items()):
+        look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
+        axes.plot(steps, values, label=as_written(run), **look)
+    axes.set(xlabel="step", ylabel=name.replace("_", " "))
+    legend_above(axes)
+
+
+def _settings(told: Told) -> dict[str, Any]:
+    config = told.config
+    data = {f"data {name}": value for name, value in config.get("data", {}).items()}
+    found = {"file": config["file"], "code": config.get("code_sha256", "")[:12]}
+    return found | config.get("flags", {}) | config.get("init", {}) | data
+
+
+def _names(runs: Sequence[Told]) -> dict[str, Told]:
+    """Runs by the names of their folders, told apart by a number where those are the same."""
+    named: dict[str, Told] = {}
+    for told in runs:
+        name = told.folder.resolve().name
+        while name in named:
+            name = f"{name}'"
+        named[name] = told
+    return named
+
+
+def _last(told: Told, name: str) -> float:
+    value = float(told.seen[-1].get(name, np.inf)) if told.seen else np.inf
+    return value if np.isfinite(value) else np.inf

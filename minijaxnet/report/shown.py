@@ -1,0 +1,209 @@
+"""What an experiment shows of where a run ended: its descent stop by stop, its loss around it, its predictions."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.landscape import loss_surface
+from minijaxnet.pytrees import number_of, weights_of
+from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
+from minijaxnet.report.directions import random_directions
+from minijaxnet.report.graph import draw_network
+from minijaxnet.report.known import Known
+from minijaxnet.report.page import Section, Table
+from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
+from minijaxnet.report.story import Told, Wanted, illustrated
+from minijaxnet.report.style import WIDTH
+from minijaxnet.report.surface import draw_contour, draw_surface
+from minijaxnet.report.weight import bowl_of, draw_strip
+from minijaxnet.run.log import MOST_WATCHED
+
+_POINTS = 61  # of a surface, along each direction
+_MARGIN = 1.4
+# Evaluations of a loss surface cost as much as steps: beyond so many operations the page would wait for it.
+_MOST_WORK = 3e10
+_ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.sigmoid, lambda x: x)
+_MOST_EDGES, _MOST_SHOWN, _LEAST_SIDE = 40, 20, 8
+
+
+def shown(told: Told, known: Known) -> list[Section]:
+    """Sections on a run's descent, loss and predictions; what cannot be shown is left out, or said.
+
+    Args:
+        told: by its folder.
+        known: of where it ended.
+    """
+    sections = []
+    for title, tell in (("Stop by stop", _stops), ("The loss around the end", _around), ("Predictions", _predictions)):
+        try:
+            found = tell(told, known)
+        except Exception as error:  # of the experiment's own functions, too: what fails costs its section alone
+            found = Section(title, f"This could not be shown: {type(error).__name__}: {error}")
+        sections += [found._replace(title=title)] if found is not None else []
+    return sections
+
+
+def _loss(known: Known) -> Callable[[Any, Any], Any]:
+    extra = () if known.key is None else (known.key,)
+    return lambda params, batch: known.experiment.objective(params, batch, *extra)
+
+
+def _path(told: Told, known: Known) -> np.ndarray:
+    """``(stops, weights)``: where each of one weight or two was, at each row of the log; no stops if it does not say."""
+    names = list(weights_of(known.params)) if number_of(known.params) <= MOST_WATCHED else []
+    rows = [row for row in told.seen if names and all(name in row for name in names)]
+    dtype = jax.flatten_util.ravel_pytree(known.params)[0].dtype
+    return np.array([[row[name] for name in names] for row in rows], dtype).reshape(len(rows), len(names))
+
+
+def _stops(told: Told, known: Known) -> Section | None:
+    path = _path(told, known)
+    if not np.isfinite(path.astype(float)).all(-1).any() or not path.size:
+        return None
+    return _one_weight(told, known, path) if path.shape[1] == 1 else _two_weights(told, known, path)
+
+
+def _one_weight(told: Told, known: Known, path: np.ndarray) -> Section:
+    [leaf], structure = jax.tree.flatten(known.params)
+    steps, rate = [row["step"] for row in told.seen], told.config["flags"]["learning_rate"]
+    loss = _loss(known)
+    bowl = bowl_of(loss, jax.tree.unflatten(structure, [path.reshape(-1, *np.shape(leaf))]), known.train)
+    [name] = weights_of(known.params)
+
+    def flat_loss(weight: jax.Array) -> jax.Array:
+        return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), known.train)
+
+    lowest = jnp.asarray(bowl.weights[np.nanargmin(bowl.losses)])
+    curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
+    every_step = steps == list(range(steps[0], steps[0] + len(steps)))
+    moves = np.append(np.diff(bowl.stops), 0) if every_step else -rate * bowl.slopes
+    player = OneWeight(
+        "The descent, stop by stop",
+        name,
+        Curve(bowl.weights, bowl.losses),
+        Stops(bowl.stops, bowl.stop_losses, bowl.slopes, moves),
+        rate,
+        curvature if math.isfinite(curvature) and curvature > 0 else None,
+    )
+    alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
+    strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, bowl, name=name), 4.6, True)
+    return illustrated("", "", [strip], players=[player])
+
+
+def _two_weights(told: Told, known: Known, path: np.ndarray) -> Section:
+    flat, unravel = jax.flatten_util.ravel_pytree(known.params)
+    finite = path[np.isfinite(path.astype(float)).all(-1)]
+    low, high = finite.min(0), finite.max(0)
+    centre, span = (low + high) / 2, float(_MARGIN * np.max(high - low) / 2) or 1.0
+    directions = [unravel(direction) for direction in jnp.eye(2, dtype=flat.dtype)]
+    surface = loss_surface(
+        _loss(known), unravel(jnp.asarray(centre)), known.train, directions=directions, span=span, points=_POINTS
+    )
+    first, second = weights_of(known.params)
+    offsets, losses = np.asarray(surface.offsets), [row.get("train_loss", row["loss"]) for row in told.seen]
+    axes = (centre[0] + offsets, centre[1] + offsets)
+    rate = told.config["flags"]["learning_rate"]
+    player = TwoWeights("The descent, stop by stop", (first, second), axes, surface.losses, path, losses, rate)
+    return illustrated("", "", _views(surface, path - centre, (first, second), losses), players=[player])
+
+
+def _views(surface: Any, path: Any, names: tuple[str, str], losses: Any = None) -> list[Wanted]:
+    alt = f"The training loss over {names[0]} and {names[1]}"
+    from_above = Wanted(
+        "From above", f"{alt}, in bands.", lambda axes: draw_contour(axes, surface, [path], names=names), 3.8
+    )
+
+    def from_the_side(figure: Any) -> None:
+        axes = figure.add_subplot(projection="3d")
+        draw_surface(axes, surface, path, path_losses=losses, names=names)
+
+    return [from_above, Wanted("From the side", f"{alt}, as hills.", from_the_side, 3.8, True)]
+
+
+def _around(told: Told, known: Known) -> Section | None:
+    numbers = number_of(known.params)
+    points = len(jax.tree.leaves(known.train)[0])
+    if numbers <= MOST_WATCHED or 2.0 * numbers * points * _POINTS**2 / 4 > _MOST_WORK:
+        return None
+    directions = random_directions(jax.random.key(0), known.params)
+    surface = loss_surface(
+        _loss(known), known.params, known.train, directions=directions, span=1.0, points=_POINTS // 2 + 1
+    )
+    words = (
+        "The training loss along two random directions, each scaled to the weights filter by filter; "
+        "the run ended in the middle."
+    )
+    names = ("random direction 1", "random direction 2")
+    return illustrated("", words, _views(surface, np.zeros((1, 2)), names))
+
+
+def _predictions(told: Told, known: Known) -> Section | None:
+    predict = known.experiment.predict
+    if predict is None:
+        return None
+    (train_x, train_y), (x, y) = known.train, known.test
+    predicted, actual = np.asarray(predict(known.params, x), float), np.asarray(y)
+    wanted: list[Wanted] = []
+    if np.ndim(x) == 2 and np.shape(x)[1] == 2:
+        alt = "What is predicted at each point of the plane, and the training data."
+        regions = functools.partial(draw_regions, predict=functools.partial(predict, known.params), x=train_x, y=train_y)
+        wanted.append(Wanted("Predictions in the plane", alt, lambda axes: regions(axes), 3.6))
+    if (graph := _graph(known)) is not None:
+        wanted.append(Wanted("The network at a point", "Its weights and the values of its nodes.", graph, 3.4))
+    tables = []
+    classes = _classes(predicted, actual)
+    if classes is None:
+        if predicted.size == actual.size:
+            errors = predicted.reshape(-1) - actual.reshape(-1)
+            worst = np.argsort(-np.abs(errors))[:_MOST_SHOWN]
+            rows = [(int(i), *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors))) for i in worst]
+            tables = [Table("Largest errors on test data", ("point", "predicted", "actual", "error"), rows)]
+        return illustrated("", "", wanted, tables=tables) if wanted or tables else None
+    said, true, count = classes
+    counts = confusion(said, true, count)
+    wanted.append(Wanted("Confusion on test data", "How often a class was taken for another.",
+                         lambda axes: draw_confusion(axes, counts), 4.2))  # fmt: skip
+    side = math.isqrt(np.shape(x)[-1])
+    if np.ndim(x) == 2 and side**2 == np.shape(x)[1] and side >= _LEAST_SIDE:
+        losses = np.asarray(-jax.nn.log_softmax(predicted)[np.arange(len(true)), true]) if count > 2 else None
+        images = np.asarray(x, float).reshape(-1, side, side)
+        wanted.append(Wanted("The worst mistakes", "Images of test data that were taken for another class.",
+                             lambda figure: draw_mistakes(figure, images, said, true, losses), 3.6, True))  # fmt: skip
+    table = Table("Confusion on test data", ("actual", *map(str, range(count))), [(i, *row) for i, row in enumerate(counts.tolist())])
+    return illustrated("", "", wanted, tables=[table])
+
+
+def _classes(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Predicted and actual classes, and how many there are; None where numbers are predicted."""
+    if predicted.ndim == 2 and predicted.shape[1] > 1 and actual.shape == predicted.shape[:1] and actual.dtype.kind in "iu":
+        return predicted.argmax(1), actual.astype(int), predicted.shape[1]
+    if predicted.shape == actual.shape == (len(actual), 1) and set(np.unique(actual.astype(float))) <= {0.0, 1.0}:
+        return (predicted[:, 0] > 0).astype(int), actual[:, 0].astype(int), 2
+    return None
+
+
+def _graph(known: Known) -> Callable[[Any], None] | None:
+    """Draws the network, if it is a small one of dense layers whose predictions known activations give."""
+    layers, predict, (x, y) = known.params, known.experiment.predict, known.train
+    dense = isinstance(layers, list | tuple) and all(isinstance(layer, dict) and "weights" in layer for layer in layers)
+    if not dense or number_of(layers) > _MOST_EDGES or predict is None:
+        return None
+    predicted = np.asarray(predict(layers, x), float)
+    for hidden, last in itertools.product(_ACTIVATIONS, (jax.nn.relu, None, *_ACTIVATIONS[1:])):
+        values = x
+        for layer in layers[:-1]:
+            values = hidden(values @ layer["weights"] + layer.get("bias", 0))
+        values = values @ layers[-1]["weights"] + layers[-1].get("bias", 0)
+        if np.allclose(values if last is None else last(values), predicted, rtol=1e-5, atol=1e-6):
+            break
+    else:
+        return None
+    actual = np.ravel(np.asarray(y)[0]) if np.size(y) == predicted.size else None
+    return lambda axes: draw_network(axes, layers, np.asarray(x)[0], hidden, last, actual=actual)

@@ -1,0 +1,252 @@
+"""The story of a run as a page: what its folder tells, and what its experiment shows of where it ended."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minijaxnet.report.curves import draw_curves
+from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
+from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
+from minijaxnet.report.style import WIDTH, NoMatplotlib, figure, styled, to_svg
+from minijaxnet.report.thin import thin
+from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
+from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, read_config, read_json, run_state
+from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.tables import figure as short
+
+_MOST_ROWS = 200
+_STATES = {"done": "ok", "diverged": "bad", "failed": "bad", "interrupted": "warning", "running": "warning"}
+
+
+class Told(NamedTuple):
+    """What the folder of a run tells.
+
+    Attributes:
+        folder: of the run.
+        state: running, done, interrupted, diverged or failed.
+        config: what was asked for.
+        environment: where it ran.
+        result: what came out; empty while it runs.
+        timing: what it cost.
+        comparison: of its step with others, samples included; empty where there is none.
+        rows: what was logged.
+    """
+
+    folder: Path
+    state: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+    timing: dict[str, Any]
+    comparison: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def seen(self) -> list[dict[str, Any]]:
+        """The rows without the events among them."""
+        return [row for row in self.rows if "event" not in row]
+
+
+def told_by(folder: Path) -> Told:
+    """Read the folder of a run, as far as it is whole.
+
+    Raises:
+        ValueError: it is none of a run.
+    """
+    names = ("environment.json", RESULT, "timing.json", COMPARISON)
+    environment, result, timing, comparison = (read_json(folder / name) for name in names)
+    rows = read_rows(folder / METRICS)
+    return Told(folder, run_state(folder), read_config(folder), environment, result, timing, comparison, rows)
+
+
+def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -> Page:
+    """The page of one run.
+
+    Args:
+        told: by its folder.
+        shown: sections on what it came to, such as ``show`` makes them.
+        notes: why something is not shown.
+    """
+    name = told.config.get("experiment", told.folder.name)
+    where = ", ".join(told.environment.get("devices", [])) or "an unknown device"
+    sections = [*shown, _descent(told), *_gradient(told), *_benchmark(told), _what_was_run(told)]
+    verdicts = [*_verdicts(told), *(Verdict("neutral", note) for note in notes)]
+    words = f"{told.folder.name}, on {where}, {told.environment.get('time_utc', 'at an unknown time')}"
+    return Page(str(name), verdicts, sections, command_of(told.config), words)
+
+
+def command_of(config: Mapping[str, Any]) -> str:
+    """The command that repeats a run."""
+    named = dict(config.get("flags", {})) | config.get("init", {})
+    named |= {f"data-{name}": value for name, value in config.get("data", {}).items()}
+    given = {name: value for name, value in named.items() if value is not None and value is not False}
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items()]
+    return " ".join(["minijaxnet", config["verb"], str(config["file"]), *(flag for flag in flags if flag.strip())])
+
+
+def _verdicts(told: Told) -> Iterator[Verdict]:
+    rows, result = told.seen, told.result
+    at = f"step {rows[-1]['step']:,}" if rows else "the start"
+    how = {
+        "running": f"The run is under way, at {at}.",
+        "interrupted": f"The run was stopped at {at}; minijaxnet resume {told.folder} goes on.",
+        "diverged": f"The descent diverged at step {result.get('steps_taken', 0):,}.",
+        "failed": f"The run failed: {result.get('error', 'nothing is known of why')}",
+        "done": f"The descent took all {result.get('steps_taken', 0):,} steps.",
+    }[told.state]
+    if result.get("status") == "FLAT":
+        how = f"The descent is flat after {result['steps_taken']:,} steps."
+    yield Verdict(_STATES[told.state], how)
+    if len(rows) > 1 and "train_loss" in rows[0]:
+        first, last = rows[0], rows[-1]
+        metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
+        rest = "".join(f"; {name} {short(last[name])}, on test data {short(last[f'test_{name}'])}" for name in metrics)
+        yield Verdict(
+            "neutral",
+            f"The training loss went from {short(first['train_loss'])} to {short(last['train_loss'])}, "
+            f"the test loss from {short(first['test_loss'])} to {short(last['test_loss'])}{rest}.",
+        )
+    if check := result.get("gradient_check"):
+        yield Verdict("ok" if check["ok"] else "bad", f"The gradient by hand is {'right' if check['ok'] else 'WRONG'}.")
+    found = told.timing.get("step_comparison")
+    for arm, verdict in (found or {}).get("verdicts", {}).items():
+        ratio = found["ratios"][arm]
+        interval = f"{ratio['median']:.3g} times the time, 95 % between {ratio['low']:.3g} and {ratio['high']:.3g}"
+        doubt = "" if found["sound"] else " The baseline did not equal itself: measure again on a quieter machine."
+        yield Verdict(
+            "neutral" if found["sound"] else "warning",
+            f"A step of {arm} is {verdict}{' than' if verdict != 'indistinguishable' else ' from'} "
+            f"one of {found['baseline']}: {interval}.{doubt}",
+        )
+
+
+def _descent(told: Told) -> Section:
+    rows, result = told.seen, told.result
+    if not rows:
+        return Section("Descent", "Nothing was logged.")
+    ends = {"flat_at": "FLAT", "diverged_at": "DIVERGED"}
+    marks = {mark: result["steps_taken"] for mark, status in ends.items() if result.get("status") == status}
+    names = [name for name in rows[-1] if name != "step" and not name.startswith("params")]
+    losses = [name for name in ("train_loss", "test_loss") if name in names] or ["loss"]
+    wanted: list[tuple[str, list[str]]] = [("Loss", losses), ("Gradient norm", ["gradient_norm"])]
+    wanted += [(name, [name, f"test_{name}"]) for name in names if f"test_{name}" in names and name != "loss"]
+    columns = ["step", *(name for name in rows[0] if name != "step")]
+    kept, words = rows, ""
+    if len(rows) > _MOST_ROWS:
+        at, _ = thin(np.arange(len(rows)), np.array([row.get("loss", np.nan) for row in rows], float), _MOST_ROWS)
+        kept = [rows[int(i)] for i in at]
+        words = f"The table shows {len(kept)} of {len(rows):,} rows, spikes among them; {METRICS} has all."
+    table = Table("What was logged", columns, [[row.get(name) for name in columns] for row in kept])
+    pictures = (
+        Wanted(
+            title,
+            f"{title} over steps, from {short(rows[0][of[0]])} to {short(rows[-1][of[0]])}.",
+            lambda axes, of=of: draw_curves(axes, told.rows, of, **marks),
+        )
+        for title, of in wanted
+    )
+    return illustrated("Descent", words, pictures, tables=[table])
+
+
+def _gradient(told: Told) -> Iterator[Section]:
+    check = told.result.get("gradient_check")
+    if not check:
+        return
+    height = 1.6 + 0.25 * len(check["leaves"])
+    pictures = (
+        Wanted(title, verdict_line(check), lambda axes, draw=draw: draw(axes, check), height)
+        for title, draw in (
+            ("Gradient by hand against autodiff", draw_errors),
+            ("Error in the working precision", draw_precision),
+        )
+    )
+    verdicts = Table(
+        "Verdicts",
+        ("what", "verdict", "why"),
+        [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()],
+    )
+    leaves = list(check["leaves"].items())
+    columns = [name for name, value in leaves[0][1].items() if not isinstance(value, dict | list)] if leaves else []
+    table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
+    yield illustrated("Gradient check", "\n\n".join(map(str, check.get("hints", ()))), pictures, tables=[verdicts, table])
+
+
+def _benchmark(told: Told) -> Iterator[Section]:
+    found = told.timing.get("step_comparison")
+    if not found:
+        return
+    source = told.comparison or told.timing
+    tall = 1.3 + 0.35 * len(found["arms"])
+    wanted = [
+        Wanted("Which step is faster", "Ratios of step times, with intervals.", lambda a: draw_forest(a, source), tall),
+        Wanted("Compile and steady", "Times to compile and to step.", lambda a: draw_compile_and_steady(a, source), tall),
+    ]
+    if told.comparison:
+        alt = "The time of a step in each round, for each arm."
+        wanted.append(Wanted("Samples in the order of time", alt, lambda axes: draw_samples(axes, source)))
+    rows = []
+    for name, arm in found["arms"].items():
+        ratio = found["ratios"].get(name, {})
+        interval = [ratio.get(part) for part in ("median", "low", "high")]
+        rows.append((name, arm["compile_s"], arm["step_us"], *interval, found["verdicts"].get(name, "baseline")))
+    columns = ("step", "compile s", "us a step", "ratio", "95 % from", "to", "verdict")
+    yield illustrated("Benchmark", "", wanted, tables=[Table("Steps", columns, rows)])
+
+
+def _what_was_run(told: Told) -> Section:
+    flags = told.config.get("flags", {}) | told.config.get("init", {})
+    flags |= {f"data {name}": value for name, value in told.config.get("data", {}).items()}
+    settings = Table("Settings", ("setting", "value"), [(n, v) for n, v in flags.items() if v is not None])
+    versions = Table("Versions", ("package", "version"), list(told.environment.get("versions", {}).items()))
+    texts = [Text(CONFIG, json.dumps(told.config, indent=2))]
+    texts += [Text("environment.json", json.dumps(told.environment, indent=2))] if told.environment else []
+    log = told.folder / "log.txt"
+    texts += [Text(log.name, log.read_text(encoding="utf-8", errors="replace"))] if log.is_file() else []
+    return Section("What was run", "", (), (), [settings, versions], texts)
+
+
+class Wanted(NamedTuple):
+    """A picture that is to be drawn.
+
+    Attributes:
+        title: above it.
+        alt: what it shows, for those who cannot see it.
+        draw: draws it, given axes; given the figure if ``whole``.
+        height: inches, at a column's width.
+        whole: whether it lays the figure out itself.
+        words: below it.
+    """
+
+    title: str
+    alt: str
+    draw: Callable[[Any], None]
+    height: float = 3.0
+    whole: bool = False
+    words: str = ""
+
+
+def illustrated(
+    title: str, words: str, wanted: Iterable[Wanted], *, players: Sequence[Any] = (), tables: Sequence[Table] = ()
+) -> Section:
+    """A section with its pictures drawn; of those that failed it says why."""
+    pictures, failed = drawn(wanted)
+    return Section(title, "\n\n".join([words, *failed]), players, pictures, tables)
+
+
+def drawn(wanted: Iterable[Wanted]) -> tuple[list[Picture], list[str]]:
+    """Draw pictures; those that fail cost themselves alone: a text each says why."""
+    pictures, failed = [], []
+    for picture in wanted:
+        try:
+            with styled():
+                made = figure(WIDTH, picture.height)
+                picture.draw(made if picture.whole else made.subplots())
+                pictures.append(Picture(picture.title, picture.alt, to_svg(made, picture.title), picture.words))
+        except NoMatplotlib:
+            raise
+        except Exception as error:
+            failed.append(f"The picture {picture.title!r} could not be drawn: {type(error).__name__}: {error}")
+    return pictures, failed
