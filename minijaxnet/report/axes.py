@@ -9,6 +9,8 @@ import numpy as np
 from minijaxnet.report.style import INK
 
 _DECADE = 10.0
+_FAR = 1e100
+_WIDE = 3.0  # inches: room for two columns in a legend
 
 
 def as_written(name: Any, most: int = 40) -> str:
@@ -30,14 +32,21 @@ def remark(axes: Any, text: str, *, x: float = 0.5, y: float = 0.5) -> None:
 
 
 def name_rows(axes: Any, names: Sequence[str]) -> None:
-    """Name the rows of a picture that has one a name, from above; long names take two lines."""
-    lines = [textwrap.fill(as_written(name, 44), 22, break_on_hyphens=False) for name in names]
+    """Name the rows of a picture that has one a name, from above; long names take several lines."""
+    lines = [textwrap.fill(as_written(name, 64), 22, break_on_hyphens=False) for name in names]
     axes.set_yticks(range(len(names)), lines)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def legend_above(axes: Any, title: str = "", columns: int = 2) -> None:
+def inches(axes: Any) -> tuple[float, float]:
+    """About how wide and how high the axes are."""
+    (width, height), box = axes.figure.get_size_inches(), axes.get_position()
+    return float(width * box.width), float(height * box.height)
+
+
+def legend_above(axes: Any, title: str = "") -> None:
     """The legend above the axes, and a title above that."""
+    columns = 2 if inches(axes)[0] > _WIDE else 1
     entries = len(axes.get_legend_handles_labels()[0])
     if entries:
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
@@ -73,6 +82,11 @@ def scale(axes: Any, which: str, values: np.ndarray) -> str:
     positive, set_scale = values[values > 0], getattr(axes, f"set_{which}scale")
     if spans_a_decade(values):
         set_scale("log")
+        if values.min() < 1 / _FAR or values.max() > _FAR:  # matplotlib's own ticks and margins would overflow
+            ends = np.log10([values.min(), values.max()])
+            getattr(axes, f"set_{which}lim")(values.min(), values.max())
+            getattr(axes, f"set_{which}ticks")(10.0 ** np.trunc(np.linspace(*ends, 5)))
+            getattr(axes, f"set_{which}ticks")([], minor=True)
     elif positive.size < values.size and not (values < 0).any() and spans_a_decade(positive):
         least = float(positive.min())
         set_scale("symlog", linthresh=least, linscale=0.5)

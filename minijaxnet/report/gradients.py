@@ -11,11 +11,12 @@ import numpy as np
 
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import cast_floats, floating_arrays, structure_difference
-from minijaxnet.report.axes import as_written, legend_above, name_rows, remark
+from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
 
 _ROOM = 10.0  # beyond the smallest and the largest, for what is zero or not finite
+_SEEN = (1e-60, 1e60)  # what is beyond stands at the edge
 _HALVINGS = 48
 _TRUNCATED = 8  # points of that branch that count, those with the smallest steps
 _LETTERS = 13  # an inch has room for
@@ -120,7 +121,7 @@ def draw_difference_errors(axes: Any, found: DifferenceErrors) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(found.steps.min() / 2, 2 * found.steps.max())
-    axes.set_xlabel("step of the difference, in lengths of the direction")
+    axes.set_xlabel("step, in lengths of the direction")
     axes.set_ylabel("error / derivative")
     if not nothing:
         axes.legend(fontsize="small", loc="lower left")
@@ -178,7 +179,7 @@ def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
     errors, tolerances = (np.array([_number(leaf[key]) for leaf in leaves]) for key in ("error", "tolerance"))
     wrong = np.array([leaf["share_wrong"] != 0 for leaf in leaves])
     finite = np.concatenate([errors, tolerances])
-    finite = finite[np.isfinite(finite) & (finite > 0)]
+    finite = np.clip(finite[np.isfinite(finite) & (finite > 0)], *_SEEN)
     low, high = (finite.min() / _ROOM, finite.max() * _ROOM) if finite.size else (1e-17, 1.0)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -198,7 +199,7 @@ def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
             axes.plot(shown[where], y[where], marker=marker, label=label, zorder=3, **style)
     name_rows(axes, [leaf["path"] for leaf in leaves])
     worst = worst_element(told)
-    room = int(_LETTERS * axes.figure.get_figwidth() * axes.get_position().width)
+    room = int(_LETTERS * inches(axes)[0])
     lines = textwrap.wrap(as_written(f"worst: {worst}", 120), room) if worst else []
     axes.set_xlabel("\n".join(["absolute difference, in float64", *lines]))
     legend_above(axes, title)

@@ -17,7 +17,8 @@ from minijaxnet.report.style import NoMatplotlib, figure, styled, to_svg
 from minijaxnet.report.timing import draw_forest
 from minijaxnet.run import FitResult
 from minijaxnet.sweeps import SweepResult
-from minijaxnet.tables import figure as shown
+from minijaxnet.sweeps.result import shown
+from minijaxnet.tables import figure as significant
 from minijaxnet.tables import html_of, html_table
 from minijaxnet.trace import DIVERGED, FLAT
 from minijaxnet.verify import GradReport
@@ -73,9 +74,10 @@ def _of_sweep(result: SweepResult) -> str:
     verdict = f"Sweep: {losses.size:,} descents, {int((losses == float('inf')).sum()):,} diverged"
     try:
         best = result.best()
-        values = zip(result.axes, best.place if len(best.place) == len(result.axes) else (), strict=False)
-        where = ", ".join(f"{name} {_value(result, name, i)}" for name, i in values)
-        verdict += f"; lowest: {shown(best.loss)}" + (f" at {where}" if where else "")
+        places = best.place if len(best.place) == len(result.axes) else best.place * len(result.axes)
+        each = zip(result.axes.items(), places, strict=True)
+        where = ", ".join(f"{name} {shown(values, i)}" for (name, values), i in each)
+        verdict += f"; lowest: {significant(best.loss)} at {where}"
     except ValueError:
         verdict += "; none ended at a finite loss"
     return _shown(verdict, *result.cells(), (), lambda axes: draw_sweep(axes, result), 3.0)
@@ -106,9 +108,4 @@ def _shown(
 
 
 def _number(value: Any) -> str:
-    return shown(float(value)) if isinstance(value, int | float) else "-"
-
-
-def _value(result: SweepResult, name: str, i: int) -> str:
-    values = result.axes[name]
-    return shown(float(values[i])) if values.ndim == 1 and values.dtype.kind in "iuf" else f"#{i}"
+    return significant(float(value)) if isinstance(value, int | float) else "-"

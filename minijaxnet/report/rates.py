@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet.report.axes import as_written, legend_above, remark, scale, spans_a_decade
+from minijaxnet.report.axes import as_written, inches, legend_above, remark, scale, spans_a_decade
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.sweeps import SweepResult
 from minijaxnet.sweeps.result import is_keys
 from minijaxnet.tables import figure
 
 _LOSS = "loss at the end"
-_COUNTS = 8  # counts that find room side by side
-_TICKS = 7
+_APART = 0.4  # inches that a count takes
+_TICK = (0.55, 0.3)  # inches that a tick takes, to the right and upward
 _SEEDS = ("key", "keys", "seed", "seeds")
 
 
@@ -61,7 +61,7 @@ def draw_rates(
     elif not np.isfinite(losses).any():
         remark(axes, "nothing is known of where they ended")
     if edge is not None:
-        label = f"theory's edge, 2 / curvature = {figure(edge, 3)}"
+        label = f"edge, 2 / curvature = {figure(edge, 3)}"
         axes.axvline(edge, color=INK, linestyle="--", linewidth=1, label=label)
     axes.set_xlabel(as_written(name.replace("_", " ")) + beside_rate)
     axes.set_ylabel(_LOSS + (f", over {as_written(noun)}" if losses.shape[1] > 1 else "") + beside)
@@ -100,15 +100,18 @@ def draw_heat(axes: Any, first: Any, second: Any, losses: Any, names: Sequence[s
     else:
         axes.set_xlim(-0.5, len(first) - 0.5)
         axes.set_ylim(-0.5, len(second) - 0.5)
-    size = max(2.5, min(7.0, 120 / max(medians.shape)))
+    room = [72 * length / count for length, count in zip(inches(axes), medians.shape, strict=True)]
+    size = max(2.0, min(7.0, 0.5 * min(room)))
     style = {"linestyle": "none", "color": COLOURS["diverged"]}
     if np.isposinf(medians).any():
         axes.plot(*np.nonzero(np.isposinf(medians)), marker="x", markersize=size, label="diverged", **style)
     if some.any():
         halo = {"markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot(*np.nonzero(some), marker="o", markersize=size / 1.8, label="some diverged", **style, **halo)
-    for axis, values, name in ((axes.xaxis, first, names[0]), (axes.yaxis, second, names[1])):
-        places = np.arange(len(values))[:: -(-len(values) // _TICKS)]
+    for axis, values, name, length, tick in zip(
+        (axes.xaxis, axes.yaxis), (first, second), names, inches(axes), _TICK, strict=True
+    ):
+        places = np.arange(len(values))[:: -(-len(values) // max(2, int(length / tick)))]
         axis.set_ticks(places, [_value(values[i]) for i in places])
         axis.set_label_text(as_written(name.replace("_", " ")))
     if some.any() or np.isposinf(medians).any():
@@ -195,8 +198,12 @@ def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarra
         if where.any():
             style = {"color": COLOURS["diverged"], "marker": "^", "markersize": 5, "linestyle": "none"}
             axes.plot(rates[where], np.ones(where.sum()), label=label, markerfacecolor=face, **style, **across)
-    counted = np.flatnonzero(gone)
-    for i in counted[:: -(-len(counted) // _COUNTS)]:
+    width, told, last = inches(axes)[0], -math.inf, 0
+    for i in np.flatnonzero(gone):
+        place = width * float(axes.transAxes.inverted().transform(axes.transData.transform((rates[i], 1)))[0])
+        if gone[i] == last or place - told < _APART:
+            continue
+        told, last = place, gone[i]
         text = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
         place = {"xycoords": axes.get_xaxis_transform(), "annotation_clip": False, "color": INK}
         axes.annotate(f"{gone[i]}/{of[i]}", (rates[i], 1.0), **text, **place)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet.bench import Interval, Limits, StepComparison
-from minijaxnet.report.axes import as_written, legend_above, name_rows, remark, scale
+from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark, scale
 from minijaxnet.report.style import COLOURS, INK, SERIES
 from minijaxnet.tables import figure
 
+_WIDE = 3.0  # inches: room for verdicts at the side
 _MARKERS = "osD^vP"
 _WORDS = {"faster": "hand", "slower": "diverged", "UNSOUND": "diverged"}  # their colours' meanings
 
@@ -102,6 +103,8 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
     told = compared(comparison)
     rows = [(name, told.ratios.get(name, Interval(1.0, 1.0, 1.0))) for name in told.step_s]
     rows.append(("the baseline again", told.control))
+    wide = inches(axes)[0] > _WIDE
+    labels = []
     axes.set_xscale("log")
     if math.isfinite(told.resolution):
         axes.axvspan(1 / told.resolution, told.resolution, color=COLOURS["past"], alpha=0.25, linewidth=0)
@@ -116,13 +119,15 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
         text = word if name == told.baseline else f"{_ratio(ratio.median)}  {word}"
         if not math.isfinite(ratio.low) and name != told.baseline:
             text += ", too few rounds"
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
-        axes.text(1.02, y, text, **beside)
+        labels.append(name if wide else f"{name}: {text}")
+        if wide:
+            beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
+            axes.text(1.02, y, text, **beside)
     ends = np.array([x for _, ratio in rows for x in ratio] + [told.resolution, 1 / told.resolution])
     ends = ends[np.isfinite(ends) & (ends > 0)]
-    _ratio_axis(axes, float(ends.min()), float(ends.max()))
-    name_rows(axes, [name for name, _ in rows])
-    axes.set_xlabel(f"time / time of {as_written(told.baseline, 30)}")
+    _ratio_axis(axes, float(ends.min()), float(ends.max()), 6 if wide else 4)
+    name_rows(axes, labels)
+    axes.set_xlabel(f"time / time of {as_written(told.baseline, 30 if wide else 12)}")
 
 
 def draw_samples(axes: Any, comparison: Comparison) -> None:
@@ -141,7 +146,7 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
         axes.set_yticks([])
         return
     for i, (name, samples_s) in enumerate(told.samples_s.items()):
-        label = f"{as_written(name)}, {_us(float(np.median(samples_s)))}"
+        label = f"{as_written(name, 24)}, {_us(float(np.median(samples_s)))}"
         style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         _draw_over_median(axes, samples_s, label=label, linewidth=0.7, **style)
     _draw_over_median(axes, told.sentinel_s, label="a fixed workload", color=COLOURS["past"], linewidth=1.6)
@@ -186,15 +191,16 @@ def draw_roofline(axes: Any, limits: Limits | Mapping[str, Any], points: Mapping
     above = {"fontsize": "small", "color": INK, "va": "bottom", "textcoords": "offset points"}
     axes.annotate("measured peak", (x[-1], 1), ha="right", xytext=(0, 2), **above)
     axes.plot([told.ridge] * 2, [axes.get_ylim()[0], 1], color=COLOURS["past"], linewidth=0.8, linestyle=":")
+    axes.annotate(f"ridge {figure(told.ridge, 3)}", (told.ridge, axes.get_ylim()[0]), xytext=(3, 3), **above)
     if 0 < told.dispatch_s and told.compute_s / told.dispatch_s < 1:
         ceiling = told.compute_s / told.dispatch_s
         axes.axhline(ceiling, color=COLOURS["past"], linestyle="-.", linewidth=1, label="an empty call")
     for i, (name, share) in enumerate(shares.items()):
         colour = COLOURS["hand"] if i == 0 else SERIES[(i - 1) % len(SERIES)]
         style = {"color": colour, "marker": "*" if i == 0 else _MARKERS[i % len(_MARKERS)], "linestyle": "none"}
-        label = f"{as_written(name)}, {_us(each[name])}, {100 * share:.3g} %"
+        label = f"{as_written(name, 24)}, {_us(each[name])}, {100 * share:.3g} %"
         axes.plot(told.intensity, share, label=label, markersize=11 if i == 0 else 5, zorder=4 - (i > 0), **style)
-    axes.set_xlabel(f"matrix FLOPs a byte (the ridge is at {figure(told.ridge, 3)})")
+    axes.set_xlabel("matrix FLOPs a byte")
     axes.set_ylabel("share of the peak")
     legend_above(axes)
 
@@ -234,22 +240,17 @@ def _draw_over_median(axes: Any, samples: np.ndarray, **style: Any) -> None:
         axes.plot(1 + np.arange(len(samples)), samples / np.median(samples), **style)
 
 
-def _ratio_axis(axes: Any, low: float, high: float) -> None:
+def _ratio_axis(axes: Any, low: float, high: float, most: int) -> None:
     """Plain numbers on a logarithmic axis, with room on both sides."""
     low, high = min(low, 0.97), max(high, 1.03)
     room = (high / low) ** 0.06
     low, high = low / room, high * room
-    steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if high / low < 3 else ()
-    ticks: list[float] = [10.0**k * m for k in range(-6, 7) for m in (1, 2, 5)]
-    for step in steps:
-        near = [1 + step * k for k in range(-99, 200) if low <= 1 + step * k <= high]
-        if len(near) <= 6:
-            ticks = near
-            break
-    ticks = [x for x in ticks if low <= x <= high]
-    ticks = ticks[:: -(-len(ticks) // 7)] if 1.0 not in ticks or len(ticks) <= 7 else [10.0**k for k in range(-6, 7)]
+    near = [[1 + step * k for k in range(-99, 100)] for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
+    far = [[m * 10.0**k for k in range(-9, 10) for m in marks] for marks in ((1, 2, 5), (1,))]
+    candidates = [[x for x in ticks if low <= x <= high] for ticks in ((near if high / low < 3 else []) + far)]
+    ticks = next((ticks for ticks in candidates if len(ticks) <= most), [1.0])
     axes.set_xlim(low, high)
-    axes.set_xticks([x for x in ticks if low <= x <= high], [f"{x:.4g}" for x in ticks if low <= x <= high])
+    axes.set_xticks(ticks, [f"{x:.4g}" for x in ticks])
     axes.minorticks_off()
 
 

@@ -111,13 +111,13 @@ class SweepResult(NamedTuple):
         for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
             there = ~np.isnan(loss)
             if not there.any():
-                rows.append((_shown(values, i), *["-"] * 5))
+                rows.append((shown(values, i), *["-"] * 5))
                 continue
             quantiles = np.quantile(loss[there], (0.1, 0.5, 0.9), method="nearest")
             flat = taken[there & (status == FLAT)]
             rows.append(
                 (
-                    _shown(values, i),
+                    shown(values, i),
                     *(figure(float(q)) for q in quantiles),
                     percent(float(np.mean(status[there] == DIVERGED))),
                     figure(float(np.median(flat))) if len(flat) else "-",
@@ -138,5 +138,6 @@ def is_keys(values: Any) -> bool:
     return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
 
 
-def _shown(values: Any, i: int) -> str:
+def shown(values: Any, i: int) -> str:
+    """A value of an axis: a number as it is, anything else by its place."""
     return f"#{i}" if is_keys(values) or values.ndim > 1 else figure(float(values[i]))
