@@ -102,13 +102,17 @@ def command(tmp_path, capsys):
     return call
 
 
+# Without what takes long and these tests do not look at.
+QUICK = ("--bench-seconds", 0, "--no-report")
+
+
 @pytest.fixture
 def run(command, tmp_path):
     """``minijaxnet run`` of an experiment with this text, without its benchmark."""
 
     def call(text, *flags, head=HEAD, name="my_experiment.py"):
         (tmp_path / name).write_text(head + textwrap.dedent(text), encoding="utf-8")
-        return command("run", tmp_path / name, "--runs", tmp_path / "runs", "--bench-seconds", 0, *flags)
+        return command("run", tmp_path / name, "--runs", tmp_path / "runs", *QUICK, *flags)
 
     return call
 
@@ -169,6 +173,7 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(run
         "diagnose": False,
         "unchecked": False,
         "tensorboard": False,
+        "report": False,
     }
     assert called.read("environment.json")["versions"]["jax"] == jax.__version__
 
@@ -795,7 +800,7 @@ def test_run_wants_its_file_first(command):
 def test_an_unknown_verb_is_named_with_those_there_are(verb, command):
     called = command(verb)
     assert called.code == 2
-    verbs = "run, check, bench, sweep, tune, list, runs, show, resume"
+    verbs = "run, check, bench, sweep, tune, list, runs, show, report, draw, resume"
     assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of {verbs}\n"
     assert called.out == ""
 
@@ -811,7 +816,7 @@ def environment_of_a_pipe():
 def test_piped_output_is_plain_text(tmp_path):
     (tmp_path / "line.py").write_text(HEAD + BY_HAND_LINE, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "minijaxnet", "run", "line.py", "--bench-seconds", "0"],
+        [sys.executable, "-m", "minijaxnet", "run", "line.py", *map(str, QUICK)],
         cwd=tmp_path,
         capture_output=True,
         timeout=120,

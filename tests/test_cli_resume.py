@@ -58,7 +58,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*flags, runs="runs"):
-    code = main(["run", "line.py", "--bench-seconds", "0", "--runs", runs, *map(str, flags)])
+    code = main(["run", "line.py", "--bench-seconds", "0", "--no-report", "--runs", runs, *map(str, flags)])
     return code, next(Path(runs).glob("*"), None)
 
 
@@ -253,7 +253,17 @@ def test_a_run_that_fails_midway_says_so(here, monkeypatch, capsys):
 
 def test_killed_from_outside_it_is_resumed(here, capsys):
     """A process of its own, so many steps that it never ends by itself."""
-    flags = ["--steps", "300000", "--log-every", "1000", "--bench-seconds", "0", "--checkpoint-seconds", "0"]
+    flags = [
+        "--steps",
+        "300000",
+        "--log-every",
+        "1000",
+        "--bench-seconds",
+        "0",
+        "--no-report",
+        "--checkpoint-seconds",
+        "0",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "minijaxnet", "run", "line.py", "--runs", "runs", *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
@@ -372,7 +382,7 @@ def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
             return real(*arguments, **options)
 
         monkeypatch.setattr(module, name, spied)
-    assert main(["run", "line.py", "--bench-seconds", "0.05"]) == 0
+    assert main(["run", "line.py", "--bench-seconds", "0.05", "--no-report"]) == 0
     assert len(owners) >= 4 and {found["pid"] for found in owners} == {os.getpid()}
 
 

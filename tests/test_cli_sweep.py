@@ -67,8 +67,8 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written(run):
 def test_a_seed_is_the_run_of_that_seed(run):
     _, _, _, folder = run("sweep", "--seeds", 4, "--scale", 2)
     arrays = np.load(folder / "sweep.npz")
-    run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0)
-    _, _, _, folder = run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0)
+    run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0, "--no-report")
+    _, _, _, folder = run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0, "--no-report")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert arrays["losses"][3, 0] == pytest.approx(rows[0]["loss"], rel=1e-6)
     assert arrays["test_weight"][3] == pytest.approx(rows[-1]["test_weight"], rel=1e-6)

@@ -293,7 +293,7 @@ def killed_command(tool: Tool, setting: Setting) -> Iterator[Trial]:
         raise NotOffered("it has no command line")
     flags = ("--steps", "300000", "--batch-size", "6", "--log-every", "5000", "--checkpoint-every", "2000")
     right = tool.called(setting.folder("whole"), "run", *flags)()  # pyright: ignore
-    command = [sys.executable, "-m", "minijaxnet", "run", "line.py", "--bench-seconds", "0", *flags]
+    command = [sys.executable, "-m", "minijaxnet", "run", "line.py", "--bench-seconds", "0", "--no-report", *flags]
     for number in range(max(1, setting.kills // 20)):
         here = setting.folder(f"here-{number}")
         tool.called(here, "run")  # pyright: ignore

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,21 @@ import jax
 
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
-from minijaxnet.cli.report import Known, leave_report
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batch, worth_keeping
+from minijaxnet.cli.measured import log_every_of, measure_of
+from minijaxnet.cli.report import Known, leave_report
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
-from minijaxnet.pytrees import array_type, number_of, weights_of
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
-from minijaxnet.run.log import MOST_WATCHED
 from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
-
-# The log of one weight or two shows where each is, at so many stops: enough to draw the descent.
-_STOPS = 1_000
 
 
 def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
@@ -56,9 +52,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
     seen = first_batch(train, flags.batch_size)
-    watched = [] if number_of(params) > MOST_WATCHED else list(weights_of(params))
-    measure = _measure(experiment, train, test, key, watched)
-    _check_scalars(jax.eval_shape(measure, params))
+    measure = measure_of(experiment, params, train, test, key)
 
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
@@ -94,7 +88,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
                 until_flat=flags.until_flat,
                 batch_size=flags.batch_size,
                 key=order_key if flags.batch_size is not None else None,
-                log_every=flags.log_every or (max(1, flags.steps // _STOPS) if watched else None),
+                log_every=flags.log_every or log_every_of(params, flags.steps),
                 measure=measure,
                 run_dir=folder,
                 resume=resume,
@@ -169,36 +163,6 @@ def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key
         return train
     feed = minibatches_of(train, batch_size)
     return feed.at(feed.draw((train, order_key), state.step, 1, 1), 0)
-
-
-def _measure(
-    experiment: Experiment, train: Any, test: Any, key: Any, watched: Sequence[str]
-) -> Callable[[Any], dict[str, Any]]:
-    """``measure(params)``: the loss and the metrics over all training points, over all test points, and the weights.
-
-    A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
-    """
-    extra = () if key is None else (key,)
-    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics), *watched]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
-
-    @jax.jit
-    def measure(params: Any) -> dict[str, Any]:
-        measured = {"train_loss": experiment.objective(params, train, *extra)}
-        measured |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
-        measured["test_loss"] = experiment.objective(params, test, *extra)
-        measured |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
-        return measured | (weights_of(params) if watched else {})
-
-    return measure
-
-
-def _check_scalars(measured: dict[str, Any]) -> None:
-    for name, value in measured.items():
-        if not hasattr(value, "shape") or value.shape != ():
-            got = array_type(value) if hasattr(value, "shape") else type(value).__name__
-            raise TypeError(f"{name}: got {got}; expected a scalar")
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def _write(folders: Sequence[Path], output: Path, known: Known | None) -> str:
         told = tell_several([told_by(folder) for folder in folders])
     else:
         [folder], notes = folders, []
-        found = told_by(folder)
+        found = told_by(folder, ended=known is not None)
         with jax.enable_x64(found.config["flags"].get("precision") == "float64"):
             if known is None:
                 try:

@@ -7,11 +7,12 @@ import numpy as np
 
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
-from minijaxnet.report.story import Told, Wanted, command_of, illustrated
+from minijaxnet.report.story import Seen, Told, Wanted, command_of, illustrated
 from minijaxnet.report.style import SERIES
 from minijaxnet.report.thin import thin
 from minijaxnet.tables import figure as short
 
+_CURVES = {"Training loss": "train_loss", "Test loss": "test_loss", "Gradient norm": "gradient_norm"}
 _DASHES = ("-", "--", "-.", ":")
 
 
@@ -32,7 +33,7 @@ def tell_several(runs: Sequence[Told]) -> Page:
     pictures = [
         Wanted(title, f"The {title.lower()} of each run over steps.",
                lambda axes, of=of: draw_runs(axes, {name: told.seen for name, told in names.items()}, of))
-        for title, of in (("Training loss", "train_loss"), ("Test loss", "test_loss"), ("Gradient norm", "gradient_norm"))
+        for title, of in _CURVES.items()
         if any(of in row for told in runs for row in told.seen)
     ]  # fmt: skip
     settings = {name: _settings(told) for name, told in names.items()}
@@ -45,7 +46,7 @@ def tell_several(runs: Sequence[Told]) -> Page:
     ]
     commands = Text("The commands", "\n".join(command_of(told.config) for told in runs))
     sections = [
-        illustrated("Side by side", "", pictures, tables=[ends]),
+        illustrated("Side by side", Seen("", pictures, tables=[ends])),
         Section("What was run", "", (), (), asked, [commands]),
     ]
     return Page(f"{len(runs)} runs", verdicts, sections)

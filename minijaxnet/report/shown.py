@@ -19,16 +19,14 @@ from minijaxnet.report.graph import draw_network
 from minijaxnet.report.known import Known
 from minijaxnet.report.page import Section, Table
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
-from minijaxnet.report.story import Told, Wanted, illustrated
-from minijaxnet.report.style import WIDTH
+from minijaxnet.report.story import Seen, Told, Wanted, illustrated
 from minijaxnet.report.surface import draw_contour, draw_surface
 from minijaxnet.report.weight import bowl_of, draw_strip
 from minijaxnet.run.log import MOST_WATCHED
 
-_POINTS = 61  # of a surface, along each direction
-_MARGIN = 1.4
-# Evaluations of a loss surface cost as much as steps: beyond so many operations the page would wait for it.
-_MOST_WORK = 3e10
+_POINTS, _MARGIN = 61, 1.4  # of the surface over two weights: along each, and how far beyond the descent
+_GRID, _MOST_POINTS = 25, 512  # of the surface around a network's weights, and of the data that it is seen on
+_MOST_WORK = 3e10  # operations: about a second
 _ACTIVATIONS = (jax.nn.relu, jnp.tanh, jax.nn.sigmoid, lambda x: x)
 _MOST_EDGES, _MOST_SHOWN, _LEAST_SIDE = 40, 20, 8
 
@@ -41,12 +39,12 @@ def shown(told: Told, known: Known) -> list[Section]:
         known: of where it ended.
     """
     sections = []
-    for title, tell in (("Stop by stop", _stops), ("The loss around the end", _around), ("Predictions", _predictions)):
+    for title, see in (("Stop by stop", stops), ("The loss around the end", around), ("Predictions", predictions)):
         try:
-            found = tell(told, known)
+            seen = see(told, known)
         except Exception as error:  # of the experiment's own functions, too: what fails costs its section alone
-            found = Section(title, f"This could not be shown: {type(error).__name__}: {error}")
-        sections += [found._replace(title=title)] if found is not None else []
+            seen = Seen(f"This could not be shown: {type(error).__name__}: {error}")
+        sections += [illustrated(title, seen)] if seen is not None else []
     return sections
 
 
@@ -63,14 +61,15 @@ def _path(told: Told, known: Known) -> np.ndarray:
     return np.array([[row[name] for name in names] for row in rows], dtype).reshape(len(rows), len(names))
 
 
-def _stops(told: Told, known: Known) -> Section | None:
+def stops(told: Told, known: Known) -> Seen | None:
+    """A player of the recorded descent, where one weight or two are all there are."""
     path = _path(told, known)
     if not np.isfinite(path.astype(float)).all(-1).any() or not path.size:
         return None
     return _one_weight(told, known, path) if path.shape[1] == 1 else _two_weights(told, known, path)
 
 
-def _one_weight(told: Told, known: Known, path: np.ndarray) -> Section:
+def _one_weight(told: Told, known: Known, path: np.ndarray) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
     steps, rate = [row["step"] for row in told.seen], told.config["flags"]["learning_rate"]
     loss = _loss(known)
@@ -94,10 +93,10 @@ def _one_weight(told: Told, known: Known, path: np.ndarray) -> Section:
     )
     alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
     strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, bowl, name=name), 4.6, True)
-    return illustrated("", "", [strip], players=[player])
+    return Seen("", [strip], players=[player])
 
 
-def _two_weights(told: Told, known: Known, path: np.ndarray) -> Section:
+def _two_weights(told: Told, known: Known, path: np.ndarray) -> Seen:
     flat, unravel = jax.flatten_util.ravel_pytree(known.params)
     finite = path[np.isfinite(path.astype(float)).all(-1)]
     low, high = finite.min(0), finite.max(0)
@@ -110,8 +109,9 @@ def _two_weights(told: Told, known: Known, path: np.ndarray) -> Section:
     offsets, losses = np.asarray(surface.offsets), [row.get("train_loss", row["loss"]) for row in told.seen]
     axes = (centre[0] + offsets, centre[1] + offsets)
     rate = told.config["flags"]["learning_rate"]
+    names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights("The descent, stop by stop", (first, second), axes, surface.losses, path, losses, rate)
-    return illustrated("", "", _views(surface, path - centre, (first, second), losses), players=[player])
+    return Seen("", _views(surface, path - centre, names, losses), players=[player])
 
 
 def _views(surface: Any, path: Any, names: tuple[str, str], losses: Any = None) -> list[Wanted]:
@@ -127,24 +127,25 @@ def _views(surface: Any, path: Any, names: tuple[str, str], losses: Any = None) 
     return [from_above, Wanted("From the side", f"{alt}, as hills.", from_the_side, 3.8, True)]
 
 
-def _around(told: Told, known: Known) -> Section | None:
-    numbers = number_of(known.params)
-    points = len(jax.tree.leaves(known.train)[0])
-    if numbers <= MOST_WATCHED or 2.0 * numbers * points * _POINTS**2 / 4 > _MOST_WORK:
+def around(told: Told, known: Known) -> Seen | None:
+    """The loss over two random directions around where a network ended, if that is soon computed."""
+    numbers, all_points = number_of(known.params), len(jax.tree.leaves(known.train)[0])
+    points = min(all_points, _MOST_POINTS)
+    if numbers <= MOST_WATCHED or 2.0 * numbers * points * _GRID**2 > _MOST_WORK:
         return None
     directions = random_directions(jax.random.key(0), known.params)
-    surface = loss_surface(
-        _loss(known), known.params, known.train, directions=directions, span=1.0, points=_POINTS // 2 + 1
-    )
+    batch = jax.tree.map(lambda leaf: leaf[:points], known.train)
+    surface = loss_surface(_loss(known), known.params, batch, directions=directions, points=_GRID)
+    seen = "" if points == all_points else f", of {points:,} of {all_points:,} points"
     words = (
-        "The training loss along two random directions, each scaled to the weights filter by filter; "
+        f"The training loss{seen}, along two random directions, each scaled to the weights filter by filter; "
         "the run ended in the middle."
     )
-    names = ("random direction 1", "random direction 2")
-    return illustrated("", words, _views(surface, np.zeros((1, 2)), names))
+    return Seen(words, _views(surface, np.zeros((1, 2)), ("random direction 1", "random direction 2")))
 
 
-def _predictions(told: Told, known: Known) -> Section | None:
+def predictions(told: Told, known: Known) -> Seen | None:
+    """What the experiment's ``predict`` makes of its data; None if it has none."""
     predict = known.experiment.predict
     if predict is None:
         return None
@@ -153,7 +154,9 @@ def _predictions(told: Told, known: Known) -> Section | None:
     wanted: list[Wanted] = []
     if np.ndim(x) == 2 and np.shape(x)[1] == 2:
         alt = "What is predicted at each point of the plane, and the training data."
-        regions = functools.partial(draw_regions, predict=functools.partial(predict, known.params), x=train_x, y=train_y)
+        regions = functools.partial(
+            draw_regions, predict=functools.partial(predict, known.params), x=train_x, y=train_y
+        )
         wanted.append(Wanted("Predictions in the plane", alt, lambda axes: regions(axes), 3.6))
     if (graph := _graph(known)) is not None:
         wanted.append(Wanted("The network at a point", "Its weights and the values of its nodes.", graph, 3.4))
@@ -165,7 +168,7 @@ def _predictions(told: Told, known: Known) -> Section | None:
             worst = np.argsort(-np.abs(errors))[:_MOST_SHOWN]
             rows = [(int(i), *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors))) for i in worst]
             tables = [Table("Largest errors on test data", ("point", "predicted", "actual", "error"), rows)]
-        return illustrated("", "", wanted, tables=tables) if wanted or tables else None
+        return Seen("", wanted, tables=tables) if wanted or tables else None
     said, true, count = classes
     counts = confusion(said, true, count)
     wanted.append(Wanted("Confusion on test data", "How often a class was taken for another.",
@@ -176,13 +179,22 @@ def _predictions(told: Told, known: Known) -> Section | None:
         images = np.asarray(x, float).reshape(-1, side, side)
         wanted.append(Wanted("The worst mistakes", "Images of test data that were taken for another class.",
                              lambda figure: draw_mistakes(figure, images, said, true, losses), 3.6, True))  # fmt: skip
-    table = Table("Confusion on test data", ("actual", *map(str, range(count))), [(i, *row) for i, row in enumerate(counts.tolist())])
-    return illustrated("", "", wanted, tables=[table])
+    table = Table(
+        "Confusion on test data",
+        ("actual", *map(str, range(count))),
+        [(i, *row) for i, row in enumerate(counts.tolist())],
+    )
+    return Seen("", wanted, tables=[table])
 
 
 def _classes(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, int] | None:
     """Predicted and actual classes, and how many there are; None where numbers are predicted."""
-    if predicted.ndim == 2 and predicted.shape[1] > 1 and actual.shape == predicted.shape[:1] and actual.dtype.kind in "iu":
+    if (
+        predicted.ndim == 2
+        and predicted.shape[1] > 1
+        and actual.shape == predicted.shape[:1]
+        and actual.dtype.kind in "iu"
+    ):
         return predicted.argmax(1), actual.astype(int), predicted.shape[1]
     if predicted.shape == actual.shape == (len(actual), 1) and set(np.unique(actual.astype(float))) <= {0.0, 1.0}:
         return (predicted[:, 0] > 0).astype(int), actual[:, 0].astype(int), 2

@@ -13,7 +13,7 @@ from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
 from minijaxnet.report.style import WIDTH, NoMatplotlib, figure, styled, to_svg
 from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
-from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, read_config, read_json, run_state
+from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, read_config, read_json, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure as short
 
@@ -50,8 +50,12 @@ class Told(NamedTuple):
         return [row for row in self.rows if "event" not in row]
 
 
-def told_by(folder: Path) -> Told:
+def told_by(folder: Path, *, ended: bool = False) -> Told:
     """Read the folder of a run, as far as it is whole.
+
+    Args:
+        folder: of the run.
+        ended: whether whoever asks holds the folder, at the end of the run.
 
     Raises:
         ValueError: it is none of a run.
@@ -59,7 +63,16 @@ def told_by(folder: Path) -> Told:
     names = ("environment.json", RESULT, "timing.json", COMPARISON)
     environment, result, timing, comparison = (read_json(folder / name) for name in names)
     rows = read_rows(folder / METRICS)
-    return Told(folder, run_state(folder), read_config(folder), environment, result, timing, comparison, rows)
+    return Told(
+        folder,
+        result_state(folder) if ended else run_state(folder),
+        read_config(folder),
+        environment,
+        result,
+        timing,
+        comparison,
+        rows,
+    )
 
 
 def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -> Page:
@@ -72,7 +85,9 @@ def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -
     """
     name = told.config.get("experiment", told.folder.name)
     where = ", ".join(told.environment.get("devices", [])) or "an unknown device"
-    sections = [*shown, _descent(told), *_gradient(told), *_benchmark(told), _what_was_run(told)]
+    first = [section for section in shown if section.players]
+    rest = [section for section in shown if not section.players]
+    sections = [*first, _descent(told), *rest, *_gradient(told), *_benchmark(told), _what_was_run(told)]
     verdicts = [*_verdicts(told), *(Verdict("neutral", note) for note in notes)]
     words = f"{told.folder.name}, on {where}, {told.environment.get('time_utc', 'at an unknown time')}"
     return Page(str(name), verdicts, sections, command_of(told.config), words)
@@ -111,8 +126,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
         )
     if check := result.get("gradient_check"):
         yield Verdict("ok" if check["ok"] else "bad", f"The gradient by hand is {'right' if check['ok'] else 'WRONG'}.")
-    found = told.timing.get("step_comparison")
-    for arm, verdict in (found or {}).get("verdicts", {}).items():
+    found = told.timing.get("step_comparison") or {}
+    for arm, verdict in found.get("verdicts", {}).items():
         ratio = found["ratios"][arm]
         interval = f"{ratio['median']:.3g} times the time, 95 % between {ratio['low']:.3g} and {ratio['high']:.3g}"
         doubt = "" if found["sound"] else " The baseline did not equal itself: measure again on a quieter machine."
@@ -148,7 +163,7 @@ def _descent(told: Told) -> Section:
         )
         for title, of in wanted
     )
-    return illustrated("Descent", words, pictures, tables=[table])
+    return illustrated("Descent", Seen(words, list(pictures), tables=[table]))
 
 
 def _gradient(told: Told) -> Iterator[Section]:
@@ -171,7 +186,8 @@ def _gradient(told: Told) -> Iterator[Section]:
     leaves = list(check["leaves"].items())
     columns = [name for name, value in leaves[0][1].items() if not isinstance(value, dict | list)] if leaves else []
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
-    yield illustrated("Gradient check", "\n\n".join(map(str, check.get("hints", ()))), pictures, tables=[verdicts, table])
+    hints = "\n\n".join(map(str, check.get("hints", ())))
+    yield illustrated("Gradient check", Seen(hints, list(pictures), tables=[verdicts, table]))
 
 
 def _benchmark(told: Told) -> Iterator[Section]:
@@ -182,7 +198,9 @@ def _benchmark(told: Told) -> Iterator[Section]:
     tall = 1.3 + 0.35 * len(found["arms"])
     wanted = [
         Wanted("Which step is faster", "Ratios of step times, with intervals.", lambda a: draw_forest(a, source), tall),
-        Wanted("Compile and steady", "Times to compile and to step.", lambda a: draw_compile_and_steady(a, source), tall),
+        Wanted(
+            "Compile and steady", "Times to compile and to step.", lambda a: draw_compile_and_steady(a, source), tall
+        ),
     ]
     if told.comparison:
         alt = "The time of a step in each round, for each arm."
@@ -193,7 +211,7 @@ def _benchmark(told: Told) -> Iterator[Section]:
         interval = [ratio.get(part) for part in ("median", "low", "high")]
         rows.append((name, arm["compile_s"], arm["step_us"], *interval, found["verdicts"].get(name, "baseline")))
     columns = ("step", "compile s", "us a step", "ratio", "95 % from", "to", "verdict")
-    yield illustrated("Benchmark", "", wanted, tables=[Table("Steps", columns, rows)])
+    yield illustrated("Benchmark", Seen("", wanted, tables=[Table("Steps", columns, rows)]))
 
 
 def _what_was_run(told: Told) -> Section:
@@ -228,12 +246,19 @@ class Wanted(NamedTuple):
     words: str = ""
 
 
-def illustrated(
-    title: str, words: str, wanted: Iterable[Wanted], *, players: Sequence[Any] = (), tables: Sequence[Table] = ()
-) -> Section:
+class Seen(NamedTuple):
+    """What a section shows, not drawn yet."""
+
+    words: str
+    wanted: Sequence[Wanted] = ()
+    players: Sequence[Any] = ()
+    tables: Sequence[Table] = ()
+
+
+def illustrated(title: str, seen: Seen) -> Section:
     """A section with its pictures drawn; of those that failed it says why."""
-    pictures, failed = drawn(wanted)
-    return Section(title, "\n\n".join([words, *failed]), players, pictures, tables)
+    pictures, failed = drawn(seen.wanted)
+    return Section(title, "\n\n".join([seen.words, *failed]), seen.players, pictures, seen.tables)
 
 
 def drawn(wanted: Iterable[Wanted]) -> tuple[list[Picture], list[str]]:

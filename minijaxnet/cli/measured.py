@@ -1,0 +1,48 @@
+"""What a run logs beside the loss that each step sees."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from minijaxnet.experiment import Experiment
+from minijaxnet.pytrees import array_type, number_of, weights_of
+from minijaxnet.run.log import MOST_WATCHED
+
+# Of one weight or two the log shows so many stops: enough to draw the descent.
+_STOPS = 1_000
+
+
+def measure_of(experiment: Experiment, params: Any, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
+    """``measure(params)``: the loss and the metrics over all training points, over all test points, and few weights.
+
+    A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
+
+    Raises:
+        ValueError: a metric whose name is taken.
+        TypeError: one that is no scalar.
+    """
+    extra, watched = () if key is None else (key,), number_of(params) <= MOST_WATCHED
+    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics)]
+    names += list(weights_of(params)) if watched else []
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
+
+    @jax.jit
+    def measure(params: Any) -> dict[str, Any]:
+        measured = {"train_loss": experiment.objective(params, train, *extra)}
+        measured |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
+        measured["test_loss"] = experiment.objective(params, test, *extra)
+        measured |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+        return measured | (weights_of(params) if watched else {})
+
+    for name, value in jax.eval_shape(measure, params).items():
+        if not hasattr(value, "shape") or value.shape != ():
+            got = array_type(value) if hasattr(value, "shape") else type(value).__name__
+            raise TypeError(f"{name}: got {got}; expected a scalar")
+    return measure
+
+
+def log_every_of(params: Any, steps: int) -> int | None:
+    """Steps from one logged row to the next where nothing is said; None leaves it to ``fit``."""
+    return max(1, steps // _STOPS) if number_of(params) <= MOST_WATCHED else None
