@@ -61,7 +61,7 @@ def spans_a_decade(values: np.ndarray) -> bool:
     >>> spans_a_decade(np.array([1.0, 11.0])), spans_a_decade(np.array([0.0, 11.0]))
     (True, False)
     """
-    return bool(values.size and values.min() > 0 and values.max() / values.min() > _DECADE)
+    return bool(values.size and values.min() > 0 and values.max() / _DECADE > values.min())
 
 
 def scale(axes: Any, which: str, values: np.ndarray) -> str:
@@ -81,11 +81,13 @@ def scale(axes: Any, which: str, values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     positive, set_scale = values[values > 0], getattr(axes, f"set_{which}scale")
     if spans_a_decade(values):
-        set_scale("log")
-        if values.min() < 1 / _FAR or values.max() > _FAR:  # matplotlib's own ticks and margins would overflow
-            ends = np.log10([values.min(), values.max()])
+        extreme = values.min() < 1 / _FAR or values.max() > _FAR
+        if extreme:  # matplotlib's own margins and ticks would overflow
             getattr(axes, f"set_{which}lim")(values.min(), values.max())
-            getattr(axes, f"set_{which}ticks")(10.0 ** np.trunc(np.linspace(*ends, 5)))
+        set_scale("log")
+        if extreme:
+            low, high = (float(np.log10(end)) for end in (values.min(), values.max()))
+            getattr(axes, f"set_{which}ticks")(10.0 ** np.trunc(np.linspace(low, high, 5)))
             getattr(axes, f"set_{which}ticks")([], minor=True)
     elif positive.size < values.size and not (values < 0).any() and spans_a_decade(positive):
         least = float(positive.min())

@@ -74,8 +74,8 @@ def difference_errors(objective: ObjectiveFn, params: Any, batch: Any, direction
     errors = {}
     for dtype in ("float32", "float64"):
         with jax.enable_x64(dtype == "float64"):
-            cast = [cast_floats(tree, dtype) for tree in (params, batch, direction)]
-            found = np.asarray(_differences(objective, *cast, jnp.asarray(steps, dtype)), np.float64)
+            at, seen, along = (cast_floats(tree, dtype) for tree in (params, batch, direction))
+            found = np.asarray(_differences(objective, at, seen, along, jnp.asarray(steps, dtype)), np.float64)
         errors[dtype] = np.abs(found - derivative) / (abs(derivative) or 1.0)
     return DifferenceErrors(steps, errors)
 

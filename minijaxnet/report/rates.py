@@ -149,8 +149,8 @@ def draw_ends(
         edge: as for ``draw_rates``.
     """
     losses, names = np.asarray(losses, np.float64), list(values)
-    seeds = {*seeds, *_SEEDS}
-    settings = [name for name in names if name not in seeds and len(values[name]) > 1]
+    draws = {*seeds, *_SEEDS}
+    settings = [name for name in names if name not in draws and len(values[name]) > 1]
     zipped = losses.ndim != len(names)
     chosen = (settings or names[:1])[: 1 if zipped else 2]
     places = [0] if zipped else [names.index(name) for name in chosen]
@@ -158,11 +158,11 @@ def draw_ends(
     moved = moved.reshape(*moved.shape[: len(places)], -1)
     numbers = [np.asarray(values[name]) for name in chosen]
     if len(chosen) == 2:
-        draw_heat(axes, *numbers, moved, chosen)
+        draw_heat(axes, numbers[0], numbers[1], moved, chosen)
         return
     x = numbers[0] if numbers[0].ndim == 1 and numbers[0].dtype.kind in "iuf" else np.arange(len(numbers[0]))
     others = [name for name in names if name not in chosen and len(values[name]) > 1]
-    noun = "seeds" if set(others) <= seeds else " and ".join(others)
+    noun = "seeds" if set(others) <= draws else " and ".join(others)
     draw_rates(axes, x, moved, edge=edge, name=chosen[0], noun=noun)
 
 
