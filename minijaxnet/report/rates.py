@@ -49,8 +49,10 @@ def draw_rates(
     beside = scale(axes, "y", losses)
     beside_rate = scale(axes, "x", np.append(rates, edge) if edge is not None else rates)
     if np.isfinite(median).any():
-        style = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5}
-        axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=f"median of {losses.shape[1]:,}", **style)
+        label = "a descent" if losses.shape[1] == 1 else f"median of {losses.shape[1]:,}"
+        joined = "none" if name in _SEEDS else "-"
+        style = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5, "linestyle": joined}
+        axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=label, **style)
         best = int(np.argmin(np.where(np.isfinite(median), median, np.inf)))
         star = {"color": COLOURS["hand"], "marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
         axes.plot(rates[best], median[best], label=f"lowest, at {figure(float(rates[best]), 3)}", **star)
@@ -193,13 +195,13 @@ def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarra
     across = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     for where, face, label in (
         ((gone > 0) & (gone < of), "none", "some diverged"),
-        ((gone > 0) & (gone == of), COLOURS["diverged"], "all diverged"),
+        ((gone > 0) & (gone == of), COLOURS["diverged"], "all diverged" if of.max() > 1 else "diverged"),
     ):
         if where.any():
             style = {"color": COLOURS["diverged"], "marker": "^", "markersize": 5, "linestyle": "none"}
             axes.plot(rates[where], np.ones(where.sum()), label=label, markerfacecolor=face, **style, **across)
     width, told, last = inches(axes)[0], -math.inf, 0
-    for i in np.flatnonzero(gone):
+    for i in np.flatnonzero(gone) if of.max() > 1 else ():
         place = width * float(axes.transAxes.inverted().transform(axes.transData.transform((rates[i], 1)))[0])
         if gone[i] == last or place - told < _APART:
             continue
