@@ -35,6 +35,19 @@ def test_medians_count_diverged_seeds_as_infinite(tmp_path):
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
+def test_the_median_and_the_band_are_quantiles_of_the_seeds(tmp_path):
+    losses = np.array([np.arange(1.0, 12.0), 10 * np.arange(1.0, 12.0)])
+    axes = axes_with(lambda axes: draw_rates(axes, [0.1, 1.0], losses), tmp_path)
+    assert lines(axes)["median of 11"].get_ydata().tolist() == [6.0, 60.0]
+    (band,) = (found for found in axes.collections if found.get_label() == "10 % to 90 %")
+    assert {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()} == {
+        (0.1, 2.0),
+        (1.0, 20.0),
+        (1.0, 100.0),
+        (0.1, 10.0),
+    }
+
+
 def test_diverged_seeds_are_triangles_with_their_counts(tmp_path):
     axes = axes_with(lambda axes: draw_rates(axes, RATES, LOSSES), tmp_path)
     assert lines(axes)["some diverged"].get_xdata().tolist() == [1.0]
@@ -125,8 +138,9 @@ def test_a_sweep_over_two_settings_is_a_heat_map(tmp_path):
 
 def test_a_sweep_over_keys_alone_is_drawn_over_their_places(tmp_path):
     axes = axes_with(lambda axes: draw_ends(axes, {"seed": np.arange(4)}, np.array([1.0, 2.0, np.inf, 3.0])), tmp_path)
-    assert lines(axes)["median of 1"].get_xdata().tolist() == [0, 1, 2, 3]
-    assert lines(axes)["all diverged"].get_xdata().tolist() == [2]
+    assert lines(axes)["a descent"].get_xdata().tolist() == [0, 1, 2, 3]
+    assert lines(axes)["a descent"].get_linestyle() == "None"
+    assert lines(axes)["diverged"].get_xdata().tolist() == [2]
 
 
 def test_a_third_setting_and_zipped_ones_are_what_medians_are_over(tmp_path):
@@ -134,4 +148,4 @@ def test_a_third_setting_and_zipped_ones_are_what_medians_are_over(tmp_path):
     axes = axes_with(lambda axes: draw_ends(axes, values, np.ones((2, 3, 4))), tmp_path)
     assert axes.get_images()[0].get_array().shape == (3, 2)
     axes = axes_with(lambda axes: draw_ends(axes, {"a": RATES, "b": RATES}, LOSSES[:, 0]), tmp_path)
-    assert lines(axes)["median of 1"].get_xdata().tolist() == RATES.tolist()
+    assert lines(axes)["a descent"].get_xdata().tolist() == RATES.tolist()

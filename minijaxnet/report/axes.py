@@ -9,6 +9,7 @@ import numpy as np
 from minijaxnet.report.style import INK
 
 _DECADE = 10.0
+_NAME = 22  # letters beside a row
 _FAR = 1e100
 _WIDE = 3.0  # inches: room for two columns in a legend
 
@@ -31,10 +32,22 @@ def remark(axes: Any, text: str, *, x: float = 0.5, y: float = 0.5) -> None:
     axes.text(x, y, text, transform=axes.transAxes, ha=where, va="center", fontsize="small", color=INK)
 
 
-def name_rows(axes: Any, names: Sequence[str]) -> None:
-    """Name the rows of a picture that has one a name, from above; long names take several lines."""
-    lines = [textwrap.fill(as_written(name, 64), 22, break_on_hyphens=False) for name in names]
-    axes.set_yticks(range(len(names)), lines)
+def in_lines(text: str, width: int) -> str:
+    """A long text in lines, which may begin at a bracket, too: so paths of leaves stay readable.
+
+    >>> print(in_lines("['blocks'][3]['weights']", 16))
+    ['blocks'][3]
+    ['weights']
+    """
+    lines = textwrap.wrap(text.replace("][", "] ["), width, break_on_hyphens=False)
+    return "\n".join(line.replace("] [", "][") for line in lines)
+
+
+def name_rows(axes: Any, names: Sequence[str], *, lines: int = 2) -> None:
+    """Name the rows of a picture that has one a name, from above; long names take several lines, at most so many."""
+    named = [in_lines(as_written(name, 1_000), _NAME).split("\n") for name in names]
+    short = [each if len(each) <= lines else [*each[: lines - 1], f"…{each[-1]}"] for each in named]
+    axes.set_yticks(range(len(names)), ["\n".join(each) for each in short])
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
@@ -52,7 +65,7 @@ def legend_above(axes: Any, title: str = "") -> None:
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
         axes.legend(fontsize="small", ncols=columns, columnspacing=1.2, **place)
     if title:
-        axes.set_title(title, pad=6 + 12.5 * -(-entries // columns))
+        axes.set_title(title, fontsize="large" if columns > 1 else "medium", pad=6 + 12.5 * -(-entries // columns))
 
 
 def spans_a_decade(values: np.ndarray) -> bool:
@@ -61,7 +74,7 @@ def spans_a_decade(values: np.ndarray) -> bool:
     >>> spans_a_decade(np.array([1.0, 11.0])), spans_a_decade(np.array([0.0, 11.0]))
     (True, False)
     """
-    return bool(values.size and values.min() > 0 and values.max() / values.min() > _DECADE)
+    return bool(values.size and values.min() > 0 and values.max() / _DECADE > values.min())
 
 
 def scale(axes: Any, which: str, values: np.ndarray) -> str:
@@ -81,11 +94,13 @@ def scale(axes: Any, which: str, values: np.ndarray) -> str:
     values = values[np.isfinite(values)]
     positive, set_scale = values[values > 0], getattr(axes, f"set_{which}scale")
     if spans_a_decade(values):
-        set_scale("log")
-        if values.min() < 1 / _FAR or values.max() > _FAR:  # matplotlib's own ticks and margins would overflow
-            ends = np.log10([values.min(), values.max()])
+        extreme = values.min() < 1 / _FAR or values.max() > _FAR
+        if extreme:  # matplotlib's own margins and ticks would overflow
             getattr(axes, f"set_{which}lim")(values.min(), values.max())
-            getattr(axes, f"set_{which}ticks")(10.0 ** np.trunc(np.linspace(*ends, 5)))
+        set_scale("log")
+        if extreme:
+            low, high = (float(np.log10(end)) for end in (values.min(), values.max()))
+            getattr(axes, f"set_{which}ticks")(10.0 ** np.trunc(np.linspace(low, high, 5)))
             getattr(axes, f"set_{which}ticks")([], minor=True)
     elif positive.size < values.size and not (values < 0).any() and spans_a_decade(positive):
         least = float(positive.min())

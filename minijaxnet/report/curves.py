@@ -54,8 +54,7 @@ def draw_curves(
     _draw_lines(axes, lines)
     _draw_events(axes, [row for row in rows if "event" in row])
     _draw_end(axes, flat_at, diverged_at)
-    axes.set_xlabel("step")
-    _legend(axes)
+    _finish(axes)
 
 
 def draw_trace(axes: Any, trace: Trace, *, first_step: int = 0) -> None:
@@ -80,8 +79,7 @@ def draw_trace(axes: Any, trace: Trace, *, first_step: int = 0) -> None:
     _draw_lines(axes, lines)
     ended, at = int(trace.status), first_step + taken
     _draw_end(axes, at if ended == FLAT else None, at if ended == DIVERGED else None)
-    axes.set_xlabel("step")
-    _legend(axes)
+    _finish(axes)
 
 
 def _look(name: str, names: Sequence[str]) -> _Look:
@@ -125,11 +123,14 @@ def _in_short(names: Any) -> list[str]:
 
 
 def _draw_events(axes: Any, events: Sequence[Mapping[str, Any]]) -> None:
-    """A dotted line where the descent went on, one entry in the legend for each kind."""
+    """A dotted line where the descent went on, one entry in the legend for each kind; a mark where it had diverged."""
     for i, row in enumerate(events):
         first = row["event"] not in [other["event"] for other in events[:i]]
         label = _label(row["event"].replace("_", " ").replace("-", " ")) if first else "_"
         axes.axvline(row["step"], color=COLOURS["past"], linestyle=":", linewidth=1, label=label)
+    if gone := [row["diverged_at"] for row in events if "diverged_at" in row]:
+        style = {"color": COLOURS["diverged"], "marker": "X", "linestyle": "none", "clip_on": False}
+        axes.plot(gone, np.ones(len(gone)), transform=axes.get_xaxis_transform(), label="had diverged", **style)
 
 
 def _draw_end(axes: Any, flat_at: int | None, diverged_at: int | None) -> None:
@@ -143,7 +144,9 @@ def _draw_end(axes: Any, flat_at: int | None, diverged_at: int | None) -> None:
             axes.plot([at, at], [0, 1], **style, **across)
 
 
-def _legend(axes: Any) -> None:
+def _finish(axes: Any) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
 

@@ -1,7 +1,6 @@
 """Pictures of a gradient check: each leaf's error beside what rounding explains, and why finite differences mislead."""
 
 import math
-import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import cast_floats, floating_arrays, structure_difference
-from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark
+from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
 
@@ -74,8 +73,8 @@ def difference_errors(objective: ObjectiveFn, params: Any, batch: Any, direction
     errors = {}
     for dtype in ("float32", "float64"):
         with jax.enable_x64(dtype == "float64"):
-            cast = [cast_floats(tree, dtype) for tree in (params, batch, direction)]
-            found = np.asarray(_differences(objective, *cast, jnp.asarray(steps, dtype)), np.float64)
+            at, seen, along = (cast_floats(tree, dtype) for tree in (params, batch, direction))
+            found = np.asarray(_differences(objective, at, seen, along, jnp.asarray(steps, dtype)), np.float64)
         errors[dtype] = np.abs(found - derivative) / (abs(derivative) or 1.0)
     return DifferenceErrors(steps, errors)
 
@@ -200,8 +199,8 @@ def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
     name_rows(axes, [leaf["path"] for leaf in leaves])
     worst = worst_element(told)
     room = int(_LETTERS * inches(axes)[0])
-    lines = textwrap.wrap(as_written(f"worst: {worst}", 120), room) if worst else []
-    axes.set_xlabel("\n".join(["absolute difference, in float64", *lines]))
+    named = f"\n{in_lines(as_written(f'worst: {worst}', 120), room)}" if worst else ""
+    axes.set_xlabel(f"absolute difference, in float64{named}")
     legend_above(axes, title)
 
 

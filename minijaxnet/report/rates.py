@@ -49,8 +49,10 @@ def draw_rates(
     beside = scale(axes, "y", losses)
     beside_rate = scale(axes, "x", np.append(rates, edge) if edge is not None else rates)
     if np.isfinite(median).any():
-        style = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5}
-        axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=f"median of {losses.shape[1]:,}", **style)
+        label = "a descent" if losses.shape[1] == 1 else f"median of {losses.shape[1]:,}"
+        joined = "none" if name in _SEEDS else "-"
+        style = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5, "linestyle": joined}
+        axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=label, **style)
         best = int(np.argmin(np.where(np.isfinite(median), median, np.inf)))
         star = {"color": COLOURS["hand"], "marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
         axes.plot(rates[best], median[best], label=f"lowest, at {figure(float(rates[best]), 3)}", **star)
@@ -149,8 +151,8 @@ def draw_ends(
         edge: as for ``draw_rates``.
     """
     losses, names = np.asarray(losses, np.float64), list(values)
-    seeds = {*seeds, *_SEEDS}
-    settings = [name for name in names if name not in seeds and len(values[name]) > 1]
+    draws = {*seeds, *_SEEDS}
+    settings = [name for name in names if name not in draws and len(values[name]) > 1]
     zipped = losses.ndim != len(names)
     chosen = (settings or names[:1])[: 1 if zipped else 2]
     places = [0] if zipped else [names.index(name) for name in chosen]
@@ -158,11 +160,11 @@ def draw_ends(
     moved = moved.reshape(*moved.shape[: len(places)], -1)
     numbers = [np.asarray(values[name]) for name in chosen]
     if len(chosen) == 2:
-        draw_heat(axes, *numbers, moved, chosen)
+        draw_heat(axes, numbers[0], numbers[1], moved, chosen)
         return
     x = numbers[0] if numbers[0].ndim == 1 and numbers[0].dtype.kind in "iuf" else np.arange(len(numbers[0]))
     others = [name for name in names if name not in chosen and len(values[name]) > 1]
-    noun = "seeds" if set(others) <= seeds else " and ".join(others)
+    noun = "seeds" if set(others) <= draws else " and ".join(others)
     draw_rates(axes, x, moved, edge=edge, name=chosen[0], noun=noun)
 
 
@@ -193,13 +195,13 @@ def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarra
     across = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     for where, face, label in (
         ((gone > 0) & (gone < of), "none", "some diverged"),
-        ((gone > 0) & (gone == of), COLOURS["diverged"], "all diverged"),
+        ((gone > 0) & (gone == of), COLOURS["diverged"], "all diverged" if of.max() > 1 else "diverged"),
     ):
         if where.any():
             style = {"color": COLOURS["diverged"], "marker": "^", "markersize": 5, "linestyle": "none"}
             axes.plot(rates[where], np.ones(where.sum()), label=label, markerfacecolor=face, **style, **across)
     width, told, last = inches(axes)[0], -math.inf, 0
-    for i in np.flatnonzero(gone):
+    for i in np.flatnonzero(gone) if of.max() > 1 else ():
         place = width * float(axes.transAxes.inverted().transform(axes.transData.transform((rates[i], 1)))[0])
         if gone[i] == last or place - told < _APART:
             continue

@@ -126,7 +126,7 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
     ends = np.array([x for _, ratio in rows for x in ratio] + [told.resolution, 1 / told.resolution])
     ends = ends[np.isfinite(ends) & (ends > 0)]
     _ratio_axis(axes, float(ends.min()), float(ends.max()), 6 if wide else 4)
-    name_rows(axes, labels)
+    name_rows(axes, labels, lines=2 if wide else 3)
     axes.set_xlabel(f"time / time of {as_written(told.baseline, 30 if wide else 12)}")
 
 
