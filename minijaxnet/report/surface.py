@@ -78,7 +78,7 @@ def draw_surface(
             )
     axes.set_xlabel(names[0], parse_math=False)
     axes.set_ylabel(names[1], parse_math=False)
-    axes.set_zlabel("loss", labelpad=-3)
+    axes.set_zlabel("loss", labelpad=0)
     axes.tick_params(axis="z", pad=1)
     if log:
         _label_powers(axes.zaxis, heights)
