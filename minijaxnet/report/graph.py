@@ -88,7 +88,7 @@ def draw_network(
         for value, (x, y) in zip([] if bias is None else bias, end, strict=False):
             axes.text(x, y - node / 144 - 0.03, f"bias {_short(value, 2)}", ha="center", va="top", fontsize=6)
     if any(weights.size > labelled for weights, _ in layers):
-        axes.text(0, 0, "edges: thicker is larger, dashed is negative", va="bottom", fontsize=7)
+        axes.text(width, 0, "edges: thicker is larger, dashed is negative", ha="right", va="bottom", fontsize=7)
     for i, (value, (x, y)) in enumerate(zip(values[-1], places[-1], strict=True)):
         lines = [f"prediction {_short(value)}"]
         if wanted is not None:
