@@ -116,6 +116,24 @@ class SweepFlags:
     """The folder in which the sweep's own folder is made."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawFlags(Settings):
+    """The settings of a descent, and what to draw of it."""
+
+    what: Literal[
+        "weight", "surface", "hills", "network", "loss", "rates", "check", "differences", "comparison", "samples",
+        "compile", "regions", "confusion", "mistakes",
+    ] = "loss"  # fmt: skip
+    """The descent in its bowl, on its surface (from above, or hills from the side), its network, its loss; ends over
+    learning rates; the gradient check; finite differences over step sizes; step times; predictions."""
+    output: str = ""
+    """The picture's file: .png, .svg or .pdf, and .gif for weight; the experiment's name and what, if left out."""
+    height: float = 3.4
+    """Inches; the width is 4.8."""
+    seconds: float = 2.0
+    """To measure, where step times are drawn."""
+
+
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The file, which comes first, and the rest; no file where only help is asked for."""
     if arguments and not arguments[0].startswith("-"):

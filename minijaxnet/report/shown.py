@@ -11,17 +11,17 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.landscape import loss_surface
+from minijaxnet.landscape import LossSurface, loss_surface, project_path
 from minijaxnet.pytrees import number_of, weights_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
-from minijaxnet.report.directions import random_directions
+from minijaxnet.report.directions import principal_directions, random_directions
 from minijaxnet.report.graph import draw_network
 from minijaxnet.report.known import Known
 from minijaxnet.report.page import Section, Table
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
 from minijaxnet.report.story import Seen, Told, Wanted, illustrated
 from minijaxnet.report.surface import draw_contour, draw_surface
-from minijaxnet.report.weight import bowl_of, draw_strip
+from minijaxnet.report.weight import Bowl, bowl_of, draw_strip
 from minijaxnet.run.log import MOST_WATCHED
 
 _POINTS, _MARGIN = 61, 1.4  # of the surface over two weights: along each, and how far beyond the descent
@@ -66,33 +66,45 @@ def stops(told: Told, known: Known) -> Seen | None:
     path = _path(told, known)
     if not np.isfinite(path.astype(float)).all(-1).any() or not path.size:
         return None
-    return _one_weight(told, known, path) if path.shape[1] == 1 else _two_weights(told, known, path)
+    return _one_weight(told, known) if path.shape[1] == 1 else _two_weights(told, known, path)
 
 
-def _one_weight(told: Told, known: Known, path: np.ndarray) -> Seen:
+def bowl(told: Told, known: Known) -> Bowl:
+    """The bowl of an experiment with one weight, with the stops of its descent.
+
+    Raises:
+        ValueError: it has more weights.
+    """
+    if number_of(known.params) != 1:
+        raise ValueError(f"params: got {number_of(known.params)} weights; expected one")
+    [leaf], structure = jax.tree.flatten(known.params)
+    path = _path(told, known).reshape(-1, *np.shape(leaf))
+    return bowl_of(_loss(known), jax.tree.unflatten(structure, [path]), known.train)
+
+
+def _one_weight(told: Told, known: Known) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
     steps, rate = [row["step"] for row in told.seen], told.config["flags"]["learning_rate"]
-    loss = _loss(known)
-    bowl = bowl_of(loss, jax.tree.unflatten(structure, [path.reshape(-1, *np.shape(leaf))]), known.train)
+    loss, found = _loss(known), bowl(told, known)
     [name] = weights_of(known.params)
 
     def flat_loss(weight: jax.Array) -> jax.Array:
         return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), known.train)
 
-    lowest = jnp.asarray(bowl.weights[np.nanargmin(bowl.losses)])
+    lowest = jnp.asarray(found.weights[np.nanargmin(found.losses)])
     curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
     every_step = steps == list(range(steps[0], steps[0] + len(steps)))
-    moves = np.append(np.diff(bowl.stops), 0) if every_step else -rate * bowl.slopes
+    moves = np.append(np.diff(found.stops), 0) if every_step else -rate * found.slopes
     player = OneWeight(
         "The descent, stop by stop",
         name,
-        Curve(bowl.weights, bowl.losses),
-        Stops(bowl.stops, bowl.stop_losses, bowl.slopes, moves),
+        Curve(found.weights, found.losses),
+        Stops(found.stops, found.stop_losses, found.slopes, moves),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
     )
     alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
-    strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, bowl, name=name), 4.6, True)
+    strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, found, name=name), 4.6, True)
     return Seen("", [strip], players=[player])
 
 
@@ -111,10 +123,23 @@ def _two_weights(told: Told, known: Known, path: np.ndarray) -> Seen:
     rate = told.config["flags"]["learning_rate"]
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights("The descent, stop by stop", (first, second), axes, surface.losses, path, losses, rate)
-    return Seen("", _views(surface, path - centre, names, losses), players=[player])
+    return Seen("", views(surface, path - centre, names, losses), players=[player])
 
 
-def _views(surface: Any, path: Any, names: tuple[str, str], losses: Any = None) -> list[Wanted]:
+def over_path(known: Known, path: Any) -> tuple[LossSurface, np.ndarray, tuple[str, str]]:
+    """The loss over the principal plane of a path of params, around its end; the path on it; names of its axes."""
+    first, second, explained = principal_directions(path)
+    stops = project_path(path, (first, second))
+    span = _MARGIN * float(np.nanmax(np.abs(stops)))
+    surface = loss_surface(
+        _loss(known), known.params, known.train, directions=(first, second), span=span, points=_POINTS
+    )
+    names = tuple(f"principal direction {i} ({share:.0%})" for i, share in enumerate(explained, 1))
+    return surface, stops, (names[0], names[1])
+
+
+def views(surface: LossSurface, path: Any, names: tuple[str, str], losses: Any = None) -> list[Wanted]:
+    """A loss surface from above and from the side, with the path of a descent on it."""
     alt = f"The training loss over {names[0]} and {names[1]}"
     from_above = Wanted(
         "From above", f"{alt}, in bands.", lambda axes: draw_contour(axes, surface, [path], names=names), 3.8
@@ -141,7 +166,7 @@ def around(told: Told, known: Known) -> Seen | None:
         f"The training loss{seen}, along two random directions, each scaled to the weights filter by filter; "
         "the run ended in the middle."
     )
-    return Seen(words, _views(surface, np.zeros((1, 2)), ("random direction 1", "random direction 2")))
+    return Seen(words, views(surface, np.zeros((1, 2)), ("random direction 1", "random direction 2")))
 
 
 def predictions(told: Told, known: Known) -> Seen | None:

@@ -1,0 +1,232 @@
+"""``minijaxnet draw``: one picture of an experiment."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.cli.arms import compare_with_rivals, differentiated, make_descent
+from minijaxnet.cli.begin import begin, first_batch
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import DrawFlags, parse, split_file
+from minijaxnet.cli.measured import log_every_of, measure_of
+from minijaxnet.experiment import Experiment, load_experiment
+from minijaxnet.loop import descend
+from minijaxnet.pytrees import number_of
+from minijaxnet.report.known import Known
+from minijaxnet.run import fit
+from minijaxnet.run.log import MOST_WATCHED
+from minijaxnet.sweeps import sweep
+from minijaxnet.trace import DIVERGED, FLAT
+from minijaxnet.verify import check_grad
+
+_SEEDS, _RATES = 8, 25
+_MOMENTS = 100
+
+
+class Task(NamedTuple):
+    """What is to be drawn, and from where it begins."""
+
+    experiment: Experiment
+    flags: DrawFlags
+    params: Any
+    train: Any
+    test: Any
+    order_key: Any
+    key: Any
+
+    @property
+    def batch(self) -> Any:
+        """What the first step looks at."""
+        return first_batch(self.train, self.flags.batch_size)
+
+    @property
+    def extra(self) -> tuple[Any, ...]:
+        """The objective's third argument, if it draws numbers."""
+        return () if self.key is None else (self.key,)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw one picture of the experiment of a file."""
+    file, rest = split_file("draw", arguments)
+    experiment = None if file is None else load_experiment(file)
+    flags, init, data = parse(DrawFlags, "draw", experiment, file or "FILE", rest)
+    assert experiment is not None and file is not None, "without a file only help is shown"
+    path = Path(flags.output or f"{experiment.name}-{flags.what}.png")
+    suffixes = (".png", ".svg", ".pdf", ".gif") if flags.what == "weight" else (".png", ".svg", ".pdf")
+    if path.suffix not in suffixes:
+        raise UsageError(f"output: got {path}; expected a file that ends in {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"output: got {path}; expected a file in a folder that is there")
+    from minijaxnet.report.style import figure, save, styled
+
+    made = figure(height=flags.height)
+    with jax.enable_x64(flags.precision == "float64"), styled():
+        params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, init, data)
+        task = Task(experiment, flags, params, train, test, order_key, key)
+        if path.suffix == ".gif":
+            _animate(task, path)
+        else:
+            _DRAW[flags.what](task, made)
+            save(made, path)
+    print(f"picture: {path}")
+    return 0
+
+
+def _descended(task: Task) -> tuple[Any, Known, list[Any]]:
+    """Descend: what a run's folder would tell, what is known of its end, and the params on the way."""
+    from minijaxnet.report.story import Told
+
+    experiment, flags, params = task.experiment, task.flags, task.params
+    descent = make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate)
+    measure, path = measure_of(experiment, params, task.train, task.test, task.key), []
+
+    def seen(params: Any) -> dict[str, Any]:
+        path.append(jax.tree.map(np.asarray, params))
+        return measure(params)
+
+    result = fit(
+        descent,
+        descent.init(params, task.key),
+        task.train,
+        steps=flags.steps,
+        until_flat=flags.until_flat,
+        batch_size=flags.batch_size,
+        key=task.order_key if flags.batch_size is not None else None,
+        log_every=log_every_of(params, flags.steps) or max(1, flags.steps // _MOMENTS),
+        measure=seen,
+    )
+    status = {"status": result.status.name, "steps_taken": result.steps_taken}
+    told = Told(Path(), "done", {"flags": {"learning_rate": flags.learning_rate}}, {}, status, {}, {}, result.rows)
+    return told, Known(experiment, result.state.params, task.train, task.test, task.key), path
+
+
+def _pick(see: Callable[..., Any], title: str) -> Callable[[Task, Any], None]:
+    """Draws one of the pictures that a run's page has."""
+
+    def draw(task: Task, figure: Any) -> None:
+        told, known, _ = _descended(task)
+        seen = see(told, known)
+        found = [picture for picture in (seen.wanted if seen else ()) if picture.title == title]
+        if not found:
+            raise UsageError(f"what: got {task.flags.what}; {task.experiment.name} has nothing to draw there")
+        found[0].draw(figure if found[0].whole else figure.subplots())
+
+    return draw
+
+
+def _shown(name: str, title: str) -> Callable[[Task, Any], None]:
+    def draw(task: Task, figure: Any) -> None:
+        from minijaxnet.report import shown
+
+        _pick(getattr(shown, name), title)(task, figure)
+
+    return draw
+
+
+def _animate(task: Task, path: Path) -> None:
+    from minijaxnet.report.shown import bowl
+    from minijaxnet.report.weight import animate
+
+    told, known, _ = _descended(task)
+    animate(path, bowl(told, known))
+
+
+def _surface(view: str) -> Callable[[Task, Any], None]:
+    """The descent on its loss surface: over its two weights, or over the principal plane of its path."""
+
+    def draw(task: Task, figure: Any) -> None:
+        if number_of(task.params) <= MOST_WATCHED:
+            return _shown("stops", view)(task, figure)
+        from minijaxnet.report.shown import over_path, views
+
+        _, known, path = _descended(task)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *path)
+        surface, stops, names = over_path(known, stacked)
+        [picture] = [picture for picture in views(surface, stops, names) if picture.title == view]
+        return picture.draw(figure if picture.whole else figure.subplots())
+
+    return draw
+
+
+def _loss(task: Task, figure: Any) -> None:
+    from minijaxnet.report.curves import draw_curves
+
+    told, _, _ = _descended(task)
+    marks = {FLAT.name: "flat_at", DIVERGED.name: "diverged_at"}
+    at = {marks[told.result["status"]]: told.result["steps_taken"]} if told.result["status"] in marks else {}
+    draw_curves(figure.subplots(), told.rows, ["train_loss", "test_loss"], **at)
+
+
+def _rates(task: Task, figure: Any) -> None:
+    """Final losses over learning rates from a thousandth of the experiment's to a hundred times it."""
+    from minijaxnet.report.rates import draw_sweep
+
+    flags = task.flags
+
+    def run(learning_rate: Any, key: Any) -> Any:
+        descent = make_descent(differentiated(task.experiment), flags.optimizer, learning_rate)
+        state, trace = descend(
+            descent, descent.init(task.experiment.init(key), task.key), task.train, steps=flags.steps
+        )
+        return {"trace": trace, "loss": task.experiment.objective(state.params, task.train, *task.extra)}
+
+    rates = flags.learning_rate * jnp.logspace(-2, 2, _RATES)
+    draw_sweep(figure.subplots(), sweep(run, {"learning_rate": rates, "key": jax.random.split(task.order_key, _SEEDS)}))
+
+
+def _check(task: Task, figure: Any) -> None:
+    from minijaxnet.report.gradients import draw_errors
+
+    by_hand = task.experiment.value_and_gradient
+    if by_hand is None:
+        raise UsageError(f"what: got check; {task.experiment.name} has no gradient by hand")
+    arguments = (task.params, task.batch, *task.extra)
+    draw_errors(figure.subplots(), check_grad(task.experiment.objective, by_hand, arguments, has_value=True))
+
+
+def _differences(task: Task, figure: Any) -> None:
+    from minijaxnet.report.gradients import difference_errors, draw_difference_errors
+
+    def loss(params: Any, batch: Any) -> Any:
+        return task.experiment.objective(params, batch, *task.extra)
+
+    direction = jax.grad(loss)(task.params, task.batch)
+    draw_difference_errors(figure.subplots(), difference_errors(loss, task.params, task.batch, direction))
+
+
+def _comparison(name: str) -> Callable[[Task, Any], None]:
+    def draw(task: Task, figure: Any) -> None:
+        from minijaxnet.report import timing
+
+        flags = task.flags
+        found = compare_with_rivals(
+            task.experiment, flags.optimizer, flags.learning_rate, task.params, task.batch, task.key,
+            seconds=flags.seconds,
+        )  # fmt: skip
+        if found is None:
+            raise UsageError(f"what: got {flags.what}; there is nothing to compare its step with")
+        getattr(timing, name)(figure.subplots(), found)
+
+    return draw
+
+
+_DRAW: dict[str, Callable[[Task, Any], None]] = {
+    "weight": _shown("stops", "Moments of the descent"),
+    "surface": _surface("From above"),
+    "hills": _surface("From the side"),
+    "network": _shown("predictions", "The network at a point"),
+    "loss": _loss,
+    "rates": _rates,
+    "check": _check,
+    "differences": _differences,
+    "comparison": _comparison("draw_forest"),
+    "samples": _comparison("draw_samples"),
+    "compile": _comparison("draw_compile_and_steady"),
+    "regions": _shown("predictions", "Predictions in the plane"),
+    "confusion": _shown("predictions", "Confusion on test data"),
+    "mistakes": _shown("predictions", "The worst mistakes"),
+}
