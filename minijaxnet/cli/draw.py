@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from minijaxnet.cli.arms import compare_with_rivals, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
@@ -24,6 +25,7 @@ from minijaxnet.trace import DIVERGED, FLAT
 from minijaxnet.verify import check_grad
 
 _SEEDS, _RATES = 8, 25
+_MOST_CURVED = 200  # weights, of whose Hessian the largest eigenvalue is found
 _MOMENTS = 100
 
 
@@ -175,7 +177,19 @@ def _rates(task: Task, figure: Any) -> None:
         return {"trace": trace, "loss": task.experiment.objective(state.params, task.train, *task.extra)}
 
     rates = flags.learning_rate * jnp.logspace(-2, 2, _RATES)
-    draw_sweep(figure.subplots(), sweep(run, {"learning_rate": rates, "key": jax.random.split(task.order_key, _SEEDS)}))
+    found = sweep(run, {"learning_rate": rates, "key": jax.random.split(task.order_key, _SEEDS)})
+    draw_sweep(figure.subplots(), found, edge=_edge(task))
+
+
+def _edge(task: Task) -> float | None:
+    """The rate from which on gradient descent diverges near where it ends: 2 over the largest curvature there."""
+    if number_of(task.params) > _MOST_CURVED or task.flags.optimizer != "gd":
+        return None
+    _, known, _ = _descended(task)
+    flat, unravel = ravel_pytree(known.params)
+    hessian = jax.hessian(lambda flat: task.experiment.objective(unravel(flat), task.train, *task.extra))(flat)
+    largest = float(np.linalg.eigvalsh(np.asarray(hessian, np.float64))[-1])
+    return 2 / largest if np.isfinite(largest) and largest > 0 else None
 
 
 def _check(task: Task, figure: Any) -> None:

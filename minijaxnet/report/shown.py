@@ -54,7 +54,7 @@ def _loss(known: Known) -> Callable[[Any, Any], Any]:
 
 
 def _path(told: Told, known: Known) -> np.ndarray:
-    """``(stops, weights)``: where each of one weight or two was, at each row of the log; no stops if it does not say."""
+    """``(stops, weights)``: where each of one weight or two was, by the log; no stops if it does not say."""
     names = list(weights_of(known.params)) if number_of(known.params) <= MOST_WATCHED else []
     rows = [row for row in told.seen if names and all(name in row for name in names)]
     dtype = jax.flatten_util.ravel_pytree(known.params)[0].dtype
