@@ -154,6 +154,40 @@ def test_a_picture_that_fails_costs_itself_alone(here, monkeypatch):
     assert "could not be drawn: ZeroDivisionError: no such &lt;picture&gt;" in text and 'id="player' in text
 
 
+NETWORK = """
+"A network of six weights."
+import jax, jax.numpy as jnp
+import minijaxnet as mjn
+
+net = mjn.mlp((2, 2, 1), bias=False)
+points = mjn.Batch(jnp.array([[2.0, 3.0], [1.0, 2.0]]), jnp.array([[13.0], [8.0]]))
+experiment = mjn.Experiment(
+    "net", net.init, mjn.objective(net, mjn.mean_squared_error), lambda: (points, points), predict=net.apply,
+    value_and_gradient=mjn.mlp_gradient((2, 2, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False),
+    defaults=mjn.Settings(steps=10, learning_rate=0.01),
+)
+"""
+
+
+def test_a_networks_page_has_its_gradient_check_its_loss_its_graph_and_its_errors(here):
+    (here / "line.py").write_text(NETWORK, encoding="utf-8")
+    code, folder = run("--bench-seconds", "0.2")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert code == 0 and "could not be" not in text and 'id="player' not in text
+    for title in ("The gradient by hand is right.", "From above", "From the side", "Predictions in the plane",
+                  "The network at a point", "Largest errors on test data", "Which step is faster",
+                  "Samples in the order of time", "Compile and steady", "Gradient by hand against autodiff"):  # fmt: skip
+        assert title in text, title
+
+
+def test_the_steps_of_a_player_are_those_of_the_log(here):
+    _, folder = run("--log-every", 3, "--no-report")
+    module = sys.modules["minijaxnet.cli.report"]
+    [player] = stops(told(folder), module._known(folder, told(folder).config)).players
+    assert player.at.tolist() == [0, 3, 6, 9, 10]
+    assert np.isnan(player.stops.steps).tolist() == [True, True, True, False, True]  # only 9 and 10 are neighbours
+
+
 def test_predictions_that_fail_cost_their_section_alone(here):
     (here / "line.py").write_text(LINE.replace("weight * x,\n", "1 / 0,\n"), encoding="utf-8")
     code, folder = run()

@@ -52,6 +52,7 @@ class OneWeight(NamedTuple):
         stops: the record; anything with the attributes of ``Stops``.
         learning_rate: that of the record, positive.
         curvature: the second derivative of the loss at its lowest point, to mark where a rate overshoots and diverges.
+        at: ``(stops,)``, the step of each stop, rising; 0, 1, 2, ... where left out.
     """
 
     title: str
@@ -60,6 +61,7 @@ class OneWeight(NamedTuple):
     stops: Any
     learning_rate: float
     curvature: float | None = None
+    at: Any = None
 
 
 class TwoWeights(NamedTuple):
@@ -73,6 +75,7 @@ class TwoWeights(NamedTuple):
         path: ``(stops, 2)``, the record.
         losses: ``(stops,)``, the loss at each stop.
         learning_rate: that of the record.
+        at: ``(stops,)``, the step of each stop, rising; 0, 1, 2, ... where left out.
     """
 
     title: str
@@ -82,6 +85,7 @@ class TwoWeights(NamedTuple):
     path: Any
     losses: Any
     learning_rate: float
+    at: Any = None
 
 
 def player_data(player: OneWeight | TwoWeights) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _one_weight(player: OneWeight) -> dict[str, Any]:
     data = {
         "curve": [_plain(values) for values in curve[:, _spread(curve.shape[1], _MOST_POINTS)]],
         "stops": [_plain(values[shown]) for values in record],
-        "at": shown.tolist(),
+        "at": _steps(where, player.at, record)[shown].tolist(),
         "names": [player.weight, "loss"],
         "rate": float(player.learning_rate),
         "curvature": curvature,
@@ -146,7 +150,7 @@ def _two_weights(player: TwoWeights) -> dict[str, Any]:
         "axes": [_plain(axis[[0, -1]]) for axis in axes],
         "surface": [_plain(row.astype(np.float32)) for row in surface[np.ix_(rows, columns)]],
         "stops": [_plain(values[shown]) for values in record],
-        "at": shown.tolist(),
+        "at": _steps(where, player.at, record)[shown].tolist(),
         "names": list(player.weights),
         "colours": _height_colours(),
     }
@@ -162,11 +166,26 @@ def _two_weights(player: TwoWeights) -> dict[str, Any]:
 
 
 def _shown(where: str, record: Sequence[np.ndarray]) -> np.ndarray:
-    """Which stops the slider has: all of a short record; of a long one the first, the last and the early ones most."""
+    """Which stops the slider has."""
     sizes = {values.shape for values in record}
     if len(sizes) != 1 or record[0].ndim != 1 or not len(record[0]):
         raise ValueError(f"{where}: stops: got shapes {sorted(sizes)}; expected one or more stops, as many of each")
-    n = len(record[0])
+    return most_telling(len(record[0]))
+
+
+def _steps(where: str, at: Any, record: Sequence[np.ndarray]) -> np.ndarray:
+    steps = np.arange(len(record[0])) if at is None else np.asarray(at)
+    if steps.shape != record[0].shape or steps.dtype.kind not in "iu" or not (np.diff(steps) > 0).all():
+        raise ValueError(f"{where}: at: got {steps.dtype}{list(steps.shape)}; expected rising integers, one a stop")
+    return steps
+
+
+def most_telling(n: int) -> np.ndarray:
+    """Which of n stops are shown: all if they are few; else the first, the last, and of the early ones the most.
+
+    >>> len(most_telling(10)), len(most_telling(1_000_000)) <= MOST_STOPS
+    (10, True)
+    """
     if n <= MOST_STOPS:
         return np.arange(n)
     ranks = np.concatenate([np.linspace(1, n, MOST_STOPS // 2), np.geomspace(1, n, MOST_STOPS // 2)])

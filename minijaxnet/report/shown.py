@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
@@ -18,7 +18,7 @@ from minijaxnet.report.directions import principal_directions, random_directions
 from minijaxnet.report.graph import draw_network
 from minijaxnet.report.known import Known
 from minijaxnet.report.page import Section, Table
-from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
+from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights, most_telling
 from minijaxnet.report.story import Seen, Told, Wanted, illustrated
 from minijaxnet.report.surface import draw_contour, draw_surface
 from minijaxnet.report.weight import Bowl, bowl_of, draw_strip
@@ -53,20 +53,43 @@ def _loss(known: Known) -> Callable[[Any, Any], Any]:
     return lambda params, batch: known.experiment.objective(params, batch, *extra)
 
 
-def _path(told: Told, known: Known) -> np.ndarray:
-    """``(stops, weights)``: where each of one weight or two was, by the log; no stops if it does not say."""
+class _Path(NamedTuple):
+    """The stops of a descent by its log, of a long one the most telling; none if the log does not say.
+
+    Attributes:
+        at: ``(stops,)``, the step of each.
+        weights: ``(stops, weights)``, in the dtype of the params.
+        moves: ``(stops, weights)``, the step taken from there; NaN where the log does not have the next.
+        losses: ``(stops,)``.
+    """
+
+    at: np.ndarray
+    weights: np.ndarray
+    moves: np.ndarray
+    losses: np.ndarray
+
+
+def _path(told: Told, known: Known) -> _Path:
     names = list(weights_of(known.params)) if number_of(known.params) <= MOST_WATCHED else []
     rows = [row for row in told.seen if names and all(name in row for name in names)]
     dtype = jax.flatten_util.ravel_pytree(known.params)[0].dtype
-    return np.array([[row[name] for name in names] for row in rows], dtype).reshape(len(rows), len(names))
+    kept = most_telling(len(rows))
+    here, after = ([rows[i] for i in np.minimum(kept + k, len(rows) - 1)] for k in (0, 1))
+    at, then = (np.array([row["step"] for row in of], int) for of in (here, after))
+    weights, to = (
+        np.array([[row[name] for name in names] for row in of], dtype).reshape(len(kept), len(names))
+        for of in (here, after)
+    )
+    losses = np.array([row.get("train_loss", row["loss"]) for row in here], float)
+    return _Path(at, weights, np.where((then == at + 1)[:, None], to - weights, np.nan), losses)
 
 
 def stops(told: Told, known: Known) -> Seen | None:
     """A player of the recorded descent, where one weight or two are all there are."""
     path = _path(told, known)
-    if not np.isfinite(path.astype(float)).all(-1).any() or not path.size:
+    if not path.weights.size or not np.isfinite(path.weights.astype(float)).all(-1).any():
         return None
-    return _one_weight(told, known) if path.shape[1] == 1 else _two_weights(told, known, path)
+    return (_one_weight if path.weights.shape[1] == 1 else _two_weights)(told, known, path)
 
 
 def bowl(told: Told, known: Known) -> Bowl:
@@ -78,13 +101,13 @@ def bowl(told: Told, known: Known) -> Bowl:
     if number_of(known.params) != 1:
         raise ValueError(f"params: got {number_of(known.params)} weights; expected one")
     [leaf], structure = jax.tree.flatten(known.params)
-    path = _path(told, known).reshape(-1, *np.shape(leaf))
+    path = _path(told, known).weights.reshape(-1, *np.shape(leaf))
     return bowl_of(_loss(known), jax.tree.unflatten(structure, [path]), known.train)
 
 
-def _one_weight(told: Told, known: Known) -> Seen:
+def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
-    steps, rate = [row["step"] for row in told.seen], told.config["flags"]["learning_rate"]
+    rate = told.config["flags"]["learning_rate"]
     loss, found = _loss(known), bowl(told, known)
     [name] = weights_of(known.params)
 
@@ -93,24 +116,23 @@ def _one_weight(told: Told, known: Known) -> Seen:
 
     lowest = jnp.asarray(found.weights[np.nanargmin(found.losses)])
     curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
-    every_step = steps == list(range(steps[0], steps[0] + len(steps)))
-    moves = np.append(np.diff(found.stops), 0) if every_step else -rate * found.slopes
     player = OneWeight(
         "The descent, stop by stop",
         name,
         Curve(found.weights, found.losses),
-        Stops(found.stops, found.stop_losses, found.slopes, moves),
+        Stops(found.stops, found.stop_losses, found.slopes, path.moves[:, 0]),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
+        path.at,
     )
     alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
     strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, found, name=name), 4.6, True)
     return Seen("", [strip], players=[player])
 
 
-def _two_weights(told: Told, known: Known, path: np.ndarray) -> Seen:
+def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
     flat, unravel = jax.flatten_util.ravel_pytree(known.params)
-    finite = path[np.isfinite(path.astype(float)).all(-1)]
+    finite = path.weights[np.isfinite(path.weights.astype(float)).all(-1)]
     low, high = finite.min(0), finite.max(0)
     centre, span = (low + high) / 2, float(_MARGIN * np.max(high - low) / 2) or 1.0
     directions = [unravel(direction) for direction in jnp.eye(2, dtype=flat.dtype)]
@@ -118,12 +140,14 @@ def _two_weights(told: Told, known: Known, path: np.ndarray) -> Seen:
         _loss(known), unravel(jnp.asarray(centre)), known.train, directions=directions, span=span, points=_POINTS
     )
     first, second = weights_of(known.params)
-    offsets, losses = np.asarray(surface.offsets), [row.get("train_loss", row["loss"]) for row in told.seen]
+    offsets = np.asarray(surface.offsets)
     axes = (centre[0] + offsets, centre[1] + offsets)
     rate = told.config["flags"]["learning_rate"]
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
-    player = TwoWeights("The descent, stop by stop", (first, second), axes, surface.losses, path, losses, rate)
-    return Seen("", views(surface, path - centre, names, losses), players=[player])
+    player = TwoWeights(
+        "The descent, stop by stop", (first, second), axes, surface.losses, path.weights, path.losses, rate, path.at
+    )
+    return Seen("", views(surface, path.weights - centre, names, path.losses), players=[player])
 
 
 def over_path(known: Known, path: Any) -> tuple[LossSurface, np.ndarray, tuple[str, str]]:
