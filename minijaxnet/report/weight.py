@@ -119,7 +119,7 @@ def draw_bowl(axes: "Axes", bowl: Bowl, *, at: int = -1, rate: float | None = No
     weight, loss, slope = (float(column[at]) for column in (bowl.stops, bowl.stop_losses, bowl.slopes))
     known = np.isfinite(bowl.weights) & np.isfinite(bowl.losses)
     axes.plot(bowl.weights[known], bowl.losses[known], color=COLOURS["train"], label="loss")
-    (left, right), (low, high) = _limits(bowl.weights[known], 0.02), _limits(bowl.losses[known], 0.08)
+    (left, right), (low, high) = limits(bowl.weights[known], 0.02), limits(bowl.losses[known], 0.08)
     axes.set(xlim=(left, right), ylim=(low, high), xlabel=" ", ylabel="loss")
     axes.set_xlabel(name, parse_math=False)
 
@@ -236,7 +236,7 @@ def _index(bowl: Bowl, at: int) -> int:
     return at % stops
 
 
-def _limits(values: np.ndarray, margin: float) -> tuple[float, float]:
+def limits(values: np.ndarray, margin: float) -> tuple[float, float]:
     """The range of some values with a margin; of width 2 where they are all the same, from 0 to 1 if there are none."""
     if not values.size:
         return 0.0, 1.0
