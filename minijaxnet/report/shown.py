@@ -201,16 +201,18 @@ def predictions(told: Told, known: Known) -> Seen | None:
     (train_x, train_y), (x, y) = known.train, known.test
     predicted, actual = np.asarray(predict(known.params, x), float), np.asarray(y)
     wanted: list[Wanted] = []
+    classes = _classes(predicted, actual)
     if np.ndim(x) == 2 and np.shape(x)[1] == 2:
+        threshold = None if classes is None else 0.0
+
+        def regions(axes: Any) -> None:
+            draw_regions(axes, functools.partial(predict, known.params), train_x, train_y, threshold=threshold)
+
         alt = "What is predicted at each point of the plane, and the training data."
-        regions = functools.partial(
-            draw_regions, predict=functools.partial(predict, known.params), x=train_x, y=train_y
-        )
-        wanted.append(Wanted("Predictions in the plane", alt, lambda axes: regions(axes), 3.6))
+        wanted.append(Wanted("Predictions in the plane", alt, regions, 3.6))
     if (graph := _graph(known)) is not None:
         wanted.append(Wanted("The network at a point", "Its weights and the values of its nodes.", graph, 3.4))
     tables = []
-    classes = _classes(predicted, actual)
     if classes is None:
         if predicted.size == actual.size:
             errors = predicted.reshape(-1) - actual.reshape(-1)
@@ -224,8 +226,10 @@ def predictions(told: Told, known: Known) -> Seen | None:
                          lambda axes: draw_confusion(axes, counts), 4.2))  # fmt: skip
     side = math.isqrt(np.shape(x)[-1])
     if np.ndim(x) == 2 and side**2 == np.shape(x)[1] and side >= _LEAST_SIDE:
-        losses = np.asarray(-jax.nn.log_softmax(predicted)[np.arange(len(true)), true]) if count > 2 else None
-        images = np.asarray(x, float).reshape(-1, side, side)
+        scores = predicted if predicted.shape[1] > 1 else np.concatenate([0 * predicted, predicted], axis=1)
+        losses = -np.asarray(jax.nn.log_softmax(scores))[np.arange(len(true)), true]
+        darkest = np.nanpercentile(np.asarray(x, float), (2, 98))  # of standardised pixels a few are far out
+        images = np.clip(np.asarray(x, float), *darkest).reshape(-1, side, side)
         wanted.append(Wanted("The worst mistakes", "Images of test data that were taken for another class.",
                              lambda figure: draw_mistakes(figure, images, said, true, losses), 3.6, True))  # fmt: skip
     table = Table(
@@ -257,7 +261,7 @@ def _graph(known: Known) -> Callable[[Any], None] | None:
     if not dense or number_of(layers) > _MOST_EDGES or predict is None:
         return None
     predicted = np.asarray(predict(layers, x), float)
-    for hidden, last in itertools.product(_ACTIVATIONS, (jax.nn.relu, None, *_ACTIVATIONS[1:])):
+    for hidden, last in itertools.product(_ACTIVATIONS, (None, *_ACTIVATIONS[:-1])):
         values = x
         for layer in layers[:-1]:
             values = hidden(values @ layer["weights"] + layer.get("bias", 0))
