@@ -33,8 +33,8 @@ def draw_regions(
     """Draw what a network predicts over the plane of its two inputs, and the points it is to learn.
 
     Several outputs are scores, and the highest one decides. One output decides between class 0 and class 1 by a
-    threshold or, without one or where y is not all 0 and 1, is a number, drawn as a height. All of the plane is evaluated in one compiled program;
-    where a prediction is not a number the plane stays blank.
+    threshold or, without one or where y is not all 0 and 1, is a number, drawn as a height. All of the plane is
+    evaluated in one compiled program; where a prediction is not a number the plane stays blank.
 
     Args:
         axes: to draw on.
