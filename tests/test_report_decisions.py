@@ -67,8 +67,9 @@ def test_one_hot_labels_are_classes(axes):
     np.testing.assert_array_equal(axes.collections[-1].get_offsets(), X[Y == 1])
 
 
-def test_a_regression_is_drawn_in_the_colours_of_its_points(axes):
-    draw_regions(axes, lambda x: 2 * x[:, :1], X, [[-1.0], [2.0], [np.nan], [5.0]], threshold=None)
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_a_regression_is_drawn_in_the_colours_of_its_points(axes, threshold):
+    draw_regions(axes, lambda x: 2 * x[:, :1], X, [[-1.0], [2.0], [np.nan], [5.0]], threshold=threshold)
     bands, points = axes.collections
     assert bands.get_clim() == points.get_clim()
     assert points.get_clim()[1] == 5
@@ -157,6 +158,12 @@ def test_the_worst_mistakes_come_first(drawn):
     assert drawn.axes[0].images[0].get_array().shape == (4, 4)
     assert drawn.get_suptitle() == "the worst 3 of 4 mistakes among 5"
     drawn.canvas.draw()
+
+
+def test_mistakes_without_losses_come_in_the_order_of_the_batch(drawn):
+    draw_mistakes(drawn, np.zeros((3, 4)), [1, 0, 0], [0, 0, 1], None, most=1)
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in drawn.axes] == [("0, taken for 1", "")]
+    assert drawn.get_suptitle() == "the first 1 of 2 mistakes among 3"
 
 
 def test_no_mistake_is_said(drawn):

@@ -33,8 +33,8 @@ def draw_regions(
     """Draw what a network predicts over the plane of its two inputs, and the points it is to learn.
 
     Several outputs are scores, and the highest one decides. One output decides between class 0 and class 1 by a
-    threshold or, without one, is a number, drawn as a height. All of the plane is evaluated in one compiled program;
-    where a prediction is not a number the plane stays blank.
+    threshold or, without one or where y is not all 0 and 1, is a number, drawn as a height. All of the plane is
+    evaluated in one compiled program; where a prediction is not a number the plane stays blank.
 
     Args:
         axes: to draw on.
@@ -62,7 +62,7 @@ def draw_regions(
     if scores.shape[:1] != (points**2,) or scores.ndim > 2:
         raise ValueError(f"predict: got shape {scores.shape} for {points**2} points; expected (batch, n_out)")
     scores = scores.reshape(points, points, -1)
-    if scores.shape[-1] == 1 and threshold is None:
+    if scores.shape[-1] == 1 and (threshold is None or not np.isin(y, (0, 1)).all()):
         _draw_heights(axes, sides, scores[..., 0], x, y)
     else:
         actual = (np.argmax(y, axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)).astype(int)
@@ -219,14 +219,16 @@ def draw_mistakes(figure: "Figure", images: Any, predicted: Any, actual: Any, lo
             pixels were standardised one by one are hard to recognise: undo that first.
         predicted: ``(batch,)``, classes or their names.
         actual: the same.
-        losses: ``(batch,)``; one that is NaN counts as the largest.
+        losses: ``(batch,)``; one that is NaN counts as the largest. None where they are not known: mistakes then come
+            in the order of the batch.
         most: images, at least 1.
 
     Raises:
         ValueError: images that are not square, arrays that do not fit one another.
     """
     check_count("most", most, least=1)
-    images, losses = np.asarray(images, float), np.asarray(losses, float).ravel()
+    images, known = np.asarray(images, float), losses is not None
+    losses = np.asarray(losses, float).ravel() if known else np.zeros(len(images))
     predicted, actual = np.asarray(predicted), np.asarray(actual)
     if images.ndim == 2:
         side = int(np.sqrt(images.shape[1]) + 0.5)
@@ -248,11 +250,12 @@ def draw_mistakes(figure: "Figure", images: Any, predicted: Any, actual: Any, lo
         shown = np.ma.masked_invalid(images[i])
         axes.imshow(shown, cmap="gray_r")
         axes.set_title(f"{actual[i]}, taken for {predicted[i]}", fontsize=8, loc="center", parse_math=False)
-        axes.set_xlabel(f"loss {losses[i]:.3g}", fontsize=8, labelpad=2)
+        if known:
+            axes.set_xlabel(f"loss {losses[i]:.3g}", fontsize=8, labelpad=2)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=COLOURS["past"])
     for axes in panels[len(worst) :]:
         axes.remove()
-    shown = f"the worst {len(worst)} of " if len(worst) < len(wrong) else ""
+    shown = f"the {'worst' if known else 'first'} {len(worst)} of " if len(worst) < len(wrong) else ""
     plural = "mistake" if len(wrong) == 1 else "mistakes"
     figure.suptitle(f"{shown}{len(wrong)} {plural} among {len(images)}", fontsize=10)
