@@ -92,6 +92,14 @@ def test_an_earlier_run_gets_its_page_and_another_experiment_only_what_the_folde
     assert "is not there" in Path("none.html").read_text(encoding="utf-8")
 
 
+def test_a_sweep_has_a_page(here):
+    assert main(["sweep", "line.py", "--learning-rate", "0.001:1:7log", "--seeds", "2", "--steps", "30"]) == 0
+    [folder] = Path("runs").glob("*")
+    assert main(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Where the descents ended" in text and "could not be" not in text and "Only what" not in text
+
+
 def test_several_runs_are_compared_on_one_page(here):
     folders = [run("--no-report", "--learning-rate", rate)[1] for rate in (0.01, 0.02)]
     assert main(["report", *map(str, folders)]) == 0

@@ -25,7 +25,7 @@ from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
 from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.disk import replace_file
-from minijaxnet.run.folder import RESULT, write_json
+from minijaxnet.run.folder import RESULT, SWEPT, write_json
 from minijaxnet.run.lock import hold
 from minijaxnet.run.signals import heard
 from minijaxnet.sweeps import SweepResult, sweep
@@ -119,7 +119,7 @@ def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
     arrays = {name: _numpys_own(array) for name, array in arrays.items()}
     content = io.BytesIO()
     np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
-    replace_file(folder / "sweep.npz", content.getvalue())
+    replace_file(folder / SWEPT, content.getvalue())
 
     for name in [name for name, values in result.axes.items() if len(values) > 1 and name != "seed"] or ["seed"]:
         print(f"\n{result.table(name)}")

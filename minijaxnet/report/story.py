@@ -10,10 +10,11 @@ import numpy as np
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
+from minijaxnet.report.rates import draw_ends
 from minijaxnet.report.style import WIDTH, NoMatplotlib, figure, styled, to_svg
 from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
-from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, read_config, read_json, result_state, run_state
+from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, read_json, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure as short
 
@@ -112,6 +113,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
         "failed": f"The run failed: {result.get('error', 'nothing is known of why')}",
         "done": f"The descent took all {result.get('steps_taken', 0):,} steps.",
     }[told.state]
+    if told.config["verb"] == "sweep" and told.state == "done":
+        how = "All descents of the sweep were carried out."
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
     yield Verdict(_STATES[told.state], how)
@@ -140,6 +143,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
 
 def _descent(told: Told) -> Section:
     rows, result = told.seen, told.result
+    if (told.folder / SWEPT).is_file():
+        return _sweep(told)
     if not rows:
         return Section("Descent", "Nothing was logged.")
     ends = {"flat_at": "FLAT", "diverged_at": "DIVERGED"}
@@ -164,6 +169,18 @@ def _descent(told: Told) -> Section:
         for title, of in wanted
     )
     return illustrated("Descent", Seen(words, list(pictures), tables=[table]))
+
+
+def _sweep(told: Told) -> Section:
+    """Where the descents of a sweep ended."""
+    with np.load(told.folder / SWEPT) as found:
+        values = {name.removeprefix("axis_"): found[name] for name in found.files if name.startswith("axis_")}
+        losses = found["loss"]
+    alt = f"The loss at the end of {losses.size:,} descents, over {', '.join(values)}."
+    picture = Wanted("Where the descents ended", alt, lambda axes: draw_ends(axes, values, losses), 3.4)
+    best = told.result.get("best") or {}
+    table = Table("Best", tuple(best), [tuple(best.values())])
+    return illustrated("Descents", Seen("", [picture], tables=[table] if best else []))
 
 
 def _gradient(told: Told) -> Iterator[Section]:

@@ -19,7 +19,8 @@ from minijaxnet.run import code
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.lock import owner
 
-CONFIG, CODE, RESULT, COMPARISON = "config.json", "code", "result.json", "comparison.json"
+CONFIG, CODE, RESULT = "config.json", "code", "result.json"
+COMPARISON, SWEPT = "comparison.json", "sweep.npz"
 
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
