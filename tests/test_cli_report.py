@@ -1,6 +1,7 @@
 """run, report and draw: a page and pictures of what came out, which never disturb a run."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_a_run_leaves_a_page_with_the_lessons_numbers(here, capsys):
     rows = told(folder).seen
     assert [row["step"] for row in rows] == list(range(11))
     assert rows[0]["params"] == 2.0 and rows[1]["params"] == pytest.approx(2.24)
+
+
+def test_the_command_on_the_page_repeats_the_run(here):
+    _, folder = run("--no-report", "--seed", 3, "--scale", 0.5)
+    verb, *rest = shlex.split(story.command_of(told(folder).config))[1:]
+    assert main([verb, *rest]) == 0
+    first, second = sorted(Path("runs").glob("*"))
+    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
+    assert told(first).config == told(second).config
 
 
 def test_the_player_shows_what_was_recorded(here):

@@ -1,6 +1,7 @@
 """The story of a run as a page: what its folder tells, and what its experiment shows of where it ended."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,9 +99,19 @@ def command_of(config: Mapping[str, Any]) -> str:
     """The command that repeats a run."""
     named = dict(config.get("flags", {})) | config.get("init", {})
     named |= {f"data-{name}": value for name, value in config.get("data", {}).items()}
-    given = {name: value for name, value in named.items() if value is not None and value is not False}
-    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items()]
-    return " ".join(["minijaxnet", config["verb"], str(config["file"]), *(flag for flag in flags if flag.strip())])
+    flags = [_flag(name.replace("_", "-"), value) for name, value in named.items() if value not in (None, "")]
+    return " ".join(["minijaxnet", config["verb"], shlex.quote(str(config["file"])), *flags])
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as it is typed.
+
+    >>> _flag("seed", 0), _flag("report", False), _flag("runs", "my runs")
+    ('--seed 0', '--no-report', "--runs 'my runs'")
+    """
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {shlex.quote(str(value))}"
 
 
 def _verdicts(told: Told) -> Iterator[Verdict]:
