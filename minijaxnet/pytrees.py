@@ -23,6 +23,11 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path) or "(leaf)"
 
 
+def is_keys(values: Any) -> bool:
+    """Whether these are keys of JAX."""
+    return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their names, in the tree's order.
 

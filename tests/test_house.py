@@ -17,7 +17,7 @@ FLOORS = [
     {"pytrees", "tables"},
     {"network", "data"},
     {"losses", "gradient_rule"},
-    {"backprop", "descent", "feeds", "experiment"},
+    {"backprop", "descent", "feeds", "experiment", "parallel"},
     {"trace", "landscape"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},

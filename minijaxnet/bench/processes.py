@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.bench.rounds import Samples, block, take_rounds
+from minijaxnet.pytrees import is_keys
 
 _PATIENCE_S = 600.0  # for starting, compiling and the rounds beyond the seconds that were asked for
 
@@ -55,14 +56,14 @@ def measure_elsewhere(
 
 def _export(folder: Path, i: int, name: str, program: Callable[..., Any], state: Any, batch: Any) -> None:
     leaves, tree = jax.tree.flatten((state, batch))
-    keys = [jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves]
+    keys = [jax.random.key_impl(leaf) if is_keys(leaf) else None for leaf in leaves]
 
     def of_leaves(steps: Any, *leaves: Any) -> list[Any]:
         pairs = zip(leaves, keys, strict=True)
         wrapped = [leaf if key is None else jax.random.wrap_key_data(leaf, impl=key) for leaf, key in pairs]
         return jax.tree.leaves(program(*jax.tree.unflatten(tree, wrapped), steps))
 
-    arrays = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    arrays = [jax.random.key_data(leaf) if is_keys(leaf) else leaf for leaf in leaves]
     exported = jax.export.export(jax.jit(of_leaves))(np.int32(1), *arrays)
     if exported.nr_devices != 1:
         raise ValueError(f"arms[{name!r}]: got a step for {exported.nr_devices} devices; expected one, or processes=1")
@@ -72,10 +73,6 @@ def _export(folder: Path, i: int, name: str, program: Callable[..., Any], state:
         raise ImportError('processes: flatbuffers is not installed: pip install "minijaxnet[bench]"') from None
     # As bytes: NumPy's own files do not know every dtype of JAX, and the program knows which they are.
     np.savez(Path(folder, f"{i}.npz"), *[np.frombuffer(np.asarray(leaf).tobytes(), np.uint8) for leaf in arrays])
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _run_one(folder: Path, seconds: float, processes: int) -> Samples:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from minijaxnet.pytrees import is_keys
 from minijaxnet.report.axes import as_written, inches, legend_above, remark, scale, spans_a_decade
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.sweeps import SweepResult
-from minijaxnet.sweeps.result import is_keys
 from minijaxnet.tables import figure
 
 _LOSS = "loss at the end"

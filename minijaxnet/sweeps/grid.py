@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import check_count, named_leaves, side_effects
-from minijaxnet.sweeps.result import SweepResult, is_keys
+from minijaxnet.pytrees import check_count, is_keys, named_leaves, side_effects
+from minijaxnet.sweeps.result import SweepResult
 from minijaxnet.trace import nothing
 
 # Of the memory that is free, what the calls may take; the rest is for results on their way to the host.

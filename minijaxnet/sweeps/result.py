@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.pytrees import is_keys
 from minijaxnet.tables import figure, html_of, percent, text_table
 from minijaxnet.trace import DIVERGED, FLAT, Trace
 
@@ -131,11 +131,6 @@ class SweepResult(NamedTuple):
     def __str__(self) -> str:
         """The table."""
         return self.table()
-
-
-def is_keys(values: Any) -> bool:
-    """Whether these are keys of JAX."""
-    return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
 
 
 def shown(values: Any, i: int) -> str:

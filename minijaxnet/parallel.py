@@ -1,0 +1,163 @@
+"""Several devices, in one process or in many: where arrays are placed. The step stays as it is.
+
+A batch is divided over the devices of a mesh, parameters are on each of them, and the compiler does the rest: each
+device finds the slope on its points, one all-reduce sums the slopes of all leaves, and each takes the same step. ::
+
+    mesh = data_mesh()
+    state, trace = descend(descent, replicate(mesh, descent.init(params)), shard_batch(mesh, batch), steps=1_000)
+
+The mean over the points is summed in another order than on one device, so losses agree to rounding, not to the bit.
+
+Axes are ``Auto``: the compiler chooses the placement of what lies between. ``Explicit`` ones would ask each product
+over the batch, which is in the user's own functions, for the placement of its result.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from minijaxnet.pytrees import check_count, is_keys, named_leaves
+
+DATA, REPLICA = "data", "replica"
+
+
+def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1) -> Mesh:
+    """Devices in a row, over which batches are divided; or in a table, with replicas along its other side.
+
+    Args:
+        devices: how many of those there are, or which; all if None, those of other processes included.
+        replicas: groups of devices, each of which has batches of its own; divides the number of devices.
+
+    Returns:
+        A mesh with the axis ``"data"``, and before it ``"replica"`` if there are several groups.
+
+    Raises:
+        ValueError: more devices than there are, none, or a number that the replicas do not divide.
+        TypeError: a number that is no int.
+
+    Example:
+        >>> dict(data_mesh(1).shape)
+        {'data': 1}
+    """
+    there = jax.devices()
+    if devices is None:
+        chosen = there
+    elif isinstance(devices, Sequence):
+        chosen = list(devices)
+    else:
+        count = check_count("devices", devices, least=1)
+        if count > len(there):
+            hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+            more = f"; {hint} divides a CPU into as many" if there[0].platform == "cpu" else ""
+            raise ValueError(f"devices: got {count}; expected at most {len(there)}, the devices there are{more}")
+        chosen = there[:count]
+    if not chosen:
+        raise ValueError("devices: got none; expected at least one")
+    if len(chosen) % check_count("replicas", replicas, least=1):
+        raise ValueError(f"replicas: got {replicas}; expected a divisor of {len(chosen)}, the devices of the mesh")
+    if replicas == 1:
+        return Mesh(np.array(chosen), (DATA,), axis_types=(AxisType.Auto,))
+    table = np.array(chosen).reshape(replicas, -1)
+    return Mesh(table, (REPLICA, DATA), axis_types=(AxisType.Auto,) * 2)
+
+
+def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
+    """Divide a batch over the devices of a mesh: as many points on each, in their order.
+
+    Points that do not divide are refused, and not padded: a padded mean is another loss.
+
+    Args:
+        mesh: from ``data_mesh``, or any with the axis.
+        batch: any pytree of arrays with the batch axis first. With several processes, the points of this one, as many
+            as each other has.
+        axis: of the mesh.
+
+    Returns:
+        The batch, on the devices.
+
+    Raises:
+        ValueError: an axis that the mesh does not have; leaves without a batch axis or with different ones; points that
+            the devices do not divide, with the nearest numbers that they do.
+
+    Example:
+        >>> placed = shard_batch(data_mesh(1), np.ones((4, 2)))
+        >>> placed.shape, tuple(placed.sharding.spec)
+        ((4, 2), ('data',))
+    """
+    if axis not in mesh.shape:
+        raise ValueError(f"axis: got {axis!r}; expected one of the mesh, {', '.join(map(repr, mesh.shape))}")
+    lengths = {name: np.shape(leaf)[:1] for name, leaf in named_leaves(batch).items()}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        said = ", ".join(f"{name} {length[0] if length else 'none'}" for name, length in lengths.items())
+        raise ValueError(
+            f"batch: got batch axes {said or 'of no leaves'}; expected one of the same length in each leaf"
+        )
+    [(points,)] = set(lengths.values())
+    here = max(1, mesh.shape[axis] // math.gcd(mesh.shape[axis], jax.process_count()))
+    if points % here or not points:
+        below, above = points // here * here, (points // here + 1) * here
+        nearest = f"{below:,} or {above:,}" if below else f"{above:,}"
+        whose = " in each process" if jax.process_count() > 1 else ""
+        raise ValueError(f"batch: got {points:,} points{whose}; expected a multiple of {here}, such as {nearest}")
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
+    return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Put a tree of arrays, such as a descent's state, on each device of a mesh.
+
+    Args:
+        mesh: where to.
+        tree: any pytree of arrays, keys among them; with several processes the same in each.
+
+    Returns:
+        The tree, on the devices; a copy, where there is only one, too.
+
+    Example:
+        >>> replicate(data_mesh(1), {"w": np.ones(2)})["w"].sharding.is_fully_replicated
+        True
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: _placed(leaf, everywhere), tree)
+
+
+def initialize(
+    coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None,
+    timeout_s: int = 60,
+) -> None:  # fmt: skip
+    """Join the processes of a computation; to be called before anything else asks JAX for a device.
+
+    Args:
+        coordinator: ``"host:port"`` of process 0; found by JAX on SLURM and other clusters that it knows if None.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+        timeout_s: seconds to wait for the others.
+
+    Raises:
+        ValueError: a part of what is needed.
+        RuntimeError: the coordinator or another process is not there in time.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    if 0 < len(missing := [name for name, value in given.items() if value is None]) < 3:
+        raise ValueError(f"{missing[0]}: got None; expected a value, as of {', '.join(set(given) - set(missing))}")
+    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+        raise ValueError(f"process_id: got {process_id}; expected 0 to {num_processes - 1}")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout_s)
+    except Exception as error:
+        where = coordinator or "the coordinator of this cluster"
+        raise RuntimeError(f"coordinator: could not join {where} within {timeout_s} s: {error}") from error
+
+
+def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array by its placement, from the part of it that this process has."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding, may_alias=False)
+    if isinstance(leaf, jax.Array) and is_keys(leaf):
+        data = _placed(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
