@@ -45,7 +45,7 @@ def test_an_exported_arm_computes_what_it_did_here(tmp_path, dtype):
         assert len(found) == len(expected)
         for got, want in zip(found, expected, strict=True):
             assert got.dtype == want.dtype and got.shape == want.shape
-            plain = [jax.random.key_data(leaf) if processes._is_key(leaf) else leaf for leaf in (got, want)]
+            plain = [jax.random.key_data(leaf) if processes.is_keys(leaf) else leaf for leaf in (got, want)]
             np.testing.assert_array_equal(*(np.asarray(leaf, np.float64) for leaf in plain))
 
 
