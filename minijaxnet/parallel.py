@@ -13,13 +13,16 @@ over the batch, which is in the user's own functions, for the placement of its r
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.pytrees import check_count, is_keys, named_leaves
 
 DATA, REPLICA = "data", "replica"
@@ -125,6 +128,42 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: _placed(leaf, everywhere), tree)
 
 
+def on_mesh(mesh: Mesh, descent: Descent, *, axis: str = DATA) -> Descent:
+    """The same descent, each of whose steps divides its batch over the devices of a mesh.
+
+    For minibatches: the data is on each device, ``replicate(mesh, data)``, each picks its own points of the minibatch,
+    and nothing but slopes is exchanged.
+
+    Args:
+        mesh: from ``data_mesh``, or any with the axis.
+        descent: whose batches have as many points as divide.
+        axis: of the mesh.
+
+    Example:
+        >>> from minijaxnet.descent import gradient_descent
+        >>> descent = on_mesh(data_mesh(1), gradient_descent(lambda w, batch: ((w - batch) ** 2).mean(), 0.5))
+        >>> state, info = jax.jit(descent.step)(descent.init(3.0), np.ones(4, np.float32))
+        >>> print(state.params)
+        1.0
+    """
+    return Descent(descent.init, _OnMesh(descent.step, NamedSharding(mesh, PartitionSpec(axis))))
+
+
+@dataclass(frozen=True)
+class _OnMesh:
+    """A step on a divided batch; equal for equal steps on equal meshes, so that compiled programs are found again."""
+
+    step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+    sharding: NamedSharding
+
+    @property
+    def objective(self) -> Any:
+        return getattr(self.step, "objective", None)
+
+    def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+        return self.step(state, jax.lax.with_sharding_constraint(batch, self.sharding))
+
+
 def initialize(
     coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None,
     timeout_s: int = 60,
@@ -151,6 +190,20 @@ def initialize(
     except Exception as error:
         where = coordinator or "the coordinator of this cluster"
         raise RuntimeError(f"coordinator: could not join {where} within {timeout_s} s: {error}") from error
+
+
+def divide_cpu(devices: int) -> bool:
+    """Have a CPU count as so many devices, if JAX has not been asked for any yet; whether that was said now.
+
+    They share its cores: this is to try things out, not to be faster. It changes nothing where there are others.
+    """
+    if devices < 2 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return False
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # it has its devices already
+        return False
+    return True
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -1,5 +1,6 @@
 """Several devices and several processes: the same descent, to rounding, with one all-reduce a step."""
 
+import json
 import os
 import socket
 import subprocess
@@ -25,7 +26,8 @@ train = jax.tree.map(lambda leaf: leaf[:1024], train)
 network = mjn.mlp((64, 32, 10))
 by_hand = mjn.mlp_gradient((64, 32, 10), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
 plain = mjn.objective(network, mjn.softmax_cross_entropy)
-for name, objective in {"autodiff": plain, "by hand": mjn.with_gradient(plain, by_hand)}.items():
+objectives = {"by hand": mjn.with_gradient(plain, by_hand)} | ({"autodiff": plain} if steps > 100 else {})
+for name, objective in objectives.items():
     descent = mjn.gradient_descent(objective, 0.2)
     start = descent.init(network.init(jax.random.key(0)))
     state, alone = mjn.descend(descent, start, train, steps=steps)
@@ -40,6 +42,46 @@ for name, objective in {"autodiff": plain, "by hand": mjn.with_gradient(plain, b
         assert found == (["all-reduce"] if devices > 1 else []), (name, devices, found)
         assert end.params[0]["weights"].sharding.is_fully_replicated
 print("the same")
+"""
+
+MINIBATCHES = """
+import re
+import jax, numpy as np
+import minijaxnet as mjn
+from minijaxnet.feeds import minibatches_of
+from minijaxnet.parallel import data_mesh, on_mesh, replicate
+
+train, _ = mjn.digits()
+network = mjn.mlp((64, 16, 10))
+descent = mjn.gradient_descent(mjn.objective(network, mjn.softmax_cross_entropy), 0.2)
+start, key, mesh = descent.init(network.init(jax.random.key(0))), jax.random.key(1), data_mesh(4)
+alone, expected = mjn.descend_epochs(descent, start, train, key, batch_size=32, epochs=1)
+divided, data = on_mesh(mesh, descent), replicate(mesh, train)
+end, trace = mjn.descend_epochs(divided, replicate(mesh, start), data, key, batch_size=32, epochs=1)
+np.testing.assert_allclose(trace.loss, expected.loss, rtol=2e-5)
+feed = minibatches_of(train, 32)
+step = jax.jit(lambda state, data, key: divided.step(state, feed.at(feed.draw((data, key), 0, 1, 1), 0)))
+program = step.lower(replicate(mesh, start), data, key).compile().as_text()
+collectives = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\\("
+assert re.findall(collectives, program) == ["all-reduce"], re.findall(collectives, program)
+print("the same")
+"""
+
+LINE = """
+import jax, jax.numpy as jnp
+import minijaxnet as mjn
+
+def data():
+    x = jnp.linspace(-1, 1, 64)
+    return mjn.Batch(x, 3 * x + 1), mjn.Batch(x, 3 * x + 1)
+
+experiment = mjn.Experiment(
+    "line",
+    lambda key: {"slope": jax.random.normal(key), "offset": jnp.zeros(())},
+    lambda params, batch: jnp.mean((params["slope"] * batch.x + params["offset"] - batch.y) ** 2),
+    data,
+    defaults=mjn.Settings(steps=60, learning_rate=0.1),
+)
 """
 
 TWO = """
@@ -175,3 +217,51 @@ def test_a_part_of_a_computations_address_is_refused():
         initialize("127.0.0.1:1", num_processes=2)
     with pytest.raises(ValueError, match="process_id: got 2; expected 0 to 1"):
         initialize("127.0.0.1:1", num_processes=2, process_id=2)
+
+
+def test_minibatches_are_picked_on_each_device_and_only_slopes_are_exchanged():
+    code, out, err = ends(start(MINIBATCHES, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    assert (code, out) == (0, "the same\n"), err
+
+
+def command(folder, *arguments):
+    code = "import os, sys; os.chdir(sys.argv[1]); from minijaxnet.cli import main; sys.exit(main(sys.argv[2:]))"
+    return ends(start(code, folder, *arguments))
+
+
+def rows(folder):
+    [run] = folder.glob("*")
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_on_four_devices_is_that_of_one_and_is_resumed_on_two(tmp_path):
+    (tmp_path / "line.py").write_text(LINE)
+    quick = ("--bench-seconds", "0", "--no-report", "--log-every", "10", "--checkpoint-every", "20")
+    for devices, folder in ((1, "one"), (4, "four")):
+        code, out, err = command(tmp_path, "run", "line.py", "--devices", devices, "--runs", folder, *quick)
+        assert code == 0, err
+        assert ("on 4 devices (cpu, which share its cores)" in out) == (devices == 4)
+    one, four = rows(tmp_path / "one"), rows(tmp_path / "four")
+    for here, there in zip(one, four, strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-10)
+    [run] = (tmp_path / "four").glob("*")
+    (run / "result.json").unlink()
+    (run / "checkpoints" / "step-00000060.safetensors").unlink()
+    code, out, err = command(tmp_path, "resume", run, "--devices", 2)
+    assert code == 0 and "went on from step 40" in out and "on 2 devices" in out, err
+    for here, there in zip(one, rows(tmp_path / "four"), strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--devices", "3"), "batch: got 64 points; expected a multiple of 3, such as 63 or 66"),
+        (("--devices", "4", "--batch-size", "6"), "batch_size: got 6; expected a multiple of 4, the devices"),
+        (("--devices", "0"), "devices: got 0"),
+    ],
+)
+def test_what_devices_do_not_divide_is_refused_and_leaves_no_folder(tmp_path, flags, words):
+    (tmp_path / "line.py").write_text(LINE)
+    code, _, err = command(tmp_path, "run", "line.py", *flags)
+    assert code == 2 and words in err and not (tmp_path / "runs").exists()

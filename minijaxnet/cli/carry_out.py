@@ -17,6 +17,7 @@ from minijaxnet.cli.report import Known, leave_report
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
+from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
@@ -47,16 +48,17 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             raise ValueError(f"{name}: got {value}; expected a finite number, at least 0")
     params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     by_hand = experiment.value_and_gradient
-    descent = make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate)
+    descent = _descent(asked, flags.learning_rate)
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
+    start, data = _placed(asked, start, train)
     seen = first_batch(train, flags.batch_size)
     measure = measure_of(experiment, params, train, test, key)
 
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
-        f"{flags.learning_rate:g}, {flags.precision} on {jax.devices()[0].device_kind}"
+        f"{flags.learning_rate:g}, {flags.precision} on {_kind_of_devices(flags.devices)}"
     )
     print(heading, flush=True)
     report = None
@@ -83,7 +85,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             result = fit(
                 descent,
                 start,
-                train,
+                data,
                 steps=flags.steps,
                 until_flat=flags.until_flat,
                 batch_size=flags.batch_size,
@@ -144,12 +146,35 @@ def failure_told(folder: Path) -> Iterator[None]:
         raise
 
 
+def _descent(asked: Asked, learning_rate: float) -> Descent:
+    """The descent that was asked for, over as many devices."""
+    descent = make_descent(differentiated(asked.experiment), asked.flags.optimizer, learning_rate)
+    return descent if asked.flags.devices == 1 else on_mesh(data_mesh(asked.flags.devices), descent)
+
+
+def _placed(asked: Asked, start: DescentState, train: Any) -> tuple[DescentState, Any]:
+    """State and data where the descent runs: the points divided, or for minibatches all of them on each device."""
+    count, size = asked.flags.devices, asked.flags.batch_size
+    if count == 1:
+        return start, train
+    mesh = data_mesh(count)
+    if size is not None and size % count:
+        raise ValueError(f"batch_size: got {size}; expected a multiple of {count}, the devices")
+    return replicate(mesh, start), shard_batch(mesh, train) if size is None else replicate(mesh, train)
+
+
+def _kind_of_devices(count: int) -> str:
+    kind = jax.devices()[0].device_kind
+    shared = ", which share its cores" if count > 1 and jax.devices()[0].platform == "cpu" else ""
+    return kind if count == 1 else f"{count} devices ({kind}{shared})"
+
+
 def _halve_rate(asked: Asked) -> Callable[[DescentState, int], tuple[Descent, DescentState]]:
     """Go on with half the learning rate each time a descent has diverged."""
 
     def retry(state: DescentState, times: int) -> tuple[Descent, DescentState]:
         flags = asked.flags
-        descent = make_descent(differentiated(asked.experiment), flags.optimizer, flags.learning_rate / 2**times)
+        descent = _descent(asked, flags.learning_rate / 2**times)
         if flags.optimizer == "gd":  # whose rate is in the state
             state = state._replace(optimizer=descent.init(state.params, state.key).optimizer)
         return descent, state

@@ -34,6 +34,8 @@ class RunFlags(Settings):
     """Descend though the gradient by hand is wrong."""
     tensorboard: bool = False
     """Write the metrics as TensorBoard's event files, too."""
+    devices: int = 1
+    """Over how many devices each batch is divided; a CPU is divided into as many, which share its cores."""
     report: bool = True
     """Leave a page in the run's folder, report.html, that tells what came out."""
 
@@ -132,6 +134,17 @@ class DrawFlags(Settings):
     """Inches; the width is 4.8."""
     seconds: float = 2.0
     """To measure, where step times are drawn."""
+
+
+def devices_asked(arguments: Sequence[str]) -> int:
+    """How many devices the arguments ask for; to be known before an experiment is loaded, which may ask JAX for one.
+
+    >>> devices_asked(["--seed", "3", "--devices", "4"]), devices_asked(["--devices=2"]), devices_asked([])
+    (4, 2, 1)
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    number = words[words.index("--devices") + 1] if "--devices" in words[:-1] else "1"
+    return int(number) if number.isdecimal() else 1  # what is no number is the parser's to say
 
 
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
