@@ -87,23 +87,24 @@ def python_blocks() -> list[str]:
 
 
 def test_the_readmes_snippets_run(capsys: pytest.CaptureFixture):
-    *jobs, own_experiment, own_rule = python_blocks()
+    *jobs, own_experiment, on_devices, own_rule = python_blocks()
     assert len(jobs) == 3
     assert all(len(job.strip().splitlines()) <= 10 for job in jobs)
     names: dict = {}
     for job in (*jobs, own_rule):
         exec(compile(job, "README.md", "exec"), names)
+    assert names["trace"].loss[-1] < 0.1 < names["trace"].loss[0]
+    exec(compile(on_devices, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "OUT_OF_STEPS" in printed
     assert "gradient by hand against autodiff: right" in printed
     assert "interleaved rounds" in printed
-    assert names["trace"].loss[-1] < 0.1 < names["trace"].loss[0]
     assert "experiment = mjn.Experiment(" in own_experiment
 
 
 def test_the_readmes_experiment_runs(tmp_path: Path):
     file = tmp_path / "my_experiment.py"
-    file.write_text(python_blocks()[-2], encoding="utf-8")
+    file.write_text(python_blocks()[3], encoding="utf-8")
     call = [
         sys.executable,
         "-m",
