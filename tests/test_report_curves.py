@@ -2,25 +2,17 @@
 
 import numpy as np
 import pytest
+from picture_kit import axes_with
 
 from minijaxnet.report.axes import as_written
 from minijaxnet.report.curves import draw_curves, draw_trace
-from minijaxnet.report.style import COLOURS, figure, save, styled
+from minijaxnet.report.style import COLOURS
 from minijaxnet.report.thin import thin
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Trace
 
 ROWS = [
     {"step": 10 * i, "loss": 1.0, "train_loss": 10.0 ** (1 - i), "test_loss": 2.0 * 10.0 ** (1 - i)} for i in range(5)
 ]
-
-
-def axes_with(draw, tmp_path):
-    with styled():
-        made = figure()
-        axes = made.subplots()
-        draw(axes)
-        save(made, tmp_path / "picture.svg")
-    return axes
 
 
 def line(axes, label):

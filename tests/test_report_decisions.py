@@ -12,12 +12,6 @@ Y = np.array([0, 0, 1, 1])
 
 
 @pytest.fixture
-def axes():
-    with styled():
-        yield figure().subplots()
-
-
-@pytest.fixture
 def drawn():
     with styled():
         yield figure(4.8, 4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from picture_kit import axes_with, lines
 
 from minijaxnet import check_grad
 from minijaxnet.report.gradients import (
@@ -18,7 +19,7 @@ from minijaxnet.report.gradients import (
     verdict_line,
     worst_element,
 )
-from minijaxnet.report.style import COLOURS, figure, save, styled
+from minijaxnet.report.style import COLOURS
 from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 PARAMS = {"slope": jnp.array([1.0, -2.0]), "offset": jnp.array(0.5)}
@@ -53,19 +54,6 @@ def leaf(path="['w']", error=1e-17, tolerance=1e-15, **more):
 def report(*leaves):
     state = "fail" if any(each.share_wrong for each in leaves) else "pass"
     return GradReport({"algebra": Verdict(state, "so it is")}, {each.path: each for each in leaves})
-
-
-def axes_with(draw, tmp_path):
-    with styled():
-        made = figure()
-        axes = made.subplots()
-        draw(axes)
-        save(made, tmp_path / "picture.svg")
-    return axes
-
-
-def lines(axes):
-    return {line.get_label(): line for line in axes.get_lines()}
 
 
 def test_each_leaf_has_its_error_and_what_rounding_explains(tmp_path):

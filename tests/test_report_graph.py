@@ -7,18 +7,12 @@ import pytest
 
 import minijaxnet as mjn
 from minijaxnet.report.graph import draw_network
-from minijaxnet.report.style import COLOURS, figure, styled
+from minijaxnet.report.style import COLOURS
 
 
 def params_of(hidden, output):
     """Each node's incoming weights together, as the lesson has them."""
     return ({"weights": jnp.array(hidden, float).T}, {"weights": jnp.array([output], float).T})
-
-
-@pytest.fixture
-def axes():
-    with styled():
-        yield figure().subplots()
 
 
 def texts(axes):

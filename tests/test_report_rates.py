@@ -4,26 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from picture_kit import axes_with, lines
 
 from minijaxnet import descend, gradient_descent, sweep
 from minijaxnet.report.rates import draw_ends, draw_heat, draw_rates, draw_sweep
-from minijaxnet.report.style import figure, save, styled
 
 RATES = np.array([0.01, 0.1, 1.0, 10.0])
 LOSSES = np.array([[4.0, 5.0, 6.0], [1.0, 2.0, 300.0], [0.5, np.inf, np.inf], [np.inf, np.inf, np.inf]])
-
-
-def axes_with(draw, tmp_path):
-    with styled():
-        made = figure()
-        axes = made.subplots()
-        draw(axes)
-        save(made, tmp_path / "picture.svg")
-    return axes
-
-
-def lines(axes):
-    return {line.get_label(): line for line in axes.get_lines()}
 
 
 def test_medians_count_diverged_seeds_as_infinite(tmp_path):

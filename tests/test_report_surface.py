@@ -14,12 +14,6 @@ PATH = np.array([[0.9, -0.3], [0.4, 0.1], [0.0, 0.0]])
 
 
 @pytest.fixture
-def axes():
-    with styled():
-        yield figure().subplots()
-
-
-@pytest.fixture
 def space():
     with styled():
         yield figure().add_subplot(projection="3d")

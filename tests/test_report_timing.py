@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from picture_kit import axes_with, lines
 
 from minijaxnet.bench import ArmTiming, Limits, StepComparison
-from minijaxnet.report.style import figure, save, styled
 from minijaxnet.report.timing import (
     compared,
     draw_compile_and_steady,
@@ -25,19 +25,6 @@ def comparison(rounds=20, control=1.0, rounds_each=(), names=("autodiff", "by ha
     arms = {name: ArmTiming(0.5, second * wobble * (1 + 1e-4 * i)) for i, (name, second) in enumerate(times)}
     sentinel = np.linspace(1.0, 1.5, rounds)
     return StepComparison(names[0], arms, control * 1e-4 * wobble, sentinel, rounds_each, {"cpu": "one"})
-
-
-def axes_with(draw, tmp_path, width=4.8):
-    with styled():
-        made = figure(width)
-        axes = made.subplots()
-        draw(axes)
-        save(made, tmp_path / "picture.svg")
-    return axes
-
-
-def lines(axes):
-    return {line.get_label(): line for line in axes.get_lines()}
 
 
 def test_the_object_and_its_json_give_the_same(tmp_path):

@@ -23,12 +23,6 @@ BATCH = (jnp.array([3.0]), jnp.array([10.0]))
 STOPS = [2.0, 2.24, 2.4368]
 
 
-@pytest.fixture
-def axes():
-    with styled():
-        yield figure().subplots()
-
-
 def by_label(axes):
     return {line.get_label(): line for line in axes.lines}
 
