@@ -115,11 +115,12 @@ def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
         return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), known.train)
 
     lowest = jnp.asarray(found.weights[np.nanargmin(found.losses)])
+    apart = np.unique(found.weights.astype(float), return_index=True)[1]  # a narrow dtype has fewer weights than points
     curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
     player = OneWeight(
         "The descent, stop by stop",
         name,
-        Curve(found.weights, found.losses),
+        Curve(found.weights[apart], found.losses[apart]),
         Stops(found.stops, found.stop_losses, found.slopes, path.moves[:, 0]),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
@@ -141,11 +142,18 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
     )
     first, second = weights_of(known.params)
     offsets = np.asarray(surface.offsets)
-    axes = (centre[0] + offsets, centre[1] + offsets)
+    axes = tuple(middle + offsets.astype(float) for middle in centre.astype(float))  # in even steps, however fine
     rate = told.config["flags"]["learning_rate"]
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights(
-        "The descent, stop by stop", (first, second), axes, surface.losses, path.weights, path.losses, rate, path.at
+        "The descent, stop by stop",
+        (first, second),
+        (axes[0], axes[1]),
+        surface.losses,
+        path.weights,
+        path.losses,
+        rate,
+        path.at,
     )
     return Seen("", views(surface, path.weights - centre, names, path.losses), players=[player])
 
@@ -203,7 +211,7 @@ def predictions(told: Told, known: Known) -> Seen | None:
     wanted: list[Wanted] = []
     classes = _classes(predicted, actual)
     if np.ndim(x) == 2 and np.shape(x)[1] == 2:
-        threshold = None if classes is None else 0.0
+        threshold = None if classes is None else _threshold(predicted)
 
         def regions(axes: Any) -> None:
             draw_regions(axes, functools.partial(predict, known.params), train_x, train_y, threshold=threshold)
@@ -217,8 +225,16 @@ def predictions(told: Told, known: Known) -> Seen | None:
         if predicted.size == actual.size:
             errors = predicted.reshape(-1) - actual.reshape(-1)
             worst = np.argsort(-np.abs(errors))[:_MOST_SHOWN]
-            rows = [(int(i), *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors))) for i in worst]
-            tables = [Table("Largest errors on test data", ("point", "predicted", "actual", "error"), rows)]
+            outputs = actual.size // len(actual)
+            rows = [
+                (
+                    *((int(i),) if outputs == 1 else (int(i // outputs), int(i % outputs))),
+                    *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors)),
+                )
+                for i in worst
+            ]
+            which = ("point", "output") if outputs > 1 else ("point",)
+            tables = [Table("Largest errors on test data", (*which, "predicted", "actual", "error"), rows)]
         return Seen("", wanted, tables=tables) if wanted or tables else None
     said, true, count = classes
     counts = confusion(said, true, count)
@@ -250,8 +266,17 @@ def _classes(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.
     ):
         return predicted.argmax(1), actual.astype(int), predicted.shape[1]
     if predicted.shape == actual.shape == (len(actual), 1) and set(np.unique(actual.astype(float))) <= {0.0, 1.0}:
-        return (predicted[:, 0] > 0).astype(int), actual[:, 0].astype(int), 2
+        return (predicted[:, 0] > _threshold(predicted)).astype(int), actual[:, 0].astype(int), 2
     return None
+
+
+def _threshold(predicted: np.ndarray) -> float:
+    """Above what a single output says class 1: 0.5 if all of them are probabilities, 0 if they are logits.
+
+    >>> _threshold(np.array([0.2, 0.9])), _threshold(np.array([-0.2, 0.9]))
+    (0.5, 0.0)
+    """
+    return 0.5 if ((predicted >= 0) & (predicted <= 1)).all() else 0.0
 
 
 def _graph(known: Known) -> Callable[[Any], None] | None:
