@@ -92,3 +92,12 @@ def test_a_metric_whose_name_begins_like_a_weights_is_drawn():
     [section] = [section for section in tell(told(rows)).sections if section.title == "Descent"]
     titles = [picture.title for picture in section.pictures]
     assert "params_norm" in titles and "params/a" not in titles
+
+
+def test_losses_are_the_logs_own_and_what_is_left_out_is_said():
+    rows = [row | {"train_loss": 0.1234567890123} for row in rows_of("a", np.linspace(8, 1, 1_500))]
+    [section, *_] = shown(told(rows), known({"a": jnp.float32(1)}))
+    [player] = section.players
+    kept = len(player.at)
+    assert section.words.strip() == f"Of 1,500 logged stops {kept} are here, the early ones most closely."
+    assert player_data(player)["data"]["stops"][1] == [0.1234567890123] * kept

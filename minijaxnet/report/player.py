@@ -1,7 +1,7 @@
 """Players of recorded descents: what is recorded, checked and made ready for the page.
 
-A player steps through the stops of a descent of one weight, in its bowl, or of two, on their loss surface. Every number
-that it shows was recorded; only what is called live on the page is computed there.
+A player steps through the stops of a descent of one weight, in its bowl, or of two, on their loss surface. The page
+computes nothing of the record; only what is called live is computed there.
 """
 
 import math

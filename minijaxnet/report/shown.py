@@ -92,6 +92,11 @@ def stops(told: Told, known: Known) -> Seen | None:
     return (_one_weight if path.weights.shape[1] == 1 else _two_weights)(told, known, path)
 
 
+def _left_out(told: Told, path: _Path) -> str:
+    logged, kept = len(told.seen), len(path.at)
+    return "" if kept == logged else f"Of {logged:,} logged stops {kept:,} are here, the early ones most closely."
+
+
 def bowl(told: Told, known: Known) -> Bowl:
     """The bowl of an experiment with one weight, with the stops of its descent.
 
@@ -121,14 +126,14 @@ def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
         "The descent, stop by stop",
         name,
         Curve(found.weights[apart], found.losses[apart]),
-        Stops(found.stops, found.stop_losses, found.slopes, path.moves[:, 0]),
+        Stops(found.stops, path.losses, found.slopes, path.moves[:, 0]),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
         path.at,
     )
     alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
     strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, found, name=name), 4.6, True)
-    return Seen("", [strip], players=[player])
+    return Seen(_left_out(told, path), [strip], players=[player])
 
 
 def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
@@ -155,7 +160,7 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
         rate,
         path.at,
     )
-    return Seen("", views(surface, path.weights - centre, names, path.losses), players=[player])
+    return Seen(_left_out(told, path), views(surface, path.weights - centre, names, path.losses), players=[player])
 
 
 def over_path(known: Known, path: Any) -> tuple[LossSurface, np.ndarray, tuple[str, str]]:
