@@ -101,3 +101,20 @@ def test_losses_are_the_logs_own_and_what_is_left_out_is_said():
     kept = len(player.at)
     assert section.words.strip() == f"Of 1,500 logged stops {kept} are here, the early ones most closely."
     assert player_data(player)["data"]["stops"][1] == [0.1234567890123] * kept
+
+
+def test_the_curve_of_a_narrow_dtype_is_smooth():
+    [section, *_] = shown(told(rows_of("a", [8, 4, 2])), known({"a": jnp.asarray(8, jnp.bfloat16)}, dtype=jnp.bfloat16))
+    [player] = section.players
+    assert isinstance(player, OneWeight)
+    curve = np.array(player_data(player)["data"]["curve"], float)
+    np.testing.assert_allclose(curve[2], 2 * (curve[0] - 1), atol=1e-3)  # the slope
+
+
+def test_after_halvings_the_rate_is_the_last_one_and_the_verdicts_say_so():
+    events = [{"step": 0, "event": "halved", "diverged_at": at} for at in (7, 9)]
+    record = told(events + rows_of("a", [8, 4, 2]))
+    [section, *_] = shown(record, known({"a": jnp.float32(2)}))
+    assert section.players[0].learning_rate == 0.025
+    said = [verdict.words for verdict in tell(record).verdicts if verdict.kind == "warning"]
+    assert said[1] == "At step 9 it had diverged: back to step 0, and on at half the learning rate."

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.landscape import LossSurface, loss_surface, project_path
-from minijaxnet.pytrees import number_of, weights_of
+from minijaxnet.pytrees import cast_floats, number_of, weights_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import principal_directions, random_directions
 from minijaxnet.report.graph import draw_network
@@ -92,6 +92,17 @@ def stops(told: Told, known: Known) -> Seen | None:
     return (_one_weight if path.weights.shape[1] == 1 else _two_weights)(told, known, path)
 
 
+def _widened(tree: Any) -> Any:
+    """A tree with its floats in float32 at least."""
+    return jax.tree.map(lambda leaf: cast_floats(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+                        if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)  # fmt: skip
+
+
+def _rate(told: Told) -> float:
+    """The learning rate that the descent ended with: halved each time it diverged and went on."""
+    return told.config["flags"]["learning_rate"] / 2 ** (len(told.rows) - len(told.seen))
+
+
 def _left_out(told: Told, path: _Path) -> str:
     logged, kept = len(told.seen), len(path.at)
     return "" if kept == logged else f"Of {logged:,} logged stops {kept:,} are here, the early ones most closely."
@@ -112,20 +123,22 @@ def bowl(told: Told, known: Known) -> Bowl:
 
 def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
-    rate = told.config["flags"]["learning_rate"]
+    rate = _rate(told)
     loss, found = _loss(known), bowl(told, known)
+    wide = known._replace(params=_widened(known.params), train=_widened(known.train))
+    curve = bowl(told, wide)  # a narrow dtype would make stairs of it
     [name] = weights_of(known.params)
 
     def flat_loss(weight: jax.Array) -> jax.Array:
-        return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), known.train)
+        return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), wide.train)
 
-    lowest = jnp.asarray(found.weights[np.nanargmin(found.losses)])
-    apart = np.unique(found.weights.astype(float), return_index=True)[1]  # a narrow dtype has fewer weights than points
+    lowest = jnp.asarray(curve.weights[np.nanargmin(curve.losses)])
+    apart = np.unique(curve.weights, return_index=True)[1]  # after small steps points fall together
     curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
     player = OneWeight(
         "The descent, stop by stop",
         name,
-        Curve(found.weights[apart], found.losses[apart]),
+        Curve(curve.weights[apart], curve.losses[apart]),
         Stops(found.stops, path.losses, found.slopes, path.moves[:, 0]),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
@@ -148,7 +161,7 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
     first, second = weights_of(known.params)
     offsets = np.asarray(surface.offsets)
     axes = tuple(middle + offsets.astype(float) for middle in centre.astype(float))  # in even steps, however fine
-    rate = told.config["flags"]["learning_rate"]
+    rate = _rate(told)
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights(
         "The descent, stop by stop",
