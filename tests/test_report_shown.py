@@ -117,4 +117,4 @@ def test_after_halvings_the_rate_is_the_last_one_and_the_verdicts_say_so():
     [section, *_] = shown(record, known({"a": jnp.float32(2)}))
     assert section.players[0].learning_rate == 0.025
     said = [verdict.words for verdict in tell(record).verdicts if verdict.kind == "warning"]
-    assert said[1] == "At step 9 it had diverged: back to step 0, and on at half the learning rate."
+    assert said == ["Diverged 2 times, at last at step 9: back to step 0, each time on at half the learning rate."]

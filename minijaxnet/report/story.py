@@ -131,9 +131,10 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
     yield Verdict(_STATES[told.state], how)
-    for event in (row for row in told.rows if "diverged_at" in row):
-        yield Verdict("warning", f"At step {event['diverged_at']:,} it had diverged: back to step {event['step']:,}, "
-                      "and on at half the learning rate.")  # fmt: skip
+    if gone := [row for row in told.rows if "diverged_at" in row]:
+        often, at, back = len(gone), gone[-1]["diverged_at"], gone[-1]["step"]
+        last = f"Diverged {often} time{'s' * (often > 1)}, at last at step {at:,}: back to step {back:,}"
+        yield Verdict("warning", f"{last}, each time on at half the learning rate.")
     if len(rows) > 1 and "train_loss" in rows[0]:
         first, last = rows[0], rows[-1]
         metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
