@@ -45,7 +45,8 @@ class Experiment:
         data: ``data(*, ...) -> (train, test)``, two batches ``(x, y)``. Its keyword-only numbers become ``--data-...``.
         value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
             Where there is one, the descent runs it.
-        predict: ``predict(params, x)``, for pictures.
+        predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if
+            all outputs are from 0 to 1.
         metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
         peers: the objective in the words of other frameworks, to be timed against: ``"torch"``, a function
             ``(params, batch) -> loss`` of PyTorch's tensors, and ``"numpy"``, one of NumPy's arrays,

@@ -63,6 +63,15 @@ def weights_of(params: Any) -> dict[str, jax.Array]:
     }
 
 
+def is_weight(name: str) -> bool:
+    """Whether a logged number is a weight, by its name.
+
+    >>> is_weight("params"), is_weight("params/slope"), is_weight("params_norm")
+    (True, True, False)
+    """
+    return name.split("/")[0] == "params"
+
+
 def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
     """A batch as ``(x, y)``.
 

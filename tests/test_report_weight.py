@@ -125,6 +125,15 @@ def test_a_strip_shows_the_first_the_second_and_the_last():
     assert (titles[:2], titles[-1]) == (["stop 0", "stop 1"], "stop 39")
 
 
+def test_long_numbers_above_a_panel_take_a_line_more():
+    bowl = bowl_of(loss, jnp.array([-1.71234e10, 2.0]), BATCH)
+    with styled():
+        drawn = figure()
+        draw_strip(drawn, bowl)
+    lines = [axes.get_title("left").split("\n") for axes in drawn.axes]
+    assert [len(each) for each in lines] == [3, 2] and lines[0][2].startswith("slope")
+
+
 def test_a_long_descent_is_thinned_to_few_frames(tmp_path):
     bowl = bowl_of(loss, jnp.linspace(2, 3, 500), BATCH)
     animate(tmp_path / "bowl.gif", bowl, most=4)

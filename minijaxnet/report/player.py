@@ -1,7 +1,7 @@
 """Players of recorded descents: what is recorded, checked and made ready for the page.
 
-A player steps through the stops of a descent of one weight, in its bowl, or of two, on their loss surface. Every number
-that it shows was recorded; only what is called live on the page is computed there.
+A player steps through the stops of a descent of one weight, in its bowl, or of two, on their loss surface. The page
+computes nothing of the record; only what is called live is computed there.
 """
 
 import math
@@ -142,7 +142,9 @@ def _two_weights(player: TwoWeights) -> dict[str, Any]:
         raise ValueError(f"{where}: surface: got shape {surface.shape}; expected {tuple(map(len, axes))}, as the axes")
     if path.ndim != 2 or path.shape[1] != 2:
         raise ValueError(f"{where}: path: got shape {path.shape}; expected (stops, 2)")
+    at = _steps(where, player.at, [path[:, 0]])
     steps = np.diff(path, axis=0, append=np.nan)
+    steps[:-1][np.diff(at) != 1] = np.nan  # from there on the log leaves stops out
     record = [*path.T, np.atleast_1d(player.losses), *steps.T]
     shown = _shown(where, record)
     rows, columns = (_spread(len(axis), _MOST_ROWS) for axis in axes)
@@ -150,7 +152,7 @@ def _two_weights(player: TwoWeights) -> dict[str, Any]:
         "axes": [_plain(axis[[0, -1]]) for axis in axes],
         "surface": [_plain(row.astype(np.float32)) for row in surface[np.ix_(rows, columns)]],
         "stops": [_plain(values[shown]) for values in record],
-        "at": _steps(where, player.at, record)[shown].tolist(),
+        "at": at[shown].tolist(),
         "names": list(player.weights),
         "colours": _height_colours(),
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minijaxnet.pytrees import is_weight
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.story import Seen, Told, Wanted, command_of, illustrated
@@ -24,7 +25,7 @@ def tell_several(runs: Sequence[Told]) -> Page:
     if np.isfinite(loss := _last(lowest, "test_loss")):
         best = next(name for name, told in names.items() if told is lowest)
         verdicts.insert(0, Verdict("neutral", f"The lowest test loss at the end, {short(loss)}, is that of {best}."))
-    columns = list(dict.fromkeys(c for told in runs if told.seen for c in told.seen[-1] if not c.startswith("params")))
+    columns = list(dict.fromkeys(c for told in runs if told.seen for c in told.seen[-1] if not is_weight(c)))
     rows = [
         (name, told.state, *(told.seen[-1].get(column) if told.seen else None for column in columns))
         for name, told in names.items()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.landscape import LossSurface, loss_surface, project_path
-from minijaxnet.pytrees import number_of, weights_of
+from minijaxnet.pytrees import cast_floats, number_of, weights_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import principal_directions, random_directions
 from minijaxnet.report.graph import draw_network
@@ -92,6 +92,22 @@ def stops(told: Told, known: Known) -> Seen | None:
     return (_one_weight if path.weights.shape[1] == 1 else _two_weights)(told, known, path)
 
 
+def _widened(tree: Any) -> Any:
+    """A tree with its floats in float32 at least."""
+    return jax.tree.map(lambda leaf: cast_floats(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+                        if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)  # fmt: skip
+
+
+def _rate(told: Told) -> float:
+    """The learning rate that the descent ended with: halved each time it diverged and went on."""
+    return told.config["flags"]["learning_rate"] / 2 ** (len(told.rows) - len(told.seen))
+
+
+def _left_out(told: Told, path: _Path) -> str:
+    logged, kept = len(told.seen), len(path.at)
+    return "" if kept == logged else f"Of {logged:,} logged stops {kept:,} are here, the early ones most closely."
+
+
 def bowl(told: Told, known: Known) -> Bowl:
     """The bowl of an experiment with one weight, with the stops of its descent.
 
@@ -107,27 +123,30 @@ def bowl(told: Told, known: Known) -> Bowl:
 
 def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
-    rate = told.config["flags"]["learning_rate"]
+    rate = _rate(told)
     loss, found = _loss(known), bowl(told, known)
+    wide = known._replace(params=_widened(known.params), train=_widened(known.train))
+    curve = bowl(told, wide)  # a narrow dtype would make stairs of it
     [name] = weights_of(known.params)
 
     def flat_loss(weight: jax.Array) -> jax.Array:
-        return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), known.train)
+        return loss(jax.tree.unflatten(structure, [weight.reshape(np.shape(leaf))]), wide.train)
 
-    lowest = jnp.asarray(found.weights[np.nanargmin(found.losses)])
+    lowest = jnp.asarray(curve.weights[np.nanargmin(curve.losses)])
+    apart = np.unique(curve.weights, return_index=True)[1]  # after small steps points fall together
     curvature = float(jax.grad(jax.grad(flat_loss))(lowest))
     player = OneWeight(
         "The descent, stop by stop",
         name,
-        Curve(found.weights, found.losses),
-        Stops(found.stops, found.stop_losses, found.slopes, path.moves[:, 0]),
+        Curve(curve.weights[apart], curve.losses[apart]),
+        Stops(found.stops, path.losses, found.slopes, path.moves[:, 0]),
         rate,
         curvature if math.isfinite(curvature) and curvature > 0 else None,
         path.at,
     )
     alt = f"The loss over {name}, with the stops of the descent, the slope and the step at some of them."
     strip = Wanted("Moments of the descent", alt, lambda figure: draw_strip(figure, found, name=name), 4.6, True)
-    return Seen("", [strip], players=[player])
+    return Seen(_left_out(told, path), [strip], players=[player])
 
 
 def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
@@ -141,13 +160,20 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
     )
     first, second = weights_of(known.params)
     offsets = np.asarray(surface.offsets)
-    axes = (centre[0] + offsets, centre[1] + offsets)
-    rate = told.config["flags"]["learning_rate"]
+    axes = tuple(middle + offsets.astype(float) for middle in centre.astype(float))  # in even steps, however fine
+    rate = _rate(told)
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights(
-        "The descent, stop by stop", (first, second), axes, surface.losses, path.weights, path.losses, rate, path.at
+        "The descent, stop by stop",
+        (first, second),
+        (axes[0], axes[1]),
+        surface.losses,
+        path.weights,
+        path.losses,
+        rate,
+        path.at,
     )
-    return Seen("", views(surface, path.weights - centre, names, path.losses), players=[player])
+    return Seen(_left_out(told, path), views(surface, path.weights - centre, names, path.losses), players=[player])
 
 
 def over_path(known: Known, path: Any) -> tuple[LossSurface, np.ndarray, tuple[str, str]]:
@@ -203,7 +229,7 @@ def predictions(told: Told, known: Known) -> Seen | None:
     wanted: list[Wanted] = []
     classes = _classes(predicted, actual)
     if np.ndim(x) == 2 and np.shape(x)[1] == 2:
-        threshold = None if classes is None else 0.0
+        threshold = None if classes is None else _threshold(predicted)
 
         def regions(axes: Any) -> None:
             draw_regions(axes, functools.partial(predict, known.params), train_x, train_y, threshold=threshold)
@@ -217,8 +243,16 @@ def predictions(told: Told, known: Known) -> Seen | None:
         if predicted.size == actual.size:
             errors = predicted.reshape(-1) - actual.reshape(-1)
             worst = np.argsort(-np.abs(errors))[:_MOST_SHOWN]
-            rows = [(int(i), *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors))) for i in worst]
-            tables = [Table("Largest errors on test data", ("point", "predicted", "actual", "error"), rows)]
+            outputs = actual.size // len(actual)
+            rows = [
+                (
+                    *((int(i),) if outputs == 1 else (int(i // outputs), int(i % outputs))),
+                    *(float(of.reshape(-1)[i]) for of in (predicted, actual, errors)),
+                )
+                for i in worst
+            ]
+            which = ("point", "output") if outputs > 1 else ("point",)
+            tables = [Table("Largest errors on test data", (*which, "predicted", "actual", "error"), rows)]
         return Seen("", wanted, tables=tables) if wanted or tables else None
     said, true, count = classes
     counts = confusion(said, true, count)
@@ -250,8 +284,17 @@ def _classes(predicted: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.
     ):
         return predicted.argmax(1), actual.astype(int), predicted.shape[1]
     if predicted.shape == actual.shape == (len(actual), 1) and set(np.unique(actual.astype(float))) <= {0.0, 1.0}:
-        return (predicted[:, 0] > 0).astype(int), actual[:, 0].astype(int), 2
+        return (predicted[:, 0] > _threshold(predicted)).astype(int), actual[:, 0].astype(int), 2
     return None
+
+
+def _threshold(predicted: np.ndarray) -> float:
+    """Above what a single output says class 1: 0.5 if all of them are probabilities, 0 if they are logits.
+
+    >>> _threshold(np.array([0.2, 0.9])), _threshold(np.array([-0.2, 0.9]))
+    (0.5, 0.0)
+    """
+    return 0.5 if ((predicted >= 0) & (predicted <= 1)).all() else 0.0
 
 
 def _graph(known: Known) -> Callable[[Any], None] | None:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet.pytrees import is_weight
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
+from minijaxnet.report.player import player_data
 from minijaxnet.report.rates import draw_ends
 from minijaxnet.report.style import WIDTH, NoMatplotlib, figure, styled, to_svg
 from minijaxnet.report.thin import thin
@@ -129,6 +131,10 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
     yield Verdict(_STATES[told.state], how)
+    if gone := [row for row in told.rows if "diverged_at" in row]:
+        often, at, back = len(gone), gone[-1]["diverged_at"], gone[-1]["step"]
+        last = f"Diverged {often} time{'s' * (often > 1)}, at last at step {at:,}: back to step {back:,}"
+        yield Verdict("warning", f"{last}, each time on at half the learning rate.")
     if len(rows) > 1 and "train_loss" in rows[0]:
         first, last = rows[0], rows[-1]
         metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
@@ -160,7 +166,7 @@ def _descent(told: Told) -> Section:
         return Section("Descent", "Nothing was logged.")
     ends = {"flat_at": "FLAT", "diverged_at": "DIVERGED"}
     marks = {mark: result["steps_taken"] for mark, status in ends.items() if result.get("status") == status}
-    names = [name for name in rows[-1] if name != "step" and not name.startswith("params")]
+    names = [name for name in rows[-1] if name != "step" and not is_weight(name)]
     losses = [name for name in ("train_loss", "test_loss") if name in names] or ["loss"]
     wanted: list[tuple[str, list[str]]] = [("Loss", losses), ("Gradient norm", ["gradient_norm"])]
     wanted += [(name, [name, f"test_{name}"]) for name in names if f"test_{name}" in names and name != "loss"]
@@ -284,9 +290,17 @@ class Seen(NamedTuple):
 
 
 def illustrated(title: str, seen: Seen) -> Section:
-    """A section with its pictures drawn; of those that failed it says why."""
+    """A section with its pictures drawn; of those that failed, players among them, it says why."""
     pictures, failed = drawn(seen.wanted)
-    return Section(title, "\n\n".join([seen.words, *failed]), seen.players, pictures, seen.tables)
+    players = []
+    for player in seen.players:
+        try:
+            player_data(player)
+        except ValueError as error:
+            failed.append(f"The descent cannot be stepped through: {error}")
+        else:
+            players.append(player)
+    return Section(title, "\n\n".join([seen.words, *failed]), players, pictures, seen.tables)
 
 
 def drawn(wanted: Iterable[Wanted]) -> tuple[list[Picture], list[str]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARGIN = 1.15  # how far the curve goes on either side of the lowest stop, in ways to the farthest stop
+_TITLE = 36  # letters above a panel of a strip
 _FRAMES_S = 8  # frames a second
 _LAST_FRAMES = 8  # the last moment stays for so many
 
@@ -192,7 +193,10 @@ def draw_strip(
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, at in zip(panels, chosen, strict=False):
         draw_bowl(axes, bowl, at=at, rate=rate, name=name)
-        axes.set_title(axes.get_title("left"), loc="left", fontsize=8)
+        title = axes.get_title("left")
+        if max(map(len, title.split("\n"))) > _TITLE:
+            title = title.replace(", slope", "\nslope")
+        axes.set_title(title, loc="left", fontsize=8)
         axes.label_outer()
     for axes in panels[len(chosen) :]:
         axes.remove()
