@@ -58,6 +58,7 @@ def random_directions(key: jax.Array, params: Any) -> tuple[Any, Any]:
     if not any(leaf.ndim > 1 for leaf in leaves):
         raise ValueError(f"params: got leaves of shapes {[leaf.shape for leaf in leaves]}; expected one with two axes")
 
+    @jax.jit
     def draw(key: jax.Array) -> Any:
         keys = jax.random.split(key, len(leaves))
         return jax.tree.unflatten(structure, list(map(_filters_like, keys, leaves)))

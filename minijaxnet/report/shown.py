@@ -192,7 +192,7 @@ def views(surface: LossSurface, path: Any, names: tuple[str, str], losses: Any =
     """A loss surface from above and from the side, with the path of a descent on it."""
     alt = f"The training loss over {names[0]} and {names[1]}"
     from_above = Wanted(
-        "From above", f"{alt}, in bands.", lambda axes: draw_contour(axes, surface, [path], names=names), 3.8
+        "From above", f"{alt}, in bands.", lambda axes: draw_contour(axes, surface, [path], names=names), 3.4
     )
 
     def from_the_side(figure: Any) -> None:
