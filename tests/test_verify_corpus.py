@@ -153,8 +153,8 @@ vjp: sine, cotangent ignored
 grad: quartic, its square held fixed ; vjp: cube, slope held fixed
 grad: value a millionth too large ; vjp: sine, a thousandth beside it
 grad: expm1 squared, by exp(x) - 1 ; grad: a leaf too few ; vjp: product, None for what has a slope
-grad: sinc, unguarded at 0
-grad: scalar rate, not summed ; grad: relu6, without its ceiling
+grad: sinc, unguarded at 0 ; grad: mean squared error, all by a thousandth
+grad: scalar rate, not summed ; grad: relu6, without its ceiling ; grad: dropout, slope not scaled
 grad: sort, permuted the other way ; grad: tanh, slope of the output taken twice
 """
 
