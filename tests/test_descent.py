@@ -1,5 +1,6 @@
 """Descents: one protocol for ours and optax's, gradient descent against its equation and against optax."""
 
+import functools
 import sys
 from fractions import Fraction
 
@@ -27,6 +28,9 @@ def squared_distance(params, batch):
 
 def noisy(params, batch, key):
     return MEAN_SQUARED_ERROR(params, batch) + jax.random.uniform(key)
+
+
+jitted = functools.cache(jax.jit)  # steps of equal descents are equal: one compiled program serves all tests
 
 
 def stacked(*trees):
@@ -72,7 +76,7 @@ def test_init_keeps_the_params_and_starts_at_step_0(make):
 @each_descent
 def test_a_step_says_what_it_saw_before_it_moved(make):
     descent = make(MEAN_SQUARED_ERROR)
-    state, info = jax.jit(descent.step)(descent.init(PARAMS), POINTS)
+    state, info = jitted(descent.step)(descent.init(PARAMS), POINTS)
     loss, slope = jax.value_and_grad(MEAN_SQUARED_ERROR)(PARAMS, POINTS)
     assert isinstance(info, mjn.StepInfo)
     chex.assert_trees_all_close(
@@ -101,7 +105,7 @@ def test_a_step_keeps_structure_shapes_and_dtypes_of_the_state(make):
 @each_descent
 def test_a_step_is_pure(make):
     descent = make(MEAN_SQUARED_ERROR)
-    state, step = descent.init(PARAMS), jax.jit(descent.step)
+    state, step = descent.init(PARAMS), jitted(descent.step)
     before = jax.tree.map(np.asarray, state)
     first, second = step(state, POINTS), step(state, POINTS)
     chex.assert_trees_all_equal(first, second)
@@ -113,7 +117,7 @@ def test_a_step_under_vmap_is_each_step_alone(make):
     descent = make(MEAN_SQUARED_ERROR)
     starts = [descent.init(NETWORK.init(jax.random.key(seed))) for seed in range(3)]
     states, infos = jax.jit(jax.vmap(descent.step, in_axes=(0, None)))(stacked(*starts), POINTS)
-    alone = [jax.jit(descent.step)(state, POINTS) for state in starts]
+    alone = [jitted(descent.step)(state, POINTS) for state in starts]
     expected_states, expected_infos = stacked(*alone)
     chex.assert_trees_all_close(infos, expected_infos, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(states.params, expected_states.params, rtol=1e-5, atol=1e-5)
@@ -135,7 +139,7 @@ def test_the_objective_gets_the_key_of_its_step(make):
         return squared_distance(params, batch), jax.random.key_data(key)
 
     descent, key = make(draws, has_aux=True), jax.random.key(5)
-    state, step = descent.init({"w": jnp.ones(2)}, key), jax.jit(descent.step)
+    state, step = descent.init({"w": jnp.ones(2)}, key), jitted(descent.step)
     for k in range(3):
         state, info = step(state, 0.0)
         chex.assert_trees_all_equal(info.aux, jax.random.key_data(jax.random.fold_in(key, k)))
@@ -148,7 +152,7 @@ def test_what_the_objective_returns_beside_its_loss_is_handed_on(make):
         return squared_distance(params, batch), {"sum": jnp.sum(params), "count": jnp.int32(7)}
 
     descent = make(with_aux, has_aux=True)
-    _, info = jax.jit(descent.step)(descent.init(jnp.array([1.0, 2.0])), 0.0)
+    _, info = jitted(descent.step)(descent.init(jnp.array([1.0, 2.0])), 0.0)
     chex.assert_trees_all_equal(info.aux, {"sum": jnp.float32(3), "count": jnp.int32(7)}, strict=True)
 
 
@@ -227,7 +231,7 @@ def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
         start = network.init(jax.random.key(1))
 
         def thousand_steps(descent):
-            step = jax.jit(descent.step)
+            step = jitted(descent.step)
             return jax.lax.scan(lambda state, _: step(state, batch), descent.init(start), length=1_000)
 
         state, info = thousand_steps(mjn.gradient_descent(objective, rate))
@@ -256,7 +260,7 @@ def test_the_update_is_made_in_each_leafs_own_dtype():
 
         for rate in (0.1, jnp.float32(0.1), jnp.float64(0.1)):
             descent = mjn.gradient_descent(half_of_the_square, rate)
-            state, info = jax.jit(descent.step)(descent.init(params), ())
+            state, info = jitted(descent.step)(descent.init(params), ())
             for name, leaf in params.items():
                 got = state.params[name]
                 assert got.dtype == leaf.dtype
@@ -268,7 +272,7 @@ def test_the_update_is_made_in_each_leafs_own_dtype():
 def test_a_step_past_the_range_of_a_dtype_stops_at_its_edge():
     for dtype, rate in ((jnp.float32, 3e38), (jnp.bfloat16, 3e38), (jnp.float16, 6e4)):
         descent = mjn.gradient_descent(lambda w, batch: jnp.sum(w * batch), rate)
-        state, _ = jax.jit(descent.step)(descent.init(jnp.zeros(3, dtype)), jnp.array([100.0, -100.0, 0.0], dtype))
+        state, _ = jitted(descent.step)(descent.init(jnp.zeros(3, dtype)), jnp.array([100.0, -100.0, 0.0], dtype))
         edge = jnp.finfo(dtype).max
         chex.assert_trees_all_equal(state.params, jnp.array([-edge, edge, 0], dtype))
 
@@ -276,7 +280,7 @@ def test_a_step_past_the_range_of_a_dtype_stops_at_its_edge():
 @pytest.mark.parametrize(("dtype", "rate"), [(jnp.float16, 1e5), (jnp.bfloat16, 3.4e38)])
 def test_a_rate_past_the_range_of_a_leafs_dtype_leaves_its_params_finite(dtype, rate):
     descent = mjn.gradient_descent(lambda w, batch: jnp.sum(w * batch), rate)
-    state, info = jax.jit(descent.step)(descent.init(jnp.ones(2, dtype)), jnp.array([1.0, 0.0], dtype))
+    state, info = jitted(descent.step)(descent.init(jnp.ones(2, dtype)), jnp.array([1.0, 0.0], dtype))
     # Either the step stops at the edge or it says that it must not be taken.
     assert jnp.isfinite(state.params).all() or not jnp.isfinite(info.gradient_norm)
 
@@ -341,7 +345,7 @@ def test_any_kind_of_number_serves_as_a_rate_and_all_are_kept_alike(rate):
 def test_an_optax_descent_is_optax_by_hand(name):
     optimizer = OPTIMIZERS[name]
     descent = mjn.optax_descent(MEAN_SQUARED_ERROR, optimizer)
-    step = jax.jit(descent.step)
+    step = jitted(descent.step)
 
     @jax.jit
     def by_hand(params, optimizer_state):
@@ -359,7 +363,7 @@ def test_an_optax_descent_is_optax_by_hand(name):
 
 def test_lbfgs_gets_the_loss_and_the_objective_that_its_line_search_asks_for():
     descent = mjn.optax_descent(MEAN_SQUARED_ERROR, OPTIMIZERS["lbfgs"])
-    state, step = descent.init(PARAMS), jax.jit(descent.step)
+    state, step = descent.init(PARAMS), jitted(descent.step)
     losses = []
     for _ in range(30):
         state, info = step(state, POINTS)
@@ -381,7 +385,7 @@ def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():
 def test_an_optax_descent_keeps_the_params_dtype(dtype):
     with jax.enable_x64(dtype is jnp.float64):
         descent = mjn.optax_descent(squared_distance, optax.adam(0.1))
-        state, _ = jax.jit(descent.step)(descent.init(jnp.ones(2, dtype)), 0.0)
+        state, _ = jitted(descent.step)(descent.init(jnp.ones(2, dtype)), 0.0)
         assert state.params.dtype == dtype
         assert (state.params < 1).all()
 

@@ -47,7 +47,7 @@ def test_each_replica_is_the_run_by_itself_to_rounding_and_a_diverged_one_leaves
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("block", [1, 4, 14, 15, 99])
+@pytest.mark.parametrize("block", [1, 4, 99])
 def test_blocks_change_nothing_but_rounding(grid, block):
     done = []
     found = mjn.sweep(
