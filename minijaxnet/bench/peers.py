@@ -3,6 +3,7 @@
 A peer that fails, dies, takes too long or computes something else is left out, with the reason.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -73,6 +74,8 @@ class Peer:
                 raise PeerFailed(f"took longer than {PATIENCE_S[verb]:g} s ({verb})")
             done, answer = self.pipe.recv()
         except (EOFError, OSError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)  # it has closed the pipe, and ends
             said = self._last_words()
             raise PeerFailed(f"died with exit code {self.close()}{said}") from error
         if not done:
