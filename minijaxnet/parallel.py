@@ -12,6 +12,7 @@ Axes are ``Auto``: the compiler chooses the placement of what lies between. ``Ex
 over the batch, which is in the user's own functions, for the placement of its result.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -192,18 +193,14 @@ def initialize(
         raise RuntimeError(f"coordinator: could not join {where} within {timeout_s} s: {error}") from error
 
 
-def divide_cpu(devices: int) -> bool:
-    """Have a CPU count as so many devices, if JAX has not been asked for any yet; whether that was said now.
+def divide_cpu(devices: int) -> None:
+    """Have a CPU count as so many devices, if JAX has not been asked for any yet.
 
     They share its cores: this is to try things out, not to be faster. It changes nothing where there are others.
     """
-    if devices < 2 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return False
-    try:
-        jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:  # it has its devices already
-        return False
-    return True
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # it has its devices already
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -302,3 +302,11 @@ def test_verdicts_say_what_was_found(here):
     _, folder = run("--no-report")
     result = {"status": "FLAT", "steps_taken": 7, "gradient_check": {"ok": False, "verdicts": {}, "leaves": {}}}
     assert Verdict("bad", "The gradient by hand is WRONG.") in story.tell(told(folder)._replace(result=result)).verdicts
+
+
+def test_rates_are_tried_from_the_start_that_is_asked_for(here, monkeypatch):
+    seen = []
+    monkeypatch.setattr("minijaxnet.cli.draw.draw_sweep", lambda axes, result, edge: seen.append((result, edge)))
+    assert main(["draw", "line.py", "--what", "rates", "--steps", "1", "--scale", "2"]) == 0
+    [(found, edge)] = seen
+    assert found.trace.loss[0, 0, 0] == 4.0 and edge == pytest.approx(1 / 9)  # w 4: (12 - 10)^2; 2 / curvature 18

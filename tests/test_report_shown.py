@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import minijaxnet as mjn
-from minijaxnet.report.known import Known
 from minijaxnet.report.player import OneWeight, TwoWeights, player_data
 from minijaxnet.report.shown import predictions, shown
-from minijaxnet.report.story import Told, tell
+from minijaxnet.report.story import Known, Told, tell
 
 
 def loss(params, batch):

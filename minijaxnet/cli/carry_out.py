@@ -13,11 +13,12 @@ from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.cli.measured import log_every_of, measure_of
-from minijaxnet.cli.report import Known, leave_report
+from minijaxnet.cli.report import leave_report
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
+from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose

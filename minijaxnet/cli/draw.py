@@ -16,12 +16,18 @@ from minijaxnet.cli.flags import DrawFlags, parse, split_file
 from minijaxnet.cli.measured import log_every_of, measure_of
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.loop import descend
-from minijaxnet.pytrees import number_of
-from minijaxnet.report.known import Known
+from minijaxnet.pytrees import cast_floats, number_of
+from minijaxnet.report import shown, timing
+from minijaxnet.report.curves import draw_curves
+from minijaxnet.report.gradients import difference_errors, draw_difference_errors, draw_errors
+from minijaxnet.report.rates import draw_sweep
+from minijaxnet.report.story import Known, Told, end_of
+from minijaxnet.report.style import figure as empty_figure
+from minijaxnet.report.style import save, styled
+from minijaxnet.report.weight import animate
 from minijaxnet.run import fit
 from minijaxnet.run.log import MOST_WATCHED
 from minijaxnet.sweeps import sweep
-from minijaxnet.trace import DIVERGED, FLAT
 from minijaxnet.verify import check_grad
 
 _SEEDS, _RATES = 8, 25
@@ -34,6 +40,7 @@ class Task(NamedTuple):
 
     experiment: Experiment
     flags: DrawFlags
+    init: dict[str, Any]
     params: Any
     train: Any
     test: Any
@@ -63,12 +70,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"output: got {path}; expected a file that ends in {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise UsageError(f"output: got {path}; expected a file in a folder that is there")
-    from minijaxnet.report.style import figure, save, styled
-
-    made = figure(height=flags.height)
+    made = empty_figure(height=flags.height)
     with jax.enable_x64(flags.precision == "float64"), styled():
         params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, init, data)
-        task = Task(experiment, flags, params, train, test, order_key, key)
+        task = Task(experiment, flags, init, params, train, test, order_key, key)
         if path.suffix == ".gif":
             _animate(task, path)
         else:
@@ -78,10 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _descended(task: Task) -> tuple[Any, Known, list[Any]]:
+def _descended(task: Task) -> tuple[Told, Known, list[Any]]:
     """Descend: what a run's folder would tell, what is known of its end, and the params on the way."""
-    from minijaxnet.report.story import Told
-
     experiment, flags, params = task.experiment, task.flags, task.params
     descent = make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate)
     measure, path = measure_of(experiment, params, task.train, task.test, task.key), []
@@ -120,21 +123,9 @@ def _pick(see: Callable[..., Any], title: str) -> Callable[[Task, Any], None]:
     return draw
 
 
-def _shown(name: str, title: str) -> Callable[[Task, Any], None]:
-    def draw(task: Task, figure: Any) -> None:
-        from minijaxnet.report import shown
-
-        _pick(getattr(shown, name), title)(task, figure)
-
-    return draw
-
-
 def _animate(task: Task, path: Path) -> None:
-    from minijaxnet.report.shown import bowl
-    from minijaxnet.report.weight import animate
-
     told, known, _ = _descended(task)
-    animate(path, bowl(told, known))
+    animate(path, shown.bowl(told, known))
 
 
 def _surface(view: str) -> Callable[[Task, Any], None]:
@@ -142,38 +133,29 @@ def _surface(view: str) -> Callable[[Task, Any], None]:
 
     def draw(task: Task, figure: Any) -> None:
         if number_of(task.params) <= MOST_WATCHED:
-            return _shown("stops", view)(task, figure)
-        from minijaxnet.report.shown import over_path, views
-
+            return _pick(shown.stops, view)(task, figure)
         _, known, path = _descended(task)
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *path)
-        surface, stops, names = over_path(known, stacked)
-        [picture] = [picture for picture in views(surface, stops, names) if picture.title == view]
+        surface, stops, names = shown.over_path(known, stacked)
+        [picture] = [picture for picture in shown.views(surface, stops, names) if picture.title == view]
         return picture.draw(figure if picture.whole else figure.subplots())
 
     return draw
 
 
 def _loss(task: Task, figure: Any) -> None:
-    from minijaxnet.report.curves import draw_curves
-
     told, _, _ = _descended(task)
-    marks = {FLAT.name: "flat_at", DIVERGED.name: "diverged_at"}
-    at = {marks[told.result["status"]]: told.result["steps_taken"]} if told.result["status"] in marks else {}
-    draw_curves(figure.subplots(), told.rows, ["train_loss", "test_loss"], **at)
+    draw_curves(figure.subplots(), told.rows, ["train_loss", "test_loss"], **end_of(told.result))
 
 
 def _rates(task: Task, figure: Any) -> None:
-    """Final losses over learning rates from a thousandth of the experiment's to a hundred times it."""
-    from minijaxnet.report.rates import draw_sweep
-
+    """Final losses over learning rates from a hundredth of the experiment's to a hundred times it, on all points."""
     flags = task.flags
 
     def run(learning_rate: Any, key: Any) -> Any:
         descent = make_descent(differentiated(task.experiment), flags.optimizer, learning_rate)
-        state, trace = descend(
-            descent, descent.init(task.experiment.init(key), task.key), task.train, steps=flags.steps
-        )
+        params = cast_floats(task.experiment.init(key, **task.init), jnp.dtype(flags.precision))
+        state, trace = descend(descent, descent.init(params, task.key), task.train, steps=flags.steps)
         return {"trace": trace, "loss": task.experiment.objective(state.params, task.train, *task.extra)}
 
     rates = flags.learning_rate * jnp.logspace(-2, 2, _RATES)
@@ -193,8 +175,6 @@ def _edge(task: Task) -> float | None:
 
 
 def _check(task: Task, figure: Any) -> None:
-    from minijaxnet.report.gradients import draw_errors
-
     by_hand = task.experiment.value_and_gradient
     if by_hand is None:
         raise UsageError(f"what: got check; {task.experiment.name} has no gradient by hand")
@@ -203,8 +183,6 @@ def _check(task: Task, figure: Any) -> None:
 
 
 def _differences(task: Task, figure: Any) -> None:
-    from minijaxnet.report.gradients import difference_errors, draw_difference_errors
-
     def loss(params: Any, batch: Any) -> Any:
         return task.experiment.objective(params, batch, *task.extra)
 
@@ -214,8 +192,6 @@ def _differences(task: Task, figure: Any) -> None:
 
 def _comparison(name: str) -> Callable[[Task, Any], None]:
     def draw(task: Task, figure: Any) -> None:
-        from minijaxnet.report import timing
-
         flags = task.flags
         found = compare_with_rivals(
             task.experiment, flags.optimizer, flags.learning_rate, task.params, task.batch, task.key,
@@ -229,10 +205,10 @@ def _comparison(name: str) -> Callable[[Task, Any], None]:
 
 
 _DRAW: dict[str, Callable[[Task, Any], None]] = {
-    "weight": _shown("stops", "Moments of the descent"),
+    "weight": _pick(shown.stops, "Moments of the descent"),
     "surface": _surface("From above"),
     "hills": _surface("From the side"),
-    "network": _shown("predictions", "The network at a point"),
+    "network": _pick(shown.predictions, "The network at a point"),
     "loss": _loss,
     "rates": _rates,
     "check": _check,
@@ -240,7 +216,7 @@ _DRAW: dict[str, Callable[[Task, Any], None]] = {
     "comparison": _comparison("draw_forest"),
     "samples": _comparison("draw_samples"),
     "compile": _comparison("draw_compile_and_steady"),
-    "regions": _shown("predictions", "Predictions in the plane"),
-    "confusion": _shown("predictions", "Confusion on test data"),
-    "mistakes": _shown("predictions", "The worst mistakes"),
+    "regions": _pick(shown.predictions, "Predictions in the plane"),
+    "confusion": _pick(shown.predictions, "Confusion on test data"),
+    "mistakes": _pick(shown.predictions, "The worst mistakes"),
 }

@@ -9,7 +9,10 @@ import jax
 from minijaxnet.cli.begin import asked_again, begin
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.pytrees import named_leaves, structure_difference
-from minijaxnet.report.known import Known
+from minijaxnet.report.page import page
+from minijaxnet.report.several import tell_several
+from minijaxnet.report.shown import shown
+from minijaxnet.report.story import Known, tell, told_by
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import changes, read_config
 
@@ -56,11 +59,6 @@ def _parse(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
 
 
 def _write(folders: Sequence[Path], output: Path, known: Known | None) -> str:
-    from minijaxnet.report.page import page
-    from minijaxnet.report.several import tell_several
-    from minijaxnet.report.shown import shown
-    from minijaxnet.report.story import tell, told_by
-
     if len(folders) > 1:
         told = tell_several([told_by(folder) for folder in folders])
     else:

@@ -16,10 +16,10 @@ from minijaxnet.pytrees import cast_floats, number_of, weights_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import principal_directions, random_directions
 from minijaxnet.report.graph import draw_network
-from minijaxnet.report.known import Known
 from minijaxnet.report.page import Section, Table
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights, most_telling
-from minijaxnet.report.story import Seen, Told, Wanted, illustrated
+from minijaxnet.report.sections import Seen, Wanted, illustrated
+from minijaxnet.report.story import Known, Told
 from minijaxnet.report.surface import draw_contour, draw_surface
 from minijaxnet.report.weight import Bowl, bowl_of, draw_strip
 from minijaxnet.run.log import MOST_WATCHED

@@ -2,19 +2,19 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet.experiment import Experiment
 from minijaxnet.pytrees import is_weight
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
-from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
-from minijaxnet.report.player import player_data
+from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.rates import draw_ends
-from minijaxnet.report.style import WIDTH, NoMatplotlib, figure, styled, to_svg
+from minijaxnet.report.sections import Seen, Wanted, illustrated
 from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
 from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, read_json, result_state, run_state
@@ -23,6 +23,24 @@ from minijaxnet.tables import figure as short
 
 _MOST_ROWS = 200
 _STATES = {"done": "ok", "diverged": "bad", "failed": "bad", "interrupted": "warning", "running": "warning"}
+
+
+class Known(NamedTuple):
+    """What is known of a run beside its folder.
+
+    Attributes:
+        experiment: that was run.
+        params: where it ended, or where it is.
+        train: the training batch.
+        test: the test batch.
+        key: for an objective that draws numbers; None for any other.
+    """
+
+    experiment: Experiment
+    params: Any
+    train: Any
+    test: Any
+    key: Any = None
 
 
 class Told(NamedTuple):
@@ -164,8 +182,6 @@ def _descent(told: Told) -> Section:
         return _sweep(told)
     if not rows:
         return Section("Descent", "Nothing was logged.")
-    ends = {"flat_at": "FLAT", "diverged_at": "DIVERGED"}
-    marks = {mark: result["steps_taken"] for mark, status in ends.items() if result.get("status") == status}
     names = [name for name in rows[-1] if name != "step" and not is_weight(name)]
     losses = [name for name in ("train_loss", "test_loss") if name in names] or ["loss"]
     wanted: list[tuple[str, list[str]]] = [("Loss", losses), ("Gradient norm", ["gradient_norm"])]
@@ -181,11 +197,21 @@ def _descent(told: Told) -> Section:
         Wanted(
             title,
             f"{title} over steps, from {short(rows[0][of[0]])} to {short(rows[-1][of[0]])}.",
-            lambda axes, of=of: draw_curves(axes, told.rows, of, **marks),
+            lambda axes, of=of: draw_curves(axes, told.rows, of, **end_of(result)),
         )
         for title, of in wanted
     )
     return illustrated("Descent", Seen(words, list(pictures), tables=[table]))
+
+
+def end_of(result: Mapping[str, Any]) -> dict[str, int]:
+    """The step at which a descent was flat or diverged, as ``draw_curves`` takes it; nothing if it ran out of steps.
+
+    >>> end_of({"status": "FLAT", "steps_taken": 7}), end_of({"status": "OUT_OF_STEPS", "steps_taken": 7})
+    ({'flat_at': 7}, {})
+    """
+    mark = {"FLAT": "flat_at", "DIVERGED": "diverged_at"}.get(str(result.get("status")))
+    return {} if mark is None else {mark: result["steps_taken"]}
 
 
 def _sweep(told: Told) -> Section:
@@ -258,62 +284,3 @@ def _what_was_run(told: Told) -> Section:
     log = told.folder / "log.txt"
     texts += [Text(log.name, log.read_text(encoding="utf-8", errors="replace"))] if log.is_file() else []
     return Section("What was run", "", (), (), [settings, versions], texts)
-
-
-class Wanted(NamedTuple):
-    """A picture that is to be drawn.
-
-    Attributes:
-        title: above it.
-        alt: what it shows, for those who cannot see it.
-        draw: draws it, given axes; given the figure if ``whole``.
-        height: inches, at a column's width.
-        whole: whether it lays the figure out itself.
-        words: below it.
-    """
-
-    title: str
-    alt: str
-    draw: Callable[[Any], None]
-    height: float = 3.0
-    whole: bool = False
-    words: str = ""
-
-
-class Seen(NamedTuple):
-    """What a section shows, not drawn yet."""
-
-    words: str
-    wanted: Sequence[Wanted] = ()
-    players: Sequence[Any] = ()
-    tables: Sequence[Table] = ()
-
-
-def illustrated(title: str, seen: Seen) -> Section:
-    """A section with its pictures drawn; of those that failed, players among them, it says why."""
-    pictures, failed = drawn(seen.wanted)
-    players = []
-    for player in seen.players:
-        try:
-            player_data(player)
-        except ValueError as error:
-            failed.append(f"The descent cannot be stepped through: {error}")
-        else:
-            players.append(player)
-    return Section(title, "\n\n".join([seen.words, *failed]), players, pictures, seen.tables)
-
-
-def drawn(wanted: Iterable[Wanted]) -> tuple[list[Picture], list[str]]:
-    """Draw pictures; those that fail cost themselves alone: a text each says why."""
-    pictures, failed = [], []
-    for picture in wanted:
-        try:
-            with styled():
-                made = figure(WIDTH, picture.height)
-                picture.draw(made if picture.whole else made.subplots())
-                pictures.append(Picture(picture.title, picture.alt, to_svg(made, picture.title), picture.words))
-        except NoMatplotlib:
-            raise
-        except Exception as error:
-            failed.append(f"The picture {picture.title!r} could not be drawn: {type(error).__name__}: {error}")
-    return pictures, failed
