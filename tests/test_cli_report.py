@@ -259,13 +259,13 @@ def test_whatever_was_logged_is_drawn(here, rows):
     assert len(section.tables[0].rows) <= 200 + 2
 
 
-def test_a_million_rows_are_thinned_and_a_spike_stays(here):
+def test_many_rows_are_thinned_and_a_spike_stays(here):
     _, folder = run("--no-report")
     rows = [{"step": i, "loss": 1.0, "gradient_norm": 1.0} for i in range(200_000)]
     rows[123_456]["loss"] = 77.0
     page = story.tell(told(folder)._replace(rows=rows))
     [section] = [section for section in page.sections if section.title == "Descent"]
-    assert 77.0 in {row[1] for row in section.tables[0].rows}
+    assert 77.0 in {row[1] for row in section.tables[0].rows} and len(section.tables[0].rows) <= 200
     assert sum(len(picture.image) for picture in section.pictures) < 1_000_000
 
 
