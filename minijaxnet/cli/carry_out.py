@@ -59,7 +59,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
 
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
-        f"{flags.learning_rate:g}, {flags.precision} on {_kind_of_devices(flags.devices)}"
+        f"{flags.learning_rate:g}, {flags.precision} on {kind_of_devices(flags.devices)}"
     )
     print(heading, flush=True)
     report = None
@@ -164,7 +164,8 @@ def _placed(asked: Asked, start: DescentState, train: Any) -> tuple[DescentState
     return replicate(mesh, start), shard_batch(mesh, train) if size is None else replicate(mesh, train)
 
 
-def _kind_of_devices(count: int) -> str:
+def kind_of_devices(count: int) -> str:
+    """How the line that says what is asked for names so many devices."""
     kind = jax.devices()[0].device_kind
     shared = ", which share its cores" if count > 1 and jax.devices()[0].platform == "cpu" else ""
     return kind if count == 1 else f"{count} devices ({kind}{shared})"

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import devices_asked
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.parallel import divide_cpu
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
@@ -17,7 +20,7 @@ from minijaxnet.run.folder import changes, environment, read_config, read_json, 
 _USAGE = (
     "usage: minijaxnet resume RUN [--force] [--devices N]\n\nGo on with a run where its newest checkpoint is.\n\n"
     "  --force      even if the code or the config has changed since, or it is done\n"
-    "  --devices N  over another number of devices, to the same numbers but for rounding"
+    "  --devices N  over another number of devices, or all, to the same numbers but for rounding"
 )
 
 
@@ -32,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     if "--devices" in named:
         at = named.index("--devices")
         number = "".join(named[at + 1 : at + 2])
-        if not number.isdecimal() or int(number) < 1:
-            raise UsageError(f"resume: --devices: got {number or 'nothing'}; expected how many, at least 1")
-        devices = int(number)
+        if number != "all" and (not number.isdecimal() or int(number) < 1):
+            raise UsageError(f"resume: --devices: got {number or 'nothing'}; expected how many, at least 1, or all")
+        devices = len(jax.devices()) if number == "all" else int(number)
         del named[at : at + 2]
     if len(named) != 1 or named[0].startswith("-"):
         raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run, and --force")
@@ -42,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     config = read_config(folder)
     if run_state(folder) == "done" and not force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
-    divide_cpu(devices or config["flags"].get("devices", 1))
+    divide_cpu(devices_asked([*arguments, "--devices", str(config["flags"].get("devices", 1))]))
     asked = asked_again(folder, config)
-    if devices is not None and config["verb"] == "run":
+    if devices is not None:
         asked = asked._replace(flags=dataclasses.replace(asked.flags, devices=devices))
     if (changed := changes(folder, asked.file)) and not force:
         raise UsageError(
