@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.pytrees import check_count, is_keys, named_leaves
@@ -210,16 +210,24 @@ def check_mesh(mesh: Mesh, axis: str | None = None) -> Mesh:
     """The mesh, seen to have the axis, and none on which the compiler may not choose placements.
 
     Raises:
-        ValueError: it lacks the axis, or some of its axes are Explicit or Manual.
+        ValueError: it lacks the axis, or some of its axes are Explicit or Manual; ``jax.set_mesh`` has set another one.
     """
     if axis is not None and axis not in mesh.shape:
         raise ValueError(f"axis: got {axis!r}; expected one of the mesh, {', '.join(map(repr, mesh.shape))}")
     if set(mesh.axis_types) != {AxisType.Auto}:
-        got = ", ".join(f"{name!r} {kind.name}" for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        way = "as of data_mesh or by axis_types=(AxisType.Auto, ...)"
+        raise ValueError(f"mesh: got the axes {_axes_of(mesh)}; expected Auto ones, {way}")
+    present = jax.sharding.get_abstract_mesh()  # within a sweep its axis of replicas is Manual
+    if not present.empty and (present.shape != mesh.shape or AxisType.Explicit in present.axis_types):
         raise ValueError(
-            f"mesh: got the axes {got}; expected Auto ones, as data_mesh or axis_types=(AxisType.Auto, ...)"
+            f"mesh: got another than jax.set_mesh set, {_axes_of(present)}; expected that one, or none set"
         )
     return mesh
+
+
+def _axes_of(mesh: Mesh | AbstractMesh) -> str:
+    kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
+    return ", ".join(f"{name!r} {length}, {kind.name}" for (name, length), kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,17 @@ class Workers(NamedTuple):
 
     def put(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values of a call's replicas, on the devices that run them."""
-        return (
-            values if self.mesh is None else jax.device_put(values, NamedSharding(self.mesh, PartitionSpec(self.axis)))
-        )
+        if self.mesh is None:
+            return values
+        return jax.device_put(values, NamedSharding(self.mesh, PartitionSpec(self.axis)))
 
 
 def workers_of(mesh: Mesh | None) -> Workers:
     """On which devices blocks run, how many at once, and how large they may be."""
     if mesh is None:
-        (device,) = jnp.zeros(()).devices()
+        device, *others = jnp.zeros(()).devices()  # others where jax.set_mesh has set some, and all do the same
         calls, most = _workers(device)
-        return Workers(None, "", 1, calls, most, 1, device)
+        return Workers(None, "", 1, calls, most, 1 + len(others) if device.platform == "cpu" else 1, device)
     here = jax.process_index()
     if others := sum(device.process_index != here for device in check_mesh(mesh).devices.flat):
         raise ValueError(f"mesh: got {others} of {mesh.size} devices of other processes; expected only this one's")
