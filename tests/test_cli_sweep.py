@@ -139,11 +139,23 @@ def test_what_is_no_range_is_refused(text):
         (["--optimizer", "sdg"], "optimizer: got 'sdg'"),
         (["--steps", "-1"], "steps: got -1; expected at least 0"),
         (["--block", "0"], "block: got 0; expected at least 1"),
+        (["--devices", "0"], "devices: got 0; expected at least 1"),
+        (["--devices", "100000"], "devices: got 100000; expected at most"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(run, flags, words):
     code, _, err, folder = run("sweep", *flags)
     assert code == 2 and words in err and folder is None
+
+
+def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(run, monkeypatch):
+    divided = []
+    monkeypatch.setattr(cli_sweep, "divide_cpu", divided.append)
+    run("sweep", "--devices", "100000")
+    code, _, _, _ = run("sweep", "--devices", "all", "--steps", 2)
+    assert code == 0 and divided == [100_000, 1]
+    with pytest.raises(SystemExit, match="2"):
+        run("sweep", "--devices", "some")
 
 
 def test_what_the_first_batch_size_found_stays_when_the_second_fails(run, monkeypatch):
