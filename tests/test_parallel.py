@@ -176,9 +176,9 @@ def test_what_cannot_be_divided_is_refused_with_the_nearest_sizes():
     code, out, err = ends(start(code, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
     assert code == 0, err
     assert out.splitlines() == [
-        "batch: got 0 points; expected a multiple of 4, such as 4",
-        "batch: got 3 points; expected a multiple of 4, such as 4",
-        "batch: got 1,438 points; expected a multiple of 4, such as 1,436 or 1,440",
+        "batch: got 0 points; expected a multiple of 4, the devices, such as 4",
+        "batch: got 3 points; expected a multiple of 4, the devices, such as 4",
+        "batch: got 1,438 points; expected a multiple of 4, the devices, such as 1,436 or 1,440",
     ]
 
 
@@ -256,7 +256,7 @@ def test_a_run_on_four_devices_is_that_of_one_and_is_resumed_on_two(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--devices", "3"), "batch: got 64 points; expected a multiple of 3, such as 63 or 66"),
+        (("--devices", "3"), "batch: got 64 points; expected a multiple of 3, the devices, such as 63 or 66"),
         (("--devices", "4", "--batch-size", "6"), "batch_size: got 6; expected a multiple of 4, the devices"),
         (("--devices", "0"), "devices: got 0"),
     ],
