@@ -202,9 +202,11 @@ def initialize(
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ValueError(f"coordinator: got {coordinator!r}; expected host:port")
+        local = coordinator if host in ("localhost", "127.0.0.1") else None  # then nobody from outside may join
         if process_id > 0:
             _wait_for(host, int(port), timeout_s)
-        local = coordinator if host in ("localhost", "127.0.0.1") else None  # then nobody else may listen
+        else:
+            _check_free(host if local else "", int(port))
 
     def give_up() -> None:  # JAX would wait twice as long, and abort
         who = f"all {num_processes} processes" if num_processes else "all processes"
@@ -221,9 +223,8 @@ def initialize(
             shutdown_timeout_seconds=_DAY_S,
         )  # fmt: skip
     except Exception as error:
-        taken = "; its port may be taken" if "RPC server" in str(error) else ""
         where = coordinator or "the coordinator of this cluster"
-        raise RuntimeError(f"coordinator: could not join {where}{taken}: {error}") from error
+        raise RuntimeError(f"coordinator: could not join {where}: {error}") from error
     finally:
         waiting.cancel()
 
@@ -249,6 +250,16 @@ def divide_cpu(devices: int) -> None:
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # it has its devices already
             jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Say that a port is taken: where JAX cannot have it, the process may end in a segmentation fault."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise RuntimeError(f"coordinator: got port {port}, which is taken ({error}); expected a free one") from None
 
 
 def _wait_for(host: str, port: int, timeout_s: float) -> None:

@@ -171,7 +171,7 @@ def together_of(arguments: Sequence[str]) -> Together:
     words = [word for argument in arguments for word in argument.split("=", 1)]
     pairs = {name.replace("_", "-"): text for name, text in itertools.pairwise(words) if name.startswith("--")}
     texts = {field.name: pairs.get(f"--{field.name.replace('_', '-')}") for field in dataclasses.fields(Together)}
-    said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text is not None and text.isdecimal()}
+    said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text and text.lstrip("-").isdecimal()}
     said |= {name: texts[name] for name in ("coordinator",) if texts[name] is not None}
     said |= {"devices": "all"} if texts["devices"] == "all" else {}
     return Together(**said)
