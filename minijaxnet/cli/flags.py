@@ -39,7 +39,7 @@ EACH_START = ("coordinator", "num_processes", "process_id", "restarts", "heartbe
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFlags(Settings, Together):
+class RunFlags(Together, Settings):
     """What ``minijaxnet run`` can be told, beside the experiment's own numbers."""
 
     runs: str = "runs"
@@ -179,15 +179,10 @@ def together_of(arguments: Sequence[str]) -> Together:
 
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The file, which comes first, and the rest; no file where only help is asked for."""
-    return split_first(verb, arguments, "the file of an experiment")
-
-
-def split_first(verb: str, arguments: Sequence[str], what: str) -> tuple[str | None, Sequence[str]]:
-    """What comes first, and the rest; nothing where only help is asked for."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
     if arguments and not {"-h", "--help"} & set(arguments):
-        raise UsageError(f"{verb}: got {arguments[0]}; expected {what} first")
+        raise UsageError(f"{verb}: got {arguments[0]}; expected the file of an experiment first")
     return None, ["--help"]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import Together, split_first
+from minijaxnet.cli.flags import Together
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, supervised_run
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
@@ -28,17 +29,19 @@ def main(arguments: Sequence[str]) -> int:
     """Go on with the run of a folder."""
     import tyro  # 80 ms: imported where used
 
-    named, rest = split_first("resume", arguments, "the folder of one run")
-    folder, before = Path(named or "RUN"), {}
-    if named is not None:
-        config = read_config(folder)
-        before = {name: config["flags"][name] for name in ("devices", "processes") if name in config["flags"]}
+    folders = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    helped = {"-h", "--help"} & set(arguments)
+    if len(folders) != 1 and not helped:
+        raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run first")
+    folder = Path(folders[0] if folders else "RUN")
+    config = {"flags": {}} if helped else read_config(folder)
+    before = {name: config["flags"][name] for name in ("devices", "processes") if name in config["flags"]}
     flags = tyro.cli(
         ResumeFlags,
         prog=f"minijaxnet resume {folder}",
         description="Go on with a run where its newest checkpoint is.",
         default=ResumeFlags(**before),
-        args=list(rest),
+        args=list(arguments[len(folders) :]),
     )
     if run_state(folder) == "done" and not flags.force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")

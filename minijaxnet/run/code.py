@@ -86,5 +86,6 @@ def difference(
     lines = []
     for name in sorted({*then, *now}):
         sides = (then.get(name, "").splitlines(), now.get(name, "").splitlines())
-        lines += difflib.unified_diff(*sides, *(f"{name}, {title}" for title in titles), lineterm="")
+        before, after = (f"{name}, {title}" for title in titles)
+        lines += difflib.unified_diff(*sides, before, after, lineterm="")
     return "\n".join(lines)
