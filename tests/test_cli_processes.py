@@ -1,10 +1,13 @@
 """``run`` and ``resume`` in several processes: one folder, the same bits, whoever dies, and no quarrel unheard."""
 
+import itertools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from processes_kit import MINIJAXNET, commands, ended, started
 
 from minijaxnet.cli import main
+from minijaxnet.cli.supervisor import stop_with_supervisor
 
 LINE = """
 import jax, jax.numpy as jnp
@@ -46,8 +50,8 @@ def line(tmp_path):
     return tmp_path
 
 
-def run(folder, *arguments):
-    return started([*MINIJAXNET, "run", "line.py", *QUICK, *arguments], cwd=folder)
+def run(folder, *arguments, **options):
+    return started([*MINIJAXNET, "run", "line.py", *QUICK, *arguments], cwd=folder, **options)
 
 
 def the_run(folder):
@@ -61,6 +65,11 @@ def rows(folder):
 
 def bits(folder):
     return [(the_run(folder) / name).read_bytes() for name in ("metrics.jsonl", "params.safetensors", "result.json")]
+
+
+def is_free(port):
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
 def children(process):
@@ -137,16 +146,44 @@ def test_processes_that_were_not_started_alike_are_refused_with_the_difference(l
     assert not (line / "runs").exists()
 
 
-def test_each_process_may_load_its_own_share(line):
+def test_on_a_cluster_that_jax_knows_each_process_may_load_its_own_share(line):
     (line / "line.py").write_text(SHARES)
-    whole, shared = ended(
-        [run(line, "--devices", 2, "--runs", "whole"), run(line, "--processes", 2, "--runs", "shared")]
-    )
-    assert whole[0] == shared[0] == 0, whole[2] + shared[2]
+    [(code, _, err)] = ended([run(line, "--devices", 2, "--runs", "whole")])
+    assert code == 0, err
+    job = next(job for job in itertools.count(random.randrange(4096)) if is_free(61440 + job % 4096))
+    slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    arguments = ("--coordinator", "auto", "--runs", "shared")
+    both = [
+        run(line, *arguments, environment=slurm | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")
+    ]
+    assert [code for code, _, _ in ended(both)] == [0, 0]
     for one, two in zip(rows(line / "whole"), rows(line / "shared"), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
     config = json.loads((the_run(line / "shared") / "config.json").read_text())
     assert config["data"] == {} and len(config["data_sha256"].split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "victim"),
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.sweep),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.sweep),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.sweep),
+    ],
+)
+def test_who_loses_another_machine_ends_in_time_and_says_so(line, how, victim):
+    arguments = ("run", "line.py", *QUICK, "--steps", 1_000_000, "--heartbeat-seconds", 5)
+    both = commands(2, *arguments, cwd=line)
+    wait_for_checkpoint(both[0], line / "runs")
+    [dying], [left] = (children(process).values() for process in (both[victim], both[1 - victim]))
+    both[victim].kill()
+    os.kill(dying, how)
+    _, err = both[1 - victim].communicate(timeout=5 + 5 + 20)  # the machine may be busy
+    assert both[1 - victim].returncode == 3 and f"process {1 - victim} lost another process" in err, err
+    assert not Path(f"/proc/{left}").exists()
+    os.kill(dying, signal.SIGKILL) if how == signal.SIGSTOP else None
+    ended([both[victim]])
 
 
 def test_what_processes_cannot_be_is_refused(line, capsys):
@@ -158,6 +195,21 @@ def test_what_processes_cannot_be_is_refused(line, capsys):
     }.items():
         code = main(["run", str(line / "line.py"), *arguments])
         assert (code, words in capsys.readouterr().err) == (2, True)
+
+
+def test_a_process_whose_supervisor_is_gone_is_asked_to_stop(monkeypatch):
+    pipe, held = os.pipe()
+    monkeypatch.setenv("MINIJAXNET_SUPERVISOR", str(pipe))
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: asked.set())
+    try:
+        stop_with_supervisor()
+        assert not asked.wait(0.1)
+        os.close(held)
+        assert asked.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        os.close(pipe)
 
 
 def test_devices_that_processes_do_not_divide_are_refused(line):
