@@ -99,7 +99,8 @@ def agree(asked: Asked, data_sha256: str) -> str:
 
 def mesh_of(asked: Together) -> Mesh | None:
     """The devices to run on; None for a single one."""
-    if jax.process_count() == 1 and asked.devices in (None, 1):
+    one = (None, 1) if jax.device_count() > 1 else (None, 1, "all")
+    if jax.process_count() == 1 and asked.devices in one:
         return None
     return data_mesh(None if asked.devices in (None, "all") else asked.devices)
 
