@@ -18,65 +18,26 @@ would ask each product over the batch, which is in the user's own functions, for
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
+from minijaxnet.mesh import DATA, MODEL, check_divides, check_mesh
+from minijaxnet.mesh import data_mesh as data_mesh  # what is placed here is placed on it
+from minijaxnet.processes import leave
 from minijaxnet.pytrees import check_count, is_keys, named_leaves
 
-DATA, REPLICA, MODEL = "data", "replica", "model"
-
-
-def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1, shards: int = 1) -> Mesh:
-    """Devices in a row, over which batches are divided; or in a table, with replicas or shards of weights beside it.
-
-    Args:
-        devices: how many of those there are, or which; all if None, those of other processes included.
-        replicas: groups of devices, each of which has batches of its own.
-        shards: parts into which ``shard_state`` divides weights; replicas times shards divides the number of devices.
-
-    Returns:
-        A mesh with the axis ``"data"``, before it ``"replica"`` if there are several groups, after it ``"model"`` if
-        there are several shards.
-
-    Raises:
-        ValueError: more devices than there are, none, or a number that the replicas or shards do not divide.
-        TypeError: a number that is no int.
-
-    Example:
-        >>> dict(data_mesh(1).shape)
-        {'data': 1}
-    """
-    there = jax.devices()
-    if devices is None:
-        chosen = there
-    elif isinstance(devices, Sequence):
-        chosen = list(devices)
-    else:
-        count = check_count("devices", devices, least=1)
-        if count > len(there):
-            hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
-            more = f"; {hint} divides a CPU into as many" if there[0].platform == "cpu" else ""
-            raise ValueError(f"devices: got {count}; expected at most {len(there)}, the devices there are{more}")
-        chosen = there[:count]
-    if not chosen:
-        raise ValueError("devices: got none; expected at least one")
-    groups = 1
-    for name, number in (("replicas", replicas), ("shards", shards)):
-        groups *= check_count(name, number, least=1)
-        if len(chosen) % groups:
-            whole = len(chosen) * number // groups
-            among = " in each replica" if name == "shards" and replicas > 1 else ""
-            raise ValueError(f"{name}: got {number}; expected a divisor of {whole}, the devices of the mesh{among}")
-    sides = {REPLICA: replicas, DATA: len(chosen) // groups, MODEL: shards}
-    names = tuple(name for name, side in sides.items() if name == DATA or side > 1)
-    table = np.array(chosen).reshape([sides[name] for name in names])
-    return Mesh(table, names, axis_types=(AxisType.Auto,) * len(names))
+# A process that is done waits for the others; one that has died is found by its heartbeat.
+_DAY_S = 86_400
 
 
 def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
@@ -111,11 +72,8 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
         )
     [(points,)] = set(lengths.values())
     here = max(1, mesh.shape[axis] // math.gcd(mesh.shape[axis], jax.process_count()))
-    if points % here or not points:
-        below, above = points // here * here, (points // here + 1) * here
-        nearest = f"{below:,} or {above:,}" if below else f"{above:,}"
-        whose = " in each process" if jax.process_count() > 1 else ""
-        raise ValueError(f"batch: got {points:,} points{whose}; expected a multiple of {here}, such as {nearest}")
+    whose = " of this process" if jax.process_count() > 1 else ""
+    check_divides("batch", points, here, f"the devices{whose}", f" points{whose}")
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
 
@@ -206,30 +164,6 @@ def on_mesh(mesh: Mesh, descent: Descent, *, axis: str = DATA) -> Descent:
     return Descent(descent.init, _OnMesh(descent.step, NamedSharding(check_mesh(mesh, axis), PartitionSpec(axis))))
 
 
-def check_mesh(mesh: Mesh, axis: str | None = None) -> Mesh:
-    """The mesh, seen to have the axis, and none on which the compiler may not choose placements.
-
-    Raises:
-        ValueError: it lacks the axis, or some of its axes are Explicit or Manual; ``jax.set_mesh`` has set another one.
-    """
-    if axis is not None and axis not in mesh.shape:
-        raise ValueError(f"axis: got {axis!r}; expected one of the mesh, {', '.join(map(repr, mesh.shape))}")
-    if set(mesh.axis_types) != {AxisType.Auto}:
-        way = "as of data_mesh or by axis_types=(AxisType.Auto, ...)"
-        raise ValueError(f"mesh: got the axes {_axes_of(mesh)}; expected Auto ones, {way}")
-    present = jax.sharding.get_abstract_mesh()  # within a sweep its axis of replicas is Manual
-    if not present.empty and (present.shape != mesh.shape or AxisType.Explicit in present.axis_types):
-        raise ValueError(
-            f"mesh: got another than jax.set_mesh set, {_axes_of(present)}; expected that one, or none set"
-        )
-    return mesh
-
-
-def _axes_of(mesh: Mesh | AbstractMesh) -> str:
-    kinds = zip(mesh.shape.items(), mesh.axis_types, strict=True)
-    return ", ".join(f"{name!r} {length}, {kind.name}" for (name, length), kind in kinds)
-
-
 @dataclass(frozen=True)
 class _OnMesh:
     """A step on a divided batch; equal for equal steps on equal meshes, so that compiled programs are found again."""
@@ -247,30 +181,60 @@ class _OnMesh:
 
 def initialize(
     coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None,
-    timeout_s: int = 60,
+    timeout_s: float = 60, heartbeat_s: int = 30,
 ) -> None:  # fmt: skip
     """Join the processes of a computation; to be called before anything else asks JAX for a device.
+
+    From then on a process that dies takes the others with it: at once where they wait for its numbers, else when it has
+    not been heard from for ``heartbeat_s``. JAX ends them, for without it their numbers mean nothing.
 
     Args:
         coordinator: ``"host:port"`` of process 0; found by JAX on SLURM and other clusters that it knows if None.
         num_processes: how many there are.
         process_id: which one this is, from 0.
-        timeout_s: seconds to wait for the others.
+        timeout_s: seconds to wait for the coordinator, and then for the others. If these do not come, this process
+            ends, with exit code 2.
+        heartbeat_s: seconds.
 
     Raises:
         ValueError: a part of what is needed.
-        RuntimeError: the coordinator or another process is not there in time.
+        RuntimeError: the coordinator is not there in time; its port is taken; JAX has been asked for a device already.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if 0 < len(missing := [name for name, value in given.items() if value is None]) < 3:
         raise ValueError(f"{missing[0]}: got None; expected a value, as of {', '.join(set(given) - set(missing))}")
-    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id: got {process_id}; expected 0 to {num_processes - 1}")
+    local = None
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"process_id: got {process_id}; expected 0 to {num_processes - 1}")
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"coordinator: got {coordinator!r}; expected host:port")
+        local = coordinator if host in ("localhost", "127.0.0.1") else None  # then nobody from outside may join
+        if process_id > 0:
+            _wait_for(host, int(port), timeout_s)
+        else:
+            _check_free(host if local else "", int(port))
+
+    def give_up() -> None:  # JAX would wait twice as long, and abort
+        who = f"all {num_processes} processes" if num_processes else "all processes"
+        print(f"coordinator: not {who} came within {timeout_s:g} s to {coordinator or 'it'}", file=sys.stderr)
+        leave(2)
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    waiting = threading.Timer(timeout_s, give_up)
+    waiting.start()
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout_s)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, coordinator_bind_address=local,
+            initialization_timeout=2 * math.ceil(timeout_s), heartbeat_timeout_seconds=heartbeat_s,
+            shutdown_timeout_seconds=_DAY_S,
+        )  # fmt: skip
     except Exception as error:
         where = coordinator or "the coordinator of this cluster"
-        raise RuntimeError(f"coordinator: could not join {where} within {timeout_s} s: {error}") from error
+        raise RuntimeError(f"coordinator: could not join {where}: {error}") from error
+    finally:
+        waiting.cancel()
 
 
 def divide_cpu(devices: int) -> None:
@@ -281,6 +245,32 @@ def divide_cpu(devices: int) -> None:
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # it has its devices already
             jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Say that a port is taken: where JAX cannot have it, the process may end in a segmentation fault."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise RuntimeError(f"coordinator: got port {port}, which is taken ({error}); expected a free one") from None
+
+
+def _wait_for(host: str, port: int, timeout_s: float) -> None:
+    """Wait until somebody listens at a port."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=timeout_s):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"coordinator: got {host}:{port}, where nobody listens after {timeout_s:g} s ({error}); expected "
+                    "process 0 there"
+                ) from None
+        time.sleep(0.1)
 
 
 def _placed(leaf: Any, sharding: NamedSharding, *, whole: bool = False) -> jax.Array:

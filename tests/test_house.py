@@ -16,8 +16,8 @@ PACKAGE = ROOT / "minijaxnet"
 FLOORS = [
     {"pytrees", "tables"},
     {"network", "data"},
-    {"losses", "gradient_rule"},
-    {"backprop", "descent", "feeds", "experiment"},
+    {"losses", "gradient_rule", "processes"},
+    {"backprop", "descent", "feeds", "experiment", "mesh"},
     {"trace", "landscape", "parallel"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},

@@ -16,13 +16,13 @@ import numpy as np
 
 from minijaxnet.cli.arms import differentiated, make_descent
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
-from minijaxnet.cli.carry_out import failure_told, kind_of_devices
+from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import SweepFlags, devices_asked, parse, split_file
+from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, together_of
+from minijaxnet.cli.together import described, join, mesh_of
 from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import load_experiment, number_options
 from minijaxnet.loop import descend, descend_minibatches
-from minijaxnet.parallel import data_mesh, divide_cpu
 from minijaxnet.pytrees import cast_floats, named_leaves
 from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.disk import replace_file
@@ -36,7 +36,7 @@ from minijaxnet.tables import figure
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
-    divide_cpu(devices_asked(rest))
+    join(Together(devices=together_of(rest).devices))
     experiment = None if file is None else load_experiment(file)
     flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
@@ -91,12 +91,10 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
 
         return run
 
-    devices = len(jax.devices()) if flags.devices == "all" else flags.devices
-    mesh = None if devices == 1 else data_mesh(devices)
+    mesh = mesh_of(flags)
     count = math.prod(len(numbers) for numbers in axes.values()) * len(sizes)
     print(
-        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, "
-        f"{flags.precision} on {kind_of_devices(devices)}",
+        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on {described(mesh)}",
         flush=True,
     )
     found: list[SweepResult] = []

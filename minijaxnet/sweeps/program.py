@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from minijaxnet.parallel import REPLICA, check_mesh
+from minijaxnet.mesh import REPLICA, check_mesh
 from minijaxnet.pytrees import check_count, named_leaves, side_effects
 
 # Of the memory that is free, what the calls may take; the rest is for results on their way to the host.
