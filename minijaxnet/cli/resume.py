@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     if run_state(folder) == "done" and not flags.force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
+    if config["verb"] == "sweep" and (flags.processes > 1 or flags.coordinator is not None):
+        raise UsageError(f"{folder}: got a sweep and several processes; expected one, over as many devices as you like")
     if (code := supervised_run("resume", arguments, flags)) is not None:
         return code
     join(flags)
