@@ -74,6 +74,8 @@ class BenchFlags:
     """Where to write the comparison, with every sample."""
     since: str | None = None
     """An earlier result to hold this one against."""
+    devices: str = "1"
+    """Numbers of devices, such as 1,2,4, over which the batch is divided in turn; a CPU is divided into as many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +141,22 @@ class DrawFlags(Settings):
 def devices_asked(arguments: Sequence[str]) -> int:
     """How many devices the arguments ask for; to be known before an experiment is loaded, which may ask JAX for one.
 
-    >>> devices_asked(["--seed", "3", "--devices", "4"]), devices_asked(["--devices=2"]), devices_asked([])
+    >>> devices_asked(["--seed", "3", "--devices", "4"]), devices_asked(["--devices=1,2"]), devices_asked([])
     (4, 2, 1)
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    number = words[words.index("--devices") + 1] if "--devices" in words[:-1] else "1"
-    return int(number) if number.isdecimal() else 1  # what is no number is the parser's to say
+    numbers = numbers_of_devices(words[words.index("--devices") + 1]) if "--devices" in words[:-1] else None
+    return max(numbers or [1])  # what is no number is the parser's to say
+
+
+def numbers_of_devices(text: str) -> list[int] | None:
+    """Whole numbers with commas between them; None if they are none.
+
+    >>> numbers_of_devices("1, 2,4"), numbers_of_devices("two")
+    ([1, 2, 4], None)
+    """
+    words = [word.strip() for word in text.split(",")]
+    return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
 
 
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
