@@ -71,7 +71,7 @@ def test_what_is_started_and_waited_for_counts_once_and_its_operands_once():
         Collective("collective-permute", 1, 4 * 8, ((0, 1), (1, 0))),
         Collective("reduce-scatter", 1, 4 * 8, all_four),
     )
-    assert not found.notes and found.count == 4 and found.total_bytes == 4 * (32 + 8 + 8 + 8)
+    assert not found.notes and found.number == 4 and found.total_bytes == 4 * (32 + 8 + 8 + 8)
 
 
 def test_a_loop_counts_as_one_round_a_conditional_as_its_dearest_branch_a_call_as_often_as_it_is_made():
@@ -215,7 +215,7 @@ loop = jax.shard_map(
     mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False,
 )
 found = communication(jax.jit(loop).lower(jnp.ones((4, 8))).compile())
-assert found.count == 1 and found.notes == ("while: communication counted as a single round",), found
+assert found.number == 1 and found.notes == ("while: communication counted as a single round",), found
 
 # Times: of what was placed, and of a step that places for itself. Nothing is compiled meanwhile, nothing moved.
 own = on_mesh(mesh, descent)

@@ -34,7 +34,7 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: such as "all-reduce".
-        count: how often one like it runs.
+        times: how often one like it runs.
         payload_bytes: of each, on one device: of all that goes into it, for an all-gather of what comes out. Leaves
             that are summed together are one collective.
         groups: which devices talk to one another, by their place in the program's order of devices, which is that of
@@ -42,7 +42,7 @@ class Collective(NamedTuple):
     """
 
     kind: str
-    count: int
+    times: int
     payload_bytes: int
     groups: Groups
 
@@ -59,16 +59,15 @@ class Collective(NamedTuple):
 
     def __str__(self) -> str:
         """How many, among whom, and how large."""
-        plural = "s" if self.count > 1 else ""
-        each = " each" if self.count > 1 else ""
-        return f"{self.count} {self.kind}{plural} {self.among}, {self.payload_bytes:,} bytes{each}"
+        plural, each = ("s", " each") if self.times > 1 else ("", "")
+        return f"{self.times} {self.kind}{plural} {self.among}, {self.payload_bytes:,} bytes{each}"
 
 
 class Communication(NamedTuple):
     """What ``communication`` found; print it.
 
     Attributes:
-        collectives: one an entry; those alike are one entry with a count.
+        collectives: one an entry; those alike are one that runs several times.
         notes: what the counts leave open.
     """
 
@@ -76,14 +75,14 @@ class Communication(NamedTuple):
     notes: tuple[str, ...] = ()
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """How many collectives run."""
-        return sum(found.count for found in self.collectives)
+        return sum(found.times for found in self.collectives)
 
     @property
     def total_bytes(self) -> int:
         """The bytes of all of them, on one device."""
-        return sum(found.count * found.payload_bytes for found in self.collectives)
+        return sum(found.times * found.payload_bytes for found in self.collectives)
 
     def __str__(self) -> str:
         """A line an entry."""

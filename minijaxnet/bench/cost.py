@@ -65,7 +65,7 @@ class StepCost(NamedTuple):
         }
         rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
         rows += [
-            (f"{one.count} {one.kind} {one.among}, bytes", f"{one.payload_bytes:,}")
+            (f"{one.times} {one.kind} {one.among}, bytes", f"{one.payload_bytes:,}")
             for one in self.communication.collectives
         ]
         return "\n".join([text_table((heading, ""), rows), *(f"note: {note}" for note in self.notes)])

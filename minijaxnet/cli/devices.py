@@ -52,7 +52,7 @@ def compare_devices(
         times = ("1", "") if ratio is None else (figure(ratio.median), f"{figure(ratio.low)} to {figure(ratio.high)}")
         said = step_cost(arms[name].step, arms[name].init(params, key), batch).communication
         each = (figure(taken.median), f"{figure(taken.low)} to {figure(taken.high)}")
-        rows.append((name, *each, *times, f"{said.count:,}", f"{said.total_bytes:,}"))
+        rows.append((name, *each, *times, f"{said.number:,}", f"{said.total_bytes:,}"))
     lines = [text_table(_COLUMNS, rows), *found.conclusions()]
     if jax.devices()[0].platform == "cpu":
         lines.append("these devices share the cores of one CPU: no speedup is to be expected here, and none is claimed")

@@ -25,7 +25,7 @@ class _Copy(NamedTuple):
     """What one device holds of a result: where in the whole it lies, and the numbers."""
 
     device: int
-    index: tuple[slice, ...]
+    where: tuple[slice, ...]
     values: np.ndarray
 
 
@@ -101,15 +101,15 @@ def _copies(result: Any) -> Iterator[_Copy]:
 def _worst(copies: Sequence[_Copy], truth: np.ndarray, tolerance: np.ndarray) -> _Fault | None:
     """The element that is furthest beyond its tolerance; where autodiff is not finite on one device, none is."""
     worst, most = None, 1.0
-    for device, index, values in copies:
-        expected = truth[index]
-        excess = distance(values, expected) / np.maximum(tolerance[index], np.finfo(np.float64).tiny)
+    for device, where, values in copies:
+        expected = truth[where]
+        excess = distance(values, expected) / np.maximum(tolerance[where], np.finfo(np.float64).tiny)
         excess = np.where(np.isfinite(values), excess, np.inf)
         excess = np.where(np.isfinite(expected), excess, 0.0)
         if excess.size and excess.max() > most:
             most = excess.max()
             k = np.unravel_index(np.argmax(excess), excess.shape)
-            starts = [part.indices(length)[0] for part, length in zip(index, truth.shape, strict=True)]
+            starts = [part.indices(length)[0] for part, length in zip(where, truth.shape, strict=True)]
             place = tuple(int(start + step) for start, step in zip(starts, k, strict=True))
             worst = _Fault(device, place, float(values[k]), float(expected[k]))
     return worst

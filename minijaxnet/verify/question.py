@@ -166,7 +166,9 @@ def widened(leaf: Any) -> Any:
     if not is_spread(leaf):
         return leaf
     if is_keys(leaf):
-        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(
+            jnp.asarray(np.asarray(jax.random.key_data(leaf))), impl=jax.random.key_impl(leaf)
+        )
     return np.asarray(leaf)
 
 
