@@ -225,7 +225,7 @@ def all_reduce_times(mesh: Mesh, sizes: Sequence[int], rounds: int) -> dict[int,
     for size, x in inputs.items():
         seconds(x, 1)  # compiles
         # Every process has to take as many rounds: what each finds for itself may differ, so it is the bytes that say.
-        often[size] = max(4, 400 // (1 + size // 4096))
+        often[size] = max(4, 100 // (1 + size // 4096))
     found: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size, x in inputs.items():
