@@ -60,7 +60,15 @@ def inside(factor):
 """
 
 MANY = """
+from minijaxnet.verify import placement
+
+programs, compiled = [], placement.compile_together
+placement.compile_together = lambda lowered: programs.append(compiled(lowered)) or programs[-1]
 right = mjn.check_grad(loss, over_devices(mean), (there, batch))
+# The rule and autodiff on divided arguments, and autodiff on one device.
+places = [jax.tree.leaves(program.input_shardings)[-1] for program in programs[0]]
+assert [len(place.device_set) for place in places] == [4, 4, 1] and not places[1].is_fully_replicated, places
+assert ["all-reduce" in program.as_text() for program in programs[0]] == [True, True, False]
 assert right.ok and right.to_dict()["verdicts"]["placement"]["state"] == "pass", right
 told(right, "pass", "over 4 devices both equal autodiff on one device")
 
