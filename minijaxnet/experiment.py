@@ -43,6 +43,7 @@ class Experiment:
         init: ``init(key, *, ...) -> params``. Its keyword-only numbers become flags of the command line.
         objective: ``f(params, batch)``, a scalar to be made small; with a key as third argument if it draws numbers.
         data: ``data(*, ...) -> (train, test)``, two batches ``(x, y)``. Its keyword-only numbers become ``--data-...``.
+            If it takes ``process_id`` and ``num_processes``, each of several processes gets from it its own share.
         value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
             Where there is one, the descent runs it.
         predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if
@@ -129,6 +130,15 @@ def load_experiment(path: str | Path) -> Experiment:
     return found
 
 
+# What a process is told that loads only its own share of the data.
+_SHARE = ("process_id", "num_processes")
+
+
+def loads_its_share(experiment: Experiment) -> bool:
+    """Whether each of several processes loads its own share of the data: ``data(*, process_id=0, num_processes=1)``."""
+    return set(_SHARE) <= inspect.signature(experiment.data).parameters.keys()
+
+
 def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
     """The keyword-only numbers of a function with their defaults: what can be set from outside.
 
@@ -150,7 +160,8 @@ def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
                 raise TypeError(
                     f"{parameter.name}: a keyword-only argument without a default; expected a number as one"
                 )
-            if isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool):
+            number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
+            if number and parameter.name not in _SHARE:
                 options[parameter.name] = parameter.default
     return options
 

@@ -15,6 +15,10 @@ over the batch, which is in the user's own functions, for the placement of its r
 import contextlib
 import math
 import os
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +28,19 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet.descent import Descent, DescentState, StepInfo
+from minijaxnet.processes import leave
 from minijaxnet.pytrees import check_count, is_keys, named_leaves
 
 DATA, REPLICA = "data", "replica"
+# A process that is done waits for the others; one that has died is found by its heartbeat.
+_DAY_S = 86_400
 
 
 def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1) -> Mesh:
     """Devices in a row, over which batches are divided; or in a table, with replicas along its other side.
 
     Args:
-        devices: how many of those there are, or which; all if None, those of other processes included.
+        devices: how many of those there are, as many of each process, or which; all if None.
         replicas: groups of devices, each of which has batches of its own; divides the number of devices.
 
     Returns:
@@ -58,7 +65,9 @@ def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1) 
             hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
             more = f"; {hint} divides a CPU into as many" if there[0].platform == "cpu" else ""
             raise ValueError(f"devices: got {count}; expected at most {len(there)}, the devices there are{more}")
-        chosen = there[:count]
+        check_divides("devices", count, jax.process_count(), "the processes")
+        of_each = count // jax.process_count()
+        chosen = [device for process in range(jax.process_count()) for device in jax.local_devices(process)[:of_each]]
     if not chosen:
         raise ValueError("devices: got none; expected at least one")
     if len(chosen) % check_count("replicas", replicas, least=1):
@@ -102,11 +111,8 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
         )
     [(points,)] = set(lengths.values())
     here = max(1, mesh.shape[axis] // math.gcd(mesh.shape[axis], jax.process_count()))
-    if points % here or not points:
-        below, above = points // here * here, (points // here + 1) * here
-        nearest = f"{below:,} or {above:,}" if below else f"{above:,}"
-        whose = " in each process" if jax.process_count() > 1 else ""
-        raise ValueError(f"batch: got {points:,} points{whose}; expected a multiple of {here}, such as {nearest}")
+    whose = " of this process" if jax.process_count() > 1 else ""
+    check_divides("batch", points, here, f"the devices{whose}", f" points{whose}")
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
 
@@ -167,30 +173,73 @@ class _OnMesh:
 
 def initialize(
     coordinator: str | None = None, *, num_processes: int | None = None, process_id: int | None = None,
-    timeout_s: int = 60,
+    timeout_s: float = 60, heartbeat_s: int = 30,
 ) -> None:  # fmt: skip
     """Join the processes of a computation; to be called before anything else asks JAX for a device.
+
+    From then on a process that dies takes the others with it: at once where they wait for its numbers, else when it has
+    not been heard from for ``heartbeat_s``. JAX ends them, for without it their numbers mean nothing.
 
     Args:
         coordinator: ``"host:port"`` of process 0; found by JAX on SLURM and other clusters that it knows if None.
         num_processes: how many there are.
         process_id: which one this is, from 0.
-        timeout_s: seconds to wait for the others.
+        timeout_s: seconds to wait for the coordinator, and then for the others. If these do not come, this process
+            ends, with exit code 2.
+        heartbeat_s: seconds.
 
     Raises:
         ValueError: a part of what is needed.
-        RuntimeError: the coordinator or another process is not there in time.
+        RuntimeError: the coordinator is not there in time; its port is taken; JAX has been asked for a device already.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if 0 < len(missing := [name for name, value in given.items() if value is None]) < 3:
         raise ValueError(f"{missing[0]}: got None; expected a value, as of {', '.join(set(given) - set(missing))}")
-    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id: got {process_id}; expected 0 to {num_processes - 1}")
+    local = None
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise ValueError(f"process_id: got {process_id}; expected 0 to {num_processes - 1}")
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"coordinator: got {coordinator!r}; expected host:port")
+        local = coordinator if host in ("localhost", "127.0.0.1") else None  # then nobody from outside may join
+        if process_id > 0:
+            _wait_for(host, int(port), timeout_s)
+        else:
+            _check_free(host if local else "", int(port))
+
+    def give_up() -> None:  # JAX would wait twice as long, and abort
+        who = f"all {num_processes} processes" if num_processes else "all processes"
+        print(f"coordinator: not {who} came within {timeout_s:g} s to {coordinator or 'it'}", file=sys.stderr)
+        leave(2)
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from us
+    waiting = threading.Timer(timeout_s, give_up)
+    waiting.start()
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout_s)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, coordinator_bind_address=local,
+            initialization_timeout=2 * math.ceil(timeout_s), heartbeat_timeout_seconds=heartbeat_s,
+            shutdown_timeout_seconds=_DAY_S,
+        )  # fmt: skip
     except Exception as error:
         where = coordinator or "the coordinator of this cluster"
-        raise RuntimeError(f"coordinator: could not join {where} within {timeout_s} s: {error}") from error
+        raise RuntimeError(f"coordinator: could not join {where}: {error}") from error
+    finally:
+        waiting.cancel()
+
+
+def check_divides(name: str, count: int, by: int, what: str = "the devices", unit: str = "") -> None:
+    """Say that so many are not divided by so many, and which numbers next to it are.
+
+    >>> check_divides("batch_size", 10, 4)
+    Traceback (most recent call last):
+    ValueError: batch_size: got 10; expected a multiple of 4, the devices, such as 8 or 12
+    """
+    if count % by or not count:
+        below, above = count // by * by, (count // by + 1) * by
+        nearest = f"{below:,} or {above:,}" if below else f"{above:,}"
+        raise ValueError(f"{name}: got {count:,}{unit}; expected a multiple of {by}, {what}, such as {nearest}")
 
 
 def divide_cpu(devices: int) -> None:
@@ -201,6 +250,32 @@ def divide_cpu(devices: int) -> None:
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # it has its devices already
             jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Say that a port is taken: where JAX cannot have it, the process may end in a segmentation fault."""
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise RuntimeError(f"coordinator: got port {port}, which is taken ({error}); expected a free one") from None
+
+
+def _wait_for(host: str, port: int, timeout_s: float) -> None:
+    """Wait until somebody listens at a port."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=timeout_s):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"coordinator: got {host}:{port}, where nobody listens after {timeout_s:g} s ({error}); expected "
+                    "process 0 there"
+                ) from None
+        time.sleep(0.1)
 
 
 def _placed(leaf: Any, sharding: NamedSharding) -> jax.Array:

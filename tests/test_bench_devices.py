@@ -13,7 +13,7 @@ import pytest
 from minijaxnet.bench.communication import Collective, Communication, communication
 from minijaxnet.bench.cost import StepCost
 from minijaxnet.bench.roofline import Roofline, limits
-from minijaxnet.cli.flags import devices_asked, numbers_of_devices
+from minijaxnet.cli.devices import most_devices, numbers_of_devices
 
 
 class Program:
@@ -142,8 +142,8 @@ def test_the_cost_of_several_devices_says_so_and_is_no_matter_for_the_roofline_o
 
 
 def test_numbers_of_devices_are_read_before_anything_is_parsed():
-    assert devices_asked(["--devices", "1,8,2"]) == 8
-    assert [devices_asked(["--devices", text]) for text in ("two", "1,,2", "-4", "")] == [1, 1, 1, 1]
+    assert most_devices(["--devices", "1,8,2"]) == 8
+    assert [most_devices(["--devices", text]) for text in ("two", "1,,2", "-4", "")] == [1, 1, 1, 1]
     assert numbers_of_devices("1, 2") == [1, 2] and numbers_of_devices("1;2") is None
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "minijaxnet"
 FLOORS = [
     {"pytrees", "tables"},
     {"network", "data"},
-    {"losses", "gradient_rule"},
+    {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment"},
     {"trace", "landscape", "parallel"},
     {"loop", "sweeps"},

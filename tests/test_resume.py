@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import chex
 import jax
@@ -409,6 +410,11 @@ KILLED = textwrap.dedent("""
 """)
 
 
+def newest(folder):
+    below = folder / "checkpoints"
+    return max((step for step, _ in checkpoints(below)), default=0) if below.is_dir() else 0
+
+
 def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
     stopped, whole = folders
     descent, start, options = minibatches()
@@ -421,12 +427,15 @@ def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None and process.stdout.readline() == b"begins\n"
+        while newest(stopped) <= max(reached, default=0):
+            assert process.poll() is None
+            time.sleep(0.01)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.8 + draw.uniform(0, 0.5))
+            process.wait(timeout=draw.uniform(0, 0.3))
         process.kill()
         process.wait()
         process.stdout.close()
-        reached.append(max((step for step, _ in checkpoints(stopped / "checkpoints")), default=0))
+        reached.append(newest(stopped))
     assert reached == sorted(reached) and reached[-1] > 0
     last = fit(descent, start, DATA, run_dir=stopped, resume=True, **options)
     assert last.first_step == reached[-1]

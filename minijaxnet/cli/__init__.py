@@ -5,7 +5,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from minijaxnet.cli.errors import UsageError, show_error
+import jax
+
+from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
+from minijaxnet.processes import leave
 
 VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 it ran and the answer is no (diverged, a wrong gradient), 2 it could not run,
-        130 stopped by Ctrl-C.
+        3 a process of several died, 130 stopped by Ctrl-C.
     """
     verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if verb in ("-h", "--help"):
@@ -47,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"minijaxnet.cli.{verb}").main(rest)
     except KeyboardInterrupt as stopped:
         print("stopped", file=sys.stderr)
-        return 128 + (stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT)
+        code = 128 + (stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT)
+        return leave(code) if jax.distributed.is_initialized() else code
     except Exception as error:
-        return show_error(error)
+        return show_and_leave(error) if jax.distributed.is_initialized() else show_error(error)
 
 
 def _help() -> str:

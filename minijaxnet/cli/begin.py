@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import RunFlags, SweepFlags
+from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
 from minijaxnet.data import check_batch
-from minijaxnet.experiment import Experiment, load_experiment
+from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, write_beginning
@@ -54,7 +54,8 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
     folder = create_run_folder(asked.flags.runs, name)
     try:
         config = {"verb": asked.verb, "file": asked.file, "file_here": str(Path(asked.file).resolve())}
-        config |= {"experiment": asked.experiment.name, "flags": dataclasses.asdict(asked.flags)}
+        flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in EACH_START}
+        config |= {"experiment": asked.experiment.name, "flags": flags}
         config |= {"init": asked.init, "data": asked.data, "data_sha256": data_sha256}
         write_beginning(folder, config, asked.file)
         yield folder
@@ -142,6 +143,8 @@ def first_batch(data: Any, batch_size: int | None) -> Any:
 
 def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
     """The experiment's two batches, checked."""
+    if loads_its_share(experiment):
+        options = options | {"process_id": jax.process_index(), "num_processes": jax.process_count()}
     batches = experiment.data(**options)
     if not isinstance(batches, tuple | list) or len(batches) != 2:
         raise TypeError(f"data: it returns a {type(batches).__name__}; expected a pair of batches (train, test)")

@@ -10,8 +10,8 @@ from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline,
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
-from minijaxnet.cli.devices import checked_devices, compare_devices
-from minijaxnet.cli.flags import BenchFlags, devices_asked, parse, split_file
+from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
+from minijaxnet.cli.flags import BenchFlags, parse, split_file
 from minijaxnet.cli.peers import check_peers, compare_with_peers
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
@@ -23,7 +23,7 @@ from minijaxnet.verify import GradReport, check_grad
 def main(arguments: Sequence[str]) -> int:
     """Time the step of an experiment."""
     file, rest = split_file("bench", arguments)
-    divide_cpu(devices_asked(rest))
+    divide_cpu(most_devices(rest))
     experiment = None if file is None else load_experiment(file)
     flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"

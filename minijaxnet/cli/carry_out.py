@@ -1,6 +1,7 @@
 """Carry out a run in its folder, from the start or from where it stopped; what ``run`` and ``resume`` share."""
 
 import contextlib
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -8,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
-from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, first_batch, worth_keeping
+from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.cli.measured import log_every_of, measure_of
 from minijaxnet.cli.report import leave_report
+from minijaxnet.cli.supervisor import note_folder
+from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
-from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
+from minijaxnet.processes import from_first, here, is_first, is_lost
 from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
@@ -47,35 +51,35 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     for name in ("bench_seconds", "checkpoint_seconds"):
         if not 0 <= (value := getattr(flags, name)) < float("inf"):
             raise ValueError(f"{name}: got {value}; expected a finite number, at least 0")
-    params, train, test, order_key, key = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
-    by_hand = experiment.value_and_gradient
-    descent = _descent(asked, flags.learning_rate)
-    start = descent.init(params, key)
+    beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
+    params, train, test, _, key = beginning
+    mesh = mesh_of(flags)
+    start = _descent(asked, mesh, flags.learning_rate).init(params, key)
     for name, batch in (("train", train), ("test", test)):
-        check_values(descent, start, batch, name)
-    start, data = _placed(asked, start, train)
-    seen = first_batch(train, flags.batch_size)
-    measure = measure_of(experiment, params, train, test, key)
-
+        check_values(_descent(asked, mesh, flags.learning_rate), start, batch, name)
+    data_sha256 = agree(asked, digest_of(train, test))
+    run = _placed(asked, mesh, start, beginning)
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
-        f"{flags.learning_rate:g}, {flags.precision} on {_kind_of_devices(flags.devices)}"
+        f"{flags.learning_rate:g}, {flags.precision} on {described(mesh)}"
     )
-    print(heading, flush=True)
     report = None
-    if by_hand is not None:
-        extra = () if key is None else (key,)
-        report = check_grad(experiment.objective, by_hand, (params, seen, *extra), has_value=True)
-        if not (report.ok or flags.unchecked):
+    if is_first():
+        print(heading, flush=True)
+        report = _checked(experiment, params, first_batch(train, flags.batch_size), key)
+    if not from_first(report is None or report.ok or flags.unchecked):
+        if is_first():
             print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
-            return 1
-
+        return 1
+    if not is_first():
+        return _code(run())
     with (
-        open_folder(digest_of(train, test)) as folder,
+        open_folder(data_sha256) as folder,
         hold(folder),
         (folder / "log.txt").open("a", encoding="utf-8") as log,
     ):
         print(heading, file=log)
+        note_folder(folder)
 
         def say(text: str) -> None:
             print(text, flush=True)
@@ -83,101 +87,115 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
 
         events = event_files(folder) if flags.tensorboard else contextlib.nullcontext()
         with failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
-            result = fit(
-                descent,
-                start,
-                data,
-                steps=flags.steps,
-                until_flat=flags.until_flat,
-                batch_size=flags.batch_size,
-                key=order_key if flags.batch_size is not None else None,
-                log_every=flags.log_every or log_every_of(params, flags.steps),
-                measure=measure,
-                run_dir=folder,
-                resume=resume,
-                held=True,
-                checkpoint_every=flags.checkpoint_every,
-                checkpoint_s=flags.checkpoint_seconds,
-                on_divergence=_halve_rate(asked) if flags.on_divergence == "halve-rate" else None,
-                sink=sink,
-                on_progress=on_progress,
-            )
-        for note in result.notes:
-            say(f"warning: {note}")
+            result = run(run_dir=folder, resume=resume, held=True, sink=sink, on_progress=on_progress)
         if resume:
             say(f"went on from step {result.first_step:,}")
-        write_params(folder / "params.safetensors", result.state.params)
-        write_json(folder / RESULT, _result(result, report))
-        write_json(folder / "timing.json", _timing(result, None))
-        for event in (row for row in result.rows if "event" in row):
-            say(f"diverged at step {event['diverged_at']:,}: back to step {event['step']:,}, at half the learning rate")
-        say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
-        if report is not None:
-            say(f"\n{report}")
-        if result.status == DIVERGED and flags.diagnose:
-            batch = _batch_at(result.state, train, flags.batch_size, order_key)
-            extra = () if key is None else (jax.random.fold_in(key, result.state.step),)
-            say(f"\n{diagnose(differentiated(experiment), result.state.params, batch, *extra)}")
-        if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
-            comparison = compare_with_rivals(
-                experiment, flags.optimizer, flags.learning_rate, params, seen, key, seconds=flags.bench_seconds
-            )
-            if comparison is not None:
-                say(f"\n{comparison}")
-                write_json(folder / "timing.json", _timing(result, comparison))
-                comparison.save(folder / COMPARISON)
-        if flags.report:
-            say(leave_report(folder, Known(experiment, result.state.params, train, test, key)))
-        say(f"\nwritten to {folder}")
-        if result.interrupted:
-            say(f"minijaxnet resume {folder} goes on")
-        elif result.status == DIVERGED:
-            say(f"hint: a smaller step goes less far astray: --learning-rate {flags.learning_rate / 10:g}")
+        _tell(asked, beginning, result, report, folder, say)
+    return _code(result)
+
+
+def _checked(experiment: Experiment, params: Any, seen: Any, key: Any) -> GradReport | None:
+    """What is to be said of the gradient by hand, where there is one."""
+    if experiment.value_and_gradient is None:
+        return None
+    extra = () if key is None else (key,)
+    return check_grad(experiment.objective, experiment.value_and_gradient, (params, seen, *extra), has_value=True)
+
+
+def _placed(asked: Asked, mesh: Mesh | None, start: DescentState, beginning: Beginning) -> Callable[..., FitResult]:
+    """The descent, where it is to run; it takes the rest of what ``fit`` does."""
+    flags, minibatches = asked.flags, asked.flags.batch_size is not None
+    train, test = placed_data(mesh, asked, beginning.train, beginning.test)
+    start = placed_start(mesh, start)
+    return functools.partial(
+        fit,
+        _descent(asked, mesh, flags.learning_rate),
+        start,
+        train,
+        steps=flags.steps,
+        until_flat=flags.until_flat,
+        batch_size=flags.batch_size,
+        key=everywhere(mesh, beginning.order_key) if minibatches else None,
+        log_every=flags.log_every or log_every_of(start.params, flags.steps),
+        measure=measure_of(asked.experiment, start.params, train, test, start.key),
+        checkpoint_every=flags.checkpoint_every,
+        checkpoint_s=flags.checkpoint_seconds,
+        on_divergence=_halve_rate(asked, mesh) if flags.on_divergence == "halve-rate" else None,
+    )
+
+
+def _tell(
+    asked: Asked, beginning: Beginning, result: FitResult, report: GradReport | None, folder: Path,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Write and say what came out of a descent."""
+    (experiment, flags), (params, train, test, order_key, key) = (asked.experiment, asked.flags), beginning
+    state = here(result.state)
+    for note in result.notes:
+        say(f"warning: {note}")
+    write_params(folder / "params.safetensors", state.params)
+    write_json(folder / RESULT, _result(result, report))
+    write_json(folder / "timing.json", _timing(result, None))
+    for event in (row for row in result.rows if "event" in row):
+        say(f"diverged at step {event['diverged_at']:,}: back to step {event['step']:,}, at half the learning rate")
+    say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
+    if report is not None:
+        say(f"\n{report}")
+    if result.status == DIVERGED and flags.diagnose:
+        batch = _batch_at(state, train, flags.batch_size, order_key)
+        extra = () if key is None else (jax.random.fold_in(key, state.step),)
+        say(f"\n{diagnose(differentiated(experiment), state.params, batch, *extra)}")
+    if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
+        comparison = compare_with_rivals(
+            experiment,
+            flags.optimizer,
+            flags.learning_rate,
+            params,
+            first_batch(train, flags.batch_size),
+            key,
+            seconds=flags.bench_seconds,
+        )
+        if comparison is not None:
+            say(f"\n{comparison}")
+            write_json(folder / "timing.json", _timing(result, comparison))
+            comparison.save(folder / COMPARISON)
+    if flags.report:
+        say(leave_report(folder, Known(experiment, state.params, train, test, key)))
+    say(f"\nwritten to {folder}")
+    if result.interrupted:
+        say(f"minijaxnet resume {folder} goes on")
+    elif result.status == DIVERGED:
+        say(f"hint: a smaller step goes less far astray: --learning-rate {flags.learning_rate / 10:g}")
+
+
+def _code(result: FitResult) -> int:
     return 128 + result.interrupted if result.interrupted else int(result.status == DIVERGED)
 
 
 @contextlib.contextmanager
 def failure_told(folder: Path) -> Iterator[None]:
-    """Have the result say how a descent failed, unless it was done before or its checkpoints are lost."""
+    """Have the result say how a descent failed, unless it was done before or others are to blame."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, CheckpointError) and worth_keeping(folder) and result_state(folder) != "done":
+        kept = isinstance(error, CheckpointError) or is_lost(error)  # there is something to go on with
+        if not kept and worth_keeping(folder) and result_state(folder) != "done":
             write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
         raise
 
 
-def _descent(asked: Asked, learning_rate: float) -> Descent:
-    """The descent that was asked for, over as many devices."""
-    descent = make_descent(differentiated(asked.experiment), asked.flags.optimizer, learning_rate)
-    return descent if asked.flags.devices == 1 else on_mesh(data_mesh(asked.flags.devices), descent)
+def _descent(asked: Asked, mesh: Mesh | None, learning_rate: float) -> Descent:
+    return divided(mesh, make_descent(differentiated(asked.experiment), asked.flags.optimizer, learning_rate))
 
 
-def _placed(asked: Asked, start: DescentState, train: Any) -> tuple[DescentState, Any]:
-    """State and data where the descent runs: the points divided, or for minibatches all of them on each device."""
-    count, size = asked.flags.devices, asked.flags.batch_size
-    if count == 1:
-        return start, train
-    mesh = data_mesh(count)
-    if size is not None and size % count:
-        raise ValueError(f"batch_size: got {size}; expected a multiple of {count}, the devices")
-    return replicate(mesh, start), shard_batch(mesh, train) if size is None else replicate(mesh, train)
-
-
-def _kind_of_devices(count: int) -> str:
-    kind = jax.devices()[0].device_kind
-    shared = ", which share its cores" if count > 1 and jax.devices()[0].platform == "cpu" else ""
-    return kind if count == 1 else f"{count} devices ({kind}{shared})"
-
-
-def _halve_rate(asked: Asked) -> Callable[[DescentState, int], tuple[Descent, DescentState]]:
+def _halve_rate(asked: Asked, mesh: Mesh | None) -> Callable[[DescentState, int], tuple[Descent, DescentState]]:
     """Go on with half the learning rate each time a descent has diverged."""
 
     def retry(state: DescentState, times: int) -> tuple[Descent, DescentState]:
         flags = asked.flags
-        descent = _descent(asked, flags.learning_rate / 2**times)
+        descent = _descent(asked, mesh, flags.learning_rate / 2**times)
         if flags.optimizer == "gd":  # whose rate is in the state
-            state = state._replace(optimizer=descent.init(state.params, state.key).optimizer)
+            state = state._replace(optimizer=everywhere(mesh, descent.init(state.params, state.key).optimizer))
         return descent, state
 
     return retry

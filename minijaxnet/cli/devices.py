@@ -1,17 +1,38 @@
 """How a step's time grows with the devices that its batch is divided over: all numbers of them in turn, in one run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from minijaxnet.bench import compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
-from minijaxnet.cli.flags import numbers_of_devices
 from minijaxnet.descent import Descent
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 from minijaxnet.tables import figure, text_table
 
 _COLUMNS = ("devices", "us a step", "95 % interval", "times one", "95 % interval", "collectives", "their bytes")
+
+
+def most_devices(arguments: Sequence[str]) -> int:
+    """The largest number that ``--devices`` asks for; to be known before an experiment is loaded, which may ask JAX.
+
+    >>> most_devices(["--seed", "3", "--devices", "1,4,2"]), most_devices(["--devices=2"]), most_devices([])
+    (4, 2, 1)
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    numbers = numbers_of_devices(words[words.index("--devices") + 1]) if "--devices" in words[:-1] else None
+    return max(numbers or [1])  # what is no number is told later
+
+
+def numbers_of_devices(text: str) -> list[int] | None:
+    """Whole numbers with commas between them; None if they are none.
+
+    >>> numbers_of_devices("1, 2,4"), numbers_of_devices("two")
+    ([1, 2, 4], None)
+    """
+    words = [word.strip() for word in text.split(",")]
+    return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
 
 
 def checked_devices(asked: str, batch: Any) -> list[int]:

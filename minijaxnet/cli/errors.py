@@ -4,8 +4,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import minijaxnet
+from minijaxnet.processes import LOST, is_lost, leave
 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
@@ -29,6 +31,18 @@ def show_error(error: Exception) -> int:
         print("in your code:", file=sys.stderr)
         print("".join(traceback.format_list(own[-3:])).rstrip(), file=sys.stderr)
     return 2
+
+
+def show_and_leave(error: Exception) -> NoReturn:
+    """The same for one of several processes, which ends at once: the others may wait for it."""
+    if is_lost(error):
+        print(f"minijaxnet: another process of this run is gone: {str(error).splitlines()[0]}", file=sys.stderr)
+        leave(LOST)
+    try:
+        show_error(error)
+    except Exception:
+        traceback.print_exc()
+    leave(2)
 
 
 def _is_users(filename: str) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,32 @@ Flags = TypeVar("Flags")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFlags(Settings):
+class Together:
+    """Where a run is carried out."""
+
+    devices: int | Literal["all"] | None = None
+    """Over how many devices each batch is divided, "all" that there are; one in each process if left out. A CPU is
+    divided into as many, which share its cores."""
+    processes: int = 1
+    """Start so many processes on this machine, with the devices divided over them."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where processes are started one by one; "auto" where JAX knows the cluster."""
+    num_processes: int | None = None
+    """How many processes are started one by one."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    restarts: int = 0
+    """How often to start again from the last checkpoint when a process has died."""
+    heartbeat_seconds: int = 30
+    """For how long a process may not be heard from before it is taken for dead."""
+
+
+# What one start is told and the next one anew: no settings of the run.
+EACH_START = ("coordinator", "num_processes", "process_id", "restarts", "heartbeat_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFlags(Together, Settings):
     """What ``minijaxnet run`` can be told, beside the experiment's own numbers."""
 
     runs: str = "runs"
@@ -34,8 +60,6 @@ class RunFlags(Settings):
     """Descend though the gradient by hand is wrong."""
     tensorboard: bool = False
     """Write the metrics as TensorBoard's event files, too."""
-    devices: int = 1
-    """Over how many devices each batch is divided; a CPU is divided into as many, which share its cores."""
     report: bool = True
     """Leave a page in the run's folder, report.html, that tells what came out."""
 
@@ -138,25 +162,21 @@ class DrawFlags(Settings):
     """To measure, where step times are drawn."""
 
 
-def devices_asked(arguments: Sequence[str]) -> int:
-    """How many devices the arguments ask for; to be known before an experiment is loaded, which may ask JAX for one.
+def together_of(arguments: Sequence[str]) -> Together:
+    """Where a run is to be carried out: to be known before an experiment is loaded, which may ask JAX for a device.
 
-    >>> devices_asked(["--seed", "3", "--devices", "4"]), devices_asked(["--devices=1,2"]), devices_asked([])
-    (4, 2, 1)
+    What is no number is left to the parser, which says so.
+
+    >>> together_of(["--seed", "3", "--devices", "4"]).devices, together_of(["--process_id=2"]).process_id
+    (4, 2)
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    numbers = numbers_of_devices(words[words.index("--devices") + 1]) if "--devices" in words[:-1] else None
-    return max(numbers or [1])  # what is no number is the parser's to say
-
-
-def numbers_of_devices(text: str) -> list[int] | None:
-    """Whole numbers with commas between them; None if they are none.
-
-    >>> numbers_of_devices("1, 2,4"), numbers_of_devices("two")
-    ([1, 2, 4], None)
-    """
-    words = [word.strip() for word in text.split(",")]
-    return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
+    pairs = {name.replace("_", "-"): text for name, text in itertools.pairwise(words) if name.startswith("--")}
+    texts = {field.name: pairs.get(f"--{field.name.replace('_', '-')}") for field in dataclasses.fields(Together)}
+    said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text and text.lstrip("-").isdecimal()}
+    said |= {name: texts[name] for name in ("coordinator",) if texts[name] is not None}
+    said |= {"devices": "all"} if texts["devices"] == "all" else {}
+    return Together(**said)
 
 
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:

@@ -28,13 +28,16 @@ def measure_of(experiment: Experiment, params: Any, train: Any, test: Any, key: 
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
-    @jax.jit
+    @jax.jit  # the data are arguments: a program cannot hold those of other processes
+    def measured(params: Any, train: Any, test: Any, extra: Any) -> dict[str, Any]:
+        numbers = {"train_loss": experiment.objective(params, train, *extra)}
+        numbers |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
+        numbers["test_loss"] = experiment.objective(params, test, *extra)
+        numbers |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+        return numbers | (weights_of(params) if watched else {})
+
     def measure(params: Any) -> dict[str, Any]:
-        measured = {"train_loss": experiment.objective(params, train, *extra)}
-        measured |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
-        measured["test_loss"] = experiment.objective(params, test, *extra)
-        measured |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
-        return measured | (weights_of(params) if watched else {})
+        return measured(params, train, test, extra)
 
     for name, value in jax.eval_shape(measure, params).items():
         if not hasattr(value, "shape") or value.shape != ():

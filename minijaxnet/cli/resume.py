@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,43 +11,48 @@ from typing import Any
 from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import Together
 from minijaxnet.cli.sweep import carry_out_sweep
-from minijaxnet.parallel import divide_cpu
+from minijaxnet.cli.together import join, supervised_run
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
 
-_USAGE = (
-    "usage: minijaxnet resume RUN [--force] [--devices N]\n\nGo on with a run where its newest checkpoint is.\n\n"
-    "  --force      even if the code or the config has changed since, or it is done\n"
-    "  --devices N  over another number of devices, to the same numbers but for rounding"
-)
+
+@dataclasses.dataclass(frozen=True)
+class ResumeFlags(Together):
+    """What ``minijaxnet resume`` can be told; the run itself goes on as it was started."""
+
+    force: bool = False
+    """Go on even if the code or the config has changed since, or it is done."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Go on with the run of a folder."""
-    if {"-h", "--help"} & set(arguments):
-        print(_USAGE)
-        return 0
-    force = "--force" in arguments
-    named = [argument for argument in arguments if argument != "--force"]
-    devices = None
-    if "--devices" in named:
-        at = named.index("--devices")
-        number = "".join(named[at + 1 : at + 2])
-        if not number.isdecimal() or int(number) < 1:
-            raise UsageError(f"resume: --devices: got {number or 'nothing'}; expected how many, at least 1")
-        devices = int(number)
-        del named[at : at + 2]
-    if len(named) != 1 or named[0].startswith("-"):
-        raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run, and --force")
-    folder = Path(named[0])
-    config = read_config(folder)
-    if run_state(folder) == "done" and not force:
+    import tyro  # 80 ms: imported where used
+
+    folders = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    helped = {"-h", "--help"} & set(arguments)
+    if len(folders) != 1 and not helped:
+        raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run first")
+    folder = Path(folders[0] if folders else "RUN")
+    config = {"flags": {}} if helped else read_config(folder)
+    before = {name: config["flags"][name] for name in ("devices", "processes") if name in config["flags"]}
+    flags = tyro.cli(
+        ResumeFlags,
+        prog=f"minijaxnet resume {folder}",
+        description="Go on with a run where its newest checkpoint is.",
+        default=ResumeFlags(**before),
+        args=list(arguments[len(folders) :]),
+    )
+    if run_state(folder) == "done" and not flags.force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
-    divide_cpu(devices or config["flags"].get("devices", 1))
+    if (code := supervised_run("resume", arguments, flags)) is not None:
+        return code
+    join(flags)
     asked = asked_again(folder, config)
-    if devices is not None and config["verb"] == "run":
-        asked = asked._replace(flags=dataclasses.replace(asked.flags, devices=devices))
-    if (changed := changes(folder, asked.file)) and not force:
+    known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes"}
+    here = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
+    asked = asked._replace(flags=dataclasses.replace(asked.flags, **here))
+    if (changed := changes(folder, asked.file)) and not flags.force:
         raise UsageError(
             f"{folder}: got other code or another config than it was started with; expected the same "
             f"(--force goes on all the same)\n{changed}"
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
-        if data_sha256 != config.get("data_sha256") and not force:
+        if data_sha256 != config.get("data_sha256") and not flags.force:
             raise UsageError(f"{folder}: got other data than it was started with; expected the same (or --force)")
         return contextlib.nullcontext(folder)
 

@@ -71,7 +71,9 @@ def kept(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _read(path) for path in paths}
 
 
-def difference(then: dict[str, str], now: dict[str, str]) -> str:
+def difference(
+    then: dict[str, str], now: dict[str, str], titles: tuple[str, str] = ("when the run was started", "now")
+) -> str:
     """How texts have changed, as a unified diff; nothing if they have not.
 
     >>> print(difference({"a.py": "x = 1"}, {"a.py": "x = 2"}))
@@ -84,6 +86,6 @@ def difference(then: dict[str, str], now: dict[str, str]) -> str:
     lines = []
     for name in sorted({*then, *now}):
         sides = (then.get(name, "").splitlines(), now.get(name, "").splitlines())
-        titles = (f"{name}, when the run was started", f"{name}, now")
-        lines += difflib.unified_diff(*sides, *titles, lineterm="")
+        before, after = (f"{name}, {title}" for title in titles)
+        lines += difflib.unified_diff(*sides, before, after, lineterm="")
     return "\n".join(lines)

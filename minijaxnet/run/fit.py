@@ -19,6 +19,7 @@ from minijaxnet.descent import Descent, DescentState
 from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
+from minijaxnet.processes import here, is_first, own_share, told
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves, structure_difference
 from minijaxnet.run.keeper import Keeper, Retry
 from minijaxnet.run.lock import hold
@@ -105,6 +106,9 @@ def fit(
     by one process at a time. It has the three newest checkpoints, from which ``resume`` goes on to the same bits,
     whatever ended the process: parameters, optimizer and keys are in them, the order of minibatches follows from these.
 
+    Several processes call it alike, with state and data on a mesh of all their devices (see ``parallel``). The first
+    one logs and writes; chunks, checkpoints and signals are agreed upon, so that all stop after the same step.
+
     Args:
         descent: how to step.
         state: where to start; copied once, so it stays yours.
@@ -152,7 +156,7 @@ def fit(
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     check_values(descent, state, data)
     _check_optimizer(descent, state)
-    data = jax.device_put(data)
+    data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
         _check_key(key)
@@ -160,6 +164,9 @@ def fit(
     state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
     keeping = {"every": checkpoint_every, "seconds": checkpoint_s, "retry": on_divergence, "mark_every": log_every}
+
+    if not is_first():  # the first process writes
+        run_dir, resume, sink, on_progress = None, False, None, None
 
     with (
         hold(run_dir) if run_dir is not None and not held else nullcontext(),
@@ -180,11 +187,21 @@ def fit(
         compile_s, steps_per_s = time.perf_counter() - began, 1.0
         history = History(max(0, steps - first))
         history.append(trace)
-        while (step := first + history.steps_taken) < steps and history.status == OUT_OF_STEPS and not stop:
+        while True:
+            step = first + history.steps_taken
+            most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
+            # What clocks and signals say is not the same in each process: here they agree on what comes next.
+            wanted = min(most, max(1, int(_CHUNK_S * steps_per_s)))
+            plans = told((wanted, keeper.is_due(step), stop.signum))
+            (length, is_due, _), interrupted = plans[0].tolist(), int(plans[:, 2].max())
+            if step >= steps or history.status != OUT_OF_STEPS or interrupted:
+                break
+            if is_due:
+                log.sync()
+                keeper.keep(step, state)
             keeper.look(step, state)
             measured = _measured(measure, state.params) if step % log_every == 0 else None
-            most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
-            state, trace, seconds = chunk(state, min(most, max(1, int(_CHUNK_S * steps_per_s))))
+            state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
             run_s += seconds
             if len(seen.loss):
@@ -196,9 +213,6 @@ def fit(
                 if on_progress is not None:
                     loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
                     on_progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
-                if keeper.is_due(taken):
-                    log.sync()
-                    keeper.keep(taken, state)
             if history.status == DIVERGED and keeper.may_retry():
                 log.sync()
                 back, descent, state = keeper.retry(first + history.steps_taken)
@@ -216,7 +230,7 @@ def fit(
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         log.append(end, _row(look, _measured(measure, state.params)), run_s)
         log.sync()
-    return FitResult(state, history.trace(), log.rows, first, stop.signum, keeper.notes, compile_s, run_s)
+    return FitResult(state, history.trace(), log.rows, first, interrupted, keeper.notes, compile_s, run_s)
 
 
 def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:
@@ -237,15 +251,16 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     Raises:
         ValueError: with the place of the first such number.
     """
+    data, params = own_share(data), here(state.params)
     check_batch(data, name)
-    for name, leaf in named_leaves(floating_arrays(state.params, "state.params")).items():
+    for name, leaf in named_leaves(floating_arrays(params, "state.params")).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
     objective = getattr(descent.step, "objective", None)
     while objective is not None and not isinstance(objective, Objective):
         objective = getattr(objective, "objective", None)  # a wrapper, such as with_gradient's
     if objective is not None:
-        objective.check_values(state.params, data)
+        objective.check_values(params, data)
 
 
 def _check_optimizer(descent: Descent, state: DescentState) -> None:

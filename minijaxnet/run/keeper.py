@@ -9,6 +9,7 @@ import numpy as np
 
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.loop import own_copy
+from minijaxnet.processes import arrays_from_first, from_first, here
 from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
@@ -31,6 +32,8 @@ class Mark(NamedTuple):
 
 class Keeper:
     """The checkpoints of one fit: when one is due, where it goes on, and how often it went back.
+
+    With several processes each has a keeper, and the first one's has the folder.
 
     What it goes back to when it diverges is a mark, a state at a step that neither a clock nor a signal chose, so that
     a run that was stopped in between goes back to the same. The newest mark may be astray already; the one before it
@@ -76,28 +79,34 @@ class Keeper:
         Where the log lacks a row, of step ``rows_until``, that is one from which it is seen again.
         """
         self._saved, self._marks = 0, (Mark(0, state if self._retry is None else own_copy(state)),) * 2
-        if self._folder is None:
+        step, tree = self._newest(here(self._tree(state)), rows_until)
+        if (step := from_first(step)) is None:
             return 0, descent, state
-        self._folder.mkdir(exist_ok=True)
-        for path in self._folder.iterdir():
-            if UNFINISHED.fullmatch(path.name):  # by a process that is dead, for the folder is ours
-                path.unlink()
-        if not self._resume or (found := load_latest(self._folder, self._tree(state))) is None:
-            return 0, descent, state
-        step, tree, self.notes = found
-        if step > rows_until:
-            older = [(step, path) for step, path in checkpoints(self._folder) if step <= rows_until]
-            lost = f"the row of step {rows_until:,} is lost: it goes on from step"
-            self.notes = [*self.notes, f"{lost} {older[0][0] if older else 0:,}, not {step:,}"]
-            if not older:
-                return 0, descent, state
-            step, tree = older[0][0], load_checkpoint(older[0][1], self._tree(state))
+        tree = arrays_from_first(tree, self._tree(state))
         self._saved, state, self._turns = step, tree["state"], tree["turns"]
         if self._retry is not None:
             self._marks = tree["marks"]
             if self.events:
                 descent, _ = self._retry(own_copy(state), len(self.events))
         return self._saved, descent, state
+
+    def _newest(self, like: dict[str, Any], rows_until: int) -> tuple[int | None, Any]:
+        """The step and the tree of the newest checkpoint to go on from; None and None if there is none."""
+        if self._folder is None:
+            return None, None
+        self._folder.mkdir(exist_ok=True)
+        for path in self._folder.iterdir():
+            if UNFINISHED.fullmatch(path.name):  # by a process that is dead, for the folder is ours
+                path.unlink()
+        if not self._resume or (found := load_latest(self._folder, like)) is None:
+            return None, None
+        step, tree, self.notes = found
+        if step <= rows_until:
+            return step, tree
+        older = [(step, path) for step, path in checkpoints(self._folder) if step <= rows_until]
+        lost = f"the row of step {rows_until:,} is lost: it goes on from step"
+        self.notes = [*self.notes, f"{lost} {older[0][0] if older else 0:,}, not {step:,}"]
+        return (older[0][0], load_checkpoint(older[0][1], like)) if older else (None, None)
 
     def steps_left(self, step: int) -> int:
         """How many steps may be taken before the next checkpoint by count."""
@@ -115,10 +124,12 @@ class Keeper:
 
     def keep(self, step: int, state: DescentState) -> None:
         """Save a checkpoint, and have the oldest go."""
-        if self._folder is None or step == self._saved:  # nowhere, or it is there
+        if step == self._saved:  # it is there
             return
-        save_checkpoint(checkpoint_path(self._folder, step), self._tree(state), step=step)
-        keep_newest(self._folder, _KEPT)
+        tree = here(self._tree(state))
+        if self._folder is not None:
+            save_checkpoint(checkpoint_path(self._folder, step), tree, step=step)
+            keep_newest(self._folder, _KEPT)
         self._saved, self._last_s = step, time.monotonic()
 
     def may_retry(self) -> bool:
@@ -133,9 +144,10 @@ class Keeper:
         self._turns[times - 1] = back, diverged_at
         descent, state = self._retry(own_copy(good), times)
         self._marks = (Mark(back, own_copy(state)),) * 2
+        tree = here(self._tree(state))
         if self._folder is not None:
             # A crash between these two leaves a newer checkpoint, which diverges to the same and goes back to the same.
-            save_checkpoint(checkpoint_path(self._folder, back), self._tree(state), step=back)
+            save_checkpoint(checkpoint_path(self._folder, back), tree, step=back)
             for step, path in checkpoints(self._folder):
                 if step > back:
                     path.unlink()

@@ -1,0 +1,158 @@
+"""Where a run is carried out: over how many devices, in how many processes, and that all of these agree on it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from minijaxnet.cli.begin import Asked
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.flags import EACH_START, Together
+from minijaxnet.cli.supervisor import free_port, stop_with_supervisor, supervise, supervised
+from minijaxnet.descent import Descent, DescentState
+from minijaxnet.experiment import loads_its_share
+from minijaxnet.parallel import check_divides, data_mesh, divide_cpu, initialize, on_mesh, replicate, shard_batch
+from minijaxnet.processes import arrays_from_first, from_first, told_texts
+from minijaxnet.run import code
+from minijaxnet.run.folder import environment
+
+# What may be another in each process.
+_OWN = {"runs", "processes", *EACH_START}
+
+
+def supervised_run(verb: str, arguments: Sequence[str], asked: Together) -> int | None:
+    """Carry out a verb in processes of its own, if that is asked for; the exit code, None if this process does it."""
+    for name, least in (("processes", 1), ("restarts", 0), ("heartbeat_seconds", 1)):
+        if (value := getattr(asked, name)) < least:
+            raise UsageError(f"{name}: got {value}; expected at least {least}")
+    if supervised() or (asked.processes == 1 and asked.coordinator is None and not asked.restarts):
+        return None
+    if asked.processes > 1 and asked.coordinator is not None:
+        raise UsageError(f"processes: got {asked.processes}, and a coordinator; expected one of the two")
+
+    def commands() -> dict[int, list[str]]:
+        if asked.processes == 1:
+            return {asked.process_id or 0: [verb, *arguments]}
+        place = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(asked.processes)]
+        return {rank: [verb, *arguments, *place, "--process-id", str(rank)] for rank in range(asked.processes)}
+
+    # On a cluster the others are started again by their own supervisors: by then all have noticed.
+    pause_s = 0 if asked.coordinator is None else asked.heartbeat_seconds
+    return supervise(commands, restarts=asked.restarts, pause_s=pause_s)
+
+
+def join(asked: Together) -> None:
+    """Take this process's place among the others, before anything asks JAX for a device.
+
+    Raises:
+        UsageError: devices that the processes do not divide, or another number of them in each.
+    """
+    if supervised():
+        stop_with_supervisor()
+    count = asked.num_processes or 1
+    if isinstance(asked.devices, int):
+        if asked.devices % count:
+            raise UsageError(f"devices: got {asked.devices}; expected a multiple of {count}, the processes")
+        divide_cpu(asked.devices // count)
+    if asked.coordinator is None:
+        return
+    address = None if asked.coordinator == "auto" else asked.coordinator
+    initialize(
+        address, num_processes=asked.num_processes, process_id=asked.process_id, heartbeat_s=asked.heartbeat_seconds
+    )
+    each = [len(jax.local_devices(process)) for process in range(jax.process_count())]
+    if len(set(each)) > 1:
+        raise UsageError(f"devices: got {', '.join(map(str, each))} in the processes; expected as many in each")
+
+
+def agree(asked: Asked, data_sha256: str) -> str:
+    """Have the processes agree on what they were asked for; the SHA-256 of the data of all.
+
+    Raises:
+        UsageError: some of them were asked for something else than the first: its settings, its code or its data.
+    """
+    if jax.process_count() == 1:
+        return data_sha256
+    digests = told_texts(data_sha256)
+    settings = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in _OWN}
+    settings |= asked.init | {f"data_{name}": value for name, value in asked.data.items()}
+    settings |= {f"{name}'s version": version for name, version in environment()["versions"].items()}
+    settings |= {"verb": asked.verb, "experiment": asked.experiment.name}
+    if not loads_its_share(asked.experiment):
+        settings["data_sha256"] = data_sha256
+    own = {"settings": settings, "code": code.sources(asked.file)}
+    first = from_first(own)
+    lines = [
+        f"{name}: got {settings.get(name)!r}; expected {first['settings'].get(name)!r}, as in process 0"
+        for name in {**first["settings"], **settings}
+        if settings.get(name) != first["settings"].get(name)
+    ]
+    titles = ("in process 0", f"in process {jax.process_index()}")
+    lines += filter(None, [code.difference(first["code"], own["code"], titles)])
+    differences = enumerate(told_texts("\n".join(lines)))
+    if found := [f"process {process}:\n{text}" for process, text in differences if text]:
+        raise UsageError("\n".join(["the processes were not started alike; expected the same of each", *found]))
+    return " ".join(digests) if loads_its_share(asked.experiment) else data_sha256
+
+
+def mesh_of(asked: Together) -> Mesh | None:
+    """The devices to run on; None for a single one."""
+    one = (None, 1) if jax.device_count() > 1 else (None, 1, "all")
+    if jax.process_count() == 1 and asked.devices in one:
+        return None
+    return data_mesh(None if asked.devices in (None, "all") else asked.devices)
+
+
+def described(mesh: Mesh | None) -> str:
+    """The devices in words.
+
+    >>> described(None)
+    'cpu'
+    """
+    kind = jax.devices()[0].device_kind
+    if mesh is None:
+        return kind
+    shared = ", which share its cores" if jax.devices()[0].platform == "cpu" else ""
+    count = jax.process_count()
+    return f"{mesh.size} devices{f' in {count} processes' if count > 1 else ''} ({kind}{shared})"
+
+
+def divided(mesh: Mesh | None, descent: Descent) -> Descent:
+    """The descent, with each batch divided over the devices."""
+    return descent if mesh is None else on_mesh(mesh, descent)
+
+
+def everywhere(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays of which each process has the same, on each device."""
+    return tree if mesh is None else replicate(mesh, tree)
+
+
+def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
+    """Where all processes start: the first one's start, for others may have rounded otherwise."""
+    return start if mesh is None else replicate(mesh, arrays_from_first(start, start))
+
+
+def placed_data(mesh: Mesh | None, asked: Asked, train: Any, test: Any) -> tuple[Any, Any]:
+    """The data where the descent runs: the points divided, or for minibatches all of them on each device.
+
+    A process that loads its own share of the points has no others: then these are divided for minibatches, too.
+
+    Raises:
+        ValueError: points or a batch size that the devices do not divide.
+    """
+    if mesh is None:
+        return train, test
+    size = asked.flags.batch_size
+    if size is not None:
+        check_divides("batch_size", size, mesh.size)
+    if loads_its_share(asked.experiment):
+        return shard_batch(mesh, train), shard_batch(mesh, test)
+    if size is not None:
+        return replicate(mesh, train), replicate(mesh, test)
+    points = len(jax.tree.leaves(train)[0])
+    check_divides("batch", points, mesh.size, unit=" points")
+    share = points // jax.process_count()
+    first = share * jax.process_index()
+    return shard_batch(mesh, jax.tree.map(lambda leaf: leaf[first : first + share], train)), replicate(mesh, test)

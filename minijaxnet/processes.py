@@ -1,0 +1,147 @@
+"""Several processes that run one program: what they tell one another on the host, between the compiled steps.
+
+Each of them runs the same lines and calls the same compiled programs in the same order; what a clock, a signal or a
+disk says is known to one of them only, and has to be told before anybody acts on it. All functions here are for all
+processes at once, and return at once where there is only one.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.pytrees import is_keys
+
+# A process that ends because another one did; its numbers are as good as its last checkpoint.
+LOST = 3
+
+_BROKEN = re.compile(r"gloo|nccl|mpi|coordination service|connection (reset|closed|refused)|heartbeat", re.IGNORECASE)
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes; so is the only one."""
+    return jax.process_index() == 0
+
+
+def told(numbers: Sequence[int]) -> np.ndarray:
+    """What each process tells the others, int32 of shape ``(processes, numbers)``.
+
+    >>> told([1, 2])
+    array([[1, 2]], dtype=int32)
+    """
+    own = np.asarray(numbers, np.int32)
+    if jax.process_count() == 1:
+        return own[None]
+    from jax.experimental import multihost_utils  # 10 ms: imported where used
+
+    return multihost_utils.process_allgather(own)
+
+
+def told_texts(text: str) -> list[str]:
+    """A text of each process.
+
+    >>> told_texts("one")
+    ['one']
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental import multihost_utils
+
+    content = text.encode()
+    longest = int(told([len(content)]).max())
+    padded = np.frombuffer(content.ljust(longest + 1, b"\0"), np.uint8)  # no empty array
+    return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
+
+
+def from_first(content: Any) -> Any:
+    """What the first process has, in JSON's kinds; the others' own is not looked at.
+
+    >>> from_first({"step": 3})
+    {'step': 3}
+    """
+    if jax.process_count() == 1:
+        return content
+    return json.loads(told_texts(json.dumps(content) if is_first() else "")[0])
+
+
+def arrays_from_first(tree: Any, like: Any) -> Any:
+    """The first process's arrays, bit by bit, placed as those of ``like`` are; the others' own are not looked at.
+
+    Args:
+        tree: JAX arrays, keys among them, and NumPy arrays, all of them in this process; None in the others.
+        like: of the same structure, shapes and dtypes in each process.
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    expected = jax.tree.map(_bits, here(like))
+    own = jax.tree.map(_bits, tree) if is_first() else expected
+    raw = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(own)]
+    every = multihost_utils.broadcast_one_to_all(np.concatenate([np.zeros(1, np.uint8), *raw]))
+    parts = np.split(np.asarray(every)[1:], np.cumsum([len(part) for part in raw])[:-1])
+    leaves = zip(parts, jax.tree.leaves(expected), jax.tree.leaves(like), strict=True)
+    placed = [_placed(part.view(bits.dtype).reshape(bits.shape), leaf) for part, bits, leaf in leaves]
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+def here(tree: Any) -> Any:
+    """The same arrays with all of their data in this process: what is divided over several is gathered."""
+    return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)
+
+
+def own_share(tree: Any) -> Any:
+    """What this process has of arrays that are divided over processes along their first axis."""
+
+    def share(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if leaf.is_fully_replicated:
+            return leaf.addressable_data(0)
+        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return jax.tree.map(share, tree)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another process is gone."""
+    return jax.process_count() > 1 and bool(_BROKEN.search(str(error)))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, though others run on: waiting for them, as one does at a good end, would be in vain."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _gathered(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _bits(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if isinstance(leaf, jax.Array) and is_keys(leaf) else leaf)
+
+
+def _placed(array: np.ndarray, like: Any) -> Any:
+    if not isinstance(like, jax.Array):
+        return array
+    if is_keys(like):
+        data = _placed(array, jax.random.key_data(like))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+    if like.is_fully_addressable:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])

@@ -1,0 +1,46 @@
+"""Several processes for tests: started together, ended together, never waited for in vain."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from minijaxnet.cli.supervisor import free_port
+
+MINIJAXNET = [sys.executable, "-P", "-m", "minijaxnet"]
+
+
+def started(command, **options):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | options.pop("environment", {})
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([str(word) for word in command], env=environment, **options)
+
+
+def ended(processes, timeout=120):
+    """The exit code, the output and the complaints of each."""
+    try:
+        found = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def python(code, *arguments, **environment):
+    """One process that runs some lines."""
+    return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment)
+
+
+def together(code, count, *arguments, **environment):
+    """So many processes that run the same lines; ``sys.argv`` begins with the address, how many, and which one."""
+    address = f"127.0.0.1:{free_port()}"
+    return [python(code, address, count, rank, *arguments, **environment) for rank in range(count)]
+
+
+def commands(count, *arguments, each=lambda rank: (), **options):
+    """So many commands of minijaxnet that find one another."""
+    place = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", count]
+    return [
+        started([*MINIJAXNET, *arguments, *each(rank), *place, "--process-id", rank], **options)
+        for rank in range(count)
+    ]
