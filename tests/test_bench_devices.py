@@ -191,7 +191,7 @@ assert [row[0] for row in rows] == ["1", "2", "4"], rows
 assert [row[-2:] for row in rows] == [["0", "0"], ["1", "12"], ["1", "12"]], rows  # slopes of two weights, and a loss
 assert "no speedup is to be expected here, and none is claimed" in out
 for text, words in {
-    "3": "batch: got 64 points; expected a multiple of 3, such as 63 or 66",
+    "3": "batch: got 64 points; expected a multiple of 3, the devices, such as 63 or 66",
     "1,0": "devices: got '1,0'; expected whole numbers from 1 on",
     "two": "devices: got 'two'",
     "8": "devices: got 8; expected at most 4",
