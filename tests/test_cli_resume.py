@@ -304,7 +304,7 @@ def test_a_stopped_sweep_is_resumed_block_by_block_to_the_same_files(here, monke
             os.kill(os.getpid(), signum)
 
     with monkeypatch.context() as patched:
-        patched.setattr(grid, "_workers", lambda: (1, 1_000))
+        patched.setattr("minijaxnet.sweeps.program._workers", lambda _: (1, 1_000))
         patched.setattr(grid, "_on_host", slowly)
         patched.setattr("minijaxnet.cli.sweep._on_progress", lambda: stop)
         assert main([*command, "--runs", "runs"]) == 128 + signum

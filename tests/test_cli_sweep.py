@@ -5,6 +5,7 @@ import os
 import signal
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,6 +37,7 @@ FILE = """
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Write the file and call a verb on it: the exit code, what was printed and the newest folder."""
+    jax.devices()  # which no flag can divide any more
     monkeypatch.chdir(tmp_path)
     (tmp_path / "line.py").write_text(textwrap.dedent(FILE))
 
@@ -139,11 +141,23 @@ def test_what_is_no_range_is_refused(text):
         (["--optimizer", "sdg"], "optimizer: got 'sdg'"),
         (["--steps", "-1"], "steps: got -1; expected at least 0"),
         (["--block", "0"], "block: got 0; expected at least 1"),
+        (["--devices", "0"], "devices: got 0; expected at least 1"),
+        (["--devices", "99"], "devices: got 99; expected at most"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(run, flags, words):
     code, _, err, folder = run("sweep", *flags)
     assert code == 2 and words in err and folder is None
+
+
+def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(run, monkeypatch):
+    divided = []
+    monkeypatch.setattr("minijaxnet.cli.together.divide_cpu", divided.append)
+    run("sweep", "--devices", "99")
+    code, _, _, _ = run("sweep", "--devices", "all", "--steps", 2)
+    assert code == 0 and divided == [99]
+    with pytest.raises(SystemExit, match="2"):
+        run("sweep", "--devices", "some")
 
 
 def test_what_the_first_batch_size_found_stays_when_the_second_fails(run, monkeypatch):

@@ -17,7 +17,7 @@ FLOORS = [
     {"pytrees", "tables"},
     {"network", "data"},
     {"losses", "gradient_rule", "processes"},
-    {"backprop", "descent", "feeds", "experiment"},
+    {"backprop", "descent", "feeds", "experiment", "mesh"},
     {"trace", "landscape", "parallel"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},

@@ -13,6 +13,7 @@ import pytest
 import minijaxnet as mjn
 from minijaxnet.bench.machine import machine
 from minijaxnet.sweeps import grid as sweep_grid
+from minijaxnet.sweeps import program as sweep_program
 
 NETWORK = mjn.mlp((2, 3, 1))
 OBJECTIVE = mjn.objective(NETWORK, mjn.mean_squared_error)
@@ -129,7 +130,7 @@ def test_ctrl_c_keeps_the_blocks_that_are_finished_or_under_way(monkeypatch):
         if done == 6:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: (1, np.inf))
+    monkeypatch.setattr(sweep_program, "_workers", lambda _: (1, np.inf))
     monkeypatch.setattr(sweep_grid, "_on_host", slowly)
     axes = {"start": np.arange(30.0) + 2, "learning_rate": np.array([0.1])}
     found = mjn.sweep(bowl, axes, block=3, on_progress=interrupt)
@@ -158,7 +159,7 @@ def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
         interrupted.set()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: (1, np.inf))
+    monkeypatch.setattr(sweep_program, "_workers", lambda _: (1, np.inf))
     monkeypatch.setattr(sweep_grid, "_on_host", count_and_wait)
     found = mjn.sweep(lambda a: a, {"a": np.arange(500.0)}, block=1, on_progress=interrupt)
     assert 1 <= found.finished.sum() <= 2  # and the one that was under way
@@ -167,11 +168,11 @@ def test_ctrl_c_leaves_out_the_blocks_that_have_not_begun(monkeypatch):
 
 def test_blocks_that_run_at_once_share_the_memory_and_there_is_one_a_core(monkeypatch):
     if jax.default_backend() == "cpu":
-        assert sweep_grid._workers() == (machine()["cores"], 1_000)
+        assert sweep_program._workers(jax.devices()[0]) == (machine()["cores"], 1_000)
     blocks = {}
-    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
+    monkeypatch.setattr(sweep_program, "_free_bytes", lambda _: 30_000)
     for workers in (1, 4):
-        monkeypatch.setattr(sweep_grid, "_workers", lambda workers=workers: (workers, np.inf))
+        monkeypatch.setattr(sweep_program, "_workers", lambda _, workers=workers: (workers, np.inf))
         blocks[workers] = mjn.sweep(bowl, {"start": np.arange(64.0), "learning_rate": np.array([0.1])}).block
     assert 1 <= blocks[4] <= blocks[1] / 3
 
@@ -180,7 +181,7 @@ def test_blocks_that_run_at_once_share_the_memory_and_there_is_one_a_core(monkey
     ("count", "most", "block"), [(10, 100, 5), (400, 100, 100), (402, 100, 67), (401, np.inf, 201)]
 )
 def test_no_block_is_larger_than_the_caches_bear_and_all_are_alike(monkeypatch, count, most, block):
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: (2, most))
+    monkeypatch.setattr(sweep_program, "_workers", lambda _: (2, most))
     found = mjn.sweep(lambda a: 2 * a, {"a": np.arange(float(count))})
     assert found.block == block
     np.testing.assert_array_equal(found.output, 2 * np.arange(count))
@@ -188,14 +189,14 @@ def test_no_block_is_larger_than_the_caches_bear_and_all_are_alike(monkeypatch, 
 
 def test_where_memory_is_short_blocks_are_smaller_and_one_that_is_too_large_is_refused(monkeypatch):
     axes = {"start": np.arange(64.0), "learning_rate": np.array([0.1])}
-    monkeypatch.setattr(sweep_grid, "_workers", lambda: (2, np.inf))
+    monkeypatch.setattr(sweep_program, "_workers", lambda _: (2, np.inf))
     whole = mjn.sweep(bowl, axes)
     assert whole.block == 32
-    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 30_000)
+    monkeypatch.setattr(sweep_program, "_free_bytes", lambda _: 30_000)
     found = mjn.sweep(bowl, axes)
     assert 1 < found.block < 32
     chex.assert_trees_all_close(found.output, whole.output)
-    monkeypatch.setattr(sweep_grid, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(sweep_program, "_free_bytes", lambda _: 100)
     with pytest.raises(ValueError, match=r"block: replicas one by one need [\d,]+ bytes; expected at most 100, "):
         mjn.sweep(bowl, axes)
     with pytest.raises(ValueError, match=r"block: blocks of 64 replicas need"):
@@ -243,7 +244,7 @@ def test_a_run_that_cannot_be_stacked_or_has_effects_is_refused():
 
 
 def test_the_memory_that_is_free_is_told_where_it_can_be():
-    free = sweep_grid._free_bytes()
+    free = sweep_program._free_bytes(jax.devices()[0])
     assert free is None or free > 2**20
 
 

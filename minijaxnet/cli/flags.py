@@ -139,7 +139,9 @@ class SweepFlags:
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """The dtype of parameters and data."""
     block: int | None = None
-    """How many descents run at once; as many as fit into memory if left out."""
+    """How many descents run at once on a device; as many as fit into memory if left out."""
+    devices: int | Literal["all"] = 1
+    """Over how many devices the descents are divided, or all there are; a CPU is divided into as many."""
     runs: str = "runs"
     """The folder in which the sweep's own folder is made."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import Together
+from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, supervised_run
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(folders[0] if folders else "RUN")
     config = {"flags": {}} if helped else read_config(folder)
     before = {name: config["flags"][name] for name in ("devices", "processes") if name in config["flags"]}
+    if together_of(arguments).coordinator is not None:  # they are started one by one
+        before.pop("processes", None)
     flags = tyro.cli(
         ResumeFlags,
         prog=f"minijaxnet resume {folder}",

@@ -18,7 +18,8 @@ from minijaxnet.cli.arms import differentiated, make_descent
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
 from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import SweepFlags, parse, split_file
+from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, together_of
+from minijaxnet.cli.together import described, join, mesh_of
 from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import load_experiment, number_options
 from minijaxnet.loop import descend, descend_minibatches
@@ -35,6 +36,7 @@ from minijaxnet.tables import figure
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
+    join(Together(devices=together_of(rest).devices))
     experiment = None if file is None else load_experiment(file)
     flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
@@ -89,10 +91,10 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
 
         return run
 
+    mesh = mesh_of(flags)
     count = math.prod(len(numbers) for numbers in axes.values()) * len(sizes)
     print(
-        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, "
-        f"{flags.precision} on {jax.devices()[0].device_kind}",
+        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on {described(mesh)}",
         flush=True,
     )
     found: list[SweepResult] = []
@@ -100,7 +102,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             for size in sizes:
                 blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
-                found.append(sweep(run_of(size), axes, block=flags.block, blocks=blocks, on_progress=_on_progress()))
+                rest = {"block": flags.block, "blocks": blocks, "mesh": mesh}
+                found.append(sweep(run_of(size), axes, **rest, on_progress=_on_progress()))
                 if stop or found[-1].interrupted:
                     break
         if not found:

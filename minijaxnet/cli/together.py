@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, Together
+from minijaxnet.cli.flags import EACH_START, SweepFlags, Together
 from minijaxnet.cli.supervisor import free_port, stop_with_supervisor, supervise, supervised
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
-from minijaxnet.parallel import check_divides, data_mesh, divide_cpu, initialize, on_mesh, replicate, shard_batch
+from minijaxnet.mesh import check_divides, data_mesh
+from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
 from minijaxnet.processes import arrays_from_first, from_first, told_texts
 from minijaxnet.run import code
 from minijaxnet.run.folder import environment
@@ -97,7 +98,7 @@ def agree(asked: Asked, data_sha256: str) -> str:
     return " ".join(digests) if loads_its_share(asked.experiment) else data_sha256
 
 
-def mesh_of(asked: Together) -> Mesh | None:
+def mesh_of(asked: Together | SweepFlags) -> Mesh | None:
     """The devices to run on; None for a single one."""
     one = (None, 1) if jax.device_count() > 1 else (None, 1, "all")
     if jax.process_count() == 1 and asked.devices in one:

@@ -1,0 +1,149 @@
+"""Where the blocks of a sweep run, and the one program that runs them."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from minijaxnet.mesh import REPLICA, check_mesh
+from minijaxnet.pytrees import check_count, named_leaves, side_effects
+
+# Of the memory that is free, what the calls may take; the rest is for results on their way to the host.
+_SHARE = 0.4
+
+# Replicas a block on a CPU: with more of the smallest ones its caches overflow (2-2-1: 13 ns a step with 1,000, 17 with
+# 2,000); larger ones take as long in blocks of a hundred as of a thousand.
+_CACHED = 1_000
+
+
+class Workers(NamedTuple):
+    """Where blocks run.
+
+    Attributes:
+        mesh: whose devices do; None for the default device.
+        axis: along which it has rows.
+        rows: blocks that a call runs at once, one on each device or row of devices.
+        calls: how many of them are under way at once.
+        most: replicas a block.
+        sharing: devices that share one memory.
+        device: one of them.
+    """
+
+    mesh: Mesh | None
+    axis: str
+    rows: int
+    calls: int
+    most: float
+    sharing: int
+    device: Any
+
+    def put(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a call's replicas, on the devices that run them."""
+        if self.mesh is None:
+            return values
+        return jax.device_put(values, NamedSharding(self.mesh, PartitionSpec(self.axis)))
+
+
+def workers_of(mesh: Mesh | None) -> Workers:
+    """On which devices blocks run, how many at once, and how large they may be."""
+    if mesh is None:
+        device, *others = jnp.zeros(()).devices()  # others where jax.set_mesh has set some, and all do the same
+        calls, most = _workers(device)
+        return Workers(None, "", 1, calls, most, 1 + len(others) if device.platform == "cpu" else 1, device)
+    here = jax.process_index()
+    if others := sum(device.process_index != here for device in check_mesh(mesh).devices.flat):
+        raise ValueError(f"mesh: got {others} of {mesh.size} devices of other processes; expected only this one's")
+    axis, device = REPLICA if REPLICA in mesh.shape else mesh.axis_names[0], mesh.devices.flat[0]
+    cores, most = _workers(device)
+    rows = mesh.shape[axis]
+    # Calls whose devices exchange something would wait for one another forever, were each to come first on one of them.
+    calls = max(1, cores // rows) if mesh.size == rows else 1
+    sharing = mesh.size if device.platform == "cpu" else 1
+    return Workers(mesh, axis, rows, calls, max(1, most * cores / max(cores, rows)), sharing, device)
+
+
+def _workers(device: Any) -> tuple[int, float]:
+    """How many blocks run at once on a device, and how large they may be.
+
+    One a core on a CPU, since most of what is swept is too small to keep two busy.
+    """
+    if device.platform != "cpu":
+        return 1, math.inf
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores, _CACHED
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def replicas(run: Callable[..., Any], values: dict[str, Any], mesh: Mesh | None = None, axis: str = "") -> Any:
+    """What the run returns for each of the values; on a mesh each device or row of them has its share along an axis."""
+
+    def one(values: dict[str, Any]) -> Any:
+        output = run(**values)
+        for name, leaf in named_leaves(output).items():
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+                raise TypeError(f"run: it returns {name}, {type(leaf).__name__}; expected arrays, which can be stacked")
+        return output
+
+    block = jax.vmap(one)
+    if mesh is None:
+        return block(values)
+    # By hand: left to the compiler, the flag of a loop whether any replica still runs would be one over all devices,
+    # an all-reduce a step. Nothing is the same on all of them, so that there is nothing to check.
+    over = PartitionSpec(axis)
+    divided = jax.shard_map(block, mesh=mesh, in_specs=over, out_specs=over, axis_names={axis}, check_vma=False)
+    return divided(values)
+
+
+def program_of(
+    run: Callable[..., Any],
+    count: int,
+    block: int | None,
+    workers: Workers,
+    values_of: Callable[[Sequence[int], int], dict[str, Any]],
+) -> tuple[int, Callable[[dict[str, Any]], Any]]:
+    """The size of a block, a worker's share of the replicas if cache and memory allow it, and a call's program."""
+
+    def compiled(size: int) -> tuple[Any, int]:
+        values = workers.put(values_of([0] * workers.rows, size))
+        traced = replicas.trace(run, values, workers.mesh, workers.axis)
+        if effects := side_effects(traced):
+            raise ValueError(f"run: it has side effects ({effects}); expected a pure function")
+        program = traced.lower().compile()
+        plan = program.memory_analysis()  # of one device
+        if plan is None:
+            return program, 0
+        one = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+        return program, one * workers.sharing * min(workers.calls, -(-count // (size * workers.rows)))
+
+    at_once = workers.rows * workers.calls
+    shares = at_once * max(1, math.ceil(count / (at_once * workers.most)))  # as many for each worker
+    size = -(-count // shares) if block is None else min(count, check_count("block", block, least=1))
+    program, needed = compiled(size)
+    free = _free_bytes(workers.device)
+    if block is None and needed > _SHARE * free:
+        size = max(1, int(size * _SHARE * free / needed))
+        program, needed = compiled(size)
+    if needed > free:
+        what = "replicas one by one need" if size == 1 else f"blocks of {size} replicas need"
+        raise ValueError(f"block: {what} {needed:,} bytes; expected at most {free:,}, the memory that is free")
+    return size, program
+
+
+def _free_bytes(device: Any) -> float:
+    """The memory of a device that is free; of the machine's for a CPU; infinite where nobody tells."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return math.inf
