@@ -29,7 +29,8 @@ from jax.sharding import PartitionSpec as P
 
 import minijaxnet as mjn
 from minijaxnet.bench import step_cost, time_step
-from minijaxnet.parallel import data_mesh, divide_cpu, initialize, replicate, shard_batch
+from minijaxnet.mesh import data_mesh
+from minijaxnet.parallel import divide_cpu, initialize, replicate, shard_batch
 from minijaxnet.pytrees import number_of
 from minijaxnet.tables import figure, percent, text_table
 

@@ -8,7 +8,8 @@ import jax
 from minijaxnet.bench import compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
 from minijaxnet.descent import Descent
-from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
+from minijaxnet.mesh import data_mesh
+from minijaxnet.parallel import on_mesh, replicate, shard_batch
 from minijaxnet.tables import figure, text_table
 
 _COLUMNS = ("devices", "us a step", "95 % interval", "times one", "95 % interval", "collectives", "their bytes")
