@@ -1,5 +1,6 @@
 """How fast is a step? What it costs and is made of; and which of several is faster, interleaved and with a control."""
 
+from minijaxnet.bench.communication import Collective, Communication, communication
 from minijaxnet.bench.compare import compare_steps
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.cost import StepCost, step_cost
@@ -9,12 +10,15 @@ from minijaxnet.bench.time_step import StepTiming, time_step
 
 __all__ = [
     "ArmTiming",
+    "Collective",
+    "Communication",
     "Interval",
     "Limits",
     "Roofline",
     "StepComparison",
     "StepCost",
     "StepTiming",
+    "communication",
     "compare_steps",
     "limits",
     "measure_roofline",

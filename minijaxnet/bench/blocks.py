@@ -31,6 +31,18 @@ def start_state(descent: Descent, params: Any, key: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype) if _is_weak(leaf) else leaf, state)
 
 
+def placed(program: Any, state: Any, batch: Any) -> tuple[Any, Any]:
+    """State and batch where a compiled step or loop of several devices wants them; as they are for one device.
+
+    A step that divides its batch by itself, or a state of which only the params have been placed, would else have them
+    moved at each call, which the clock would see.
+    """
+    wanted = program.input_shardings[0][:2]
+    if all(len(sharding.device_set) == 1 for sharding in jax.tree.leaves(wanted)):
+        return state, batch
+    return jax.device_put((state, batch), wanted)
+
+
 def weak_leaves(state: Any) -> list[str]:
     """The leaves that would make a jitted step compile twice: for the first state, and for those it returns."""
     return [

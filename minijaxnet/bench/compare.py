@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.bench.blocks import check_seconds, checked, fused, start_state
+from minijaxnet.bench.blocks import check_seconds, checked, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.processes import measure_elsewhere
 from minijaxnet.bench.rounds import Samples, block, take_rounds
@@ -55,7 +55,8 @@ def compare_steps(
     Args:
         arms: ``{name: descent}``, two at least, under any names.
         params: where each starts.
-        batch: what each step looks at.
+        batch: what each step looks at. Where it or the params are placed on several devices, so are the steps; an arm
+            may place for itself, too, by its ``init`` and as ``on_mesh`` does. Nothing is moved while the clock runs.
         baseline: the arm that the others are held against.
         seconds: how long to measure, compilation not counted.
         key: for arms whose objective takes one.
@@ -89,19 +90,20 @@ def compare_steps(
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)
-    loops, programs, compile_s = {}, {}, {}
+    loops, programs, compile_s, starts = {}, {}, {}, {}
     for name, descent in arms.items():
         start = time.perf_counter()
         loops[name] = _loop(descent.step, states[name], batch, f"arms[{name!r}]")
         programs[name] = _compiled(loops[name], states[name], batch)
         compile_s[name] = time.perf_counter() - start
+        starts[name] = placed(programs[name], states[name], batch)
     if same_result:
-        _check_same(programs, states, batch, baseline)
+        _check_same(programs, starts, baseline)
 
     if processes > 1:
         found = measure_elsewhere(loops, states, batch, baseline=baseline, seconds=seconds, processes=processes)
     else:
-        found = [_measure_here(programs, loops[baseline], states, batch, baseline, seconds)]
+        found = [_measure_here(programs, loops[baseline], starts, baseline, seconds)]
     samples = {name: np.concatenate([rounds.arms[name] for rounds in found]) for name in arms}
     return StepComparison(
         baseline,
@@ -113,12 +115,13 @@ def compare_steps(
 
 
 def _measure_here(
-    programs: Mapping[str, Any], control: Any, states: Mapping[str, Any], batch: Any, baseline: str, seconds: float
+    programs: Mapping[str, Any], control: Any, starts: Mapping[str, Any], baseline: str, seconds: float
 ) -> Samples:
     # The control is compiled anew, on a state of its own: of two equal programs one may lie better in memory.
-    state = jax.tree.map(jnp.copy, states[baseline])
+    state, batch = starts[baseline]
+    state = jax.tree.map(jnp.copy, state)
     program = _compiled(control, state, batch)
-    blocks = {name: _block(name, program, states[name], batch) for name, program in programs.items()}
+    blocks = {name: _block(name, program, *starts[name]) for name, program in programs.items()}
     return take_rounds(blocks, _block(baseline, program, state, batch), seconds=seconds)
 
 
@@ -158,11 +161,11 @@ def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
             raise ValueError(f"arms[{name!r}]: params: {difference}, as {baseline!r} has it, or same_result=False")
 
 
-def _check_same(programs: Mapping[str, Any], states: Mapping[str, Any], batch: Any, baseline: str) -> None:
+def _check_same(programs: Mapping[str, Any], starts: Mapping[str, Any], baseline: str) -> None:
     """Refuse arms whose params differ after a few steps by more than rounding explains: see ``compare_steps``."""
-    ends = {name: programs[name](states[name], batch, SAME_STEPS)[0].params for name in programs}
+    ends = {name: programs[name](*starts[name], SAME_STEPS)[0].params for name in programs}
     for name, end in ends.items():
-        if found := beyond_rounding(states[baseline].params, ends[baseline], end):
+        if found := beyond_rounding(starts[baseline][0].params, ends[baseline], end):
             path, difference, tolerance = found
             raise ValueError(
                 f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} "

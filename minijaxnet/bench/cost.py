@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from minijaxnet.bench.communication import Communication, communication, computations
 from minijaxnet.bench.flops import bytes_of, count, live
 from minijaxnet.pytrees import structure_difference
 from minijaxnet.tables import text_table
@@ -28,7 +29,9 @@ class StepCost(NamedTuple):
         observed_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
             where the device does not tell, as a CPU.
         exact: whether the FLOPs are exact by the rules of ``step_cost``.
-        notes: if not, why.
+        notes: if not, why; and what the communication leaves open.
+        devices: how many the step runs on. The FLOPs and the bytes are those of all of them together.
+        communication: what the devices say to one another.
     """
 
     matrix_flops: dict[str, int]
@@ -40,6 +43,8 @@ class StepCost(NamedTuple):
     observed_peak_bytes: int | None
     exact: bool
     notes: tuple[str, ...]
+    devices: int = 1
+    communication: Communication = Communication()
 
     @property
     def flops(self) -> int:
@@ -48,6 +53,7 @@ class StepCost(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the counts, and the notes."""
+        heading = "a step is made of" if self.devices == 1 else f"a step on {self.devices} devices is made of"
         rows = [(f"matrix FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.matrix_flops.items()]
         rows += [(f"other FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.other_flops.items()]
         plain = {
@@ -58,7 +64,11 @@ class StepCost(NamedTuple):
             "peak bytes, observed": self.observed_peak_bytes,
         }
         rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
-        return "\n".join([text_table(("a step is made of", ""), rows), *(f"note: {note}" for note in self.notes)])
+        rows += [
+            (f"{one.times} {one.kind} {one.among}, bytes", f"{one.payload_bytes:,}")
+            for one in self.communication.collectives
+        ]
+        return "\n".join([text_table((heading, ""), rows), *(f"note: {note}" for note in self.notes)])
 
 
 def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCost:
@@ -77,6 +87,9 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
     is not counted; a ``scan``, as JAX makes of a ``fori_loop`` between Python's integers, counts as often as it runs.
     A ``while`` is counted as a single round, a ``cond`` as its dearest branch, a ``shard_map`` as one device's share,
     an operation with no rule here as nothing; then ``exact`` is False and ``notes`` says so.
+
+    Where state and batch are placed on several devices, so is the step, and its collectives are counted in the compiled
+    program, as ``communication`` does.
 
     Args:
         step: ``step(state, batch)``, such as ``descent.step``.
@@ -109,16 +122,19 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
     if not isinstance(results, tuple) or len(results) != 2 or structure_difference(results[0], state):
         traced = jax.jit(own).trace(state, batch)
     program = live(traced.jaxpr)
-    found = count(program)
+    found, compiled = count(program), traced.lower().compile()
+    said = communication(compiled)
     return StepCost(
         dict(+found.matrix),
         dict(+found.other),
         found.transcendentals,
         _least_bytes(program),
         found.moved,
-        *_peaks(traced.lower().compile()),
+        *_peaks(compiled),
         not found.notes,
-        found.notes,
+        (*found.notes, *said.notes),
+        len(_devices(compiled)) or 1,
+        said,
     )
 
 
@@ -140,19 +156,18 @@ def folded_loop(compiled: Any) -> bool | None:
     """
     if {device.platform for device in _devices(compiled)} != {"cpu"}:
         return None
-    blocks = re.findall(r"^(ENTRY )?(%\S+) (.*?)^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
-    computations = {name: body for _, name, body in blocks}
-    pending = [name for entry, name, _ in blocks if entry]
+    entry, bodies = computations(compiled.as_text())
+    pending = [entry]
     found, seen = False, set(pending)
     while pending:
-        body = computations[pending.pop()]
+        body = bodies[pending.pop()]
         if " while(" in body:
             return False
         for line in body.splitlines():
             if 'xla_cpu_small_call="true"' in line:
                 found = True
                 continue
-            called = set(re.findall(r"%[\w.-]+", line)) & computations.keys() - seen
+            called = set(re.findall(r"%[\w.-]+", line)) & bodies.keys() - seen
             seen |= called
             pending += called
     return found

@@ -167,7 +167,7 @@ _REDUCTIONS = """argmax argmin cumlogsumexp cummax cummin cumprod cumsum pmax pm
 _MOVES = frozenset(
     """bitcast_convert_type broadcast_in_dim complex concatenate conj convert_element_type copy device_put
     dynamic_slice dynamic_update_slice empty empty2 expand_dims gather imag iota name optimization_barrier pad pcast
-    pvary real reduce_precision reshape rev scatter select_n sharding_constraint slice split squeeze stack
+    pvary real reduce_precision reshape reshard rev scatter select_n sharding_constraint slice split squeeze stack
     stop_gradient tile transpose unstack""".split()
 )
 _RULES: dict[str, Callable[[Any], int]] = {

@@ -138,7 +138,7 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
         The bounds, in seconds.
 
     Raises:
-        ValueError: ``step_s`` is not positive; a dtype without a measured peak.
+        ValueError: ``step_s`` is not positive; a cost of several devices; a dtype without a measured peak.
 
     Example:
         >>> cost = StepCost({"float32": 2_000_000}, {}, 0, 8_000, 8_000, None, None, True, ())
@@ -158,6 +158,8 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
     """
     if not 0 < step_s < math.inf:
         raise ValueError(f"step_s: got {step_s}; expected a positive number of seconds")
+    if cost.devices != 1:
+        raise ValueError(f"cost: got that of {cost.devices} devices; expected one, which the roofline is of")
     if missing := [dtype for dtype in cost.matrix_flops if dtype not in roofline.peaks]:
         raise ValueError(
             f"roofline: got the peaks of {', '.join(roofline.peaks) or 'nothing'}; "

@@ -13,6 +13,7 @@ from minijaxnet.bench.blocks import (
     checked,
     compilations,
     fused,
+    placed,
     seconds_of,
     slope,
     start_state,
@@ -115,7 +116,7 @@ def time_step(
     Args:
         descent: ``(init, step)``.
         params: where it starts; stays as it is.
-        batch: what each step looks at.
+        batch: what each step looks at. Where it or the params are placed on several devices, so is the step.
         seconds: how long to time the steady step, compilation not counted.
         key: for a descent whose objective takes one.
 
@@ -149,6 +150,7 @@ def time_step(
     stages.append(clock())
     compiled = lowered.compile()
     stages.append(clock())
+    start, batch = placed(compiled, start, batch)
     first = _copy(start)
     first_call_s = seconds_of(lambda: compiled(first, batch))
     before_fused = clock()

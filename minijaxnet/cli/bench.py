@@ -10,10 +10,12 @@ from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline,
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
+from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
 from minijaxnet.cli.flags import BenchFlags, parse, split_file
 from minijaxnet.cli.peers import check_peers, compare_with_peers
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
+from minijaxnet.parallel import divide_cpu
 from minijaxnet.tables import figure, text_table
 from minijaxnet.verify import GradReport, check_grad
 
@@ -21,6 +23,7 @@ from minijaxnet.verify import GradReport, check_grad
 def main(arguments: Sequence[str]) -> int:
     """Time the step of an experiment."""
     file, rest = split_file("bench", arguments)
+    divide_cpu(most_devices(rest))
     experiment = None if file is None else load_experiment(file)
     flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"
@@ -38,6 +41,7 @@ def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: d
     if flags.save is not None and not Path(flags.save).absolute().parent.is_dir():
         raise ValueError(f"save: got {flags.save}; expected a file in a folder that exists")
     batch = first_batch(train, settings.batch_size if flags.batch_size is None else flags.batch_size)
+    devices = checked_devices(flags.devices, batch)
     descent = make_descent(differentiated(experiment), settings.optimizer, settings.learning_rate)
     points = len(jax.tree.leaves(batch)[0])
     print(
@@ -70,6 +74,9 @@ def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: d
     if comparison is not None and report is not None:
         autodiff = make_descent(experiment.objective, settings.optimizer, settings.learning_rate)
         print(f"\n{_by_hand(report, comparison, cost, step_cost(autodiff.step, autodiff.init(params, key), batch))}")
+    if devices:
+        options: dict[str, Any] = {"seconds": flags.seconds, "same_result": settings.optimizer == "gd"}
+        print(f"\n{compare_devices(descent, devices, params, batch, key, **options)}", flush=True)
     if peers:
         found, untimed = compare_with_peers(peers, file, params, batch, settings.learning_rate, seconds=flags.seconds)
         print(f"\n{found}", *(f"not timed: {name}: {why}" for name, why in untimed.items()), sep="\n")

@@ -98,6 +98,8 @@ class BenchFlags:
     """Where to write the comparison, with every sample."""
     since: str | None = None
     """An earlier result to hold this one against."""
+    devices: str = "1"
+    """Numbers of devices, such as 1,2,4, over which the batch is divided in turn; a CPU is divided into as many."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,9 @@ def check_grad(
     carrying out both programs with enlarged roundings; then the rounding errors of both in the dtype of the arguments;
     then finite differences, ``jit`` against eager and ``vmap``, and with ``order=2`` the gradient's own derivative.
 
+    Where arguments are placed over several devices, as by ``replicate`` and ``shard_batch``, both rules are compiled
+    for that placement, too, and each device's copy of the gradient is held against autodiff's on one device.
+
     Args:
         loss: ``loss(*args)``, a real floating scalar, or ``(loss, aux)``.
         gradient: ``gradient(*args)``, like ``args[argnums]`` (a tuple of such for several argnums).
@@ -85,7 +88,7 @@ def check_grad_at(
     order: int = 1,
     seed: int = 0,
 ) -> dict[str, GradReport]:
-    """``check_grad`` at several points of the same structure, shapes and dtypes, compiled once.
+    """``check_grad`` at several points of the same structure, shapes, dtypes and placement, compiled once.
 
     Args:
         loss: as for ``check_grad``, like all that follows but ``points``.

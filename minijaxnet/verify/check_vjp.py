@@ -28,7 +28,7 @@ def check_vjp(
     With a random cotangent c for the outputs, ``vjp(fun)(c)`` is held against ``vjp(plain)(c)`` as ``check_grad`` does,
     and has to be linear in c. Rules of ``jax.custom_jvp`` are checked in forward mode, too. The plain function is
     recovered by carrying out the program of ``fun`` with its custom rules taken out, through ``jit``, ``scan``,
-    ``cond``, ``while``, ``vmap`` and nesting.
+    ``cond``, ``while``, ``vmap``, ``shard_map`` and nesting.
 
     Args:
         fun: ``fun(*args)``, any tree of arrays: a ``jax.custom_vjp`` or ``jax.custom_jvp`` function, or one that calls

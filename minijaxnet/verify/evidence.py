@@ -196,8 +196,14 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:
     """Compiled programs, made side by side on the cores there are."""
+    wide = jnp.result_type(float) == jnp.float64  # each thread has its own, and a custom_partitioning traces in it
+
+    def compiled(program: Any) -> Any:
+        with jax.enable_x64(wide):
+            return program.compile()
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda program: program.compile(), lowered))
+        return list(pool.map(compiled, lowered))
 
 
 def to_host(array: Any) -> np.ndarray:

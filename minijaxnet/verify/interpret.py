@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -67,7 +68,7 @@ _WRAPPERS = frozenset(
 _NATIVE = frozenset(
     """bitcast_convert_type custom_linear_solve io_callback nextafter pallas_call pure_callback reduce reduce_window
     scatter-add scatter-mul scatter scatter_add scatter_max scatter_min scatter_mul select_and_scatter
-    select_and_scatter_add shard_map""".split()
+    select_and_scatter_add""".split()
 )
 _EPSILON = float(np.finfo(np.float64).eps)
 _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "out_dtype", "dtype")
@@ -176,6 +177,8 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
     if name == "cond":
         branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])
+    if name == "shard_map":
+        return _on_each_device(params, operands, way)
     if name == "custom_linear_solve" and moves is not None:  # its solver, so that what rounds in there is seen
         lengths, programs = params["const_lengths"], params["jaxprs"]
         before = lengths.matvec + lengths.vecmat
@@ -196,6 +199,20 @@ def _carry_out(eqn: Any, operands: list[Any], way: _Way) -> list[Any]:
         most = jnp.minimum(jnp.abs(operands[0]), jnp.abs(operands[1])) * (moves.size / _EPSILON)
         return [jnp.where(jnp.abs(after - before) > most, before + jnp.sign(after - before) * most, after)]
     return [move(result, moves, next(way.salts)) for result in results]
+
+
+def _on_each_device(params: Any, operands: list[Any], way: _Way) -> list[Any]:
+    """A program of each device, carried out there with its part of the operands."""
+    mapped = jax.shard_map(
+        lambda *parts: _run_inner(params["jaxpr"], parts, way),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=list(params["out_specs"]),
+        check_vma=params["check_vma"],
+        # JAX 0.10 and 0.12 name them differently.
+        axis_names=set(params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]),
+    )
+    return list(mapped(*operands))
 
 
 def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any], way: _Way) -> list[Any]:

@@ -14,6 +14,7 @@ from minijaxnet.verify.hints import Wrong, explain, guess
 from minijaxnet.verify.interpret import equations
 from minijaxnet.verify.mutants import changed, cotangent_ignored
 from minijaxnet.verify.oracle import Estimate
+from minijaxnet.verify.placement import placement
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.question import REACHES, Examiner, Look, look_at
 from minijaxnet.verify.report import GradReport, Verdict, listed
@@ -46,6 +47,9 @@ def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
             hints += [hint] if hint else []
         verdicts["transforms"] = transforms(look) if good else _NOT_PASSED
         known = verdicts["algebra"].state != "unchecked"
+        if (found := placement(look, compared, good=good)) is not None:
+            verdicts["placement"] = found[0]
+            hints += found[1]
         if question.forward is not None:
             verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_PASSED
         if question.curved is not None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet.pytrees import is_keys
 from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, in_short, pair_of, to_host, trace
 from minijaxnet.verify.flat import Flat
 from minijaxnet.verify.interpret import interpret
@@ -159,8 +160,21 @@ def look_at(examiner: Examiner, leaves: Sequence[Any], seed: int) -> Look:
 
 
 def widened(leaf: Any) -> Any:
-    """A floating leaf in float64 on the host, any other as it is."""
-    return to_host(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    """A floating leaf in float64 on the host, any other as it is; none of them on more than one device."""
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return to_host(leaf)
+    if not is_spread(leaf):
+        return leaf
+    if is_keys(leaf):
+        return jax.random.wrap_key_data(
+            jnp.asarray(np.asarray(jax.random.key_data(leaf))), impl=jax.random.key_impl(leaf)
+        )
+    return np.asarray(leaf)
+
+
+def is_spread(leaf: Any) -> bool:
+    """Whether an array is on more devices than one."""
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
 def stacked(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:

@@ -1,0 +1,140 @@
+"""Over several devices: does a rule, compiled for arguments that are placed there, give what it gives on one?
+
+A batch that is divided is summed in parts. The compiler adds what it divided by itself; in ``jax.shard_map`` and its
+kin the rule's author does, and may forget to, or average where a sum is meant. What such a rule returns is said to be
+the same on all devices, and seldom looked at on any but the first: here each device's copy is.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from minijaxnet.verify.algebra import Compared
+from minijaxnet.verify.evidence import Rule, compile_together, distance, in_short, to_host
+from minijaxnet.verify.interpret import equations, interpret
+from minijaxnet.verify.question import Look, is_spread
+from minijaxnet.verify.report import Verdict, listed
+
+# Operations in which the author says what each device does.
+BY_DEVICE = frozenset(("shard_map", "custom_partitioning"))
+
+
+class _Copy(NamedTuple):
+    """What one device holds of a result: where in the whole it lies, and the numbers."""
+
+    device: int
+    where: tuple[slice, ...]
+    values: np.ndarray
+
+
+class _Fault(NamedTuple):
+    """The element that is furthest off, on some device."""
+
+    device: int
+    place: tuple[int, ...]
+    got: float
+    expected: float
+
+
+def placement(look: Look, compared: Sequence[Compared], *, good: bool) -> tuple[Verdict, list[str]] | None:
+    """The verdict, and hints; None where all arguments are on one device.
+
+    Both rules are carried out in float64 on arguments placed as they came, and each device's copy of each element is
+    held against autodiff's with the arguments on one device, within the measured rounding.
+
+    Args:
+        look: at the point.
+        compared: the gradients on one device.
+        good: whether these are right.
+    """
+    devices = {device for leaf in look.leaves if is_spread(leaf) for device in leaf.sharding.device_set}
+    if not devices:
+        return None
+    pair, over = look.examiner.pair, f"over {len(devices)} devices"
+    if pair.hand.program is None:
+        return Verdict("unchecked", pair.hand.note), []
+    if not good and not BY_DEVICE & {eqn.primitive.name for eqn in equations(pair.hand.program)}:
+        return Verdict("unchecked", "the algebra did not pass"), []
+    there = [
+        jax.device_put(wide, leaf.sharding) if is_spread(leaf) else wide
+        for leaf, wide in zip(look.leaves, look.wide, strict=True)
+    ]
+    calls = [(pair.hand, there), (pair.reference, there), (pair.reference, look.wide)]
+    try:
+        programs = compile_together([_lowered(rule, leaves) for rule, leaves in calls])
+    except Exception as error:
+        return Verdict("unchecked", f"{over} it can't be compiled in float64: {in_short(error)}"), []
+    by_hand, by_autodiff, alone = (
+        program(rule.consts, leaves) for program, (rule, leaves) in zip(programs, calls, strict=True)
+    )
+    truths, first = list(map(to_host, alone)), look.question.n_values
+    names = [*["the value"] * first, *look.question.names]
+    for who, results in (("the gradient by hand", by_hand), ("autodiff's gradient", by_autodiff)):
+        wrong, hints = "", {}
+        for i in [*range(first, len(names)), *range(first)]:  # gradients first
+            truth, tolerance, copies = truths[i], look.evidence.tolerance(i), list(_copies(results[i]))
+            if i >= first and results is by_hand:
+                truth = np.where(compared[i - first].excused, look.evidence.hand[i], truth)
+            if (fault := _worst(copies, truth, tolerance)) is None:
+                continue
+            place = list(fault.place) if fault.place else ""
+            values = f"{fault.got:.10g}, with the arguments on one device {fault.expected:.10g}"
+            wrong = wrong or f"{over} {who} is wrong in {names[i]}{place}: on device {fault.device} {values}"
+            if how := _how(copies, truth, tolerance):
+                hints.setdefault(how, []).append(names[i])
+        if wrong:
+            return Verdict("fail", wrong), [f"{listed(where)}: {how}" for how, where in hints.items()]
+    return Verdict("pass", f"{over} both equal autodiff on one device, in each device's copy of every element"), []
+
+
+def _lowered(rule: Rule, leaves: Sequence[Any]) -> Any:
+    return jax.jit(lambda consts, leaves: interpret(rule.program, consts, leaves)).lower(rule.consts, leaves)
+
+
+def _copies(result: Any) -> Iterator[_Copy]:
+    for shard in result.addressable_shards:
+        yield _Copy(shard.device.id, shard.index, to_host(shard.data))
+
+
+def _worst(copies: Sequence[_Copy], truth: np.ndarray, tolerance: np.ndarray) -> _Fault | None:
+    """The element that is furthest beyond its tolerance; where autodiff is not finite on one device, none is."""
+    worst, most = None, 1.0
+    for device, where, values in copies:
+        expected = truth[where]
+        excess = distance(values, expected) / np.maximum(tolerance[where], np.finfo(np.float64).tiny)
+        excess = np.where(np.isfinite(values), excess, np.inf)
+        excess = np.where(np.isfinite(expected), excess, 0.0)
+        if excess.size and excess.max() > most:
+            most = excess.max()
+            k = np.unravel_index(np.argmax(excess), excess.shape)
+            starts = [part.indices(length)[0] for part, length in zip(where, truth.shape, strict=True)]
+            place = tuple(int(start + step) for start, step in zip(starts, k, strict=True))
+            worst = _Fault(device, place, float(values[k]), float(expected[k]))
+    return worst
+
+
+def _how(copies: Sequence[_Copy], truth: np.ndarray, tolerance: np.ndarray) -> str:
+    """What was done with the devices' parts, where each has a copy of the whole; "" if that is not to be seen."""
+    count, parts = len(copies), [copy.values for copy in copies]
+    if any(part.shape != truth.shape or not np.isfinite(part).all() for part in parts):
+        return ""
+    numbers = [k for k in range(2, count + 1) if count % k == 0]
+
+    def equal(got: np.ndarray, expected: np.ndarray) -> bool:
+        return bool((distance(got, expected) <= count * tolerance).all())
+
+    mean = np.sum(parts, axis=0) / count
+    if not all(equal(part, parts[0]) for part in parts):
+        if equal(mean, truth):
+            return "each device has its own part, and their mean is right: a pmean was forgotten"
+        if summed := [k for k in numbers if equal(k * mean, truth)]:
+            return f"each device has its own part, and the sum over {summed[0]} devices is right: a psum was forgotten"
+        return "the devices' copies differ"
+    for k in numbers:
+        if equal(parts[0], k * truth):
+            return f"{k} times what it should be: summed over {k} devices (psum) where a mean is meant (pmean)?"
+        if equal(k * parts[0], truth):
+            return f"1/{k} of what it should be: a mean over {k} devices (pmean) where a sum is meant (psum)?"
+    return ""
