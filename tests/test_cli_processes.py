@@ -77,7 +77,8 @@ def children(process):
     found = {}
     for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split():
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        found[int(words[words.index("--process-id") + 1])] = int(pid)
+        if "--process-id" in words:  # else it is just being started
+            found[int(words[words.index("--process-id") + 1])] = int(pid)
     return found
 
 
