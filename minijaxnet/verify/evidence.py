@@ -29,7 +29,8 @@ _CONVENTIONS = (
     Moves(random=0.0, turn=-1.0),
     *(Moves(seed=np.uint32(100 + i)) for i in range(6)),
 )
-_LIFTS = (1e-150, 1e-100)
+# Two ways off, of another size each: what a kink does is the same for both, what is smooth shrinks with the moves.
+_OFF = (Moves(size=SIZES[0], lift=1e-150), Moves(size=SIZES[0] / 16, lift=1e-100))
 
 
 class Rule(NamedTuple):
@@ -173,24 +174,26 @@ def gather(pair: Pair, arguments: Sequence[Any], seed: int) -> Evidence:
 def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> list[tuple[np.ndarray, np.ndarray]]:
     """The least and the largest value of each element of the reference, just off the kinks that it may stand on.
 
-    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down.
+    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down, and
+    not what the moves themselves do to a smooth function, which is large where most of a sum cancels.
     """
 
-    def extremes(lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def extremes(off: Moves) -> tuple[list[np.ndarray], list[np.ndarray]]:
         low = high = evidence.reference
         for inputs, way in itertools.product((0.0, 1.0), _CONVENTIONS):
-            _, off = pair(arguments, way._replace(size=SIZES[0], lift=lift, inputs=inputs))
-            off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, evidence.reference, strict=True)]
-            low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
+            _, there = pair(arguments, way._replace(size=off.size, lift=off.lift, inputs=inputs))
+            there = [np.where(np.isfinite(x), x, here) for x, here in zip(there, evidence.reference, strict=True)]
+            low, high = list(map(np.minimum, low, there)), list(map(np.maximum, high, there))
         return low, high
 
-    (low, high), (other_low, other_high) = map(extremes, _LIFTS)
+    (low, high), (near_low, near_high) = map(extremes, _OFF)
     bounds = []
-    for i, there in enumerate(evidence.reference):
+    for i, here in enumerate(evidence.reference):
         slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
-        steady = np.isfinite(there) & np.isfinite(slack)
-        steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
-        bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
+        steady = np.isfinite(here) & np.isfinite(slack)
+        steady &= (distance(low[i], near_low[i]) <= slack) & (distance(high[i], near_high[i]) <= slack)
+        steady &= distance(high[i], low[i]) <= 2 * distance(near_high[i], near_low[i])
+        bounds.append((np.where(steady, low[i], here), np.where(steady, high[i], here)))
     return bounds
 
 
