@@ -828,8 +828,8 @@ def test_a_generator_that_draws_otherwise_under_vmap_is_not_held_against_a_rule(
 
     key = jax.random.key(0, impl=impl)
     args = jnp.arange(1.0, 9.0), key
-    for given in (key, jax.random.key_data(key)):
-        report = check_grad(loss, lambda w, key: 3 * w**2 * dropout(key, w), (args[0], given))
+    for carried in (key, jax.random.key_data(key)):
+        report = check_grad(loss, lambda w, key: 3 * w**2 * dropout(key, w), (args[0], carried))
         assert states(report, "algebra", "transforms") == passes("algebra", "transforms"), str(report)
         assert "vmap over floats alone: its keys draw other numbers there" in report.verdicts["transforms"].reason
     report = check_grad(loss, lambda w, key: doubled_by_vmap(3 * w**2 * dropout(key, w)), args)
