@@ -17,6 +17,9 @@ EPSILON = float(np.finfo(np.float64).eps)
 # Two sizes of moves: what is smooth answers in proportion to both, a kink within reach of rounding does not.
 SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
+# A pair is carried out some sixty times. On no more numbers than this, compiling is nearly all of it, and goes faster
+# without the compiler's optimizations: float64's roundings are measured, whatever they are.
+_FEW_NUMBERS = 4096
 # How many times its estimate a rounding error may be: the estimate is a random walk's, from a few walks.
 ROUNDINGS = 1024
 # Off a kink to either side, at random, and with the first or the last of several equals on top.
@@ -114,7 +117,10 @@ def pair_of(hand: Rule, reference: Rule, moved: Sequence[bool]) -> Pair:
             moves = moves._replace(seed=moves.seed + 7919)
         return results
 
-    return Pair(hand, reference, jax.jit(both))
+    atoms = [] if reference.program is None else [*reference.program.invars, *reference.program.constvars]
+    quick = sum(atom.aval.size for atom in atoms) <= _FEW_NUMBERS and jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if quick else None
+    return Pair(hand, reference, jax.jit(both, compiler_options=options))
 
 
 def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[Any]) -> Rule:
