@@ -1,6 +1,7 @@
 """Two functions that should be one, side by side in float64: how far apart they are, and what rounding allows."""
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,6 @@ EPSILON = float(np.finfo(np.float64).eps)
 # Two sizes of moves: what is smooth answers in proportion to both, a kink within reach of rounding does not.
 SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
-# A pair is carried out some sixty times. On no more numbers than this, compiling is nearly all of it, and goes faster
-# without the compiler's optimizations: float64's roundings are measured, whatever they are.
-_FEW_NUMBERS = 4096
 # How many times its estimate a rounding error may be: the estimate is a random walk's, from a few walks.
 ROUNDINGS = 1024
 # Off a kink to either side, at random, and with the first or the last of several equals on top.
@@ -32,8 +30,9 @@ _CONVENTIONS = (
     Moves(random=0.0, turn=-1.0),
     *(Moves(seed=np.uint32(100 + i)) for i in range(6)),
 )
-# Two ways off, of another size each: what a kink does is the same for both, what is smooth shrinks with the moves.
-_OFF = (Moves(size=SIZES[0], lift=1e-150), Moves(size=SIZES[0] / 16, lift=1e-100))
+_LIFTS = (1e-150, 1e-100)
+# So many times smaller, moves do as much to what stands on a kink, and as many times less to what is smooth.
+_NEARER = 64
 
 
 class Rule(NamedTuple):
@@ -117,10 +116,7 @@ def pair_of(hand: Rule, reference: Rule, moved: Sequence[bool]) -> Pair:
             moves = moves._replace(seed=moves.seed + 7919)
         return results
 
-    atoms = [] if reference.program is None else [*reference.program.invars, *reference.program.constvars]
-    quick = sum(atom.aval.size for atom in atoms) <= _FEW_NUMBERS and jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if quick else None
-    return Pair(hand, reference, jax.jit(both, compiler_options=options))
+    return Pair(hand, reference, jax.jit(both))
 
 
 def trace(function: Callable[..., Any], wide: Sequence[Any], working: Sequence[Any]) -> Rule:
@@ -184,22 +180,24 @@ def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> lis
     not what the moves themselves do to a smooth function, which is large where most of a sum cancels.
     """
 
-    def extremes(off: Moves) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def extremes(size: float, lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         low = high = evidence.reference
         for inputs, way in itertools.product((0.0, 1.0), _CONVENTIONS):
-            _, there = pair(arguments, way._replace(size=off.size, lift=off.lift, inputs=inputs))
-            there = [np.where(np.isfinite(x), x, here) for x, here in zip(there, evidence.reference, strict=True)]
-            low, high = list(map(np.minimum, low, there)), list(map(np.maximum, high, there))
+            _, off = pair(arguments, way._replace(size=size, lift=lift, inputs=inputs))
+            off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, evidence.reference, strict=True)]
+            low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
         return low, high
 
-    (low, high), (near_low, near_high) = map(extremes, _OFF)
+    (low, high), (other_low, other_high) = (extremes(SIZES[0], lift) for lift in _LIFTS)
+    near_low, near_high = extremes(SIZES[0] / _NEARER, _LIFTS[0])
     bounds = []
-    for i, here in enumerate(evidence.reference):
+    for i, there in enumerate(evidence.reference):
         slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
-        steady = np.isfinite(here) & np.isfinite(slack)
-        steady &= (distance(low[i], near_low[i]) <= slack) & (distance(high[i], near_high[i]) <= slack)
-        steady &= distance(high[i], low[i]) <= 2 * distance(near_high[i], near_low[i])
-        bounds.append((np.where(steady, low[i], here), np.where(steady, high[i], here)))
+        steady = np.isfinite(there) & np.isfinite(slack)
+        steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
+        # Random moves need not find the same corner of several kinks again: halfway between the two, in magnitude.
+        steady &= distance(high[i], low[i]) <= math.sqrt(_NEARER) * distance(near_high[i], near_low[i])
+        bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
     return bounds
 
 
