@@ -48,9 +48,10 @@ def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(dtype, bi
         params = jax.jit(network.init)(KEY)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
         for x in (np.ones((4, 3)), np.ones((4, 3), np.float32), np.ones((4, 3), np.int32), [[1, 2, 3]]):
-            predictions = network.apply(params, x)
-            assert predictions.dtype == dtype
-            chex.assert_tree_all_finite(predictions)
+            assert jax.eval_shape(lambda x=x: network.apply(params, x)).dtype == dtype
+        predictions = network.apply(params, [[1, 2, 3]])
+        assert predictions.dtype == dtype
+        chex.assert_tree_all_finite(predictions)
 
 
 def test_without_a_dtype_a_network_takes_the_default_of_jax():

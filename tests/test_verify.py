@@ -470,6 +470,24 @@ def test_at_a_kink_by_cancellation_a_wrong_rule_is_not_called_right():
     assert not report.ok
 
 
+def test_where_a_smooth_gradient_all_but_cancels_nothing_is_taken_for_a_kink():
+    def loss(w, x, off):
+        return jnp.sum(x[:, None] * jnp.tanh(w))
+
+    def gradient(w, x, off):
+        return (1 + off) * jnp.sum(x[:, None] * (1 - jnp.tanh(w) ** 2), axis=0)
+
+    args = jnp.array([0.5, 1.0, -2.0]), jnp.array([1.0, -0.9999])
+    points = {"right": (*args, jnp.float32(0)), "off by a hundred-millionth": (*args, jnp.float32(1e-8))}
+    reports = check_grad_at(loss, gradient, points)
+    assert {name: states(report, "algebra") for name, report in reports.items()} == {
+        "right": passes("algebra"),
+        "off by a hundred-millionth": {"algebra": "fail"},
+    }
+    for report in reports.values():
+        assert [leaf.note for leaf in report.leaves.values()] == [""]
+
+
 def roots(w):
     return jnp.sum(jnp.sqrt(w))
 
@@ -787,6 +805,33 @@ def test_a_rule_that_is_another_one_without_jit_fails_transforms_alone():
     report = check_grad(cubes, undecided, (jnp.arange(1.0, 4.0),))
     assert not report.ok
     assert [name for name, state in states(report).items() if state != "pass"] == ["transforms"]
+
+
+def test_a_generator_that_draws_otherwise_under_vmap_is_not_held_against_a_rule():
+    """https://github.com/jax-ml/jax/pull/20094: of a batch of keys, ``rbg`` takes the first for all."""
+
+    def kept(key, w):
+        key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key, impl="rbg")
+        return jax.random.bits(key, w.shape) % 2
+
+    def loss(w, key):
+        return jnp.sum(w**3 * kept(key, w))
+
+    @jax.custom_batching.custom_vmap
+    def doubled_by_vmap(slope):
+        return slope
+
+    @doubled_by_vmap.def_vmap
+    def _(axis_size, in_batched, slope):
+        return 2 * slope, in_batched[0]
+
+    w, key = jnp.arange(1.0, 9.0), jax.random.key(0, impl="rbg")
+    for carried in (key, jax.random.key_data(key)):
+        report = check_grad(loss, lambda w, key: 3 * w**2 * kept(key, w), (w, carried))
+        assert states(report, "algebra", "transforms") == passes("algebra", "transforms"), str(report)
+        assert "vmap over floats alone: its keys draw other numbers there" in report.verdicts["transforms"].reason
+    report = check_grad(loss, lambda w, key: doubled_by_vmap(3 * w**2 * kept(key, w)), (w, key))
+    assert states(report, "algebra", "transforms") == {"algebra": "pass", "transforms": "fail"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 from minijaxnet.verify.algebra import compare, excused_at_kinks
 from minijaxnet.verify.evidence import conventions, distance, gather, in_short, pair_of, to_host, trace
 from minijaxnet.verify.interpret import equations
-from minijaxnet.verify.question import Flat, Look, stacked
+from minijaxnet.verify.question import Flat, Look, mapped_axes, stacked
 from minijaxnet.verify.report import Verdict
 
 # Called eagerly, each operation is compiled by itself, some 30 ms each.
@@ -74,13 +74,16 @@ def transforms(look: Look) -> Verdict:
         x * (1 + 2.0**-10 * draw.choice((-1.0, 1.0), size=x.shape)) if moved else x
         for x, moved in zip(look.wide, question.moved, strict=True)
     ]
-    together = look.examiner.stacked(*stacked(look.wide, near))
+    axes = mapped_axes(pair.hand, look.wide)
+    together = look.examiner.stacked(*stacked(look.wide, near, axes))
     for k, alone in enumerate((look.evidence.hand, pair(near)[0])):
         if name := unequal([x[k] for x in together], alone):
             return Verdict("fail", f"under vmap it returns something else in {name}")
+    limit = ", vmap over floats alone: its keys draw other numbers there" if None in axes else ""
     if count > _MOST_EAGER:
-        return Verdict("pass", f"jit and vmap agree (not called eagerly: {count} operations to compile one by one)")
-    return Verdict("pass", "eager, jit and vmap agree")
+        eager = f"not called eagerly: {count} operations to compile one by one"
+        return Verdict("pass", f"jit and vmap agree ({eager}){limit}")
+    return Verdict("pass", f"eager, jit and vmap agree{limit}")
 
 
 def agrees(look: Look, rules: tuple[Flat, Flat], what: str, names: Sequence[str] = ()) -> Verdict:

@@ -1,6 +1,7 @@
 """Two functions that should be one, side by side in float64: how far apart they are, and what rounding allows."""
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ _CONVENTIONS = (
     *(Moves(seed=np.uint32(100 + i)) for i in range(6)),
 )
 _LIFTS = (1e-150, 1e-100)
+# So many times smaller, moves do as much to what stands on a kink, and as many times less to what is smooth.
+_NEARER = 64
 
 
 class Rule(NamedTuple):
@@ -173,23 +176,27 @@ def gather(pair: Pair, arguments: Sequence[Any], seed: int) -> Evidence:
 def conventions(pair: Pair, arguments: Sequence[Any], evidence: Evidence) -> list[tuple[np.ndarray, np.ndarray]]:
     """The least and the largest value of each element of the reference, just off the kinks that it may stand on.
 
-    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down.
+    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down, and
+    not what the moves themselves do to a smooth function, which is large where most of a sum cancels.
     """
 
-    def extremes(lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def extremes(size: float, lift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         low = high = evidence.reference
         for inputs, way in itertools.product((0.0, 1.0), _CONVENTIONS):
-            _, off = pair(arguments, way._replace(size=SIZES[0], lift=lift, inputs=inputs))
+            _, off = pair(arguments, way._replace(size=size, lift=lift, inputs=inputs))
             off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, evidence.reference, strict=True)]
             low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
         return low, high
 
-    (low, high), (other_low, other_high) = map(extremes, _LIFTS)
+    (low, high), (other_low, other_high) = (extremes(SIZES[0], lift) for lift in _LIFTS)
+    near_low, near_high = extremes(SIZES[0] / _NEARER, _LIFTS[0])
     bounds = []
     for i, there in enumerate(evidence.reference):
         slack = evidence.tolerance(i) + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
         steady = np.isfinite(there) & np.isfinite(slack)
         steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
+        # Random moves need not find the same corner of several kinks again: halfway between the two, in magnitude.
+        steady &= distance(high[i], low[i]) <= math.sqrt(_NEARER) * distance(near_high[i], near_low[i])
         bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
     return bounds
 

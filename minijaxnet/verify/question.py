@@ -10,7 +10,7 @@ import numpy as np
 from minijaxnet.pytrees import is_keys
 from minijaxnet.verify.evidence import Evidence, Pair, Rule, compile_together, gather, in_short, pair_of, to_host, trace
 from minijaxnet.verify.flat import Flat
-from minijaxnet.verify.interpret import interpret
+from minijaxnet.verify.interpret import equations, interpret
 from minijaxnet.verify.oracle import Estimate, derivative
 
 # How far finite differences reach, in proportion to the arguments: less where kinks are in the way.
@@ -130,7 +130,8 @@ def prepare(question: Question, leaves: Sequence[Any]) -> Examiner:
         why_not_stacked = pair.hand.note
         if pair.hand.program is not None:
             try:
-                lowered["stacked"] = jax.jit(jax.vmap(question.hand)).lower(*stacked(wide, wide))
+                axes = mapped_axes(pair.hand, wide)
+                lowered["stacked"] = jax.jit(jax.vmap(question.hand, axes)).lower(*stacked(wide, wide, axes))
             except Exception as error:
                 why_not_stacked = f"under vmap: {in_short(error)}"
     why_not_in_working = pair.hand.note
@@ -177,7 +178,26 @@ def is_spread(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
-def stacked(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
-    """Two points as one batch."""
-    pairs = zip(first, second, strict=True)
-    return [np.stack(pair) if isinstance(pair[0], np.ndarray) else jnp.stack(pair) for pair in pairs]
+def mapped_axes(rule: Rule, leaves: Sequence[Any]) -> list[int | None]:
+    """What of a batch of points to ``vmap`` over: all of it, but no keys of a generator that draws otherwise there.
+
+    Such a key may come in as integers, too, or be made of some.
+
+    Source: https://github.com/jax-ml/jax/pull/20094.
+    """
+    repeatable = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
+    dtypes = {getattr(atom.aval, "dtype", None) for eqn in equations(rule.program) for atom in eqn.invars}
+    others = {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)}
+    everything = others <= {repeatable}
+    return [0 if everything or jnp.issubdtype(leaf.dtype, jnp.floating) else None for leaf in leaves]
+
+
+def stacked(first: Sequence[Any], second: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
+    """Two points as one batch; the second one's share of what is not mapped over is left out."""
+
+    def pair(a: Any, b: Any, axis: int | None) -> Any:
+        if axis is None:
+            return a
+        return np.stack((a, b)) if isinstance(a, np.ndarray) else jnp.stack((a, b))
+
+    return [pair(*each) for each in zip(first, second, axes, strict=True)]
