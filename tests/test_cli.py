@@ -173,7 +173,8 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(run
         "diagnose": False,
         "unchecked": False,
         "tensorboard": False,
-        "devices": 1,
+        "devices": None,
+        "processes": 1,
         "report": False,
     }
     assert called.read("environment.json")["versions"]["jax"] == jax.__version__
