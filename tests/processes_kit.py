@@ -7,6 +7,23 @@ import textwrap
 
 from minijaxnet.cli.supervisor import free_port
 
+LINE = """
+import jax, jax.numpy as jnp
+import minijaxnet as mjn
+
+def data(*, noise=0.0):
+    x = jnp.linspace(-1, 1, 64)
+    return mjn.Batch(x, 3 * x + 1 + noise), mjn.Batch(x, 3 * x + 1)
+
+experiment = mjn.Experiment(
+    "line",
+    lambda key: {"slope": jax.random.normal(key), "offset": jnp.zeros(())},
+    lambda params, batch: jnp.mean((params["slope"] * batch.x + params["offset"] - batch.y) ** 2),
+    data,
+    defaults=mjn.Settings(steps=300, learning_rate=0.01),
+)
+"""
+
 MINIJAXNET = [sys.executable, "-P", "-m", "minijaxnet"]
 
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+from processes_kit import LINE
 
 from minijaxnet.bench.communication import Collective, Communication, communication
 from minijaxnet.bench.cost import StepCost
@@ -146,22 +147,6 @@ def test_numbers_of_devices_are_read_before_anything_is_parsed():
     assert [most_devices(["--devices", text]) for text in ("two", "1,,2", "-4", "")] == [1, 1, 1, 1]
     assert numbers_of_devices("1, 2") == [1, 2] and numbers_of_devices("1;2") is None
 
-
-LINE = """
-import jax, jax.numpy as jnp
-import minijaxnet as mjn
-
-def data():
-    x = jnp.linspace(-1, 1, 64)
-    return mjn.Batch(x, 3 * x + 1), mjn.Batch(x, 3 * x + 1)
-
-experiment = mjn.Experiment(
-    "line",
-    lambda key: {"slope": jax.random.normal(key), "offset": jnp.zeros(())},
-    lambda params, batch: jnp.mean((params["slope"] * batch.x + params["offset"] - batch.y) ** 2),
-    data,
-)
-"""
 
 FOUR = """
 import contextlib, io, sys

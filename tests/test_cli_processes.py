@@ -12,27 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from processes_kit import MINIJAXNET, commands, ended, started
+from processes_kit import LINE, MINIJAXNET, commands, ended, started
 
 from minijaxnet.cli import main
 from minijaxnet.cli.supervisor import stop_with_supervisor
-
-LINE = """
-import jax, jax.numpy as jnp
-import minijaxnet as mjn
-
-def data(*, noise=0.0):
-    x = jnp.linspace(-1, 1, 64)
-    return mjn.Batch(x, 3 * x + 1 + noise), mjn.Batch(x, 3 * x + 1)
-
-experiment = mjn.Experiment(
-    "line",
-    lambda key: {"slope": jax.random.normal(key), "offset": jnp.zeros(())},
-    lambda params, batch: jnp.mean((params["slope"] * batch.x + params["offset"] - batch.y) ** 2),
-    data,
-    defaults=mjn.Settings(steps=300, learning_rate=0.01),
-)
-"""
 
 SHARES = (
     LINE.replace("*, noise=0.0", "*, process_id=0, num_processes=1")

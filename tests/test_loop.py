@@ -2,9 +2,6 @@
 
 import contextlib
 import functools
-import os
-import subprocess
-import sys
 
 import chex
 import jax
@@ -940,47 +937,3 @@ def test_any_integer_serves_as_a_batch_size(two):
     _, ids = ids_by_epoch(6, 2, epochs=2)
     np.testing.assert_array_equal(run(KEY), ids.reshape(6, 2))
     np.testing.assert_array_equal(jax.jit(run)(KEY), ids.reshape(6, 2))
-
-
-# --- Several devices -------------------------------------------------------------------------------------------------
-
-FOUR_DEVICES = """
-import jax, jax.numpy as jnp, numpy as np, warnings
-warnings.simplefilter("error")
-from jax.sharding import NamedSharding, PartitionSpec
-import minijaxnet as mjn
-
-assert len(jax.devices()) == 4
-mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-network = mjn.mlp((3, 8, 1), activation=jnp.tanh)
-descent = mjn.gradient_descent(mjn.objective(network, mjn.mean_squared_error), 0.1)
-rng = np.random.default_rng(0)
-batch = mjn.Batch(rng.normal(size=(16, 3)).astype(np.float32), rng.normal(size=(16, 1)).astype(np.float32))
-params = network.init(jax.random.key(0))
-sharded = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch")))
-assert len(sharded.x.sharding.device_set) == 4
-replicated = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-
-state, trace = mjn.descend(descent, descent.init(params), batch, steps=300)
-for start in (params, replicated):
-    several, several_trace = mjn.descend(descent, descent.init(start), sharded, steps=300)
-    np.testing.assert_allclose(several_trace.loss, trace.loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), several.params, state.params)
-    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(several.params))
-    assert int(several_trace.status) == int(trace.status)
-
-key = jax.random.key(1)
-state, trace = mjn.descend_epochs(descent, descent.init(params), batch, key, batch_size=4, epochs=9)
-several, several_trace = mjn.descend_epochs(descent, descent.init(params), sharded, key, batch_size=4, epochs=9)
-np.testing.assert_allclose(several_trace.loss, trace.loss, rtol=1e-5)
-print("the same on four devices")
-"""
-
-
-def test_a_batch_sharded_over_four_devices_gives_the_result_of_one_to_rounding():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "the same on four devices\n"

@@ -1,14 +1,11 @@
 """Several devices and several processes: the same descent, to rounding, with one all-reduce a step."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import numpy as np
 import pytest
+from processes_kit import LINE, ended, python
 
 from minijaxnet.parallel import data_mesh, replicate, shard_batch
 
@@ -52,10 +49,10 @@ import re
 import jax, numpy as np
 import minijaxnet as mjn
 from minijaxnet.feeds import minibatches_of
-from minijaxnet.parallel import data_mesh, on_mesh, replicate
+from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 
 draw = np.random.default_rng(0)
-train = mjn.Batch(draw.normal(size=(700, 64)).astype(np.float32), draw.integers(10, size=700))
+train = mjn.Batch(draw.normal(size=(704, 64)).astype(np.float32), draw.integers(10, size=704))
 network = mjn.mlp((64, 16, 10))
 descent = mjn.gradient_descent(mjn.objective(network, mjn.softmax_cross_entropy), 0.2)
 start, key, mesh = descent.init(network.init(jax.random.key(0))), jax.random.key(1), data_mesh(4)
@@ -71,41 +68,6 @@ assert re.findall(collectives, program) == ["all-reduce"], re.findall(collective
 print("the same")
 """
 
-LINE = """
-import jax, jax.numpy as jnp
-import minijaxnet as mjn
-
-def data():
-    x = jnp.linspace(-1, 1, 64)
-    return mjn.Batch(x, 3 * x + 1), mjn.Batch(x, 3 * x + 1)
-
-experiment = mjn.Experiment(
-    "line",
-    lambda key: {"slope": jax.random.normal(key), "offset": jnp.zeros(())},
-    lambda params, batch: jnp.mean((params["slope"] * batch.x + params["offset"] - batch.y) ** 2),
-    data,
-    defaults=mjn.Settings(steps=60, learning_rate=0.1),
-)
-"""
-
-
-def start(code, *arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ends(process):
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
 
 @pytest.mark.parametrize(
     ("steps", "numbers"),
@@ -113,7 +75,7 @@ def ends(process):
     ids=["short", "long"],
 )
 def test_several_devices_give_the_losses_of_one_with_one_all_reduce_a_step(steps, numbers):
-    code, out, err = ends(start(EIGHT, steps, *numbers, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    code, out, err = ended([python(EIGHT, steps, *numbers, XLA_FLAGS="--xla_force_host_platform_device_count=8")])[0]
     assert (code, out) == (0, "the same\n"), err
 
 
@@ -143,7 +105,7 @@ def test_what_cannot_be_divided_is_refused_with_the_nearest_sizes():
         except ValueError as error:
             print(error)
     """
-    code, out, err = ends(start(code, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    code, out, err = ended([python(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")])[0]
     assert code == 0, err
     assert out.splitlines() == [
         "batch: got 0 points; expected a multiple of 4, the devices, such as 4",
@@ -174,13 +136,13 @@ def test_what_is_replicated_is_a_copy_keys_included():
 
 
 def test_minibatches_are_picked_on_each_device_and_only_slopes_are_exchanged():
-    code, out, err = ends(start(MINIBATCHES, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    code, out, err = ended([python(MINIBATCHES, XLA_FLAGS="--xla_force_host_platform_device_count=4")])[0]
     assert (code, out) == (0, "the same\n"), err
 
 
 def command(folder, *arguments):
     code = "import os, sys; os.chdir(sys.argv[1]); from minijaxnet.cli import main; sys.exit(main(sys.argv[2:]))"
-    return ends(start(code, folder, *arguments))
+    return ended([python(code, folder, *arguments)])[0]
 
 
 def rows(folder):
@@ -190,7 +152,7 @@ def rows(folder):
 
 def test_a_run_on_four_devices_is_that_of_one_and_is_resumed_on_two(tmp_path):
     (tmp_path / "line.py").write_text(LINE)
-    quick = ("--bench-seconds", "0", "--no-report", "--log-every", "10", "--checkpoint-every", "20")
+    quick = ("--bench-seconds", "0", "--no-report", "--log-every", "10", "--checkpoint-every", "20", "--steps", "60")
     for devices, folder in ((1, "one"), (4, "four")):
         code, out, err = command(tmp_path, "run", "line.py", "--devices", devices, "--runs", folder, *quick)
         assert code == 0, err
@@ -218,7 +180,7 @@ print([main(["run", "line.py", *each]) for each in flags])
 
 def test_what_devices_do_not_divide_is_refused_and_leaves_no_folder(tmp_path):
     (tmp_path / "line.py").write_text(LINE)
-    code, out, err = ends(start(REFUSED, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    code, out, err = ended([python(REFUSED, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=4")])[0]
     assert (code, out.strip()) == (0, "[2, 2, 2, 2]") and not (tmp_path / "runs").exists()
     assert [line.removeprefix("minijaxnet: error: ") for line in err.splitlines()] == [
         "batch: got 64 points; expected a multiple of 3, the devices, such as 63 or 66",
