@@ -21,6 +21,7 @@ from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.feeds import minibatches_of
+from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
 from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
@@ -66,7 +67,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     report = None
     if is_first():
         print(heading, flush=True)
-        report = _checked(experiment, params, first_batch(train, flags.batch_size), key)
+        report = _checked(experiment, mesh, params, first_batch(train, flags.batch_size), key)
     if not from_first(report is None or report.ok or flags.unchecked):
         if is_first():
             print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
@@ -88,18 +89,22 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
         events = event_files(folder) if flags.tensorboard else contextlib.nullcontext()
         with failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
             result = run(run_dir=folder, resume=resume, held=True, sink=sink, on_progress=on_progress)
+        for note in result.notes:
+            say(f"warning: {note}")
         if resume:
             say(f"went on from step {result.first_step:,}")
         _tell(asked, beginning, result, report, folder, say)
     return _code(result)
 
 
-def _checked(experiment: Experiment, params: Any, seen: Any, key: Any) -> GradReport | None:
-    """What is to be said of the gradient by hand, where there is one."""
+def _checked(experiment: Experiment, mesh: Mesh | None, params: Any, seen: Any, key: Any) -> GradReport | None:
+    """What is to be said of the gradient by hand, where there is one; placed as it will be, if that is all here."""
     if experiment.value_and_gradient is None:
         return None
-    extra = () if key is None else (key,)
-    return check_grad(experiment.objective, experiment.value_and_gradient, (params, seen, *extra), has_value=True)
+    arguments = (params, seen) if key is None else (params, seen, key)
+    if mesh is not None and jax.process_count() == 1:
+        arguments = (replicate(mesh, params), shard_batch(mesh, seen), *replicate(mesh, arguments[2:]))
+    return check_grad(experiment.objective, experiment.value_and_gradient, arguments, has_value=True)
 
 
 def _placed(asked: Asked, mesh: Mesh | None, start: DescentState, beginning: Beginning) -> Callable[..., FitResult]:
@@ -131,8 +136,6 @@ def _tell(
     """Write and say what came out of a descent."""
     (experiment, flags), (params, train, test, order_key, key) = (asked.experiment, asked.flags), beginning
     state = here(result.state)
-    for note in result.notes:
-        say(f"warning: {note}")
     write_params(folder / "params.safetensors", state.params)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
