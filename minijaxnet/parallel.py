@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.mesh import DATA, MODEL, check_divides, check_mesh
 from minijaxnet.mesh import data_mesh as data_mesh  # what is placed here is placed on it
-from minijaxnet.processes import leave
+from minijaxnet.processes import leave, told
 from minijaxnet.pytrees import check_count, is_keys, named_leaves
 
 # A process that is done waits for the others; one that has died is found by its heartbeat.
@@ -56,7 +56,8 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
 
     Raises:
         ValueError: an axis that the mesh does not have, or axes that are not Auto; leaves without a batch axis or with
-            different ones; points that the devices do not divide, with the nearest numbers that they do.
+            different ones; points that the devices do not divide, with the nearest numbers that they do; another number
+            of points in each process.
 
     Example:
         >>> placed = shard_batch(data_mesh(1), np.ones((4, 2)))
@@ -74,6 +75,8 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
     here = max(1, mesh.shape[axis] // math.gcd(mesh.shape[axis], jax.process_count()))
     whose = " of this process" if jax.process_count() > 1 else ""
     check_divides("batch", points, here, f"the devices{whose}", f" points{whose}")
+    if len(set(each := told([points])[:, 0].tolist())) > 1:
+        raise ValueError(f"batch: got {', '.join(map(str, each))} points in the processes; expected as many in each")
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
 
@@ -186,7 +189,8 @@ def initialize(
     """Join the processes of a computation; to be called before anything else asks JAX for a device.
 
     From then on a process that dies takes the others with it: at once where they wait for its numbers, else when it has
-    not been heard from for ``heartbeat_s``. JAX ends them, for without it their numbers mean nothing.
+    not been heard from for ``heartbeat_s``. JAX ends them, for without it their numbers mean nothing. So an exception
+    that nobody catches ends the process at once. Who can reach the coordinator can join: a network of your own it is.
 
     Args:
         coordinator: ``"host:port"`` of process 0; found by JAX on SLURM and other clusters that it knows if None.
@@ -198,7 +202,8 @@ def initialize(
 
     Raises:
         ValueError: a part of what is needed.
-        RuntimeError: the coordinator is not there in time; its port is taken; JAX has been asked for a device already.
+        ConnectionError: the coordinator is not there in time; its port is taken.
+        RuntimeError: JAX has been asked for a device already.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if 0 < len(missing := [name for name, value in given.items() if value is None]) < 3:
@@ -230,11 +235,14 @@ def initialize(
             initialization_timeout=2 * math.ceil(timeout_s), heartbeat_timeout_seconds=heartbeat_s,
             shutdown_timeout_seconds=_DAY_S,
         )  # fmt: skip
-    except Exception as error:
+    except jax.errors.JaxRuntimeError as error:
         where = coordinator or "the coordinator of this cluster"
-        raise RuntimeError(f"coordinator: could not join {where}: {error}") from error
+        raise ConnectionError(f"coordinator: could not join {where}: {error}") from error
     finally:
         waiting.cancel()
+    if not hasattr(sys, "ps1"):  # nobody who types
+        shown = sys.excepthook
+        sys.excepthook = lambda *error: (shown(*error), leave(1))
 
 
 def divide_cpu(devices: int) -> None:
@@ -254,7 +262,7 @@ def _check_free(host: str, port: int) -> None:
         try:
             tried.bind((host, port))
         except OSError as error:
-            raise RuntimeError(f"coordinator: got port {port}, which is taken ({error}); expected a free one") from None
+            raise ConnectionError(f"coordinator: got port {port}, taken ({error}); expected a free one") from None
 
 
 def _wait_for(host: str, port: int, timeout_s: float) -> None:
@@ -266,7 +274,7 @@ def _wait_for(host: str, port: int, timeout_s: float) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(
+                raise ConnectionError(
                     f"coordinator: got {host}:{port}, where nobody listens after {timeout_s:g} s ({error}); expected "
                     "process 0 there"
                 ) from None

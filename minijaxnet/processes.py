@@ -21,7 +21,7 @@ from minijaxnet.pytrees import is_keys
 # A process that ends because another one did; its numbers are as good as its last checkpoint.
 LOST = 3
 
-_BROKEN = re.compile(r"gloo|nccl|mpi|coordination service|connection (reset|closed|refused)|heartbeat", re.IGNORECASE)
+_BROKEN = re.compile(r"\b(Gloo|NCCL|MPI|coordination service|heartbeat)\b")
 
 
 def is_first() -> bool:
@@ -111,8 +111,9 @@ def own_share(tree: Any) -> Any:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
-    return jax.process_count() > 1 and bool(_BROKEN.search(str(error)))
+    """Whether an error says that another process is gone: one of JAX's, or a ValueError where it hands on numbers."""
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+    return of_jax and jax.process_count() > 1 and bool(_BROKEN.search(str(error)))
 
 
 def leave(code: int) -> NoReturn:

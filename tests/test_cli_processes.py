@@ -183,7 +183,7 @@ def test_what_processes_cannot_be_is_refused(line, capsys):
 
 def test_a_process_whose_supervisor_is_gone_is_asked_to_stop(monkeypatch):
     pipe, held = os.pipe()
-    monkeypatch.setenv("MINIJAXNET_SUPERVISOR", str(pipe))
+    monkeypatch.setenv("MINIJAXNET_PIPE", str(pipe))
     asked = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda signum, frame: asked.set())
     try:

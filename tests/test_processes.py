@@ -2,11 +2,13 @@
 
 import socket
 
+import jax
 import pytest
 from processes_kit import ended, python, together
 
 from minijaxnet.cli.supervisor import free_port
 from minijaxnet.parallel import initialize
+from minijaxnet.processes import is_lost
 
 TOLD = """
 import sys
@@ -38,6 +40,12 @@ assert got["placed"].sharding == like["placed"].sharding and got["placed"].addre
 assert got["divided"].sharding == like["divided"].sharding
 assert own_share(got)["divided"].tolist() == [2 * rank, 2 * rank + 1.0]
 assert here(got)["divided"].tolist() == [0, 1, 2, 3]
+
+try:
+    shard_batch(mesh, np.zeros(3 + rank))
+    raise AssertionError
+except ValueError as error:
+    assert str(error) == "batch: got 3, 4 points in the processes; expected as many in each", error
 print("told")
 """
 
@@ -120,11 +128,44 @@ def test_what_one_process_tells_all_of_them_know():
 
 @pytest.mark.parametrize(
     ("count", "steps"),
-    [(2, 100), pytest.param(4, 1_000, marks=pytest.mark.sweep)],
-    ids=["short", "long"],
+    [(2, 100), *(pytest.param(count, 1_000, marks=pytest.mark.sweep) for count in (2, 4))],
 )
 def test_a_fit_over_processes_is_that_of_one_with_one_who_writes(tmp_path, count, steps):
     all_say("the same", together(FITTED, count, tmp_path, steps))
+
+
+def test_an_exception_in_one_process_ends_all_of_them():
+    code = """
+    import sys
+    from minijaxnet.parallel import initialize
+    from minijaxnet.processes import told
+    address, rank = sys.argv[1], int(sys.argv[3])
+    initialize(address, num_processes=2, process_id=rank)
+    told([1])
+    if rank == 1:
+        raise FileExistsError("mine alone")
+    while True:
+        told([1])
+    """
+    (other, _, _), (raised, _, err) = ended(together(code, 2), timeout=60)
+    assert raised == 1 and "FileExistsError: mine alone" in err and other != 0
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: during compilation"), False),
+        (ValueError("empirical risk: got nan"), False),
+        (ConnectionRefusedError("Gloo: Connection refused"), False),
+    ],
+)
+def test_what_a_lost_process_leaves_is_told_from_ones_own_errors(error, lost, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert is_lost(error) == lost
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert not is_lost(error)
 
 
 def test_who_waits_in_vain_is_told_in_time():
@@ -138,7 +179,10 @@ def test_who_waits_in_vain_is_told_in_time():
     ]
     (first, _, nobody_came), (second, _, nobody_there) = ended(waiting)
     assert first == 2 and "not all 2 processes came within 2 s to 127.0.0.1" in nobody_came
-    assert second == 1 and f"coordinator: got 127.0.0.1:{port + 1}, where nobody listens after 2 s" in nobody_there
+    assert (
+        second == 1
+        and f"ConnectionError: coordinator: got 127.0.0.1:{port + 1}, where nobody listens after 2 s" in nobody_there
+    )
 
 
 def test_a_port_that_is_taken_is_told():
@@ -153,7 +197,7 @@ def test_a_port_that_is_taken_is_told():
         """)
             ]
         )
-        assert code == 1 and f"coordinator: got port {taken.getsockname()[1]}, which is taken" in err
+        assert code == 1 and f"coordinator: got port {taken.getsockname()[1]}, taken" in err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
+from minijaxnet.cli.supervisor import supervised
 from minijaxnet.processes import leave
 
 VERBS = {
@@ -51,9 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("stopped", file=sys.stderr)
         code = 128 + (stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT)
-        return leave(code) if jax.distributed.is_initialized() else code
+        return leave(code) if _is_one_of_several() else code
+    except SystemExit as ended:
+        if _is_one_of_several() and ended.code:
+            leave(ended.code if isinstance(ended.code, int) else 2)
+        raise
     except Exception as error:
-        return show_and_leave(error) if jax.distributed.is_initialized() else show_error(error)
+        return show_and_leave(error) if _is_one_of_several() else show_error(error)
+
+
+def _is_one_of_several() -> bool:
+    return supervised() or jax.distributed.is_initialized()
 
 
 def _help() -> str:

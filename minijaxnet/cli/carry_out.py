@@ -19,7 +19,7 @@ from minijaxnet.cli.report import leave_report
 from minijaxnet.cli.supervisor import note_folder
 from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
 from minijaxnet.descent import Descent, DescentState
-from minijaxnet.experiment import Experiment
+from minijaxnet.experiment import Experiment, loads_its_share
 from minijaxnet.feeds import minibatches_of
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
@@ -144,8 +144,11 @@ def _tell(
     say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
     if report is not None:
         say(f"\n{report}")
+    is_share = jax.process_count() > 1 and loads_its_share(experiment)
+    if is_share:
+        say("what follows is of the points of process 0 alone")
     if result.status == DIVERGED and flags.diagnose:
-        batch = _batch_at(state, train, flags.batch_size, order_key)
+        batch = _batch_at(state, train, None if is_share else flags.batch_size, order_key)
         extra = () if key is None else (jax.random.fold_in(key, state.step),)
         say(f"\n{diagnose(differentiated(experiment), state.params, batch, *extra)}")
     if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:

@@ -18,8 +18,8 @@ class Together:
     """Where a run is carried out."""
 
     devices: int | Literal["all"] | None = None
-    """Over how many devices each batch is divided, "all" that there are; one in each process if left out. A CPU is
-    divided into as many, which share its cores."""
+    """Over how many devices each batch is divided, or "all"; if left out one, or all that several processes have. A CPU
+    is divided into as many, which share its cores."""
     processes: int = 1
     """Start so many processes on this machine, with the devices divided over them."""
     coordinator: str | None = None

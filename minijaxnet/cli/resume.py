@@ -12,6 +12,7 @@ from minijaxnet.cli.begin import asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
+from minijaxnet.cli.supervisor import noted_folder
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, supervised_run
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         default=ResumeFlags(**before),
         args=list(arguments[len(folders) :]),
     )
-    if run_state(folder) == "done" and not flags.force:
+    if run_state(folder) == "done" and noted_folder() is None and not flags.force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
     if config["verb"] == "sweep" and (flags.processes > 1 or flags.coordinator is not None):
         raise UsageError(f"{folder}: got a sweep and several processes; expected one, over as many devices as you like")
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
-        if data_sha256 != config.get("data_sha256") and not flags.force:
+        then, now = str(config.get("data_sha256")).split(), data_sha256.split()
+        # Shares of another number of processes are others, though all of them together may be the same.
+        if then != now and len(then) == len(now) and not flags.force:
             raise UsageError(f"{folder}: got other data than it was started with; expected the same (or --force)")
         return contextlib.nullcontext(folder)
 

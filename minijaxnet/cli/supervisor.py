@@ -14,24 +14,35 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from minijaxnet.processes import LOST
+from minijaxnet.run.signals import heard_within
 
-# The end of a pipe whose other end the supervisor holds, and the file that names the run's folder.
-_ALIVE, _NOTE = "MINIJAXNET_SUPERVISOR", "MINIJAXNET_RUN_FOLDER"
+# The end of a pipe whose other end the supervisor holds, its own process, and the file that names the run's folder.
+_PIPE, _SUPERVISOR, _NOTE = "MINIJAXNET_PIPE", "MINIJAXNET_SUPERVISOR", "MINIJAXNET_RUN_FOLDER"
 # How long the others have to notice that one is dead, before they are killed.
 _GRACE_S = 5.0
+# A signal may reach a process itself, too, where one stops all of a job: then it is not to hear of it twice.
+_ECHO_S = 0.3
 
 
 class Process(NamedTuple):
-    """One that is watched over, and where it says what went wrong; None if on the supervisor's own stderr."""
+    """One that is watched over.
+
+    Attributes:
+        rank: its process id among the others.
+        process: it.
+        pipe: through which it is told of signals; when it is closed, the process stops by itself.
+        complaints: what it says went wrong; None if it does so on the supervisor's own stderr.
+    """
 
     rank: int
     process: subprocess.Popen[bytes]
+    pipe: int
     complaints: IO[bytes] | None
 
 
 def supervised() -> bool:
-    """Whether this process is watched over."""
-    return _ALIVE in os.environ
+    """Whether this process is watched over; those that it starts are not."""
+    return os.environ.get(_SUPERVISOR) == str(os.getppid())
 
 
 def free_port() -> int:
@@ -52,62 +63,80 @@ def supervise(commands: Callable[[], dict[int, list[str]]], *, restarts: int, pa
         restarts: how often to start again.
         pause_s: seconds before that.
     """
-    with tempfile.TemporaryDirectory() as folder, _signals_to(running := []) as stopped:
+    with tempfile.TemporaryDirectory() as folder, _signals_to(running := []) as came:
         note = Path(folder, "run")
         for restart in range(restarts + 1):
-            code, cause = _once(commands(), note, running)
+            code, cause = _once(commands(), note, running, came)
+            if came and code not in (0, 1):
+                return 128 + came[0]
             if cause is None:
                 return code
             print(f"minijaxnet: {cause}", file=sys.stderr, flush=True)
-            if code != LOST or stopped:
+            if code != LOST:
                 return code
             if restart < restarts:
                 print(f"minijaxnet: all start again ({restart + 1} of {restarts})", file=sys.stderr, flush=True)
-                time.sleep(pause_s)
-        if note.exists():
-            print(f"minijaxnet resume {note.read_text(encoding='utf-8')} goes on", file=sys.stderr)
+                until = time.monotonic() + pause_s
+                while not came and time.monotonic() < until:
+                    time.sleep(0.1)
+                if came:
+                    return 128 + came[0]
+        if (folder_left := _noted(note)) is not None:
+            print(f"minijaxnet resume {folder_left} goes on", file=sys.stderr)
         return LOST
 
 
 def noted_folder() -> Path | None:
     """The folder that an earlier start of this run made, if it did."""
-    note = Path(os.environ.get(_NOTE, ""))
-    folder = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
-    return folder if folder is not None and folder.is_dir() else None
+    return _noted(Path(os.environ[_NOTE])) if supervised() else None
 
 
 def note_folder(folder: Path) -> None:
     """Have the supervisor know the folder of this run."""
-    if _NOTE in os.environ:
+    if supervised():
         Path(os.environ[_NOTE]).write_text(str(folder), encoding="utf-8")
 
 
 def stop_with_supervisor() -> None:
-    """Have this process stop, as by SIGTERM, when its supervisor is gone."""
-    pipe = int(os.environ[_ALIVE])
+    """Have this process hear what its supervisor hears, and stop, as by SIGTERM, when that is gone."""
+    pipe = int(os.environ[_PIPE])
 
-    def wait() -> None:
-        os.read(pipe, 1)
+    def listen() -> None:
+        while told := os.read(pipe, 1):
+            time.sleep(_ECHO_S)
+            if not heard_within(2 * _ECHO_S):
+                os.kill(os.getpid(), told[0])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
 
 
-def _once(commands: dict[int, list[str]], note: Path, running: list[Process]) -> tuple[int, str | None]:
+def _noted(note: Path) -> Path | None:
+    folder = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _once(
+    commands: dict[int, list[str]], note: Path, running: list[Process], came: Sequence[int]
+) -> tuple[int, str | None]:
     """Start all and wait for all; the exit code, and what went wrong, if something did."""
-    pipe, held = os.pipe()
     try:
         for rank, arguments in commands.items():
-            running.append(_start(rank, arguments, pipe, note, quiet=rank > 0 and len(commands) > 1))
-        codes = _wait(running)
+            if came:
+                break
+            running.append(_start(rank, arguments, note, quiet=rank > 0 and len(commands) > 1))
+            for signum in came:  # while it was being started
+                os.write(running[-1].pipe, bytes([signum]))
+        codes = _wait(running, came)
     finally:
         for each in running:
             each.process.kill()
             each.process.wait()
+            os.close(each.pipe)
         complaints = {each.rank: each.complaints for each in running}
         running.clear()
-        os.close(pipe)
-        os.close(held)
+    if not codes:  # stopped before anything was started
+        return LOST, None
     rank, code = max(codes.items(), key=lambda found: (_blame(found[1]), -found[0]))
     if _blame(code) == 0 or (code == 2 and complaints[rank] is None):  # which has said so itself
         return code, None
@@ -119,30 +148,35 @@ def _once(commands: dict[int, list[str]], note: Path, running: list[Process]) ->
     return (code if code > 0 and code != LOST else LOST), cause
 
 
-def _start(rank: int, arguments: Sequence[str], pipe: int, note: Path, *, quiet: bool) -> Process:
+def _start(rank: int, arguments: Sequence[str], note: Path, *, quiet: bool) -> Process:
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ours = {"PYTHONPATH": path, _SUPERVISOR: str(os.getpid()), _NOTE: str(note)}
     complaints = tempfile.TemporaryFile() if quiet else None
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "minijaxnet", *arguments],
-        env=os.environ | {"PYTHONPATH": path, _ALIVE: str(pipe), _NOTE: str(note)},
-        pass_fds=[pipe],
-        start_new_session=True,  # Ctrl-C on a terminal reaches the supervisor alone
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=complaints,
-    )
-    return Process(rank, process, complaints)
+    theirs, pipe = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "minijaxnet", *arguments],
+            env=os.environ | ours | {_PIPE: str(theirs)},
+            pass_fds=[theirs],
+            start_new_session=True,  # Ctrl-C on a terminal reaches the supervisor alone
+            stdout=subprocess.DEVNULL if quiet else None,
+            stderr=complaints,
+        )
+    finally:
+        os.close(theirs)
+    return Process(rank, process, pipe, complaints)
 
 
-def _wait(running: Sequence[Process]) -> dict[int, int]:
-    """The exit code of each that ended; after one that went wrong the others have little time."""
+def _wait(running: Sequence[Process], came: Sequence[int]) -> dict[int, int]:
+    """The exit code of each that ended; after one that went wrong, or was stopped, the others have little time."""
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < len(running) and time.monotonic() < deadline:
         time.sleep(0.02)
-        for rank, process, _ in running:
-            if rank not in codes and (code := process.poll()) is not None:
-                codes[rank] = code
-                if _blame(code):
+        for each in running:
+            if each.rank not in codes and (code := each.process.poll()) is not None:
+                codes[each.rank] = code
+                if _blame(code) or came:
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
     return codes
 
@@ -168,7 +202,8 @@ def _signals_to(running: list[Process]) -> Iterator[list[int]]:
     def hand_on(signum: int, frame: Any) -> None:
         came.append(signum)
         for each in running:
-            each.process.send_signal(signum)
+            with contextlib.suppress(BrokenPipeError):  # it has just ended
+                os.write(each.pipe, bytes([signum]))
 
     before = {signum: signal.signal(signum, hand_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

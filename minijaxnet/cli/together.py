@@ -15,7 +15,7 @@ from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
 from minijaxnet.mesh import check_divides, data_mesh
 from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
-from minijaxnet.processes import arrays_from_first, from_first, told_texts
+from minijaxnet.processes import arrays_from_first, from_first, told, told_texts
 from minijaxnet.run import code
 from minijaxnet.run.folder import environment
 
@@ -61,11 +61,16 @@ def join(asked: Together) -> None:
         return
     address = None if asked.coordinator == "auto" else asked.coordinator
     initialize(
-        address, num_processes=asked.num_processes, process_id=asked.process_id, heartbeat_s=asked.heartbeat_seconds
+        address,
+        num_processes=asked.num_processes,
+        process_id=asked.process_id,
+        timeout_s=max(60, 2 * asked.heartbeat_seconds),  # who is started again has noticed sooner than the others
+        heartbeat_s=asked.heartbeat_seconds,
     )
     each = [len(jax.local_devices(process)) for process in range(jax.process_count())]
     if len(set(each)) > 1:
         raise UsageError(f"devices: got {', '.join(map(str, each))} in the processes; expected as many in each")
+    told([0])  # the first time they wait for one another but for half a minute: now, not when each has its data
 
 
 def agree(asked: Asked, data_sha256: str) -> str:
