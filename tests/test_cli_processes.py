@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from processes_kit import LINE, MINIJAXNET, commands, ended, started
 
-from minijaxnet.cli import main
+from minijaxnet.cli import main, supervisor
 from minijaxnet.cli.supervisor import stop_with_supervisor
+from minijaxnet.run.signals import heard
 
 SHARES = (
     LINE.replace("*, noise=0.0", "*, process_id=0, num_processes=1")
@@ -88,7 +89,7 @@ def test_two_processes_are_two_devices_to_the_bit_also_when_one_is_killed(line):
 def test_stopped_in_two_processes_it_goes_on_in_one(line):
     stopped = run(line, "--processes", 2, "--devices", 4, "--runs", "stopped", "--steps", 100_000)
     wait_for_checkpoint(stopped, line / "stopped")
-    stopped.send_signal(signal.SIGINT)
+    os.kill(children(stopped)[1], signal.SIGINT)  # one of them is asked, and both stop after the same step
     [(code, out, err)] = ended([stopped])
     folder = the_run(line / "stopped")
     assert (
@@ -181,19 +182,31 @@ def test_what_processes_cannot_be_is_refused(line, capsys):
         assert (code, words in capsys.readouterr().err) == (2, True)
 
 
-def test_a_process_whose_supervisor_is_gone_is_asked_to_stop(monkeypatch):
-    pipe, held = os.pipe()
-    monkeypatch.setenv("MINIJAXNET_PIPE", str(pipe))
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: asked.set())
+def test_what_a_supervisor_hears_its_processes_hear_once_and_without_it_they_stop(monkeypatch):
+    theirs, held = os.pipe()
+    monkeypatch.setenv("MINIJAXNET_PIPE", str(theirs))
+    heard_of, asked = [], threading.Event()
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for each in before:
+        signal.signal(each, lambda signum, frame: (heard_of.append(signum), asked.set()))
     try:
         stop_with_supervisor()
-        assert not asked.wait(0.1)
+        with supervisor._signals_to([supervisor.Process(0, None, held, None)]) as came:
+            signal.raise_signal(signal.SIGINT)
+        assert came == [signal.SIGINT]
+        assert asked.wait(10) and heard_of == [signal.SIGINT]
+        asked.clear()
+        with heard() as stop:  # it was told directly, too
+            signal.raise_signal(signal.SIGTERM)
+            os.write(held, bytes([signal.SIGTERM]))
+            time.sleep(2 * supervisor._ECHO_S)
+        assert stop.signum == signal.SIGTERM and heard_of == [signal.SIGINT]
         os.close(held)
-        assert asked.wait(10)
+        assert asked.wait(10) and heard_of == [signal.SIGINT, signal.SIGTERM]
     finally:
-        signal.signal(signal.SIGTERM, before)
-        os.close(pipe)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        os.close(theirs)
 
 
 def test_devices_that_processes_do_not_divide_are_refused(line):
