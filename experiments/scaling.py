@@ -109,34 +109,29 @@ class Link(NamedTuple):
 
 
 _NCCL = "latencies and shares: NVIDIA/nccl at 01afd20, src/graph/tuning.cc"
+
+
 # Published by those who make them, not measured here. NCCL sends with little latency and a quarter of the bandwidth
 # ("LL"), or with all of it and more latency ("Simple").
+def _by_nccl(bandwidth: float) -> tuple[Way, ...]:
+    """The ways in which NCCL sums over a network of so many bytes a second."""
+    tree = 0.9 * bandwidth
+    return (
+        Way("ring", bandwidth, 9.6e-6, 8.4e-6),
+        Way("ring", bandwidth / 4, 2.7e-6, 3.6e-6),
+        Way("tree", tree, 50e-6),
+        Way("tree", tree / 3.8, 5.0e-6, 4.4e-6),
+    )
+
+
 PUBLISHED = {
     "NVLink 4": Link(
         (Way("ring", 450e9, 3.4e-6, 8.4e-6), Way("ring", 450e9 / 4, 0.47e-6, 3.6e-6)),
         8,
         f"H100, 900 GB/s, half of it each way, in one server: NVIDIA, H100 data sheet; {_NCCL}",
     ),
-    "InfiniBand NDR": Link(
-        (
-            Way("ring", 50e9, 9.6e-6, 8.4e-6),
-            Way("ring", 50e9 / 4, 2.7e-6, 3.6e-6),
-            Way("tree", 50e9 * 0.9, 50e-6),
-            Way("tree", 50e9 * 0.9 / 3.8, 5.0e-6, 4.4e-6),
-        ),
-        0,
-        f"400 Gb/s: NVIDIA, ConnectX-7 user manual; {_NCCL}",
-    ),
-    "100 GbE": Link(
-        (
-            Way("ring", 12.5e9, 9.6e-6, 8.4e-6),
-            Way("ring", 12.5e9 / 4, 2.7e-6, 3.6e-6),
-            Way("tree", 12.5e9 * 0.9, 50e-6),
-            Way("tree", 12.5e9 * 0.9 / 3.8, 5.0e-6, 4.4e-6),
-        ),
-        0,
-        f"100 Gb/s: IEEE 802.3ba; {_NCCL}",
-    ),
+    "InfiniBand NDR": Link(_by_nccl(50e9), 0, f"400 Gb/s: NVIDIA, ConnectX-7 user manual; {_NCCL}"),
+    "100 GbE": Link(_by_nccl(12.5e9), 0, f"100 Gb/s: IEEE 802.3ba; {_NCCL}"),
     "TPU v5e ICI": Link(
         (Way("ring", 90e9, 1e-6),), 256, "one axis, both ways round, 1 us a hop: Austin et al., How to scale your model"
     ),

@@ -55,11 +55,12 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     params, train, test, _, key = beginning
     mesh = mesh_of(flags)
-    start = _descent(asked, mesh, flags.learning_rate).init(params, key)
+    descent = _descent(asked, mesh, flags.learning_rate)
+    start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
-        check_values(_descent(asked, mesh, flags.learning_rate), start, batch, name)
+        check_values(descent, start, batch, name)
     data_sha256 = agree(asked, digest_of(train, test))
-    run = _placed(asked, mesh, start, beginning)
+    run = _placed(asked, mesh, descent, start, beginning)
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
         f"{flags.learning_rate:g}, {flags.precision} on {described(mesh)}"
@@ -107,14 +108,16 @@ def _checked(experiment: Experiment, mesh: Mesh | None, params: Any, seen: Any, 
     return check_grad(experiment.objective, experiment.value_and_gradient, arguments, has_value=True)
 
 
-def _placed(asked: Asked, mesh: Mesh | None, start: DescentState, beginning: Beginning) -> Callable[..., FitResult]:
+def _placed(
+    asked: Asked, mesh: Mesh | None, descent: Descent, start: DescentState, beginning: Beginning
+) -> Callable[..., FitResult]:
     """The descent, where it is to run; it takes the rest of what ``fit`` does."""
     flags, minibatches = asked.flags, asked.flags.batch_size is not None
     train, test = placed_data(mesh, asked, beginning.train, beginning.test)
     start = placed_start(mesh, start)
     return functools.partial(
         fit,
-        _descent(asked, mesh, flags.learning_rate),
+        descent,
         start,
         train,
         steps=flags.steps,

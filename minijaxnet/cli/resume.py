@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     join(flags)
     asked = asked_again(folder, config)
     known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes"}
-    here = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
-    asked = asked._replace(flags=dataclasses.replace(asked.flags, **here))
+    chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
+    asked = asked._replace(flags=dataclasses.replace(asked.flags, **chosen))
     if (changed := changes(folder, asked.file)) and not flags.force:
         raise UsageError(
             f"{folder}: got other code or another config than it was started with; expected the same "

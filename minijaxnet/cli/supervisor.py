@@ -145,7 +145,7 @@ def _once(
         text.seek(0)
         said = text.read().decode(errors="replace").strip()
         cause += f"; it said:\n{said}" if said else ""
-    return (code if code > 0 and code != LOST else LOST), cause
+    return code if code > 0 else LOST, cause
 
 
 def _start(rank: int, arguments: Sequence[str], note: Path, *, quiet: bool) -> Process:
