@@ -43,7 +43,7 @@ class Found(NamedTuple):
 def corpus() -> Any:
     """The corpus that the tests judge the checker by."""
     sys.path.insert(0, str(CORPUS))
-    return importlib.import_module("gradient_corpus")
+    return importlib.import_module("corpora")
 
 
 # --- Hand rules as the other checkers take them: one function, and the floats to differentiate it by -----------------

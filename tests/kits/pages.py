@@ -1,0 +1,67 @@
+"""Pages with one of everything on them."""
+
+from typing import Any
+
+import numpy as np
+
+from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
+from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
+from minijaxnet.report.style import data_url, figure, styled, to_png, to_svg
+
+NASTY = "</script><!--<b>&\"'\u2028$x_1$"
+
+
+def bowl(weights: Any) -> Any:
+    return (3 * weights - 10) ** 2
+
+
+def one_weight(n: int = 20, *, name: str = "w", rate: float = 0.01) -> OneWeight:
+    weights = 10 / 3 - 4 / 3 * (1 - 18 * rate) ** np.arange(n)
+    slopes = 6 * (3 * weights - 10)
+    around = np.linspace(1, 6, 51)
+    return OneWeight(
+        f"One weight {name}",
+        name,
+        Curve(around, bowl(around)),
+        Stops(weights, bowl(weights), slopes, -rate * slopes),
+        rate,
+        18.0,
+    )
+
+
+def two_weights(n: int = 30, *, name: str = "v") -> TwoWeights:
+    axis = np.linspace(-2, 2, 21)
+    surface = axis[:, None] ** 2 + 4 * axis**2
+    path = np.array([1.5, 1.2]) * np.array([0.9, 0.6]) ** np.arange(n)[:, None]
+    losses = path[:, 0] ** 2 + 4 * path[:, 1] ** 2
+    return TwoWeights(f"Two weights {name}", (name, "u"), (axis, axis), surface, path, losses, 0.05)
+
+
+def picture(name: str = "Loss") -> Picture:
+    with styled():
+        made = figure(height=1)
+        axes = made.subplots()
+        axes.plot([0, 1], [1, 0])
+        axes.set_title(name.replace("$", r"\$"))
+        return Picture(name, f"{name} falls.", to_svg(made, name), f"More of {name}.")
+
+
+def whole(name: str = "plain") -> Page:
+    """A page with one of everything, each with this name in it."""
+    with styled():
+        made = figure(height=1)
+        made.subplots()
+        png = data_url(to_png(made))
+    sections = [
+        Section(
+            f"Descent {name}", f"{name}\n\nAgain.", [one_weight(name=name), two_weights(name=name)], [picture(name)]
+        ),
+        Section(
+            "Numbers",
+            pictures=[Picture(f"PNG {name}", f"Nothing of {name}.", png)],
+            tables=[Table(f"Rows {name}", (name, "loss"), [(name, 1 / 3), ("b", float("nan"))])],
+            texts=[Text(f"Text {name}", name)],
+        ),
+    ]
+    verdicts = [Verdict(kind, f"{kind} {name}") for kind in ("ok", "warning", "bad", "neutral")]
+    return Page(f"A page {name}", verdicts, sections, f"run {name}", f"of {name}")

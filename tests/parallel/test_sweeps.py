@@ -1,0 +1,365 @@
+"""Sweeps divided over devices, to the bit; batches divided within replicas; wide weights divided over devices.
+
+All of it runs in one process, for JAX is told before it starts that a CPU is eight devices.
+"""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import minijaxnet as mjn
+from minijaxnet.cli import main
+from minijaxnet.cli import sweep as cli_sweep
+from minijaxnet.loop import run_chunk
+from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch, shard_state
+from minijaxnet.sweeps import Blocks, grid, program
+
+COLLECTIVE = re.compile(
+    r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
+)
+# Some are flat early, some diverge, the others take all of their steps.
+RATES = np.array([0.1, 1.0, 1e9], np.float32)
+SCALES = np.array([0.5, 1.0, 2.0], np.float32)
+
+
+def points(count, n_in, classes):
+    drawn = np.random.default_rng(0).normal(size=(count, n_in)).astype(np.float32)
+    return mjn.Batch(drawn, np.abs(drawn[:, :classes]).argmax(axis=1).astype(np.int32))
+
+
+DATA = points(32, 64, 10)
+DIGITS, LESSON = mjn.mlp((64, 16, 10)), mjn.mlp((2, 2, 1))
+# Drawn once: what is not looked at here need not be compiled again and again.
+CLASSIFIER, LINES = DIGITS.init(jax.random.key(0)), LESSON.init(jax.random.key(1))
+CLASSIFIES = mjn.objective(DIGITS, mjn.softmax_cross_entropy)
+FITS = mjn.objective(LESSON, mjn.mean_squared_error)
+
+
+def drops_out(params, batch, key):
+    return CLASSIFIES(params, mjn.Batch(batch.x * jax.random.bernoulli(key, 0.8, batch.x.shape), batch.y))
+
+
+def scaled(params, scale):
+    return jax.tree.map(lambda leaf: scale * leaf, params)
+
+
+def digits_full_batch(scale, learning_rate, mesh=None):
+    descent = mjn.gradient_descent(CLASSIFIES, learning_rate)
+    descent = descent if mesh is None else on_mesh(mesh, descent)
+    return mjn.descend(descent, descent.init(scaled(CLASSIFIER, scale)), DATA, steps=20, until_flat=0.3)
+
+
+def digits_in_minibatches_with_dropout(scale, learning_rate, mesh=None):
+    key = jax.random.key(jnp.int32(scale))
+    descent = mjn.gradient_descent(drops_out, learning_rate)
+    descent = descent if mesh is None else on_mesh(mesh, descent)
+    start = descent.init(scaled(CLASSIFIER, scale), key)
+    return mjn.descend_epochs(descent, start, DATA, key, batch_size=8, epochs=3)
+
+
+def lesson(scale, learning_rate):
+    descent = mjn.gradient_descent(FITS, learning_rate / 50)
+    return mjn.descend(descent, descent.init(scaled(LINES, scale)), mjn.lesson_points(), steps=30, until_flat=3.0)
+
+
+def axes():
+    return {"scale": SCALES, "learning_rate": RATES}
+
+
+def compiled(run, mesh, block):
+    """The program of a call, as text."""
+    workers = program.workers_of(mesh)
+    values = dict.fromkeys(("scale", "learning_rate"), np.ones(workers.rows * block, np.float32))
+    traced = program.replicas.trace(run, workers.put(values), mesh, workers.axis)
+    return traced.lower().compile().as_text()
+
+
+def same_bits(run, block, numbers):
+    alone = mjn.sweep(run, axes(), block=block)
+    for devices in numbers:
+        found = mjn.sweep(run, axes(), block=block, mesh=data_mesh(devices))
+        chex.assert_trees_all_equal(found.output, alone.output)
+        assert found.block == alone.block and found.finished.all()
+    return set(alone.trace.status.ravel().tolist())
+
+
+def check_bits_of_the_lesson():
+    assert same_bits(lesson, 2, (1, 2, 4, 8)) == {mjn.FLAT, mjn.DIVERGED, mjn.OUT_OF_STEPS}
+
+
+def check_bits_of_minibatches_and_a_keyed_objective():
+    assert same_bits(digits_in_minibatches_with_dropout, 1, (8,)) == {mjn.DIVERGED, mjn.OUT_OF_STEPS}
+
+
+def check_that_devices_say_nothing_to_one_another():
+    assert not COLLECTIVE.findall(compiled(lesson, data_mesh(4), 2))
+    # Left to the compiler they do, whenever they look whether any replica still runs.
+    placed = NamedSharding(data_mesh(4), PartitionSpec("data"))
+    values = jax.device_put(dict.fromkeys(("scale", "learning_rate"), np.ones(8, np.float32)), placed)
+    assert COLLECTIVE.findall(program.replicas.trace(lesson, values).lower().compile().as_text())
+
+
+def summed_within_a_replica(run):
+    """Of two rows of four devices each divides the batches of its replicas."""
+    mesh = data_mesh(8, replicas=2)
+
+    def divided(scale, learning_rate):
+        return run(scale, learning_rate, mesh)
+
+    text = compiled(divided, mesh, 5)
+    assert COLLECTIVE.findall(text) == ["all-reduce"], COLLECTIVE.findall(text)
+    [groups] = re.findall(r"replica_groups=([^ ]*[\]}])", text)
+    assert groups in ("[2,4]<=[8]", "{{0,1,2,3},{4,5,6,7}}"), groups
+    found, alone = mjn.sweep(divided, axes(), mesh=mesh), mjn.sweep(run, axes(), block=2)
+    assert found.block == 5
+    np.testing.assert_array_equal(found.trace.status, alone.trace.status)
+    np.testing.assert_allclose(found.trace.loss, alone.trace.loss, rtol=1e-4, atol=1e-6)
+
+
+def check_that_batches_divided_within_a_replica_are_summed_within_it():
+    summed_within_a_replica(digits_full_batch)
+
+
+def long_check_that_minibatches_divided_within_a_replica_are_summed_within_it():
+    summed_within_a_replica(digits_in_minibatches_with_dropout)
+
+
+def check_that_kept_blocks_serve_any_number_of_devices():
+    whole, kept, told = mjn.sweep(lesson, axes(), block=2), {}, []
+
+    def stop(done, count):
+        told.append((done, count))
+        raise KeyboardInterrupt
+
+    def sweep(devices, size, **options):
+        blocks = Blocks(size, lambda first, like: kept.get(first), kept.__setitem__)
+        return mjn.sweep(lesson, axes(), blocks=blocks, mesh=data_mesh(devices), **options)
+
+    half = sweep(4, None, block=2, on_progress=stop)
+    assert told == [(8, 9)] and half.finished.sum() in (8, 9) and set(kept) >= {0, 2, 4, 6}
+    assert {len(leaf) for output in kept.values() for leaf in jax.tree.leaves(output)} == {2}
+    for devices in (1, 2, 8):
+        for gone in (8, 2, 4):
+            kept.pop(gone, None)
+        kept[0] = jax.tree.map(np.zeros_like, kept[0])  # to be seen again, if it is not run
+        found = sweep(devices, 2)
+        assert sorted(kept) == [0, 2, 4, 6, 8] and found.block == 2
+        for mine, expected in zip(jax.tree.leaves(found.output), jax.tree.leaves(whole.output), strict=True):
+            mine, expected = (leaf.reshape(9, *leaf.shape[2:]) for leaf in (mine, expected))
+            np.testing.assert_array_equal(mine[2:], expected[2:])
+            assert not mine[:2].any()
+
+
+def check_that_the_devices_of_a_cpu_share_its_cores_and_its_memory():
+    real = program._workers, program._free_bytes
+
+    def blocks(count, cores=2, free=np.inf):
+        program._workers, program._free_bytes = (lambda _: (cores, 1_000)), (lambda _: free)
+        meshes = None, data_mesh(2), data_mesh(8), data_mesh(8, replicas=2)
+        return [mjn.sweep(lambda a: a * jnp.ones(100), {"a": np.arange(count)}, mesh=mesh).block for mesh in meshes]
+
+    try:
+        assert blocks(64) == [32, 32, 8, 32]
+        assert blocks(8_000) == [1_000, 1_000, 250, 1_000]
+        assert blocks(64, cores=16) == [4, 4, 4, 32]
+        alone, two, eight, rows = blocks(64, free=40_000)
+        assert two == alone < 32 and 1 <= rows <= alone / 3 and eight <= alone / 3
+        program._free_bytes = lambda _: 15_000
+        assert mjn.sweep(lambda a: a * jnp.ones(100), {"a": np.arange(64)}, block=8).block == 8
+        with pytest.raises(ValueError, match="block: blocks of 8 replicas need"):
+            mjn.sweep(lambda a: a * jnp.ones(100), {"a": np.arange(64)}, block=8, mesh=data_mesh(8))
+    finally:
+        program._workers, program._free_bytes = real
+
+
+def check_that_explicit_axes_are_refused_and_a_mesh_that_is_set_changes_nothing():
+    descent, mesh = mjn.gradient_descent(CLASSIFIES, 0.1), data_mesh(4)
+    start = descent.init(CLASSIFIER)
+    explicit = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Explicit,))
+    words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as of data_mesh or by axis_types="
+    for refused in (
+        lambda: shard_batch(explicit, DATA),
+        lambda: replicate(explicit, start),
+        lambda: shard_state(explicit, start, axis="data"),
+        lambda: on_mesh(explicit, descent),
+        lambda: mjn.sweep(lesson, axes(), mesh=explicit),
+    ):
+        with pytest.raises(ValueError, match=words):
+            refused()
+
+    def everything():
+        _, trace = mjn.descend(descent, replicate(mesh, start), shard_batch(mesh, DATA), steps=3)
+        return trace.loss, mjn.sweep(lesson, axes(), block=2, mesh=mesh).output
+
+    unset = everything()
+    with jax.set_mesh(jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))):
+        chex.assert_trees_all_equal(everything(), unset)
+        chex.assert_trees_all_equal(mjn.sweep(lesson, axes(), block=2).output, unset[1])
+    for other, shown in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
+        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {shown}"):
+            everything()
+
+
+def check_that_a_mesh_has_the_sides_that_were_asked_for():
+    assert [*data_mesh(8, replicas=2, shards=2).shape.items()] == [("replica", 2), ("data", 2), ("model", 2)]
+    assert [*data_mesh(4, shards=4).shape.items()] == [("data", 1), ("model", 4)]
+    assert data_mesh(8, shards=4).devices[1].tolist() == jax.devices()[4:8]
+    for options, words in (
+        ({"shards": 3}, "shards: got 3; expected a divisor of 8, the devices of the mesh$"),
+        (
+            {"replicas": 2, "shards": 8},
+            "shards: got 8; expected a divisor of 4, the devices of the mesh in each replica",
+        ),
+        ({"replicas": 3}, "replicas: got 3; expected a divisor of 8"),
+        ({"shards": 0}, "shards: got 0; expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            data_mesh(8, **options)
+    with pytest.raises(ValueError, match="axis: got 'model'; expected one of the mesh, 'data'"):
+        shard_state(data_mesh(8), {})
+
+
+def check_that_wide_weights_divided_learn_the_same_and_go_on_from_the_same_checkpoint():
+    wide_weights(lambda objective: mjn.optax_descent(objective, optax.adam(1e-4)), data_mesh(4, shards=4), 9, 3)
+
+
+def long_check_that_wide_weights_and_batches_divided_learn_the_same():
+    wide_weights(lambda objective: mjn.gradient_descent(objective, 0.01), data_mesh(8, shards=4), 3, 5)
+
+
+def wide_weights(descent_of, mesh, matrices, reduced):
+    sizes, batch, steps = (1024, 1024, 1024, 10), points(16, 1024, 10), 6
+    network = mjn.mlp(sizes)
+    objective = mjn.objective(network, mjn.softmax_cross_entropy)
+    drawn = np.random.default_rng(0)
+    params = [(drawn.normal(size=shape) / 30).astype(np.float32) for shape in itertools.pairwise(sizes)]
+    params = tuple({"bias": np.zeros(leaf.shape[1], np.float32), "weights": leaf} for leaf in params)
+    descent = descent_of(objective)
+    start = descent.init(params)
+    _, alone = mjn.descend(descent, start, batch, steps=steps)
+    state, divided = shard_state(mesh, start), shard_batch(mesh, batch)
+    weights = [leaf for leaf in jax.tree.leaves(state) if np.ndim(leaf) == 2]
+    assert len(weights) == matrices
+    assert all(4 * leaf.addressable_shards[0].data.nbytes == leaf.nbytes for leaf in weights)
+    step = jax.jit(descent.step).lower(state, divided).compile()
+    assert sorted(COLLECTIVE.findall(step.as_text())) == ["all-gather", *["all-reduce"] * reduced]
+    losses = []
+    for _ in range(steps):
+        state, info = step(state, divided)  # which takes nothing that lies elsewhere than it did at first
+        losses.append(float(info.loss))
+    np.testing.assert_allclose(losses, alone.loss, rtol=1e-4)
+    for before, after in ((shard_state(mesh, start), start), (start, shard_state(mesh, start))):
+        options, programs = {"log_every": 1, "checkpoint_every": 3}, run_chunk._cache_size()
+        with tempfile.TemporaryDirectory() as folder:
+            mjn.fit(descent, before, batch, steps=3, run_dir=folder, **options)
+            result = mjn.fit(descent, after, batch, steps=steps, run_dir=folder, resume=True, **options)
+        np.testing.assert_allclose([row["loss"] for row in result.rows[:steps]], alone.loss, rtol=1e-4)
+        assert result.first_step == 3
+        assert jax.tree.map(shards_of, result.state) == jax.tree.map(shards_of, after)
+        assert run_chunk._cache_size() <= programs + 2, "compiled again, for what came out lay elsewhere"
+
+
+def shards_of(leaf):
+    """The shape of what a device has of an array."""
+    return leaf.sharding.shard_shape(leaf.shape)
+
+
+def long_check_bits_over_many_numbers_of_devices():
+    runs = {lesson: {mjn.FLAT}, digits_full_batch: {mjn.FLAT}, digits_in_minibatches_with_dropout: set()}
+    for (run, flat), block in itertools.product(runs.items(), (1, 2, 3, 9)):
+        assert same_bits(run, block, (1, 2, 3, 4, 8)) == {mjn.DIVERGED, mjn.OUT_OF_STEPS} | flat
+
+
+LINE = """
+import jax, jax.numpy as jnp
+import minijaxnet as mjn
+
+def data():
+    x = jnp.linspace(-1, 1, 8)
+    return mjn.Batch(x, 3 * x), mjn.Batch(x, 3 * x)
+
+experiment = mjn.Experiment(
+    "line", lambda key: {"w": jax.random.normal(key)},
+    lambda params, batch: jnp.mean((params["w"] * batch.x - batch.y) ** 2), data,
+)
+"""
+
+
+def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_other_devices():
+    def call(*arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = main([*map(str, arguments)])
+        return code, out.getvalue()
+
+    told = []
+
+    def stop(done, count):
+        told.append(done)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def slowly(leaf):
+        time.sleep(0.02)
+        return np.asarray(leaf)
+
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        here = Path(name)
+        (here / "line.py").write_text(LINE)
+        sweep = ("sweep", "line.py", "--learning-rate", "0.1,0.5,1e30", "--seeds", 5, "--steps", 9, "--block", 1)
+        code, out = call(*sweep, "--runs", "one")
+        assert code == 0 and "9 steps, float32 on cpu\n" in out, out
+        cli_sweep._on_progress, grid._on_host = (lambda: stop), slowly
+        code, out = call(*sweep, "--runs", "four", "--devices", 4)
+        assert code == 130 and "float32 on 4 devices (cpu, which share its cores)\n" in out, out
+        cli_sweep._on_progress = lambda: None
+        (one,), (four,) = here.glob("one/*"), here.glob("four/*")
+        assert told == [4] and 4 <= len([*four.glob("blocks/*/from-*-size-1.safetensors")]) < 15
+        code, out = call("resume", four, "--devices", "all")
+        assert code == 0 and "on 8 devices" in out, out
+        for file in ("sweep.npz", "result.json"):
+            assert (one / file).read_bytes() == (four / file).read_bytes()
+        code, out = call(*sweep, "--runs", "all", "--devices", "all")
+        assert code == 0 and "on 8 devices" in out, out
+
+
+@pytest.mark.parametrize("which", ["short", pytest.param("long", marks=pytest.mark.slow)])
+def test_on_eight_devices(which):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    ours = [f"ignore:Error {verb} persistent compilation cache entry:UserWarning" for verb in ("reading", "writing")]
+    warnings = [word for rule in ("error", *ours) for word in ("-W", rule)]
+    call = [sys.executable, *warnings, __file__, which]
+    done = subprocess.run(call, env=os.environ | flags, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["all hold"]), done.stdout + done.stderr
+
+
+def carry_out(which):
+    """Carry out all checks, and tell of all that do not hold."""
+    checks = [name for name in globals() if name.startswith({"short": "check_", "long": "long_check_"}[which])]
+    failed = []
+    for name in checks:
+        try:
+            globals()[name]()
+        except (Exception, pytest.fail.Exception):
+            failed.append(name)
+            print(f"{name}\n{traceback.format_exc()}\n")
+    print(f"{len(failed)} of {len(checks)} do not hold: {failed}" if failed else "all hold")
+
+
+if __name__ == "__main__":
+    carry_out(sys.argv[1])

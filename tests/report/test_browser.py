@@ -1,0 +1,346 @@
+"""The page in a real chromium: the player tells the record, the live bowl tells the theory, and everyone can use it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kits.browser import Browser, Tab, browser, chromium
+from kits.pages import NASTY, one_weight, two_weights, whole
+
+from minijaxnet.report.page import Page, Section, Table, Text, page
+from minijaxnet.report.player import Curve, Stops
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium() is None, reason="needs chromium, and none is on the PATH"),
+]
+
+# The contrast of each text with what is behind it, as WCAG 2.2 has it.
+CONTRASTS = """(() => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+      if (colour[3] !== 0) throw new Error("half a background");
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    const hidden = element.closest("script, style, noscript") || !element.checkVisibility();
+    if (hidden || !walk.currentNode.data.trim()) continue;
+    const inPicture = element instanceof SVGElement;
+    const colour = getComputedStyle(element)[inPicture ? "fill" : "color"];
+    const [a, b] = [light(parse(colour)), light(behind(element))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), walk.currentNode.data.trim().slice(0, 40)]);
+  }
+  return found;
+})()"""
+DOT = "['cx', 'cy'].map((name) => Number(document.querySelector('#player-1-1 .dot').getAttribute(name)))"
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    wide = Table("Many columns", [f"column {i}" for i in range(20)], [[i / 7 for i in range(20)]])
+    report = whole(NASTY)
+    report = report._replace(
+        sections=[*report.sections, Section("Wide", tables=[wide], texts=[Text("Long", "x" * 300)])]
+    )
+    path.write_text(page(report), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tab(chrome: Browser, written: Path) -> Iterator[Tab]:
+    with opened(chrome, written) as made:
+        yield made
+
+
+class opened(Tab):
+    """A tab that closes itself, and allows no complaint."""
+
+    def __enter__(self) -> Tab:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            assert self.complaints() == []
+        self.close()
+
+
+def write(path: Path, *players: Any) -> Path:
+    path.write_text(page(Page("t", [], [Section("s", players=players)])), encoding="utf-8")
+    return path
+
+
+def move(tab: Tab, selector: str, value: int) -> None:
+    tab.run(
+        f"{{ const s = document.querySelector({selector!r}); s.value = {value};"
+        "s.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+
+
+def shown(tab: Tab, key: str, player: str = "#player-1-1") -> str:
+    return tab.run(f"document.querySelector('{player} [data-key={key}]').value")
+
+
+def stop(tab: Tab, player: str = "#player-1-1") -> int:
+    return tab.run(f"Number(document.querySelector('{player} .stop').value)")
+
+
+def says(tab: Tab) -> str:
+    return tab.run("document.querySelector('#player-1-1 .says').textContent")
+
+
+def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(tab: Tab):
+    assert [url for url in tab.requests() if not url.startswith("data:")] == []
+    assert tab.run("document.querySelectorAll('.player').length") == 2
+    assert tab.run("getComputedStyle(document.querySelector('.player')).display") != "none"
+
+
+def test_the_numbers_are_the_records_to_the_last_bit(tab: Tab):
+    one, two = one_weight(), two_weights()
+    steps = np.diff(two.path, axis=0)
+    for i in (0, 3, 7, 18):
+        move(tab, "#player-1-1 .stop", i)
+        move(tab, "#player-1-2 .stop", i)
+        found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
+        assert found == [i, *(column[i] for column in one.stops)]
+        found = [float(shown(tab, key, "#player-1-2")) for key in ("w0", "w1", "loss", "step0", "step1")]
+        assert found == [*two.path[i], two.losses[i], *steps[i]]
+    move(tab, "#player-1-1 .stop", 19)
+    assert shown(tab, "step0") == ""  # the last step was not taken
+
+
+def test_the_dot_is_where_the_record_says(tab: Tab):
+    one, places = one_weight(), []
+    for i in (0, 2, 5, 19):
+        move(tab, "#player-1-1 .stop", i)
+        places.append([*tab.run(DOT), one.stops.weights[i], one.stops.losses[i]])
+    x, y, weights, losses = np.transpose(places)
+    assert len(np.unique(x)) == 4
+    for pixels, values, way in ((x, weights, 1), (y, losses, -1)):
+        slope, offset = np.polyfit(values, pixels, 1)
+        assert np.sign(slope) == way
+        np.testing.assert_allclose(slope * values + offset, pixels, atol=1e-6)
+
+
+def test_the_path_on_a_surface_grows_with_the_slider(tab: Tab):
+    lengths = []
+    for i in (0, 5, 29):
+        move(tab, "#player-1-2 .stop", i)
+        lengths.append(tab.run("document.querySelector('#player-1-2 .trail').points.numberOfItems"))
+    assert lengths == [1, 6, 30]
+    assert tab.run("document.querySelector('#player-1-2 image').href.baseVal").startswith("data:image/png")
+
+
+def test_keys_move_the_slider_and_the_numbers(tab: Tab):
+    tab.run("document.querySelector('#player-1-1 .stop').focus()")
+    for key, code, expected in (("ArrowRight", 39, 1), ("ArrowRight", 39, 2), ("ArrowLeft", 37, 1), ("End", 35, 19)):
+        tab.press(key, code)
+        assert stop(tab) == expected
+        assert shown(tab, "at") == str(expected)
+
+
+def test_the_focus_can_be_seen_and_reaches_every_control(tab: Tab):
+    seen = []
+    for _ in range(30):
+        tab.press("Tab", 9)
+        seen.append(
+            tab.run(
+                "[document.activeElement.className || document.activeElement.dataset.act || "
+                "document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]"
+            )
+        )
+    assert {"play", "forward", "stop", "rates", "scroll", "copy", "A"} <= {name for name, _ in seen}
+    assert all(outline == "solid" for name, outline in seen if name != "BODY")
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
+    tab.emulate(still=still)
+    assert (tab.run("getComputedStyle(document.querySelector('.dot')).transitionDuration") == "0s") is still
+    time.sleep(0.3)
+    assert stop(tab) == 0  # nothing plays by itself
+    move(tab, "#player-1-1 .stop", 18)
+    tab.run("document.querySelector('#player-1-1 [data-act=play]').click()")
+    assert tab.run("document.querySelector('#player-1-1 [data-act=play]').textContent") == "Pause"
+    tab.until("document.querySelector('#player-1-1 [data-act=play]').textContent === 'Play'")
+    assert stop(tab) == 19
+    assert float(shown(tab, "w0")) == one_weight().stops.weights[19]
+
+
+def test_forward_and_back_take_one_stop(tab: Tab):
+    for act, expected in (("forward", 1), ("forward", 2), ("back", 1), ("back", 0)):
+        tab.run(f"document.querySelector('#player-1-1 [data-act={act}]').click()")
+        assert stop(tab) == expected
+    assert tab.run("document.querySelector('#player-1-1 [data-act=back]').disabled")
+
+
+def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
+    expected = {
+        0.021: "crawls",
+        0.5: "converges",
+        0.98: "converges",
+        1.5: "overshoots and converges",
+        1.9999: "overshoots",
+        2.001: "diverges",
+        5.0: "diverges",
+    }  # by the rate times the curvature
+    players = [one_weight()._replace(learning_rate=product / 18) for product in expected]
+    with opened(chrome, write(tmp_path / "page.html", *players)) as tab:
+        found = tab.run("[...document.querySelectorAll('.says strong')].map((e) => e.textContent)")
+        assert dict(zip(expected, found, strict=True)) == expected
+        rates = tab.run("[...document.querySelectorAll('.rate')].map((e) => Number(e.textContent))")
+        assert rates == pytest.approx([product / 18 for product in expected], rel=5e-3)
+
+
+def test_dragging_the_rate_says_what_happens(tab: Tab):
+    recorded = says(tab)
+    assert recorded.startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
+    move(tab, "#player-1-1 .rates", 1000)
+    assert says(tab).startswith("It diverges: each step overshoots")
+    assert "beyond the recorded curve" in says(tab)
+    move(tab, "#player-1-1 .rates", 0)
+    assert says(tab).startswith("It crawls: not there yet after 100 steps")
+    tab.run("document.querySelector('[data-act=recorded]').click()")
+    assert says(tab) == recorded
+    assert tab.run("document.querySelector('.rate').textContent") == "0.01"
+    assert "not the record" in tab.run("document.querySelector('.live').textContent")
+
+
+def test_the_edges_stand_where_the_slider_has_these_rates(tab: Tab):
+    assert tab.run("[...document.querySelectorAll('.edges span')].map((e) => e.textContent)") == [
+        "1/curvature\n0.0556",
+        "2/curvature\n0.111",
+    ]
+    for k in (1, 2):
+        at = tab.run(f"parseFloat(document.querySelectorAll('.edges span')[{k - 1}].style.left)")
+        move(tab, "#player-1-1 .rates", round(10 * at))
+        assert tab.run("Number(document.querySelector('.rate').textContent)") == pytest.approx(k / 18, rel=0.01)
+
+
+def test_the_live_bowl_takes_the_same_steps_as_the_record(tab: Tab):
+    x = tab.run("[...document.querySelectorAll('.live-stop')].map((c) => Number(c.getAttribute('cx')))")
+    weights = one_weight().stops.weights
+    np.testing.assert_allclose(np.diff(x[:20]) / (x[1] - x[0]), np.diff(weights) / (weights[1] - weights[0]), rtol=1e-6)
+
+
+def test_a_record_that_leaves_the_picture_or_ends_in_nan_is_told(chrome: Browser, tmp_path: Path):
+    stops = Stops([2.0, 1e9, np.nan], [16.0, 9e18, np.nan], [-24.0, 1.8e10, np.nan], [1e9, np.nan, np.nan])
+    around = np.linspace(2, 4, 2)
+    player = one_weight(name=NASTY)._replace(stops=stops, curve=Curve(around, (3 * around - 10) ** 2), curvature=None)
+    surface = two_weights()
+    surface.surface[:5], surface.path[-2:] = np.nan, np.nan
+    with opened(chrome, write(tmp_path / "page.html", player, surface)) as tab:
+        remark = "document.querySelector('#player-1-1 .remark').textContent"
+        assert tab.run(remark) == ""
+        move(tab, "#player-1-1 .stop", 1)
+        assert tab.run(remark) == "Outside of the picture, in this direction."
+        move(tab, "#player-1-1 .stop", 2)
+        assert "Not finite" in tab.run(remark)
+        assert shown(tab, "loss") == "NaN"
+        move(tab, "#player-1-2 .stop", 29)
+        assert "Not finite" in tab.run("document.querySelector('#player-1-2 .remark').textContent")
+
+
+def test_a_record_of_one_stop_has_nothing_to_play(chrome: Browser, tmp_path: Path):
+    with opened(chrome, write(tmp_path / "page.html", one_weight(1), two_weights(1))) as tab:
+        assert tab.run("[...document.querySelectorAll('[data-act=play], .stop')].every((e) => e.disabled)")
+
+
+@pytest.mark.parametrize("width", [360, 768, 1200])
+def test_the_page_never_scrolls_sideways(tab: Tab, width: int):
+    tab.resize(width)
+    assert tab.until(f"document.scrollingElement.clientWidth <= {width}")
+    assert tab.run("document.scrollingElement.scrollWidth") <= width
+    outside = tab.run(
+        f"[...document.querySelectorAll('main *, header *')].filter((e) => !e.closest('.scroll, pre, svg, .unseen') &&"
+        f" e.checkVisibility() && e.getBoundingClientRect().right > {width} + 0.5).map((e) => e.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_can_be_read(tab: Tab, dark: bool):
+    tab.emulate(dark=dark)
+    contrasts = tab.run(CONTRASTS)
+    assert len(contrasts) > 80
+    assert not [text for contrast, text in contrasts if contrast < 4.5]
+
+
+def test_dark_mode_is_dark_and_paper_is_white(tab: Tab):
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    assert tab.run(background) == "rgb(255, 255, 255)"
+    tab.emulate(dark=True)
+    assert tab.run(background) == "rgb(22, 24, 28)"
+    tab.emulate(dark=True, media="print")
+    assert tab.run(background) == "rgb(255, 255, 255)"
+
+
+def test_printing_leaves_the_controls_out_and_keeps_the_pictures(tab: Tab):
+    tab.emulate(media="print")
+    assert (
+        tab.run("[...document.querySelectorAll('button, input, nav')].filter((e) => e.checkVisibility()).length") == 0
+    )
+    assert tab.run(
+        "[...document.querySelectorAll('figure svg, figure img, .record .stage')]"
+        ".every((e) => e.checkVisibility() && e.clientHeight > 20)"
+    )
+    assert tab.pdf().startswith(b"%PDF")
+
+
+def test_pictures_sliders_and_buttons_have_names(tab: Tab):
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    named: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node["ignored"]:
+            named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert len(named["image"]) == 5
+    assert len(named["slider"]) == 3
+    assert len(named["button"]) == 9
+    assert {"banner", "main", "navigation", "table"} <= named.keys()
+    for role in ("image", "slider", "button", "navigation", "table", "region"):
+        assert all(named[role]), role
+
+
+def test_a_table_is_copied_in_full(tab: Tab):
+    tab.run("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
+    tab.run("document.querySelector('.copy').click()")
+    tab.until("document.querySelector('.copy').textContent === 'Copied'")
+    quoted = '"' + NASTY.replace('"', '""') + '"'
+    assert tab.run("window.copied") == f"{quoted},loss\r\n{quoted},{1 / 3!r}\r\nb,nan\r\n"
+
+
+def test_a_table_that_may_not_be_copied_is_selected(tab: Tab):
+    tab.run("navigator.clipboard.writeText = () => Promise.reject(new Error('no'))")
+    tab.run("document.querySelector('.copy').click()")
+    tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    selected = "const a = document.activeElement; a.value.slice(a.selectionStart, a.selectionEnd)"
+    assert tab.run(f"{{ {selected} }}").endswith("b,nan\n")
+
+
+def test_without_scripts_everything_but_the_players_is_there(chrome: Browser, written: Path):
+    with opened(chrome, written) as tab:
+        tab.call("Emulation.setScriptExecutionDisabled", value=True)
+        tab.call("Page.reload")
+        time.sleep(0.2)
+        assert tab.until("document.readyState === 'complete' && !document.documentElement.classList.length")
+        assert tab.run("document.querySelector('.player').checkVisibility()") is False
+        assert tab.run("document.querySelector('noscript p').checkVisibility()")
+        assert tab.run("document.querySelector('table').checkVisibility()")

@@ -1,0 +1,248 @@
+"""The page as text: what it says of itself, what it never lets through, and that it stays one small file."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from kits.pages import NASTY, bowl, one_weight, picture, two_weights, whole
+
+from minijaxnet.report.page import Page, Picture, Section, Table, Verdict, page
+from minijaxnet.report.player import Curve, Stops
+
+
+class Reader(HTMLParser):
+    """The elements in their order, each with its attributes and all text inside."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self._open: list[tuple[str, list[str]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.elements.append((tag, dict(attrs), []))
+        if tag not in ("meta", "input", "img"):
+            self._open.append((tag, self.elements[-1][2]))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for _, said in self._open:
+            said.append(data)
+
+    def all(self, *tags: str) -> list[tuple[str, dict[str, str], str]]:
+        return [(tag, attributes, "".join(said)) for tag, attributes, said in self.elements if tag in tags]
+
+
+@pytest.fixture(scope="module")
+def plain() -> str:
+    return page(whole())
+
+
+def data_of(text: str) -> list[Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return [
+        json.loads(said, parse_constant=refuse)
+        for _, attributes, said in Reader(text).all("script")
+        if attributes.get("type") == "application/json"
+    ]
+
+
+def test_names_are_shown_as_they_are_and_never_become_markup(plain: str):
+    text = page(whole(NASTY))
+    read, expected = Reader(text), Reader(plain)
+    assert [tag for tag, _, _ in read.all("script", "b", "h1", "h2", "h3", "td", "th", "li")] == [
+        tag for tag, _, _ in expected.all("script", "b", "h1", "h2", "h3", "td", "th", "li")
+    ]
+    assert "<b>" not in text
+    assert "<!--" not in text.replace("&lt;!--", "")
+    assert read.all("h1")[0][2] == f"A page {NASTY}"
+    assert read.all("caption")[0][2] == f"Rows {NASTY}"
+    assert read.all("img")[0][1]["alt"] == f"Nothing of {NASTY}."
+    assert data_of(text)[0]["names"] == [NASTY, "loss"]
+    assert data_of(text)[1]["names"] == [NASTY, "u"]
+
+
+def test_there_is_one_first_heading_and_no_level_is_left_out(plain: str):
+    levels = [int(tag[1]) for tag, _, _ in Reader(plain).all("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_picture_has_a_name(plain: str):
+    svgs = Reader(plain).all("svg")
+    assert len(svgs) == 4
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for _, attributes, _ in svgs)
+    assert all(attributes["alt"] for _, attributes, _ in Reader(plain).all("img"))
+
+
+def test_tables_have_a_caption_and_headings_with_a_scope(plain: str):
+    read = Reader(plain)
+    assert len(read.all("caption")) == len(read.all("table")) == 1
+    assert [attributes["scope"] for _, attributes, _ in read.all("th")] == ["col", "col", "row", "row"]
+
+
+def test_a_number_is_shown_short_and_kept_in_full():
+    rows = [("float32", np.float32(0.1)), ("third", 1 / 3), ("many", 12_345_678), ("none", None), ("yes", True)]
+    text = page(Page("t", [], [Section("s", tables=[Table("c", ("name", "value"), rows)])]))
+    cells = Reader(text).all("td")
+    assert [said for _, _, said in cells] == ["0.1", "0.333333", "12345678", "", "True"]
+    assert [attributes.get("data-full") for _, attributes, _ in cells] == [None, repr(1 / 3), None, None, None]
+
+
+def test_ids_are_unique_and_what_refers_to_one_finds_it(plain: str):
+    elements = Reader(plain).elements
+    ids = [attributes["id"] for _, attributes, _ in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes, _ in elements:
+        for reference in ("aria-labelledby", "aria-describedby", "for"):
+            assert attributes.get(reference, ids[0]) in ids
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+
+
+def test_a_verdict_is_said_in_words_beside_its_mark(plain: str):
+    said = [words for _, _, words in Reader(plain).all("li")][:4]
+    assert said == ["✓good: ok plain", "!warning: warning plain", "✗bad: bad plain", "–note: neutral plain"]
+
+
+def test_the_page_asks_the_network_for_nothing(plain: str):
+    addresses = re.sub(r'xmlns(:\w+)?="[^"]*"', "", plain)
+    assert not re.findall(r"https?://|//[a-z]+\.[a-z]", addresses)
+    assert "default-src 'none'" in plain
+    assert not re.findall(r"@import|url\((?!['\"]?#)|<link", plain)
+
+
+def test_a_page_of_a_million_steps_stays_small():
+    n = 1_000_000
+    text = page(Page("long", [], [Section("s", players=[one_weight(n), two_weights(n)], pictures=[picture()])]))
+    assert len(text.encode()) < 3e6
+    for data in data_of(text):
+        assert len(data["at"]) <= 1_000
+        assert (data["at"][0], data["at"][-1]) == (0, n - 1)
+        assert all(len(row) == len(data["at"]) for row in data["stops"])
+    assert "1,000,000 stops" in text
+
+
+def test_fine_curves_and_surfaces_stay_small_and_keep_their_ends():
+    around, axes = np.linspace(1, 6, 100_000), (np.linspace(-2, 2, 500), np.linspace(0, 1, 700))
+    one = one_weight()._replace(curve=Curve(around, bowl(around)))
+    two = two_weights()._replace(axes=axes, surface=axes[0][:, None] + axes[1])
+    text = page(Page("fine", [], [Section("s", players=[one, two])]))
+    assert len(text.encode()) < 5e5
+    first, second = data_of(text)
+    assert (first["curve"][0][0], first["curve"][0][-1]) == (1, 6)
+    assert second["axes"] == [[-2, 2], [0, 1]]
+    surface = np.array(second["surface"])
+    np.testing.assert_allclose(surface[[0, 0, -1, -1], [0, -1, 0, -1]], [-2, -1, 2, 3])
+
+
+def test_stops_are_the_recorded_numbers_to_the_last_bit():
+    player = one_weight(3_000)
+    data = data_of(page(Page("t", [], [Section("s", players=[player])])))[0]
+    assert data["at"][:40] == list(range(40))
+    assert np.array_equal(data["stops"], np.array(player.stops)[:, data["at"]])
+
+
+def test_narrow_numbers_are_written_short():
+    stops = Stops(*(np.asarray([value], np.float32) for value in (0.1, 2.24, -24, 0.24)))
+    data = data_of(page(Page("t", [], [Section("s", players=[one_weight()._replace(stops=stops)])])))[0]
+    assert data["stops"] == [[0.1], [2.24], [-24], [0.24]]
+
+
+def test_what_is_not_finite_is_valid_json():
+    nan, inf = np.nan, np.inf
+    stops = Stops([1.0, inf, nan], [2.0, inf, nan], [3.0, -inf, nan], [4.0, inf, nan])
+    around = np.linspace(0, 4, 9)
+    losses = np.where(around > 3, inf, bowl(around))
+    one = one_weight()._replace(stops=stops, curve=Curve(around, losses), curvature=nan)
+    two = two_weights()
+    two.surface[3, 4], two.path[-1], two.losses[-1] = nan, inf, nan
+    first, second = data_of(page(Page("t", [], [Section("s", players=[one, two])])))
+    assert first["stops"] == [
+        [1, "Infinity", "NaN"],
+        [2, "Infinity", "NaN"],
+        [3, "-Infinity", "NaN"],
+        [4, "Infinity", "NaN"],
+    ]
+    assert first["curve"][0] == [0, 0.5, 1, 1.5, 2, 2.5, 3]
+    assert first["curvature"] is None
+    assert second["surface"][3][4] == "NaN"
+    assert second["stops"][0][-1] == "Infinity"
+
+
+def test_slopes_of_a_parabola_need_not_be_given():
+    first = data_of(page(Page("t", [], [Section("s", players=[one_weight()])])))[0]
+    weights, _, slopes = np.array(first["curve"])
+    np.testing.assert_allclose(slopes, 6 * (3 * weights - 10), rtol=1e-9)
+
+
+def test_an_empty_page_and_a_single_stop_are_pages():
+    assert "<nav" not in page(Page("t", [], []))
+    assert "<h2" in page(Page("t", [], [Section("s", players=[one_weight(1), two_weights(1)])]))
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (Page("t", [Verdict("good", "x")], []), "verdicts: got the kind 'good'; expected one of ok, warning"),
+        (
+            Page("t", [], [Section("s", tables=[Table("c", ("a", "b"), [(1,)])])]),
+            "table 'c': got a row of 1 cells; expected 2",
+        ),
+        (Page("t", [], [Section("s", pictures=[Picture("p", "a", "<script>")])]), "picture 'p': got '<script>'"),
+        (
+            Page("t", [], [Section("s", players=[one_weight()._replace(learning_rate=0.0)])]),
+            "learning_rate: got 0.0; expected a positive",
+        ),
+        (
+            Page("t", [], [Section("s", players=[one_weight()._replace(stops=Stops([1], [1, 2], [1], [1]))])]),
+            r"stops: got shapes \[\(1,\), \(2,\)\]",
+        ),
+        (
+            Page("t", [], [Section("s", players=[one_weight()._replace(curve=Curve([1, 0], [1, 1]))])]),
+            "curve: got 2 finite points; expected 2 or more, their weights rising",
+        ),
+        (
+            Page("t", [], [Section("s", players=[one_weight()._replace(curve=Curve([0, 1], [1]))])]),
+            "curve: got shapes",
+        ),
+        (
+            Page("t", [], [Section("s", players=[two_weights()._replace(surface=np.zeros((3, 21)))])]),
+            r"surface: got shape \(3, 21\); expected \(21, 21\)",
+        ),
+        (
+            Page("t", [], [Section("s", players=[two_weights()._replace(axes=([0, 1, 3], [0, 1]))])]),
+            "axes: got shape",
+        ),
+        (Page("t", [], [Section("s", players=[two_weights()._replace(path=np.zeros(3))])]), r"path: got shape \(3,\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(report: Page, message: str):
+    with pytest.raises(ValueError, match=message):
+        page(report)
+
+
+def test_without_jinja2_the_error_says_what_to_install():
+    code = """
+import sys
+sys.modules["jinja2"] = None
+from minijaxnet.report.page import Page, page
+try:
+    page(Page("t", [], []))
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert 'pip install "minijaxnet[plot]"' in done.stdout

@@ -1,0 +1,440 @@
+"""Checkpoints: a tree comes back bit by bit, or not at all if the template is another one."""
+
+import dataclasses
+import re
+from collections import OrderedDict, namedtuple
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+import safetensors
+import safetensors.flax
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kits.checkpoints import assert_same_bits, run_python
+
+import minijaxnet as mjn
+from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    weights: Any
+    bias: Any
+    activation: Any = dataclasses.field(default=None, metadata={"static": True})
+
+
+def blank(leaf):
+    """A leaf of the same kind with other values."""
+    if isinstance(leaf, np.ndarray):
+        return np.zeros(leaf.shape, leaf.dtype)
+    if isinstance(leaf, np.generic | bool | int | float | complex):
+        return type(leaf)(0)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(0 * jax.random.key_data(leaf), impl=jax.random.key_impl(leaf))
+    with jax.enable_x64(True):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding if leaf.committed else None)
+
+
+def there_and_back(tree, path):
+    save_checkpoint(path, tree, step=3)
+    assert checkpoint_step(path) == 3
+    return load_checkpoint(path, jax.tree.map(blank, tree))
+
+
+# --- There and back --------------------------------------------------------------------------------------------------
+
+NUMPY_DTYPES = [
+    *(
+        f"{order}{kind}"
+        for order in "<>"
+        for kind in ("i2", "i4", "i8", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+    ),
+    *("?", "i1", "u1", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3b11fnuz"),
+]
+LAYOUTS = {
+    "C": lambda array: array,
+    "Fortran": np.asfortranarray,
+    "transposed": lambda array: np.ascontiguousarray(array.T).T,
+    "strided": lambda array: np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array,
+    "backwards": lambda array: array[::-1][::-1].copy()[::-1] if array.ndim else array,
+    "broadcast": lambda array: np.broadcast_to(array[:1], array.shape) if array.ndim and len(array) else array,
+    "read-only": lambda array: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape),
+    "unaligned": lambda array: np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1).reshape(array.shape),
+}
+
+
+@st.composite
+def numpy_leaves(draw):
+    dtype = np.dtype(draw(st.sampled_from(NUMPY_DTYPES)))
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
+    size = int(np.prod(shape)) * dtype.itemsize
+    data = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 256, size, np.uint8)
+    array = (data % 2 == 1 if dtype.kind == "b" else data.view(dtype)).reshape(shape)
+    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](array)
+
+
+NUMBERS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_subnormal=True) | st.complex_numbers()
+SCALARS = NUMBERS | st.sampled_from([np.float32(1.5), np.int8(-3), np.bool_(True), np.complex64(1j), np.float64("nan")])
+EMPTY = st.sampled_from([None, (), [], {}, optax.EmptyState()])
+TREES = st.recursive(
+    numpy_leaves() | SCALARS | EMPTY,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        | st.dictionaries(st.integers(-9, 9), inner, max_size=3)
+        | st.builds(Pair, inner, inner)
+        | st.builds(Layer, inner, inner)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=3).map(OrderedDict)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=TREES)
+def test_trees_of_numpy_arrays_and_numbers_come_back_bit_by_bit(tree, tmp_path):
+    path = tmp_path / "a.safetensors"
+    loaded = there_and_back(tree, path)
+    assert_same_bits(loaded, tree)
+    assert all(
+        leaf.flags.writeable and leaf.flags.owndata for leaf in jax.tree.leaves(loaded) if type(leaf) is np.ndarray
+    )
+    with safetensors.safe_open(path, "np") as file:
+        assert len(list(file.keys())) == len(jax.tree.leaves(tree))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numpy_arrays_come_back_whatever_their_strides(layout, tmp_path):
+    array = LAYOUTS[layout](np.arange(24.0).reshape(2, 3, 4))
+    assert_same_bits(there_and_back([array], tmp_path / "a"), [array])
+
+
+JAX_DTYPES = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128"
+)
+SMALL_DTYPES = "float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
+SMALL_DTYPES += " float8_e8m0fnu float4_e2m1fn int2 int4 uint2 uint4"
+
+
+@pytest.mark.parametrize("dtype", f"{JAX_DTYPES} {SMALL_DTYPES}".split())
+def test_jax_arrays_of_every_dtype_come_back(dtype, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2, (2, 3)).astype(dtype)
+    with jax.enable_x64(True):
+        tree = {"matrix": jnp.asarray(values), "scalar": jnp.asarray(values[0, 1]), "empty": jnp.zeros((0, 2), dtype)}
+        assert tree["matrix"].dtype == dtype
+        assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
+    # And where x64 is off: what it was given is float64, and what it hands back is.
+    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
+    structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    assert_same_bits(load_checkpoint(tmp_path / "a", structs), tree)
+
+
+def test_every_bit_pattern_of_the_narrow_floats_comes_back(tmp_path):
+    tree = {
+        "bfloat16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)),
+        "float16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(np.float16)),
+        "float8": jax.device_put(np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)),
+    }
+    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
+
+
+def test_nan_payloads_negative_zeros_and_infinities_come_back(tmp_path):
+    payloads = np.array([0x7F800001, 0xFFC12345, 0x7FC00000, 0x80000000, 0xFF800000, 1], np.uint32).view(np.float32)
+    tree = {"numpy": payloads, "jax": jax.device_put(payloads), "number": -0.0, "nan": float("nan")}
+    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_typed_keys_come_back_as_they_were(impl, tmp_path):
+    key = jax.random.key(7, impl=impl)
+    tree = {"key": key, "keys": jax.random.split(key, 3).reshape(3, 1), "data": jax.random.key_data(key)}
+    loaded = there_and_back(tree, tmp_path / "a")
+    assert_same_bits(loaded, tree)
+    assert jnp.array_equal(jax.random.normal(loaded["key"], 5), jax.random.normal(key, 5))
+    structs = jax.eval_shape(lambda: tree)
+    assert_same_bits(load_checkpoint(tmp_path / "a", structs), tree)
+
+
+def test_a_key_of_another_implementation_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a", {"key": jax.random.key(7)}, step=0)
+    expected = r"tree\['key'\]: got key<threefry2x32>\[\]; expected key<rbg>\[\]"
+    with pytest.raises(CheckpointError, match=expected):
+        load_checkpoint(tmp_path / "a", {"key": jax.random.key(7, impl="rbg")})
+
+
+def test_the_template_says_what_kind_of_leaf_comes_back(tmp_path):
+    save_checkpoint(tmp_path / "a", [np.float64(1.5)] * 5, step=0)
+    like = [0.0, np.float64(0), np.zeros(()), jax.ShapeDtypeStruct((), np.float64), np.zeros((), ">f8")]
+    loaded = load_checkpoint(tmp_path / "a", like)
+    assert [type(leaf) for leaf in loaded[:3]] == [float, np.float64, np.ndarray]
+    assert isinstance(loaded[3], jax.Array)
+    assert loaded[4].dtype.str == ">f8"
+    assert [float(leaf) for leaf in loaded] == [1.5] * 5
+
+
+@pytest.mark.parametrize("make", [mjn.gradient_descent, lambda f, rate: mjn.optax_descent(f, optax.adam(rate))])
+@pytest.mark.parametrize("key", [None, jax.random.key(5)], ids=["plain", "keyed"])
+def test_the_state_of_a_descent_goes_on_as_if_nothing_had_been(make, key, tmp_path):
+    def objective(params, batch, *key):
+        noise = jax.random.normal(*key, batch.shape) if key else 0.0
+        return jnp.mean((params["weight"] * batch + params["bias"] - 3 + noise) ** 2)
+
+    descent, batch = make(objective, 0.05), jnp.arange(4.0)
+    state = descent.init({"weight": jnp.float32(1), "bias": jnp.zeros(4, jnp.bfloat16)}, key)
+    half, _ = mjn.descend(descent, state, batch, steps=10)
+    loaded = there_and_back(half, tmp_path / "a")
+    assert_same_bits(loaded, half)
+    on, off = (mjn.descend(descent, start, batch, steps=10) for start in (half, loaded))
+    assert_same_bits(off, on)
+
+
+def test_static_fields_are_the_templates(tmp_path):
+    save_checkpoint(tmp_path / "a", Layer(np.ones(2), np.ones(1), activation="relu"), step=0)
+    loaded = load_checkpoint(tmp_path / "a", Layer(np.zeros(2), np.zeros(1), activation="tanh"))
+    assert (loaded.activation, loaded.weights.tolist()) == ("tanh", [1, 1])
+
+
+def test_a_template_whose_buffers_were_donated_will_do(tmp_path):
+    tree = {"weights": jnp.arange(3.0)}
+    save_checkpoint(tmp_path / "a", tree, step=0)
+    tree["weights"].delete()
+    assert load_checkpoint(tmp_path / "a", tree)["weights"].tolist() == [0, 1, 2]
+
+
+def test_uncommitted_arrays_stay_so_and_committed_ones_stay_where_they_are(tmp_path):
+    tree = {"free": jnp.ones(3), "bound": jax.device_put(jnp.ones(3), jax.devices()[0]), "key": jax.random.key(0)}
+    loaded = there_and_back(tree, tmp_path / "a")
+    assert {name: leaf.committed for name, leaf in loaded.items()} == {"free": False, "bound": True, "key": False}
+
+
+def test_steps_are_kept_and_checked(tmp_path):
+    for step in (0, 1, np.int32(7), jnp.int32(12), 10**18 - 1):
+        save_checkpoint(tmp_path / "a", [], step=step)
+        assert checkpoint_step(tmp_path / "a") == int(step)
+    for step, kind in ((-1, ValueError), (10**18, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(kind, match=rf"^step: got {step}; expected"):
+            save_checkpoint(tmp_path / "a", [], step=step)
+    assert checkpoint_step(tmp_path / "a") == 10**18 - 1
+
+
+def test_sharded_arrays_are_gathered_and_come_back_in_the_templates_sharding(tmp_path):
+    code = """
+    import sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from minijaxnet.run import load_checkpoint, save_checkpoint
+
+    assert len(jax.devices()) == 4
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
+    placed = {spec: NamedSharding(mesh, spec) for spec in (P("a", "b"), P(None, "b"), P(("b", "a")), P())}
+    values = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+    tree = {str(spec): jax.device_put(values, sharding) for spec, sharding in placed.items()}
+    tree["third"] = jax.device_put(values, jax.devices()[2])
+    tree["keys"] = jax.device_put(jax.random.split(jax.random.key(0), 8), NamedSharding(mesh, P("a")))
+    tree["numpy"], tree["free"] = values, jnp.asarray(values)
+    save_checkpoint(sys.argv[1], tree, step=1)
+
+    def check(loaded, like):
+        for name, leaf in loaded.items():
+            if name == "keys":
+                assert (jax.random.key_data(leaf) == jax.random.key_data(tree["keys"])).all()
+            else:
+                np.testing.assert_array_equal(np.asarray(leaf), values)
+            if name != "numpy":
+                assert leaf.sharding == like[name].sharding, (name, leaf.sharding)
+                assert leaf.committed == (name != "free")
+
+    check(load_checkpoint(sys.argv[1], tree), tree)
+    # In another sharding than it was saved from, and from a template without data.
+    other = tree | {str(spec): jax.device_put(0 * values, placed[P(None, "b")]) for spec in placed}
+    check(load_checkpoint(sys.argv[1], other), other)
+    structs = {k: v if k in ("numpy", "free") else jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding)
+               for k, v in tree.items()}
+    check(load_checkpoint(sys.argv[1], structs), structs)
+    """
+    run_python(code, tmp_path / "a", XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu")
+
+
+# --- The template ----------------------------------------------------------------------------------------------------
+
+X = np.float32([1, 2])
+APART = {
+    "a path, a nested one": ({"a/b": X}, {"a": {"b": X}}),
+    "a key that looks like a path": ({"a']['b": X}, {"a": {"b": X}}),
+    "text key, list": ({"0": X}, [X]),
+    "integer key, list": ({0: X}, [X]),
+    "integer key, text key": ({0: X}, {"0": X}),
+    "list, tuple": ([X], (X,)),
+    "tuple, named tuple": ((X, X), Pair(X, X)),
+    "named tuple, dataclass": (namedtuple("Layers", "weights bias")(X, X), Layer(X, X)),
+    "dict, dataclass": ({"weights": X, "bias": X}, Layer(X, X)),
+    "dict, ordered dict": ({"a": X}, OrderedDict(a=X)),
+    "None, nothing": ({"a": X, "b": None}, {"a": X}),
+    "None, an empty tuple": ([X, None], [X, ()]),
+    "an empty list, an empty dict": ([X, []], [X, {}]),
+    "None under different keys": ([X, {"a": None}], [X, {"b": None}]),
+    "None, a leaf": ({"a": None}, {"a": X}),
+    "bare, in a list": (X, [X]),
+    "nothing, something": ({}, {"a": X}),
+    "a leaf less": ([X], [X, X]),
+    "shape": ([np.zeros(6)], [np.zeros((2, 3))]),
+    "a scalar, one element": ([np.zeros(())], [np.zeros(1)]),
+    "empty in another way": ([np.zeros((0, 2))], [np.zeros((0, 3))]),
+    "dtypes of one width": ([np.zeros(2, np.int32)], [np.zeros(2, np.float32)]),
+    "bytes of one width": ([np.zeros(2, np.uint8)], [np.zeros(2, ml_dtypes.int4)]),
+    "float16, bfloat16": ([np.zeros(2, np.float16)], [np.zeros(2, ml_dtypes.bfloat16)]),
+    "float64, float32": ([1.0], [jnp.float32(1)]),
+    "complex, pairs": ([np.zeros(2, np.complex64)], [np.zeros((2, 2), np.float32)]),
+    "a key, its data": ([jax.random.key(0)], [jax.random.key_data(jax.random.key(0))]),
+    "bool, int8": ([True], [np.int8(1)]),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+@pytest.mark.parametrize("way", [1, -1], ids=["", "the other way"])
+def test_trees_that_differ_are_kept_apart(name, way, tmp_path):
+    saved, like = APART[name][::way]
+    save_checkpoint(tmp_path / "a", saved, step=0)
+    assert_same_bits(load_checkpoint(tmp_path / "a", saved), saved)
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path / 'a'))}: tree.*: got .*; expected .*"):
+        load_checkpoint(tmp_path / "a", like)
+
+
+def difference(saved, like, path):
+    save_checkpoint(path, saved, step=0)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, like)
+    return str(caught.value).removeprefix(f"{path}: ").split("\n  ")
+
+
+def test_an_error_names_each_leaf_what_the_file_holds_and_what_was_expected(tmp_path):
+    saved = {"kernel": X, "old": jnp.ones((2, 3)), "same": X, "c": np.zeros((3, 1), np.complex128)}
+    like = {"kernel": jnp.ones(3), "new": [np.int8(1)], "same": X, "c": 1j}
+    assert difference(saved, like, tmp_path / "a") == [
+        "tree['c']: got complex128[3,1]; expected complex128[]",
+        "tree['kernel']: got float32[2]; expected float32[3]",
+        "tree['new']: got nothing; expected list",
+        "tree['new'][0]: got nothing; expected int8[]",
+        "tree['old']: got float32[2,3]; expected nothing",
+    ]
+    assert difference([X], (X,), tmp_path / "a") == ["tree: got list; expected tuple"]
+    assert difference({"a": None}, {"a": X}, tmp_path / "a") == ["tree['a']: got None; expected float32[2]"]
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert difference(keys, X, tmp_path / "a") == ["tree: got key<threefry2x32>[3]; expected float32[2]"]
+
+
+def test_many_differences_are_counted(tmp_path):
+    lines = difference([X] * 9, [X[:1]] * 9, tmp_path / "a")
+    assert len(lines) == 6
+    assert lines[-1] == "and 4 more"
+
+
+def test_ordered_dicts_of_another_order_hold_the_same(tmp_path):
+    save_checkpoint(tmp_path / "a", OrderedDict(a=np.ones(1), b=np.zeros(2)), step=0)
+    loaded = load_checkpoint(tmp_path / "a", OrderedDict(b=np.ones(2), a=np.zeros(1)))
+    assert_same_bits(loaded, OrderedDict(b=np.zeros(2), a=np.ones(1)))
+
+
+REFUSED = {
+    "text": ("relu", TypeError, "got str; expected an array or a number"),
+    "bytes": (b"relu", TypeError, "got bytes; expected an array or a number"),
+    "a function": (abs, TypeError, "got builtin_function_or_method; expected an array or a number"),
+    "a set": ({1}, TypeError, "got set; expected an array or a number"),
+    "objects": (np.array([{}, None]), TypeError, "got dtype object; expected numbers"),
+    "an array of text": (np.array(["a"]), TypeError, "got dtype <U1; expected numbers"),
+    "a scalar of text": (np.str_("a"), TypeError, "got dtype <U1; expected numbers"),
+    "dates": (np.zeros(2, "datetime64[s]"), TypeError, r"got dtype datetime64\[s\]; expected numbers"),
+    "records": (np.zeros(2, "i4,f4"), TypeError, "got dtype .*; expected numbers"),
+    "records of a byte": (np.zeros(2, [("a", "u1")]), TypeError, "got dtype .*; expected numbers"),
+    "void": (np.zeros(2, "V1"), TypeError, r"got dtype \|V1; expected numbers"),
+    "long double": (np.zeros(2, np.clongdouble), TypeError, "got dtype c.*; expected numbers"),
+    "masked": (np.ma.masked_array([1.0], [True]), TypeError, "got MaskedArray; expected an array or a number"),
+    "an enumeration": (mjn.FLAT, TypeError, "got Status; expected an array or a number"),
+    "a shape": (jax.ShapeDtypeStruct((), "f4"), TypeError, "got ShapeDtypeStruct; expected an array with data"),
+    "a wide int": (2**63, ValueError, "got an int of 64 bits; expected one that fits into 64"),
+    "a wide negative int": (-(2**63) - 1, ValueError, "got an int of 64 bits; expected one"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_array_is_refused_by_name_and_nothing_is_written(name, tmp_path):
+    leaf, kind, text = REFUSED[name]
+    with pytest.raises(kind, match=rf"^tree\.second\['bad'\]: {text}"):
+        save_checkpoint(tmp_path / "a", Pair(X, {"bad": leaf}), step=0)
+    assert not list(tmp_path.iterdir())
+    if kind is TypeError and name != "a shape":
+        save_checkpoint(tmp_path / "a", Pair(X, {"bad": X}), step=0)
+        with pytest.raises(kind, match=rf"^tree\.second\['bad'\]: {text}"):
+            load_checkpoint(tmp_path / "a", Pair(X, {"bad": leaf}))
+
+
+def test_a_donated_array_is_refused_by_name(tmp_path):
+    gone = jnp.ones(3) + 1
+    gone.delete()
+    with pytest.raises(
+        ValueError, match=r"^tree\['w'\]: got an array that was deleted, or donated .*; expected its data"
+    ):
+        save_checkpoint(tmp_path / "a", {"w": gone}, step=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_within_jit_there_is_no_data_yet(tmp_path):
+    def save(x):
+        save_checkpoint(tmp_path / "a", {"w": x}, step=0)
+
+    with pytest.raises(TypeError, match=r"^tree\['w'\]: got .*Tracer; expected an array with data"):
+        jax.jit(save)(1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_other_processes_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_addressable", False)
+    whole = {"w": jax.device_put(jnp.ones(2))}  # replicated: all of it is here
+    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_replicated", False)
+    with pytest.raises(ValueError, match=r"^tree\['w'\]: got an array on devices of other processes; expected all"):
+        save_checkpoint(tmp_path / "a", whole, step=0)
+    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_replicated", True)
+    save_checkpoint(tmp_path / "a", whole, step=0)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class TwoOfAName:
+    def __init__(self, *children):
+        self.children = children
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("twin"), child) for child in self.children], None
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(*children)
+
+
+def test_two_leaves_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^tree\.twin: got two nodes of this name"):
+        save_checkpoint(tmp_path / "a", TwoOfAName(X, X), step=0)
+
+
+def test_more_leaves_than_a_header_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("minijaxnet.run.checkpoint.MOST_HEADER_BYTES", 1000)
+    save_checkpoint(tmp_path / "a", [1.0] * 5, step=0)
+    with pytest.raises(ValueError, match=r"^tree: got 50 leaves, a header of \d+ bytes; expected at most 1000"):
+        save_checkpoint(tmp_path / "b", [1.0] * 50, step=0)
+
+
+def test_importing_minijaxnet_does_not_import_safetensors():
+    run_python("import sys, minijaxnet; assert not [m for m in sys.modules if m.startswith('safetensors')]")
