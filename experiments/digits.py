@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from peers.digits import numpy_value_and_gradient, torch_objective
 
 import minijaxnet as mjn
 
@@ -36,6 +35,5 @@ experiment = mjn.Experiment(
     value_and_gradient=value_and_gradient,
     predict=network.apply,
     metrics={"accuracy": mjn.objective(network, mjn.accuracy)},
-    peers={"torch": torch_objective(WEIGHT_DECAY), "numpy": numpy_value_and_gradient(WEIGHT_DECAY)},
     defaults=mjn.Settings(steps=1_500, learning_rate=0.1, batch_size=32),
 )

@@ -25,7 +25,7 @@ import numpy as np
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
 
 from minijaxnet.bench.intervals import Interval, median_interval
-from minijaxnet.bench.peers import Comparison, Peer, compare_peers
+from peers.compare import Comparison, Peer, compare_peers
 from minijaxnet.tables import figure, text_table
 
 
@@ -37,7 +37,7 @@ def compare(workload: str, peers: Iterable[str], seconds: float, scratch: Path) 
     """
 
     def start(peer: str) -> Peer:
-        return Peer("peers.worker", [PEERS[peer], workload], scratch, path=Path(__file__).parent)
+        return Peer("peers.worker", [PEERS[peer], workload], scratch)
 
     names = ("jax", *(peer for peer in peers if peer != "jax"))
     return compare_peers({peer: start(peer) for peer in names}, start("jax"), SCAN, seconds=seconds)

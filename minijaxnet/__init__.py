@@ -18,8 +18,8 @@ from minijaxnet.losses import (
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
-from minijaxnet.run import CheckpointError, FitResult, checkpoint_step, fit, load_checkpoint, save_checkpoint
-from minijaxnet.sweeps import Ensemble, SweepResult, ensemble, sweep
+from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
+from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
@@ -31,7 +31,6 @@ __all__ = [
     "CheckpointError",
     "Descent",
     "DescentState",
-    "Ensemble",
     "Experiment",
     "ExperimentError",
     "FitResult",
@@ -41,6 +40,7 @@ __all__ = [
     "LossSurface",
     "Network",
     "Settings",
+    "Sink",
     "Status",
     "StepComparison",
     "StepInfo",
@@ -62,7 +62,6 @@ __all__ = [
     "diabetes",
     "digits",
     "elementwise",
-    "ensemble",
     "fit",
     "gradient_descent",
     "iris",

@@ -49,9 +49,6 @@ class Experiment:
         predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if
             all outputs are from 0 to 1.
         metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
-        peers: the objective in the words of other frameworks, to be timed against: ``"torch"``, a function
-            ``(params, batch) -> loss`` of PyTorch's tensors, and ``"numpy"``, one of NumPy's arrays,
-            ``(params, batch) -> (loss, gradient)``.
         defaults: the settings that the experiment is meant to be run with.
 
     Example:
@@ -74,7 +71,6 @@ class Experiment:
     value_and_gradient: Callable[[Any, Any], tuple[Any, Any]] | None = field(default=None, kw_only=True)
     predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)
-    peers: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)
     defaults: Settings = field(default_factory=Settings, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -85,14 +81,9 @@ class Experiment:
             value = getattr(self, name)
             if not callable(value) and not (value is None and name in ("value_and_gradient", "predict")):
                 raise TypeError(f"Experiment: {name}: got {type(value).__name__}; expected a function")
-        for where in ("metrics", "peers"):
-            for name, function in getattr(self, where).items():
-                if not callable(function):
-                    raise TypeError(
-                        f"Experiment: {where}[{name!r}]: got {type(function).__name__}; expected a function"
-                    )
-        if unknown := set(self.peers) - {"torch", "numpy"}:
-            raise ValueError(f"Experiment: peers: got {unknown.pop()!r}; expected 'torch' or 'numpy'")
+        for name, metric in self.metrics.items():
+            if not callable(metric):
+                raise TypeError(f"Experiment: metrics[{name!r}]: got {type(metric).__name__}; expected a function")
         if not isinstance(self.defaults, Settings):
             raise TypeError(f"Experiment: defaults: got {type(self.defaults).__name__}; expected Settings(...)")
         number_options(self.init)

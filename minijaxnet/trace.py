@@ -60,10 +60,6 @@ class History:
         self.steps_taken, self.status = first + taken, np.asarray(chunk.status)
         return rows
 
-    def back_to(self, steps_taken: int) -> None:
-        """Forget what came after so many steps, the end included."""
-        self.steps_taken, self.status = steps_taken, np.int32(OUT_OF_STEPS)
-
     def trace(self) -> Trace:
         """All rows so far; past the last step nothing."""
         for leaf in jax.tree.leaves(self._rows):

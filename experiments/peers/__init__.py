@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minijaxnet.bench.worker import Arm, Run
+from .arms import Arm, Run
 
 __all__ = ["LOOP", "OURS_LOOP", "OURS_WHOLE", "PEERS", "SCAN", "WORKLOADS", "Arm", "Run", "Workload"]
 

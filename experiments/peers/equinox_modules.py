@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from minijaxnet.bench.worker import python_loop
+from .arms import python_loop
 
 from . import Arm, Workload
 from .optax_steps import loss_of

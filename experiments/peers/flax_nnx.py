@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx  # pyright: ignore[reportMissingImports]
 
-from minijaxnet.bench.worker import python_loop
+from .arms import python_loop
 
 from . import Arm, Run, Workload
 from .optax_steps import loss_of

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from minijaxnet.bench.worker import python_loop
+from .arms import python_loop
 
 from . import Arm, Workload
 from .raw_jax import on_device, over_copies, predictions, scanned

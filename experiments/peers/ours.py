@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 import minijaxnet as mjn
-from minijaxnet.bench.worker import python_loop
+from .arms import python_loop
 
 from . import OURS_LOOP, OURS_WHOLE, Arm, Run, Workload
 from .raw_jax import on_device, over_copies, scanned

@@ -13,7 +13,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportMissingImports]
 
-from minijaxnet.bench.worker import torch_loop
+from .arms import torch_loop
 
 from . import Arm, Run, Workload
 

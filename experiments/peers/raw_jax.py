@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet.bench.worker import python_loop
+from .arms import python_loop
 
 from . import LOOP, SCAN, Arm, Run, Workload
 

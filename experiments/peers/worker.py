@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from minijaxnet.bench.worker import connected, serve
+from .arms import connected, serve
 
 from . import WORKLOADS, Arm, Workload
 

@@ -17,10 +17,9 @@ import numpy as np
 
 from minijaxnet.bench.blocks import check_seconds, checked, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
-from minijaxnet.bench.processes import measure_elsewhere
-from minijaxnet.bench.rounds import Samples, block, take_rounds
+from minijaxnet.bench.rounds import block, take_rounds
 from minijaxnet.descent import Descent
-from minijaxnet.pytrees import check_count, named_leaves, structure_difference
+from minijaxnet.pytrees import named_leaves, structure_difference
 
 SAME_STEPS = 3
 
@@ -34,7 +33,6 @@ def compare_steps(
     seconds: float = 10.0,
     key: jax.Array | None = None,
     same_result: bool = True,
-    processes: int = 1,
 ) -> StepComparison:
     """Time the steps of several descents against one of them, all in one run.
 
@@ -50,7 +48,7 @@ def compare_steps(
     the same as NaN in the same place.
 
     Equal steps that are compiled apart can differ by up to a per cent all through a process, by where they lie in
-    memory. The baseline's second entry, compiled by itself, shows some of that; ``processes`` shows more.
+    memory. The baseline's second entry, compiled by itself, shows some of that.
 
     Args:
         arms: ``{name: descent}``, two at least, under any names.
@@ -61,17 +59,12 @@ def compare_steps(
         seconds: how long to measure, compilation not counted.
         key: for arms whose objective takes one.
         same_result: whether to refuse arms that compute another thing than the baseline.
-        processes: in how many new processes, one after the other, to share out the ``seconds``; with 1 all is timed
-            in this one. What differs only by where it lies in memory then shows: an interval spans those of all
-            processes. Not for a device that one process holds alone, such as a TPU.
 
     Returns:
         Ratios with intervals, widened so that all of them hold together with 95 % confidence.
 
     Raises:
-        ImportError: ``processes`` without the package flatbuffers (extra ``bench``).
-        RuntimeError: one of the processes failed.
-        TypeError: a name that is not text, ``seconds`` that are not a number, ``processes`` that are not an int.
+        TypeError: a name that is not text, ``seconds`` that are not a number.
         ValueError: fewer than two arms, an empty name, a baseline that is none of the arms, ``seconds`` that are not
             positive or too short for the rounds an interval needs, a step that does nothing, has side effects or
             returns another structure than it took; with ``same_result``, arms whose params have another
@@ -85,7 +78,6 @@ def compare_steps(
         (['a', 'b'], True)
     """
     _check_arguments(arms, baseline, seconds)
-    processes = check_count("processes", processes, least=1)
     batch = jax.device_put(batch)
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
@@ -100,29 +92,14 @@ def compare_steps(
     if same_result:
         _check_same(programs, starts, baseline)
 
-    if processes > 1:
-        found = measure_elsewhere(loops, states, batch, baseline=baseline, seconds=seconds, processes=processes)
-    else:
-        found = [_measure_here(programs, loops[baseline], starts, baseline, seconds)]
-    samples = {name: np.concatenate([rounds.arms[name] for rounds in found]) for name in arms}
-    return StepComparison(
-        baseline,
-        {name: ArmTiming(compile_s[name], taken) for name, taken in samples.items()},
-        np.concatenate([rounds.control for rounds in found]),
-        np.concatenate([rounds.sentinel for rounds in found]),
-        tuple(len(rounds.control) for rounds in found),
-    )
-
-
-def _measure_here(
-    programs: Mapping[str, Any], control: Any, starts: Mapping[str, Any], baseline: str, seconds: float
-) -> Samples:
     # The control is compiled anew, on a state of its own: of two equal programs one may lie better in memory.
     state, batch = starts[baseline]
     state = jax.tree.map(jnp.copy, state)
-    program = _compiled(control, state, batch)
+    control = _compiled(loops[baseline], state, batch)
     blocks = {name: _block(name, program, *starts[name]) for name, program in programs.items()}
-    return take_rounds(blocks, _block(baseline, program, state, batch), seconds=seconds)
+    found = take_rounds(blocks, _block(baseline, control, state, batch), seconds=seconds)
+    timings = {name: ArmTiming(compile_s[name], samples_s) for name, samples_s in found.arms.items()}
+    return StepComparison(baseline, timings, found.control, found.sentinel)
 
 
 def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], float]:

@@ -43,19 +43,14 @@ class StepComparison:
         arms: ``{name: ArmTiming}``.
         control_s: seconds a step of the baseline's second entry, for each round.
         sentinel_s: seconds of a fixed workload, for each round.
-        rounds_each: how many of the rounds each process took, one after the other; empty for a single one.
         machine: what was measured on, as ``machine()`` tells.
-        share: among how many intervals the 5 % are divided, where there are more comparisons like this one; among as
-            many as there are arms if None.
     """
 
     baseline: str
     arms: dict[str, ArmTiming]
     control_s: np.ndarray
     sentinel_s: np.ndarray
-    rounds_each: tuple[int, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
-    share: int | None = None
 
     @property
     def rounds(self) -> int:
@@ -75,11 +70,7 @@ class StepComparison:
     def _over_baseline(self, samples_s: np.ndarray) -> Interval:
         # The logarithm makes the ratio and its inverse alike: the median of an even number of rounds lies in between.
         logs = np.log(samples_s / self.arms[self.baseline].samples_s)
-        parts = np.split(logs, np.cumsum(self.rounds_each, dtype=int)[:-1])
-        each = [median_interval(part, self.share or len(self.arms)) for part in parts]
-        # What holds in one process may not in the next: the interval spans all of them.
-        log = Interval(float(np.median(logs)), min(found.low for found in each), max(found.high for found in each))
-        return Interval(*map(math.exp, log))
+        return Interval(*map(math.exp, median_interval(logs, len(self.arms))))
 
     @property
     def drift(self) -> float:
@@ -115,7 +106,6 @@ class StepComparison:
             "sound": self.sound,
             "resolution": self.resolution,
             "rounds": self.rounds,
-            "rounds_each": list(self.rounds_each),
             "control": self.control._asdict(),
             "drift": self.drift,
             "ratios": {name: ratio._asdict() for name, ratio in self.ratios.items()},
@@ -168,9 +158,8 @@ class StepComparison:
     def conclusions(self) -> list[str]:
         """What to know of the table, in sentences."""
         median, interval = _interval_cells(self.control)
-        processes = f" in {len(self.rounds_each)} processes" if len(self.rounds_each) > 1 else ""
         lines = [
-            f"{self.rounds} interleaved rounds{processes}; the baseline against itself: {median} ({interval})",
+            f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval})",
             f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
         if not self.sound:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax
 
 from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
-from minijaxnet.cli.supervisor import supervised
 from minijaxnet.processes import leave
 
 VERBS = {
@@ -16,12 +15,10 @@ VERBS = {
     "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
     "bench": "time the step, by itself and against autodiff's and optax's",
     "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
-    "tune": "find the flags of XLA that make the step faster on this machine, with the same results",
     "list": "show the experiments of a folder",
     "runs": "show the runs of a folder, how they stand and what came out",
     "show": "show one run, as far as it has come",
     "report": "make the page that tells what came out of a run, or of several",
-    "draw": "draw one picture of an experiment",
     "resume": "go on with a run where it stopped, to the same bits",
 }
 
@@ -52,17 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print("stopped", file=sys.stderr)
         code = 128 + (stopped.args[0] if stopped.args and isinstance(stopped.args[0], int) else signal.SIGINT)
-        return leave(code) if _is_one_of_several() else code
+        return leave(code) if jax.distributed.is_initialized() else code
     except SystemExit as ended:
-        if _is_one_of_several() and ended.code:
+        if jax.distributed.is_initialized() and ended.code:
             leave(ended.code if isinstance(ended.code, int) else 2)
         raise
     except Exception as error:
-        return show_and_leave(error) if _is_one_of_several() else show_error(error)
-
-
-def _is_one_of_several() -> bool:
-    return supervised() or jax.distributed.is_initialized()
+        return show_and_leave(error) if jax.distributed.is_initialized() else show_error(error)
 
 
 def _help() -> str:

@@ -64,7 +64,6 @@ def compare_with_rivals(
     key: Any,
     *,
     seconds: float,
-    processes: int = 1,
 ) -> StepComparison | None:
     """An experiment's own step, the first arm, against its rivals: autodiff where it is by hand, and optax's plain one.
 
@@ -90,5 +89,4 @@ def compare_with_rivals(
         seconds=seconds,
         key=key,
         same_result=optimizer == "gd",
-        processes=processes,
     )

@@ -20,7 +20,7 @@ from minijaxnet.data import check_batch
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, write_beginning
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, read_json, write_beginning
 from minijaxnet.run.log import METRICS, read_rows
 
 
@@ -53,16 +53,32 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
     """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
     folder = create_run_folder(asked.flags.runs, name)
     try:
-        config = {"verb": asked.verb, "file": asked.file, "file_here": str(Path(asked.file).resolve())}
-        flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in EACH_START}
-        config |= {"experiment": asked.experiment.name, "flags": flags}
-        config |= {"init": asked.init, "data": asked.data, "data_sha256": data_sha256}
-        write_beginning(folder, config, asked.file)
+        write_beginning(folder, {"file": asked.file} | _settings(asked) | {"data_sha256": data_sha256}, asked.file)
         yield folder
     except BaseException:
         if not worth_keeping(folder):
             shutil.rmtree(folder)
         raise
+
+
+def _settings(asked: Asked) -> dict[str, Any]:
+    """What tells a run from others, of what was asked for."""
+    return {
+        "verb": asked.verb,
+        "file_here": str(Path(asked.file).resolve()),
+        "experiment": asked.experiment.name,
+        "flags": {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in EACH_START},
+        "init": asked.init,
+        "data": asked.data,
+    }
+
+
+def latest_like(asked: Asked) -> str | None:
+    """The folder of the latest run that was asked for the same; None if there is none."""
+    settings = plain(_settings(asked))
+    configs = Path(asked.flags.runs).glob(f"{asked.experiment.name}-*/{CONFIG}")
+    like = [path for path in configs if {**read_json(path), **settings} == read_json(path)]
+    return str(max(like, key=lambda path: path.stat().st_mtime_ns).parent) if like else None
 
 
 def asked_again(folder: Path, config: dict[str, Any]) -> Asked:

@@ -12,7 +12,6 @@ from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, m
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
 from minijaxnet.cli.flags import BenchFlags, parse, split_file
-from minijaxnet.cli.peers import check_peers, compare_with_peers
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.parallel import divide_cpu
@@ -28,14 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"
     with jax.enable_x64(flags.precision == "float64"):
-        return _bench(experiment, file or "", flags, init_options, data_options)
+        return _bench(experiment, flags, init_options, data_options)
 
 
-def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: dict, data_options: dict) -> int:
+def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict) -> int:
     params, train, _, _, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     settings = experiment.defaults
-    peers = [name.strip() for name in flags.against.split(",") if name.strip()]
-    check_peers(peers, settings.optimizer, flags.precision, key)
     if flags.since is not None:
         read_result(flags.since)
     if flags.save is not None and not Path(flags.save).absolute().parent.is_dir():
@@ -58,14 +55,7 @@ def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: d
             return 1
     cost = _show_step(descent, params, batch, key, seconds=flags.seconds / 2)
     comparison = compare_with_rivals(
-        experiment,
-        settings.optimizer,
-        settings.learning_rate,
-        params,
-        batch,
-        key,
-        seconds=flags.seconds,
-        processes=flags.processes,
+        experiment, settings.optimizer, settings.learning_rate, params, batch, key, seconds=flags.seconds
     )
     if comparison is None:
         print("\nno rival to compare with: no gradient by hand, and optax is not installed")
@@ -77,9 +67,6 @@ def _bench(experiment: Experiment, file: str, flags: BenchFlags, init_options: d
     if devices:
         options: dict[str, Any] = {"seconds": flags.seconds, "same_result": settings.optimizer == "gd"}
         print(f"\n{compare_devices(descent, devices, params, batch, key, **options)}", flush=True)
-    if peers:
-        found, untimed = compare_with_peers(peers, file, params, batch, settings.learning_rate, seconds=flags.seconds)
-        print(f"\n{found}", *(f"not timed: {name}: {why}" for name, why in untimed.items()), sep="\n")
     if comparison is not None and flags.save is not None:
         comparison.save(flags.save)
         print(f"\nwritten to {flags.save}")

@@ -16,7 +16,6 @@ from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, m
 from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.cli.measured import log_every_of, measure_of
 from minijaxnet.cli.report import leave_report
-from minijaxnet.cli.supervisor import note_folder
 from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment, loads_its_share
@@ -29,7 +28,6 @@ from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
-from minijaxnet.run.tensorboard import event_files
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport, check_grad
@@ -55,7 +53,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     params, train, test, _, key = beginning
     mesh = mesh_of(flags)
-    descent = _descent(asked, mesh, flags.learning_rate)
+    descent = divided(mesh, make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate))
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
@@ -77,19 +75,17 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
         return _code(run())
     with (
         open_folder(data_sha256) as folder,
-        hold(folder),
+        hold(folder) as held,
         (folder / "log.txt").open("a", encoding="utf-8") as log,
     ):
         print(heading, file=log)
-        note_folder(folder)
 
         def say(text: str) -> None:
             print(text, flush=True)
             print(text, file=log, flush=True)
 
-        events = event_files(folder) if flags.tensorboard else contextlib.nullcontext()
-        with failure_told(folder), events as sink, _progress_bar(flags.steps) as on_progress:
-            result = run(run_dir=folder, resume=resume, held=True, sink=sink, on_progress=on_progress)
+        with failure_told(folder), _progress_bar(flags.steps) as on_progress:
+            result = run(run_dir=held, resume=resume, on_progress=on_progress)
         for note in result.notes:
             say(f"warning: {note}")
         if resume:
@@ -128,7 +124,6 @@ def _placed(
         measure=measure_of(asked.experiment, start.params, train, test, start.key),
         checkpoint_every=flags.checkpoint_every,
         checkpoint_s=flags.checkpoint_seconds,
-        on_divergence=_halve_rate(asked, mesh) if flags.on_divergence == "halve-rate" else None,
     )
 
 
@@ -142,8 +137,6 @@ def _tell(
     write_params(folder / "params.safetensors", state.params)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
-    for event in (row for row in result.rows if "event" in row):
-        say(f"diverged at step {event['diverged_at']:,}: back to step {event['step']:,}, at half the learning rate")
     say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
     if report is not None:
         say(f"\n{report}")
@@ -151,23 +144,20 @@ def _tell(
     if is_share:
         say("what follows is of the points of process 0 alone")
     if result.status == DIVERGED and flags.diagnose:
-        batch = _batch_at(state, train, None if is_share else flags.batch_size, order_key)
-        extra = () if key is None else (jax.random.fold_in(key, state.step),)
-        say(f"\n{diagnose(differentiated(experiment), state.params, batch, *extra)}")
+        with _on_the_side("not diagnosed", say):
+            batch = _batch_at(state, train, None if is_share else flags.batch_size, order_key)
+            extra = () if key is None else (jax.random.fold_in(key, state.step),)
+            say(f"\n{diagnose(differentiated(experiment), state.params, batch, *extra)}")
     if not result.interrupted and result.status != DIVERGED and flags.bench_seconds > 0:
-        comparison = compare_with_rivals(
-            experiment,
-            flags.optimizer,
-            flags.learning_rate,
-            params,
-            first_batch(train, flags.batch_size),
-            key,
-            seconds=flags.bench_seconds,
-        )
-        if comparison is not None:
-            say(f"\n{comparison}")
-            write_json(folder / "timing.json", _timing(result, comparison))
-            comparison.save(folder / COMPARISON)
+        with _on_the_side("not timed", say):
+            seen, seconds = first_batch(train, flags.batch_size), flags.bench_seconds
+            comparison = compare_with_rivals(
+                experiment, flags.optimizer, flags.learning_rate, params, seen, key, seconds=seconds
+            )
+            if comparison is not None:
+                say(f"\n{comparison}")
+                write_json(folder / "timing.json", _timing(result, comparison))
+                comparison.save(folder / COMPARISON)
     if flags.report:
         say(leave_report(folder, Known(experiment, state.params, train, test, key)))
     say(f"\nwritten to {folder}")
@@ -175,6 +165,15 @@ def _tell(
         say(f"minijaxnet resume {folder} goes on")
     elif result.status == DIVERGED:
         say(f"hint: a smaller step goes less far astray: --learning-rate {flags.learning_rate / 10:g}")
+
+
+@contextlib.contextmanager
+def _on_the_side(failed: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Something that a run also does: if it fails, that is said, and the exit code is the descent's all the same."""
+    try:
+        yield
+    except Exception as error:
+        say(f"\n{failed}: {error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'}")
 
 
 def _code(result: FitResult) -> int:
@@ -191,23 +190,6 @@ def failure_told(folder: Path) -> Iterator[None]:
         if not kept and worth_keeping(folder) and result_state(folder) != "done":
             write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
         raise
-
-
-def _descent(asked: Asked, mesh: Mesh | None, learning_rate: float) -> Descent:
-    return divided(mesh, make_descent(differentiated(asked.experiment), asked.flags.optimizer, learning_rate))
-
-
-def _halve_rate(asked: Asked, mesh: Mesh | None) -> Callable[[DescentState, int], tuple[Descent, DescentState]]:
-    """Go on with half the learning rate each time a descent has diverged."""
-
-    def retry(state: DescentState, times: int) -> tuple[Descent, DescentState]:
-        flags = asked.flags
-        descent = _descent(asked, mesh, flags.learning_rate / 2**times)
-        if flags.optimizer == "gd":  # whose rate is in the state
-            state = state._replace(optimizer=everywhere(mesh, descent.init(state.params, state.key).optimizer))
-        return descent, state
-
-    return retry
 
 
 def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key: Any) -> Any:

@@ -28,14 +28,12 @@ class Together:
     """How many processes are started one by one."""
     process_id: int | None = None
     """Which of them this is, from 0."""
-    restarts: int = 0
-    """How often to start again from the last checkpoint when a process has died."""
     heartbeat_seconds: int = 30
     """For how long a process may not be heard from before it is taken for dead."""
 
 
 # What one start is told and the next one anew: no settings of the run.
-EACH_START = ("coordinator", "num_processes", "process_id", "restarts", "heartbeat_seconds")
+EACH_START = ("coordinator", "num_processes", "process_id", "heartbeat_seconds", "resume_latest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +42,8 @@ class RunFlags(Together, Settings):
 
     runs: str = "runs"
     """The folder in which the run's own folder is made."""
+    resume_latest: bool = False
+    """Go on with the latest run of these settings, if there is one: the same command starts and restarts a job."""
     bench_seconds: float = 1.0
     """How long to time the step against optax's; 0 leaves it out."""
     log_every: int | None = None
@@ -52,14 +52,10 @@ class RunFlags(Together, Settings):
     """Steps from one checkpoint to the next; by time alone if left out."""
     checkpoint_seconds: float = 60.0
     """Seconds from one checkpoint to the next."""
-    on_divergence: Literal["stop", "halve-rate"] = "stop"
-    """Whether to go back to the last checkpoint and on at half the learning rate."""
     diagnose: bool = False
     """Name the first operation that was not finite, if it diverges."""
     unchecked: bool = False
     """Descend though the gradient by hand is wrong."""
-    tensorboard: bool = False
-    """Write the metrics as TensorBoard's event files, too."""
     report: bool = True
     """Leave a page in the run's folder, report.html, that tells what came out."""
 
@@ -90,32 +86,12 @@ class BenchFlags:
     """How many points a step sees; as many as the experiment says if left out."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """The dtype of parameters and data."""
-    processes: int = 1
-    """In how many new processes to compare steps; 1 is this one."""
-    against: str = ""
-    """Other frameworks to time, too: some of optax,equinox,flax,torch,numpy."""
     save: str | None = None
     """Where to write the comparison, with every sample."""
     since: str | None = None
     """An earlier result to hold this one against."""
     devices: str = "1"
     """Numbers of devices, such as 1,2,4, over which the batch is divided in turn; a CPU is divided into as many."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TuneFlags:
-    """What ``minijaxnet tune`` can be told, beside the experiment's own numbers; the rest are its defaults."""
-
-    seed: int = 0
-    """Of the start, of the order of minibatches and of dropout."""
-    seconds: float = 30.0
-    """How long to measure, all flags together; starting and compiling come on top."""
-    batch_size: int | None = None
-    """How many points a step sees; as many as the experiment says if left out."""
-    optimizer: str | None = None
-    """"gd" or an optimizer of optax; the experiment's own if left out."""
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
-    """The dtype of parameters and data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,24 +120,6 @@ class SweepFlags:
     """Over how many devices the descents are divided, or all there are; a CPU is divided into as many."""
     runs: str = "runs"
     """The folder in which the sweep's own folder is made."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawFlags(Settings):
-    """The settings of a descent, and what to draw of it."""
-
-    what: Literal[
-        "weight", "surface", "hills", "network", "loss", "rates", "check", "differences", "comparison", "samples",
-        "compile", "regions", "confusion", "mistakes",
-    ] = "loss"  # fmt: skip
-    """The descent in its bowl, on its surface (from above, or hills from the side), its network, its loss; ends over
-    learning rates; the gradient check; finite differences over step sizes; step times; predictions."""
-    output: str = ""
-    """The picture's file: .png, .svg or .pdf, and .gif for weight; the experiment's name and what, if left out."""
-    height: float = 3.4
-    """Inches; the width is 4.8."""
-    seconds: float = 2.0
-    """To measure, where step times are drawn."""
 
 
 def together_of(arguments: Sequence[str]) -> Together:

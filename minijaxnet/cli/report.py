@@ -1,5 +1,6 @@
 """``minijaxnet report``: the page that tells what came out of a run, or of several."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import jax
 
 from minijaxnet.cli.begin import asked_again, begin
-from minijaxnet.cli.errors import UsageError
 from minijaxnet.pytrees import named_leaves, structure_difference
-from minijaxnet.report.page import page
+from minijaxnet.report.page import Page, page
+from minijaxnet.report.pictures import FORMATS, write_pictures
 from minijaxnet.report.several import tell_several
 from minijaxnet.report.shown import shown
 from minijaxnet.report.story import Known, tell, told_by
@@ -17,61 +18,53 @@ from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import changes, read_config
 
 PAGE = "report.html"
-_USAGE = f"""usage: minijaxnet report RUN [RUN ...] [--output FILE]
-
-Make the page of a run, {PAGE} in its folder; of several runs, one page that compares them.
-
-  --output FILE  where the page is written; {PAGE} here for several runs"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Make the page of one run or of several."""
-    if {"-h", "--help"} & set(arguments):
-        print(_USAGE)
-        return 0
-    folders, output = _parse(arguments)
-    for folder in folders:
+    parser = argparse.ArgumentParser(
+        prog="minijaxnet report",
+        description=f"Make the page of a run, {PAGE} in its folder; of several runs, one page that compares them.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=f"the page; {PAGE} here for several runs")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where its pictures are written as files")
+    parser.add_argument("--format", default="png", choices=FORMATS, help="of the files; a bowl that moves is a GIF")
+    asked = parser.parse_args(arguments)
+    for folder in asked.runs:
         read_config(folder)
-    print(_write(folders, output or (folders[0] / PAGE if len(folders) == 1 else Path(PAGE)), None))
+    output = asked.output or (asked.runs[0] / PAGE if len(asked.runs) == 1 else Path(PAGE))
+    made = _page_of(asked.runs, None)
+    print(_write(made, output))
+    if asked.pictures is not None:
+        print("\n".join(map(str, write_pictures(made, asked.pictures, asked.format))))
     return 0
 
 
 def leave_report(folder: Path, known: Known) -> str:
     """Leave the page of a run that has just ended in its folder; what was left, or why nothing was, in a line."""
     try:
-        return _write([folder], folder / PAGE, known)
+        return _write(_page_of([folder], known), folder / PAGE)
     except Exception as error:  # the run is done: a page that cannot be made takes nothing from it
         return f"no {PAGE}: {error if isinstance(error, ImportError) else f'{type(error).__name__}: {error}'}"
 
 
-def _parse(arguments: Sequence[str]) -> tuple[list[Path], Path | None]:
-    rest, output = list(arguments), None
-    if "--output" in rest:
-        at = rest.index("--output")
-        if at + 1 == len(rest):
-            raise UsageError("report: --output: got nothing; expected the file to write")
-        output = Path(rest[at + 1])
-        del rest[at : at + 2]
-    if not rest or any(argument.startswith("-") for argument in rest):
-        got = " ".join(arguments) or "nothing"
-        raise UsageError(f"report: got {got}; expected the folders of one run or of several, and --output FILE")
-    return [Path(argument) for argument in rest], output
-
-
-def _write(folders: Sequence[Path], output: Path, known: Known | None) -> str:
+def _page_of(folders: Sequence[Path], known: Known | None) -> Page:
     if len(folders) > 1:
-        told = tell_several([told_by(folder) for folder in folders])
-    else:
-        [folder], notes = folders, []
-        found = told_by(folder, ended=known is not None)
-        with jax.enable_x64(found.config["flags"].get("precision") == "float64"):
-            if known is None and found.config["verb"] == "run":
-                try:
-                    known = _known(folder, found.config)
-                except Exception as error:
-                    notes = [f"Only what the folder holds is shown: {error}"]
-            told = tell(found, [] if known is None else shown(found, known), notes)
-    replace_file(output, page(told).encode())
+        return tell_several([told_by(folder) for folder in folders])
+    [folder], notes = folders, []
+    found = told_by(folder, ended=known is not None)
+    with jax.enable_x64(found.config["flags"].get("precision") == "float64"):
+        if known is None and found.config["verb"] == "run":
+            try:
+                known = _known(folder, found.config)
+            except Exception as error:
+                notes = [f"Only what the folder holds is shown: {error}"]
+        return tell(found, [] if known is None else shown(found, known), notes)
+
+
+def _write(made: Page, output: Path) -> str:
+    replace_file(output, page(made).encode())
     return f"page: {output}"
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet.cli.begin import asked_again
+from minijaxnet.cli.begin import Asked, asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
-from minijaxnet.cli.supervisor import noted_folder
 from minijaxnet.cli.sweep import carry_out_sweep
-from minijaxnet.cli.together import join, supervised_run
+from minijaxnet.cli.together import join, launched
+from minijaxnet.processes import is_first
 from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
 
 
@@ -46,35 +46,47 @@ def main(arguments: Sequence[str]) -> int:
         default=ResumeFlags(**before),
         args=list(arguments[len(folders) :]),
     )
-    if run_state(folder) == "done" and noted_folder() is None and not flags.force:
+    if run_state(folder) == "done" and not flags.force:
         raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
     if config["verb"] == "sweep" and (flags.processes > 1 or flags.coordinator is not None):
         raise UsageError(f"{folder}: got a sweep and several processes; expected one, over as many devices as you like")
-    if (code := supervised_run("resume", arguments, flags)) is not None:
+    if (code := launched("resume", arguments, flags)) is not None:
         return code
     join(flags)
     asked = asked_again(folder, config)
     known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes"}
     chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
-    asked = asked._replace(flags=dataclasses.replace(asked.flags, **chosen))
-    if (changed := changes(folder, asked.file)) and not flags.force:
-        raise UsageError(
-            f"{folder}: got other code or another config than it was started with; expected the same "
-            f"(--force goes on all the same)\n{changed}"
-        )
-    for name, then, now in _other_surroundings(folder):
-        print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
+    return go_on(folder, asked._replace(flags=dataclasses.replace(asked.flags, **chosen)), force=flags.force)
+
+
+def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
+    """Go on with what was asked for, in the folder that holds its beginning; the exit code.
+
+    Of several processes the first one alone looks into the folder.
+
+    Raises:
+        UsageError: code, config or data have changed since, and it is not forced.
+    """
+    how = f"minijaxnet resume {folder} --force goes on all the same"
+    if is_first():
+        if (changed := changes(folder, asked.file)) and not force:
+            raise UsageError(
+                f"{folder}: got other code or another config than it was started with; expected the same ({how})\n"
+                f"{changed}"
+            )
+        for name, then, now in _other_surroundings(folder):
+            print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
-        then, now = str(config.get("data_sha256")).split(), data_sha256.split()
+        then, now = str(read_config(folder).get("data_sha256")).split(), data_sha256.split()
         # Shares of another number of processes are others, though all of them together may be the same.
-        if then != now and len(then) == len(now) and not flags.force:
-            raise UsageError(f"{folder}: got other data than it was started with; expected the same (or --force)")
+        if then != now and len(then) == len(now) and not force:
+            raise UsageError(f"{folder}: got other data than it was started with; expected the same ({how})")
         return contextlib.nullcontext(folder)
 
-    return (
-        carry_out_sweep(asked, open_folder) if config["verb"] == "sweep" else carry_out(asked, open_folder, resume=True)
-    )
+    if asked.verb == "sweep":
+        return carry_out_sweep(asked, open_folder)
+    return carry_out(asked, open_folder, resume=True)
 
 
 def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:

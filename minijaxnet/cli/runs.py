@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _row(folder: Path) -> tuple[str, ...]:
     state, result = run_state(folder), read_json(folder / RESULT)
-    rows = [row for row in read_rows(folder / METRICS) if "event" not in row]
+    rows = read_rows(folder / METRICS)
     last = rows[-1] if rows else {}
     steps = result.get("steps_taken", last.get("step"))
     if "best" in result:

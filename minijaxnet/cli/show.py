@@ -36,15 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     if "error" in result:
         print(f"\n{result['error']}")
     rows = read_rows(folder / METRICS)
-    events = [row for row in rows if "event" in row]
-    rows = [row for row in rows if "event" not in row]
     shown = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
     if shown:
         names = [name for name in shown[0] if name != "step"]
         lines = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
         print(f"\n{text_table(('step', *names), lines)}")
-    for event in events:
-        print(f"step {event['step']:,}: {event['event']}, diverged at step {event['diverged_at']:,}")
     if check := result.get("gradient_check"):
         print(f"\ngradient by hand: {'right' if check.get('ok') else 'WRONG'}")
     return 0

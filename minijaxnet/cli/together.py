@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, SweepFlags, Together
-from minijaxnet.cli.supervisor import free_port, stop_with_supervisor, supervise, supervised
+from minijaxnet.cli.launch import launch
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
 from minijaxnet.mesh import check_divides, data_mesh
@@ -23,25 +23,16 @@ from minijaxnet.run.folder import environment
 _OWN = {"runs", "processes", *EACH_START}
 
 
-def supervised_run(verb: str, arguments: Sequence[str], asked: Together) -> int | None:
+def launched(verb: str, arguments: Sequence[str], asked: Together) -> int | None:
     """Carry out a verb in processes of its own, if that is asked for; the exit code, None if this process does it."""
-    for name, least in (("processes", 1), ("restarts", 0), ("heartbeat_seconds", 1)):
-        if (value := getattr(asked, name)) < least:
-            raise UsageError(f"{name}: got {value}; expected at least {least}")
-    if supervised() or (asked.processes == 1 and asked.coordinator is None and not asked.restarts):
+    for name in ("processes", "heartbeat_seconds"):
+        if (value := getattr(asked, name)) < 1:
+            raise UsageError(f"{name}: got {value}; expected at least 1")
+    if asked.processes in (1, asked.num_processes):  # this process is one of them
         return None
-    if asked.processes > 1 and asked.coordinator is not None:
+    if asked.coordinator is not None:
         raise UsageError(f"processes: got {asked.processes}, and a coordinator; expected one of the two")
-
-    def commands() -> dict[int, list[str]]:
-        if asked.processes == 1:
-            return {asked.process_id or 0: [verb, *arguments]}
-        place = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(asked.processes)]
-        return {rank: [verb, *arguments, *place, "--process-id", str(rank)] for rank in range(asked.processes)}
-
-    # On a cluster the others are started again by their own supervisors: by then all have noticed.
-    pause_s = 0 if asked.coordinator is None else asked.heartbeat_seconds
-    return supervise(commands, restarts=asked.restarts, pause_s=pause_s)
+    return launch([verb, *arguments], asked.processes)
 
 
 def join(asked: Together) -> None:
@@ -50,8 +41,6 @@ def join(asked: Together) -> None:
     Raises:
         UsageError: devices that the processes do not divide, or another number of them in each.
     """
-    if supervised():
-        stop_with_supervisor()
     count = asked.num_processes or 1
     if isinstance(asked.devices, int):
         if asked.devices % count:
@@ -64,7 +53,7 @@ def join(asked: Together) -> None:
         address,
         num_processes=asked.num_processes,
         process_id=asked.process_id,
-        timeout_s=max(60, 2 * asked.heartbeat_seconds),  # who is started again has noticed sooner than the others
+        timeout_s=max(60, 2 * asked.heartbeat_seconds),  # who is started again may have noticed sooner than the others
         heartbeat_s=asked.heartbeat_seconds,
     )
     each = [len(jax.local_devices(process)) for process in range(jax.process_count())]

@@ -34,7 +34,7 @@ def draw_curves(
 
     Args:
         axes: of matplotlib.
-        rows: as in ``metrics.jsonl``: ``{"step", "loss", ...}``, or an event, ``{"step", "event", ...}``.
+        rows: as in ``metrics.jsonl``: ``{"step", "loss", ...}``.
         names: which of the numbers to draw. ``test_<name>`` is drawn as test; ``train_<name>``, and a name whose
             ``test_<name>`` is drawn, too, as training.
         flat_at: the step at which the descent was flat.
@@ -43,16 +43,14 @@ def draw_curves(
     Raises:
         ValueError: a name that no row has.
     """
-    seen = [row for row in rows if "event" not in row]
-    if missing := [name for name in names if seen and not any(name in row for row in seen)]:
-        raise ValueError(f"names: got {missing[0]!r}; expected one of {', '.join(sorted(seen[0].keys() - {'step'}))}")
+    if missing := [name for name in names if rows and not any(name in row for row in rows)]:
+        raise ValueError(f"names: got {missing[0]!r}; expected one of {', '.join(sorted(rows[0].keys() - {'step'}))}")
     lines = {}
     for name in names:
-        pairs = [(row["step"], row[name]) for row in seen if name in row]
+        pairs = [(row["step"], row[name]) for row in rows if name in row]
         steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
         lines[name] = (steps, values, _look(name, names))
     _draw_lines(axes, lines)
-    _draw_events(axes, [row for row in rows if "event" in row])
     _draw_end(axes, flat_at, diverged_at)
     _finish(axes)
 
@@ -120,17 +118,6 @@ def _in_short(names: Any) -> list[str]:
     ['loss']
     """
     return list(dict.fromkeys(name.removeprefix("test_").removeprefix("train_") for name in names))
-
-
-def _draw_events(axes: Any, events: Sequence[Mapping[str, Any]]) -> None:
-    """A dotted line where the descent went on, one entry in the legend for each kind; a mark where it had diverged."""
-    for i, row in enumerate(events):
-        first = row["event"] not in [other["event"] for other in events[:i]]
-        label = _label(row["event"].replace("_", " ").replace("-", " ")) if first else "_"
-        axes.axvline(row["step"], color=COLOURS["past"], linestyle=":", linewidth=1, label=label)
-    if gone := [row["diverged_at"] for row in events if "diverged_at" in row]:
-        style = {"color": COLOURS["diverged"], "marker": "X", "linestyle": "none", "clip_on": False}
-        axes.plot(gone, np.ones(len(gone)), transform=axes.get_xaxis_transform(), label="had diverged", **style)
 
 
 def _draw_end(axes: Any, flat_at: int | None, diverged_at: int | None) -> None:

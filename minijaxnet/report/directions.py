@@ -1,30 +1,11 @@
-"""Two directions for a picture of a large network's loss: random ones of its own scale, or those of its path.
+"""Two random directions, of the network's own scale, for a picture of a large network's loss by ``loss_surface``."""
 
-They go with ``loss_surface``, which computes the loss over them, and ``project_path``, which says where a descent lies.
-"""
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from minijaxnet.pytrees import floating_arrays
-
-
-class PrincipalDirections(NamedTuple):
-    """The two directions that a path goes along most.
-
-    Attributes:
-        first: a tree like the params, of length 1; the path starts on its positive side.
-        second: the same, orthogonal to the first.
-        explained: the share of the path's squared distance from its last moment that lies along each; at most 1
-            together.
-    """
-
-    first: Any
-    second: Any
-    explained: tuple[float, float]
 
 
 def random_directions(key: jax.Array, params: Any) -> tuple[Any, Any]:
@@ -78,66 +59,3 @@ def _filters_like(key: jax.Array, leaf: jax.Array) -> jax.Array:
         for array in (draw, leaf.astype(wide))
     )
     return (draw / norm * wanted).astype(leaf.dtype)
-
-
-def principal_directions(path: Any) -> PrincipalDirections:
-    r"""The plane through the last moment of a path that lies nearest to all of it.
-
-    With ``x_t = w_t - w_T`` as the rows of X, these are the first two right singular vectors of X:
-    ``X X^T = U S^2 U^T`` and ``v_i = X^T u_i / s_i``, which explain ``s_i^2 / sum_j s_j^2``. Only the small matrix
-    ``X X^T``, moments by moments, is made beside the path itself. The distances are from the last moment and not from
-    the mean, since the picture is drawn around the last. Computed on the host, in float64.
-
-    Args:
-        path: a tree of params whose leaves have a leading axis of moments, at least 3 of them different. Rows of NaN,
-            of steps that a descent did not take, are left out.
-
-    Returns:
-        The directions in the dtypes of the params, and the share that each explains.
-
-    Raises:
-        TypeError: a path that is not of floating numbers.
-        ValueError: leading axes that differ; fewer than 3 finite moments; a path that stays on a line.
-
-    Example:
-        >>> found = principal_directions({"w": jnp.array([[3.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])})
-        >>> print(np.round(found.explained, 3), found.first["w"])
-        [0.818 0.182] [1. 0.]
-
-    Source: Li, Xu, Taylor, Studer and Goldstein, "Visualizing the loss landscape of neural nets", 2018, section 7.
-    """
-    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, floating_arrays(path, "path")))
-    moments = {leaf.shape[:1] for leaf in leaves}
-    if len(moments) != 1 or () in moments:
-        raise ValueError(f"path: got leaves of shapes {[leaf.shape for leaf in leaves]}; expected one axis of moments")
-    finite = np.all([np.isfinite(_rows(leaf)).all(axis=1) for leaf in leaves], axis=0)
-    if finite.sum() < 3:
-        raise ValueError(f"path: got {finite.sum()} finite moments; expected at least 3, for a plane")
-
-    def away(leaf: np.ndarray) -> np.ndarray:
-        rows = _rows(leaf)[finite]
-        return rows - rows[-1]
-
-    gram = np.sum([rows @ rows.T for rows in map(away, leaves)], axis=0)
-    squares, vectors = np.linalg.eigh(gram)
-    squares, vectors = squares[:-3:-1], vectors[:, :-3:-1]
-    # What rounding can make of a line is no direction.
-    least = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves) ** 2 + np.finfo(np.float64).eps
-    if not squares[1] > len(gram) * least * squares[0]:
-        raise ValueError(
-            f"path: got {len(gram)} moments on a line; expected a path that turns, or use random directions"
-        )
-    vectors = vectors * np.where(vectors[0] < 0, -1, 1) / np.sqrt(squares)
-    first, second = (
-        jax.tree.unflatten(
-            structure, [jnp.asarray((vector @ away(leaf)).reshape(leaf.shape[1:]), leaf.dtype) for leaf in leaves]
-        )
-        for vector in vectors.T
-    )
-    shares = squares / np.trace(gram)
-    return PrincipalDirections(first, second, (float(shares[0]), float(shares[1])))
-
-
-def _rows(leaf: np.ndarray) -> np.ndarray:
-    """A moment a row, in float64."""
-    return leaf.astype(np.float64).reshape(len(leaf), -1)

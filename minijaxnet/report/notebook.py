@@ -31,7 +31,7 @@ def _of_fit(result: FitResult) -> str:
     taken, status = result.steps_taken, result.status
     how = {FLAT: f"flat after {taken:,} steps", DIVERGED: f"diverged at step {taken:,}"}
     verdict = how.get(status, f"took {taken:,} steps" + (", then was interrupted" if result.interrupted else ""))
-    seen = [row for row in result.rows if "event" not in row]
+    seen = result.rows
     names = [name for name in seen[0] if name != "step"] if seen else []
     rows = [(name, *(_number(row.get(name)) for row in (seen[0], seen[-1]))) for name in names]
     ends = tuple(f"at step {row['step']:,}" for row in (seen[0], seen[-1])) if seen else ("at the start", "at the end")

@@ -43,12 +43,14 @@ class Picture(NamedTuple):
         alt: what it shows, for those who cannot see it.
         image: an SVG element, as from ``style.to_svg``, taken as it is; or a PNG, as from ``style.data_url``.
         words: below the picture.
+        figure: of matplotlib, to write the picture as a file; None if there is none.
     """
 
     title: str
     alt: str
     image: str
     words: str = ""
+    figure: Any = None
 
 
 class Text(NamedTuple):

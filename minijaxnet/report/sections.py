@@ -59,7 +59,7 @@ def drawn(wanted: Iterable[Wanted]) -> tuple[list[Picture], list[str]]:
             with styled():
                 made = figure(WIDTH, picture.height)
                 picture.draw(made if picture.whole else made.subplots())
-                pictures.append(Picture(picture.title, picture.alt, to_svg(made, picture.title), picture.words))
+                pictures.append(Picture(picture.title, picture.alt, to_svg(made, picture.title), picture.words, made))
         except NoMatplotlib:
             raise
         except Exception as error:

@@ -26,17 +26,17 @@ def tell_several(runs: Sequence[Told]) -> Page:
     if np.isfinite(loss := _last(lowest, "test_loss")):
         best = next(name for name, told in names.items() if told is lowest)
         verdicts.insert(0, Verdict("neutral", f"The lowest test loss at the end, {short(loss)}, is that of {best}."))
-    columns = list(dict.fromkeys(c for told in runs if told.seen for c in told.seen[-1] if not is_weight(c)))
+    columns = list(dict.fromkeys(c for told in runs if told.rows for c in told.rows[-1] if not is_weight(c)))
     rows = [
-        (name, told.state, *(told.seen[-1].get(column) if told.seen else None for column in columns))
+        (name, told.state, *(told.rows[-1].get(column) if told.rows else None for column in columns))
         for name, told in names.items()
     ]
     ends = Table("At the end", ("run", "state", *columns), rows)
     pictures = [
         Wanted(title, f"The {title.lower()} of each run over steps.",
-               lambda axes, of=of: draw_runs(axes, {name: told.seen for name, told in names.items()}, of))
+               lambda axes, of=of: draw_runs(axes, {name: told.rows for name, told in names.items()}, of))
         for title, of in _CURVES.items()
-        if any(of in row for told in runs for row in told.seen)
+        if any(of in row for told in runs for row in told.rows)
     ]  # fmt: skip
     settings = {name: _settings(told) for name, told in names.items()}
     every = dict.fromkeys(setting for found in settings.values() for setting in found)
@@ -59,7 +59,7 @@ def draw_runs(axes: Any, runs: Mapping[str, Sequence[Mapping[str, Any]]], name: 
 
     Args:
         axes: of matplotlib.
-        runs: ``{run: rows}``, rows as in ``metrics.jsonl``, without events.
+        runs: ``{run: rows}``, rows as in ``metrics.jsonl``.
         name: of the number.
     """
     lines = {}
@@ -93,5 +93,5 @@ def _names(runs: Sequence[Told]) -> dict[str, Told]:
 
 
 def _last(told: Told, name: str) -> float:
-    value = float(told.seen[-1].get(name, np.inf)) if told.seen else np.inf
+    value = float(told.rows[-1].get(name, np.inf)) if told.rows else np.inf
     return value if np.isfinite(value) else np.inf

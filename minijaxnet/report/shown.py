@@ -11,10 +11,10 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.landscape import LossSurface, loss_surface, project_path
+from minijaxnet.landscape import LossSurface, loss_surface
 from minijaxnet.pytrees import cast_floats, number_of, weights_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
-from minijaxnet.report.directions import principal_directions, random_directions
+from minijaxnet.report.directions import random_directions
 from minijaxnet.report.graph import draw_network
 from minijaxnet.report.page import Section, Table
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights, most_telling
@@ -71,7 +71,7 @@ class _Path(NamedTuple):
 
 def _path(told: Told, known: Known) -> _Path:
     names = list(weights_of(known.params)) if number_of(known.params) <= MOST_WATCHED else []
-    rows = [row for row in told.seen if names and all(name in row for name in names)]
+    rows = [row for row in told.rows if names and all(name in row for name in names)]
     dtype = jax.flatten_util.ravel_pytree(known.params)[0].dtype
     kept = most_telling(len(rows))
     here, after = ([rows[i] for i in np.minimum(kept + k, len(rows) - 1)] for k in (0, 1))
@@ -98,13 +98,8 @@ def _widened(tree: Any) -> Any:
                         if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)  # fmt: skip
 
 
-def _rate(told: Told) -> float:
-    """The learning rate that the descent ended with: halved each time it diverged and went on."""
-    return told.config["flags"]["learning_rate"] / 2 ** (len(told.rows) - len(told.seen))
-
-
 def _left_out(told: Told, path: _Path) -> str:
-    logged, kept = len(told.seen), len(path.at)
+    logged, kept = len(told.rows), len(path.at)
     return "" if kept == logged else f"Of {logged:,} logged stops {kept:,} are here, the early ones most closely."
 
 
@@ -123,7 +118,7 @@ def bowl(told: Told, known: Known) -> Bowl:
 
 def _one_weight(told: Told, known: Known, path: _Path) -> Seen:
     [leaf], structure = jax.tree.flatten(known.params)
-    rate = _rate(told)
+    rate = told.config["flags"]["learning_rate"]
     loss, found = _loss(known), bowl(told, known)
     wide = known._replace(params=_widened(known.params), train=_widened(known.train))
     curve = bowl(told, wide)  # a narrow dtype would make stairs of it
@@ -161,7 +156,7 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
     first, second = weights_of(known.params)
     offsets = np.asarray(surface.offsets)
     axes = tuple(middle + offsets.astype(float) for middle in centre.astype(float))  # in even steps, however fine
-    rate = _rate(told)
+    rate = told.config["flags"]["learning_rate"]
     names = (f"{first} - {centre[0]:.3g}", f"{second} - {centre[1]:.3g}")
     player = TwoWeights(
         "The descent, stop by stop",
@@ -174,18 +169,6 @@ def _two_weights(told: Told, known: Known, path: _Path) -> Seen:
         path.at,
     )
     return Seen(_left_out(told, path), views(surface, path.weights - centre, names, path.losses), players=[player])
-
-
-def over_path(known: Known, path: Any) -> tuple[LossSurface, np.ndarray, tuple[str, str]]:
-    """The loss over the principal plane of a path of params, around its end; the path on it; names of its axes."""
-    first, second, explained = principal_directions(path)
-    stops = project_path(path, (first, second))
-    span = _MARGIN * float(np.nanmax(np.abs(stops)))
-    surface = loss_surface(
-        _loss(known), known.params, known.train, directions=(first, second), span=span, points=_POINTS
-    )
-    names = tuple(f"principal direction {i} ({share:.0%})" for i, share in enumerate(explained, 1))
-    return surface, stops, (names[0], names[1])
 
 
 def views(surface: LossSurface, path: Any, names: tuple[str, str], losses: Any = None) -> list[Wanted]:

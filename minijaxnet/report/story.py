@@ -66,11 +66,6 @@ class Told(NamedTuple):
     comparison: dict[str, Any]
     rows: list[dict[str, Any]]
 
-    @property
-    def seen(self) -> list[dict[str, Any]]:
-        """The rows without the events among them."""
-        return [row for row in self.rows if "event" not in row]
-
 
 def told_by(folder: Path, *, ended: bool = False) -> Told:
     """Read the folder of a run, as far as it is whole.
@@ -135,7 +130,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _verdicts(told: Told) -> Iterator[Verdict]:
-    rows, result = told.seen, told.result
+    rows, result = told.rows, told.result
     at = f"step {rows[-1]['step']:,}" if rows else "the start"
     how = {
         "running": f"The run is under way, at {at}.",
@@ -149,10 +144,6 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
     yield Verdict(_STATES[told.state], how)
-    if gone := [row for row in told.rows if "diverged_at" in row]:
-        often, at, back = len(gone), gone[-1]["diverged_at"], gone[-1]["step"]
-        last = f"Diverged {often} time{'s' * (often > 1)}, at last at step {at:,}: back to step {back:,}"
-        yield Verdict("warning", f"{last}, each time on at half the learning rate.")
     if len(rows) > 1 and "train_loss" in rows[0]:
         first, last = rows[0], rows[-1]
         metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
@@ -177,7 +168,7 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
 
 
 def _descent(told: Told) -> Section:
-    rows, result = told.seen, told.result
+    rows, result = told.rows, told.result
     if (told.folder / SWEPT).is_file():
         return _sweep(told)
     if not rows:

@@ -104,7 +104,7 @@ def to_svg(figure: "Figure", name: str) -> str:
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     svg = written.getvalue()[written.getvalue().index("<svg") :]
     svg = re.sub("<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(?<= id=")(?=[^"]+_\d+")', f"{_slug(name)}-", svg)
+    svg = re.sub(r'(?<= id=")(?=[^"]+_\d+")', f"{slug(name)}-", svg)
     return svg.replace(INK, "currentColor")
 
 
@@ -145,10 +145,10 @@ def _rules(rules: Any) -> Any:
     return matplotlib.rc_context(rules)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
     """A name as an id.
 
-    >>> _slug("Loss & slope")
+    >>> slug("Loss & slope")
     'loss-slope'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

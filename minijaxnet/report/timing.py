@@ -31,7 +31,6 @@ class Compared(NamedTuple):
         control: the baseline over itself.
         resolution: the ratio from which on arms are told apart.
         sound: whether the baseline equals itself.
-        rounds_each: how many rounds each process took.
         samples_s: ``{arm: (rounds,)}``; empty where none were kept, as in ``timing.json``.
         control_s: ``(rounds,)`` of the baseline's second entry; empty where none were kept.
         sentinel_s: ``(rounds,)``, seconds of a fixed workload; empty where none were kept.
@@ -45,7 +44,6 @@ class Compared(NamedTuple):
     control: Interval
     resolution: float
     sound: bool
-    rounds_each: tuple[int, ...]
     samples_s: dict[str, np.ndarray]
     control_s: np.ndarray
     sentinel_s: np.ndarray
@@ -86,7 +84,6 @@ def compared(source: Comparison) -> Compared:
         control=_interval(found["control"]),
         resolution=_number(found["resolution"]),
         sound=found["sound"],
-        rounds_each=tuple(found["rounds_each"]),
         samples_s={name: np.asarray(arm["samples_s"], float) for name, arm in samples.get("arms", {}).items()},
         control_s=np.asarray(samples.get("control_s", ()), float),
         sentinel_s=np.asarray(samples.get("sentinel_s", ()), float),
@@ -150,8 +147,6 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
         style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         _draw_over_median(axes, samples_s, label=label, linewidth=0.7, **style)
     _draw_over_median(axes, told.sentinel_s, label="a fixed workload", color=COLOURS["past"], linewidth=1.6)
-    for first in np.cumsum(told.rounds_each)[:-1]:
-        axes.axvline(first + 0.5, color=INK, linestyle=":", linewidth=0.8)
     axes.axhline(1, color=INK, linewidth=0.6, linestyle="--")
     axes.xaxis.get_major_locator().set_params(integer=True)
     beside = scale(axes, "y", np.concatenate([x / np.median(x) for x in told.samples_s.values()]))

@@ -2,11 +2,13 @@
 
 from minijaxnet.run.checkpoint import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
 from minijaxnet.run.fit import FitResult, Progress, check_values, fit
+from minijaxnet.run.log import Sink
 
 __all__ = [
     "CheckpointError",
     "FitResult",
     "Progress",
+    "Sink",
     "check_values",
     "checkpoint_step",
     "fit",

@@ -21,8 +21,8 @@ from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import Objective
 from minijaxnet.processes import here, is_first, own_share, told
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves, structure_difference
-from minijaxnet.run.keeper import Keeper, Retry
-from minijaxnet.run.lock import hold
+from minijaxnet.run.keeper import Keeper
+from minijaxnet.run.lock import Held, hold
 from minijaxnet.run.log import Log, Sink
 from minijaxnet.run.signals import heard
 from minijaxnet.tables import html_of
@@ -90,12 +90,10 @@ def fit(
     key: jax.Array | None = None,
     log_every: int | None = None,
     measure: Callable[[Any], dict[str, Any]] | None = None,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | Held | None = None,
     resume: bool = False,
-    held: bool = False,
     checkpoint_every: int | None = None,
     checkpoint_s: float = 60.0,
-    on_divergence: Retry | None = None,
     sink: Sink | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
@@ -121,16 +119,12 @@ def fit(
         log_every: steps from one logged row to the next; about 20 rows if None.
         measure: ``measure(params) -> {name: number}``, added to each logged row.
         run_dir: an existing folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written;
-            nothing is written if None.
+            nothing is written if None. It is held meanwhile; what ``run.lock.hold`` gave is held by the caller.
         resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none;
             all other arguments are to be those of the first start.
-        held: whether the caller holds the run folder already, by ``run.lock.hold``.
         checkpoint_every: steps from one checkpoint to the next; None for by time alone.
         checkpoint_s: seconds from one checkpoint to the next. There is one at the end, too, unless it diverged.
-        on_divergence: ``(state, times) -> (descent, state)``: how to go on when a descent has diverged so many
-            times, such as with a smaller rate; None to end there. The state is the last but one at a multiple of
-            ``checkpoint_every`` (of ``log_every``, if None).
-        sink: somebody else who keeps the logged rows.
+        sink: who else keeps the logged rows; see ``Sink``.
         on_progress: called after each chunk.
 
     Returns:
@@ -163,19 +157,19 @@ def fit(
     began, run_s = time.perf_counter(), 0.0
     state = own_copy(state)
     capacity = chunk_capacity(descent.step, feed, state, source)
-    keeping = {"every": checkpoint_every, "seconds": checkpoint_s, "retry": on_divergence, "mark_every": log_every}
 
     if not is_first():  # the first process writes
         run_dir, resume, sink, on_progress = None, False, None, None
+    folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
 
     with (
-        hold(run_dir) if run_dir is not None and not held else nullcontext(),
-        nullcontext(Keeper(run_dir, resume=resume, **keeping)) as keeper,
-        Log(run_dir, resume=resume, sink=sink) as log,
+        nullcontext() if run_dir is None else hold(run_dir),
+        nullcontext(Keeper(folder, every=checkpoint_every, seconds=checkpoint_s, resume=resume)) as keeper,
+        Log(folder, resume=resume, sink=sink) as log,
         heard() as stop,
     ):
-        first, descent, state = keeper.begin(descent, state, log.whole_until(log_every))
-        log.back_to(first, keeper.events)
+        first, state = keeper.begin(state, log.whole_until(log_every))
+        log.begin(first)
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
@@ -199,7 +193,6 @@ def fit(
             if is_due:
                 log.sync()
                 keeper.keep(step, state)
-            keeper.look(step, state)
             measured = _measured(measure, state.params) if step % log_every == 0 else None
             state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
@@ -213,15 +206,6 @@ def fit(
                 if on_progress is not None:
                     loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
                     on_progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
-            if history.status == DIVERGED and keeper.may_retry():
-                log.sync()
-                back, descent, state = keeper.retry(first + history.steps_taken)
-                log.back_to(back, keeper.events)
-                if back < first:  # where an earlier process began
-                    state, trace, _ = chunk(state, 0)
-                    first, history = back, History(steps - back)
-                    history.append(trace)
-                history.back_to(back - first)
         end = first + history.steps_taken
         if history.status != DIVERGED:
             log.sync()
@@ -240,7 +224,7 @@ def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:
 
 def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
     measured = {} if measure is None else {name: float(value) for name, value in measure(params).items()}
-    if taken := {"step", "loss", "gradient_norm", "event"} & set(measured):
+    if taken := {"step", "loss", "gradient_norm"} & set(measured):
         raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
     return measured
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LOCK = "lock"
 _ATTEMPTS = 5
@@ -24,13 +24,22 @@ class RunInUse(OSError):
     """A run folder that another process holds."""
 
 
+class Held(NamedTuple):
+    """A run folder that this process holds, as ``hold`` gave it."""
+
+    folder: Path
+
+
 @contextmanager
-def hold(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder within the ``with``.
+def hold(folder: str | Path | Held) -> Iterator[Held]:
+    """Hold a run folder within the ``with``; one that is held already, by whoever hands it on, stays so.
 
     Raises:
         RunInUse: a process that is alive holds it, this one included; the text names it and since when.
     """
+    if isinstance(folder, Held):
+        yield folder
+        return
     path = Path(folder) / LOCK
     descriptor = _locked(path)
     try:
@@ -43,7 +52,7 @@ def hold(folder: str | Path) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
         try:
-            yield
+            yield Held(Path(folder))
         finally:
             path.unlink(missing_ok=True)
     finally:

@@ -1,8 +1,7 @@
 """What happened, a line each, on disk as it happens: ``metrics.jsonl``, and apart from it clocks in ``timing.jsonl``.
 
 A line of metrics is ``{"step", "loss", "gradient_norm", ...}``: what the step saw before it moved, and what was
-measured there; or an event, ``{"step", "event", ...}``. There is no clock in it, so two runs of the same numbers have
-the same file.
+measured there. There is no clock in it, so two runs of the same numbers have the same file.
 """
 
 import contextlib
@@ -22,15 +21,31 @@ MOST_WATCHED = 2
 
 
 class Sink(NamedTuple):
-    """Somebody else who keeps the rows.
+    """Who else keeps the logged rows of a ``fit``, such as TensorBoard, Weights & Biases or MLflow.
+
+    Both functions are called by ``fit`` itself, between chunks of compiled steps, in its own thread; with several
+    processes in the first one alone. An exception that they raise ends the fit.
 
     Attributes:
-        write: takes a row, as it is logged.
-        back_to: takes a step: what comes next begins there, and what was written from there on is void.
+        write: ``write(row)``, once for each row, when it has been written to ``metrics.jsonl``: every ``log_every``
+            steps, and once more at the end. A row is ``{"step": int, "loss": float, "gradient_norm": float}`` with what
+            ``measure`` added; steps are rising.
+        begin: ``begin(step)``, once, before the first row: 0, or the step from which a resumed fit goes on. Rows from
+            that step on, which an earlier process may have written already, follow anew, with the same numbers.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import minijaxnet as mjn
+        >>> descent = mjn.gradient_descent(lambda weight, batch: jnp.mean((weight - batch) ** 2), learning_rate=0.5)
+        >>> losses = {}
+        >>> sink = mjn.Sink(lambda row: losses.update({row["step"]: row["loss"]}))
+        >>> _ = mjn.fit(descent, descent.init(0.0), jnp.full(2, 3.0), steps=2, log_every=1, sink=sink)
+        >>> losses
+        {0: 9.0, 1: 0.0, 2: 0.0}
     """
 
     write: Callable[[dict[str, Any]], None]
-    back_to: Callable[[int], None]
+    begin: Callable[[int], None] = lambda step: None
 
 
 class Log:
@@ -43,7 +58,7 @@ class Log:
         resume: bool = False,
         sink: Sink | None = None,
     ):
-        """Begin new files in the folder, or with ``resume`` take over what is there; see ``back_to``."""
+        """Begin new files in the folder, or with ``resume`` take over what is there; see ``begin``."""
         self.rows: list[dict[str, Any]] = []
         self._sink = sink
         self._files = {}
@@ -65,16 +80,15 @@ class Log:
         if self._sink is not None:
             self._sink.write(self.rows[-1])
 
-    def back_to(self, step: int, events: list[dict[str, Any]]) -> None:
-        """Forget all from a step on, since it will be seen again, and have these events and no others."""
-        rows = [row for row in self.rows if "event" not in row and row["step"] < step]
-        self.rows = sorted([*events, *rows], key=lambda row: row["step"])  # of equals, the event first
+    def begin(self, step: int) -> None:
+        """Forget all from a step on, since it will be seen again."""
+        self.rows = [row for row in self.rows if row["step"] < step]
         if self._files:
             self._files[METRICS].close()
             replace_file(self._path, "".join(_line(row) for row in self.rows).encode())
             self._files[METRICS] = self._path.open("a", encoding="utf-8")
         if self._sink is not None:
-            self._sink.back_to(step)
+            self._sink.begin(step)
 
     def whole_until(self, every: int) -> int:
         """The first multiple of ``every`` that has no row."""

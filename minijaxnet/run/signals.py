@@ -1,15 +1,12 @@
 """SIGINT and SIGTERM: asked to stop, a run comes to a good end; asked twice, it ends at once."""
 
-import math
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
-_last_s = -math.inf
 
 
 class Stop:
@@ -20,11 +17,6 @@ class Stop:
     def __bool__(self) -> bool:
         """Whether to stop."""
         return bool(self.signum)
-
-
-def heard_within(seconds: float) -> bool:
-    """Whether a signal was heard just now: who is told a second time by another way should take that for an echo."""
-    return time.monotonic() - _last_s < seconds
 
 
 @contextmanager
@@ -48,8 +40,7 @@ def heard(*, raises: bool = False) -> Iterator[Stop]:
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
     def on_signal(signum: int, frame: Any) -> None:
-        global _last_s
-        stop.signum, _last_s = signum, time.monotonic()
+        stop.signum = signum
         if not raises:
             restore()
             return

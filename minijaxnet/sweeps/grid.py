@@ -86,6 +86,17 @@ def sweep(
         >>> result = sweep(run, {"start": jnp.array([2.0, 3.0]), "learning_rate": jnp.array([0.1, 2.0, 0.3])})
         >>> result.output.loss.shape, result.best().place
         ((2, 3, 20), (0, 2))
+
+        What networks from several seeds predict together, mean and spread, is one ``vmap`` over the params that ``run``
+        returned, leading axes in the axes' order:
+
+        >>> slopes = sweep(lambda slope: slope, {"slope": jnp.array([1.0, 2.0, 3.0])}).output
+        >>> predictions = jax.vmap(lambda slope, x: slope * x, (0, None))(slopes, jnp.array([1.0, 10.0]))
+        >>> jnp.mean(predictions, axis=0).tolist(), jnp.std(predictions, axis=0, ddof=1).tolist()
+        ([2.0, 20.0], [1.0, 10.0])
+
+    Source: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", 2017
+        (networks from several seeds).
     """
     axes = {name: _values(name, values) for name, values in axes.items()}
     if not axes:

@@ -10,8 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from minijaxnet.bench import peers as bench_peers
-from minijaxnet.bench import worker
+from peers import compare as bench_peers
+from peers import arms as worker
 from minijaxnet.bench.intervals import Interval
 
 peers = importlib.import_module("peers")

@@ -40,9 +40,6 @@ class Peer:
         module: str,
         arguments: Sequence[str],
         scratch: Path,
-        *,
-        path: Path | None = None,
-        environment: Mapping[str, str] | None = None,
     ):
         """Start ``python -m module *arguments``; as its last argument it gets the pipe, for ``connected``.
 
@@ -50,15 +47,12 @@ class Peer:
             module: which ends in ``serve``.
             arguments: for it.
             scratch: a folder for what the framework compiles.
-            path: where else to look for modules.
-            environment: what its environment says beside, or instead of, what this process' does.
         """
         self.pipe, theirs = Pipe()
         self.errors = tempfile.TemporaryFile(dir=scratch)
         call = [sys.executable, "-m", module, *arguments, str(theirs.fileno())]
-        variables = _environment(scratch, path) | dict(environment or {})
         self.process = subprocess.Popen(
-            call, env=variables, pass_fds=[theirs.fileno()], stdout=self.errors, stderr=self.errors
+            call, env=_environment(scratch), pass_fds=[theirs.fileno()], stdout=self.errors, stderr=self.errors
         )
         theirs.close()
 
@@ -107,12 +101,12 @@ class Peer:
         return f": {said[-1]}" if said else ""
 
 
-def _environment(scratch: Path, path: Path | None) -> dict[str, str]:
+def _environment(scratch: Path) -> dict[str, str]:
     """The environment of a peer's process, which finds no program that was compiled before."""
     kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    paths = [str(Path(__file__).parents[2]), *([] if path is None else [str(path)])]
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return kept | {
-        "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join(paths),
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(scratch),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
