@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
+from peers.compare import Comparison, Peer, compare_peers
 
 from minijaxnet.bench.intervals import Interval, median_interval
-from peers.compare import Comparison, Peer, compare_peers
 from minijaxnet.tables import figure, text_table
 
 

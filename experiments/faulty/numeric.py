@@ -35,18 +35,6 @@ def diagnosed(tool: Tool, setting: Setting) -> Iterator[Trial]:
     yield Trial(call, Expected("line.py:", "NaN", "first operation whose result is not finite is log, line.py"))
 
 
-def goes_back(tool: Tool, setting: Setting) -> Iterator[Trial]:
-    """Divergence, with the wish to go on at half the rate, killed or not: it comes to an end, and a finite one."""
-    if not tool.ours:
-        raise NotOffered("it does not go back")
-    flags = ("--learning-rate", "2.5", "--on-divergence", "halve-rate")
-    once, twice = (
-        tool.called(setting.folder(name), "run", *flags, limit="100.0")()  # pyright: ignore
-        for name in ("once", "twice")
-    )
-    yield Trial(lambda: once, _ASTRAY, twice)
-
-
 def not_finite_at_save(tool: Tool, setting: Setting) -> Iterator[Trial]:
     """NaN and infinity in a checkpoint: refused, or the same bits when it is loaded."""
     for number, bad in enumerate((np.nan, np.inf, -np.inf)):
@@ -132,7 +120,6 @@ NUMBERS: dict[str, Callable[[Tool, Setting], Iterator[Trial]]] = {
     "a slope that is NaN from a step on": _diverges("NaN"),
     "a loss that overflows": _diverges("overflow"),
     "which operation was not finite": diagnosed,
-    "on at half the rate after it diverged": goes_back,
     "NaN and infinity in a checkpoint": not_finite_at_save,
     "the checkpoint of another optimizer": other_optimizer,
     "a state with another optimizer's": spoilt_optimizer,

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .arms import python_loop
-
 from . import Arm, Workload
+from .arms import python_loop
 from .optax_steps import loss_of
 from .raw_jax import on_device, over_copies, scanned
 

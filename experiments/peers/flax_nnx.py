@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx  # pyright: ignore[reportMissingImports]
 
-from .arms import python_loop
-
 from . import Arm, Run, Workload
+from .arms import python_loop
 from .optax_steps import loss_of
 from .raw_jax import on_device, scanned
 

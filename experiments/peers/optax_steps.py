@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from .arms import python_loop
-
 from . import Arm, Workload
+from .arms import python_loop
 from .raw_jax import on_device, over_copies, predictions, scanned
 
 ADAM_RATE = 1e-3

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 import minijaxnet as mjn
-from .arms import python_loop
 
 from . import OURS_LOOP, OURS_WHOLE, Arm, Run, Workload
+from .arms import python_loop
 from .raw_jax import on_device, over_copies, scanned
 
 

@@ -13,9 +13,8 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportMissingImports]
 
-from .arms import torch_loop
-
 from . import Arm, Run, Workload
+from .arms import torch_loop
 
 
 @functools.cache

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .arms import python_loop
-
 from . import LOOP, SCAN, Arm, Run, Workload
+from .arms import python_loop
 
 
 def on_device(workload: Workload) -> tuple[Any, Any]:

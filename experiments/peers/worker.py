@@ -3,9 +3,8 @@
 import importlib
 import sys
 
-from .arms import connected, serve
-
 from . import WORKLOADS, Arm, Workload
+from .arms import connected, serve
 
 
 def open_peer(module: str, workload: Workload) -> dict[str, Arm] | str:

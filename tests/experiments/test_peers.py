@@ -9,9 +9,9 @@ import textwrap
 
 import numpy as np
 import pytest
-
-from peers import compare as bench_peers
 from peers import arms as worker
+from peers import compare as bench_peers
+
 from minijaxnet.bench.intervals import Interval
 
 peers = importlib.import_module("peers")

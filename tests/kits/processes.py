@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 
-from minijaxnet.cli.supervisor import free_port
+from minijaxnet.cli.launch import free_port
 
 LINE = """
 import jax, jax.numpy as jnp
