@@ -5,7 +5,6 @@ import re
 import pytest
 from kits.command import AUTODIFF, call, control_characters, run, unboxed
 
-
 DATA_LINE = """
 network = {network}
 x, y = {x}, {y}
