@@ -50,9 +50,9 @@ def said(process):
     return out
 
 
-def python(code, *arguments, **environment):
+def python(code, *arguments, cwd=None, **environment):
     """One process that runs some lines."""
-    return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment)
+    return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment, cwd=cwd)
 
 
 def together(code, count, *arguments, **environment):
