@@ -109,7 +109,7 @@ def test_a_stopped_run_is_resumed_to_the_same_files_though_it_was_moved_and_one_
 
 
 @pytest.mark.parametrize(
-    "flags", [("--optimizer", "adam", "--batch-size", 3), pytest.param(("--batch-size", 3), marks=pytest.mark.slow)]
+    "flags", [("--batch-size", 3), pytest.param(("--optimizer", "adam", "--batch-size", 3), marks=pytest.mark.slow)]
 )
 def test_minibatches_go_on_to_the_same_files(flags, here):
     assert call(*RUN, *flags, "--runs", "unstopped").code == 0

@@ -295,16 +295,22 @@ def test_a_descent_that_diverges_exits_1_with_a_hint_and_keeps_what_is_finite(tm
     assert re.search(r"diverged +\d+", call("runs", tmp_path / "runs").out)
 
 
-def test_a_wrong_hand_gradient_is_refused_before_the_descent_unless_it_is_to_be_unchecked(tmp_path):
-    wrong = BY_HAND.replace("2 * jnp.mean(errors)}", "1.999 * jnp.mean(errors)}")
-    called = run(tmp_path, wrong)
+WRONG = BY_HAND.replace("2 * jnp.mean(errors)}", "1.999 * jnp.mean(errors)}")
+
+
+def test_a_wrong_hand_gradient_is_refused_before_the_descent(tmp_path):
+    called = run(tmp_path, WRONG)
     assert (called.code, called.folder) == (1, None)
     assert "gradient by hand against autodiff: NOT RIGHT" in called.out
     assert "wrong beyond rounding in ['offset']" in called.out
     assert "worst: ['offset']: by hand" in called.out
     assert "The descent was not started" in called.out
     assert "took all" not in called.out
-    called = run(tmp_path, wrong, "--unchecked")
+
+
+@pytest.mark.slow
+def test_a_wrong_hand_gradient_is_carried_out_if_it_is_to_be_unchecked(tmp_path):
+    called = run(tmp_path, WRONG, "--unchecked")
     assert called.code == 0 and called.read("result.json")["gradient_check"]["ok"] is False
 
 

@@ -98,6 +98,8 @@ def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(sweep)
     assert json.loads((folder / "result.json").read_text()) == {"status": "DONE", "best": None}
 
 
+BLOCKWISE = ("--learning-rate", "0.01,0.1,0.5", "--seeds", 4, "--steps", 30, "--block", 1)
+
 # --- Stopped, and resumed --------------------------------------------------------------------------------------------
 
 
@@ -129,7 +131,7 @@ def interrupting(monkeypatch, signum, at=1):
 def test_a_stopped_sweep_keeps_what_is_finished_and_is_resumed_block_by_block_to_the_same_files(
     sweep, tmp_path, monkeypatch, signum, flags, count
 ):
-    flags = ("--learning-rate", "0.01,0.1,0.5", "--seeds", 4, "--steps", 30, "--block", 1, *flags)
+    flags = (*BLOCKWISE, *flags)
     whole = sweep(*flags).folder
     with monkeypatch.context() as patched:
         interrupting(patched, signum, at=3)
@@ -159,7 +161,7 @@ def test_what_has_come_to_something_is_kept_when_its_end_fails(sweep, monkeypatc
         raise KeyboardInterrupt(signal.SIGTERM)
 
     monkeypatch.setattr("minijaxnet.cli.sweep.shutil.rmtree", fails)
-    code, _, _, folder = sweep("--seeds", 3, "--steps", 5)
+    code, _, _, folder = sweep(*BLOCKWISE)
     assert code == 143
     assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
 
@@ -228,4 +230,4 @@ def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are
     divided = []
     monkeypatch.setattr("minijaxnet.cli.together.divide_cpu", divided.append)
     sweep("--devices", "99")
-    assert sweep("--devices", "all", "--steps", 2).code == 0 and divided == [99]
+    assert sweep("--devices", "all", *BLOCKWISE).code == 0 and divided == [99]

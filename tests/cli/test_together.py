@@ -213,7 +213,7 @@ def test_killed_at_many_moments_it_ends_in_time_and_comes_to_the_same_bits(line)
     [(code, _, err)] = ended([run(line, "--devices", 2, "--runs", "devices", "--steps", 2_000)])
     assert code == 0, err
     draw = random.Random(8)
-    for attempt in range(8):
+    for attempt in range(4):
         runs = line / f"killed-{attempt}"
         flags = ("--processes", 2, "--runs", runs, "--steps", 2_000, "--resume-latest")
         killed = run(line, *flags)

@@ -14,6 +14,9 @@ from kits.processes import ended, python
 
 from minijaxnet.cli import main
 from minijaxnet.experiment import load_module
+from minijaxnet.feeds import OneBatch
+from minijaxnet.loop import chunk_capacity, run_chunk
+from minijaxnet.trace import OUT_OF_STEPS
 
 ENTRIES = [f"ignore:Error {verb} persistent compilation cache entry:UserWarning" for verb in ("reading", "writing")]
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONWARNINGS": ",".join(["error", *ENTRIES])}
@@ -50,6 +53,13 @@ def collectives(text):
     """The names of the collectives in a compiled program."""
     names = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
     return re.findall(rf"({names})(?:-start)?\(", text)
+
+
+def exchanged(descent, feed, state, source):
+    """The collectives in the program of many steps."""
+    capacity = chunk_capacity(descent.step, feed, state, source)
+    rest = (1, np.float32(0 if isinstance(feed, OneBatch) else -1), np.int32(OUT_OF_STEPS))
+    return collectives(run_chunk.lower(descent.step, feed, capacity, state, source, *rest).compile().as_text())
 
 
 def weights(*sizes):

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from kits.eight import assert_all_hold, called, collectives, weights
+from kits.eight import assert_all_hold, called, exchanged, weights
 from kits.processes import LINE
 
 import minijaxnet as mjn
 from minijaxnet.feeds import OneBatch, minibatches_of
-from minijaxnet.loop import chunk_capacity, run_chunk
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 from minijaxnet.run import load_checkpoint, save_checkpoint
 
@@ -33,13 +32,6 @@ def test_on_eight_devices(prefix):
 def points(count):
     draw = np.random.default_rng(0)
     return mjn.Batch(draw.normal(size=(count, 64)).astype(np.float32), draw.integers(10, size=count))
-
-
-def exchanged(descent, feed, state, source):
-    """The collectives in the program of many steps."""
-    capacity = chunk_capacity(descent.step, feed, state, source)
-    rest = (1, np.float32(0 if isinstance(feed, OneBatch) else -1), np.int32(mjn.OUT_OF_STEPS))
-    return collectives(run_chunk.lower(descent.step, feed, capacity, state, source, *rest).compile().as_text())
 
 
 def same_as_alone(objective, train, steps, numbers):
