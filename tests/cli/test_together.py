@@ -166,7 +166,7 @@ def test_processes_that_were_not_started_alike_are_refused_with_the_difference(l
         assert "+    return mjn.Batch(x, 2 * x + 1 + noise)" in err
     assert not (line / "runs").exists()
     [(code, _, err)] = ended([run(line, "--processes", 2, "--devices", 3)])
-    assert code == 2 and err.count("devices: got 3; expected a multiple of 2, the processes") == 1
+    assert code == 2 and "devices: got 3; expected a multiple of 2, the processes" in err
 
 
 def is_free(port):
