@@ -1,20 +1,23 @@
-"""``minijaxnet sweep``: a grid from flags, a table, arrays on disk, and what it refuses."""
+"""``minijaxnet sweep``: a grid from flags, a table, arrays on disk, what it refuses, and that it goes on."""
 
 import json
 import os
 import signal
 import textwrap
+import time
 
 import jax
 import numpy as np
 import pytest
+from kits.command import QUICK, call, rows_in
 
 import minijaxnet as mjn
-from minijaxnet.cli import main
 from minijaxnet.cli import sweep as cli_sweep
+from minijaxnet.run.lock import hold
+from minijaxnet.sweeps import grid
 
 FILE = """
-    import jax, jax.numpy as jnp
+    import jax, jax.numpy as jnp, numpy as np
     import minijaxnet as mjn
 
     def init(key, *, scale=1.0, power=1):
@@ -24,7 +27,7 @@ FILE = """
         return jnp.mean((params["w"] * batch.x - batch.y) ** 2)
 
     def data(*, slope=3.0):
-        x = jnp.linspace(-1, 1, 8)
+        x = np.linspace(-1, 1, 8)
         return mjn.Batch(x, slope * x), mjn.Batch(x, slope * x)
 
     experiment = mjn.Experiment(
@@ -35,23 +38,23 @@ FILE = """
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Write the file and call a verb on it: the exit code, what was printed and the newest folder."""
+def sweep(tmp_path, monkeypatch):
+    """Call a verb on the file: how it went, and the folder that it made."""
     jax.devices()  # which no flag can divide any more
     monkeypatch.chdir(tmp_path)
     (tmp_path / "line.py").write_text(textwrap.dedent(FILE))
 
-    def call(verb, *flags):
-        code = main([verb, "line.py", *map(str, flags)])
-        out, err = capsys.readouterr()
-        folders = sorted((tmp_path / "runs").glob("line-*"), key=lambda folder: folder.stat().st_mtime_ns)
-        return code, out, err, folders[-1] if folders else None
+    def called(*flags, verb="sweep"):
+        before = {*tmp_path.glob("runs/*")}
+        found = call(verb, "line.py", *flags)
+        made = {*tmp_path.glob("runs/*")} - before
+        return found._replace(folder=made.pop() if made else None)
 
-    return call
+    return called
 
 
-def test_a_grid_of_rates_and_seeds_is_shown_and_written(run):
-    code, out, _, folder = run("sweep", "--learning-rate", "1e-3:1:4log", "--seeds", 3)
+def test_a_grid_of_rates_and_seeds_is_shown_and_written_and_a_seed_is_the_run_of_that_seed(sweep):
+    code, out, _, folder = sweep("--learning-rate", "1e-3:1:4log", "--seeds", 3, "--scale", 2)
     assert code == 0
     assert "line: 12 descents of 40 steps" in out
     rows = [line.split()[0] for line in out.splitlines() if line and line[0].isdigit()]
@@ -64,50 +67,121 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written(run):
     result = json.loads((folder / "result.json").read_text())
     assert result["best"]["learning_rate"] == 1 and result["loss"] == pytest.approx(arrays["loss"].min())
     assert json.loads((folder / "config.json").read_text())["flags"]["seeds"] == 3
+    alone = sweep("--seed", 2, "--scale", 2, "--learning-rate", 0.1, *QUICK, verb="run")
+    first, *_, last = rows_in(alone.folder)
+    assert arrays["losses"][2, 2, 0] == pytest.approx(first["loss"], rel=1e-6)
+    assert arrays["test_weight"][2, 2] == pytest.approx(last["test_weight"], rel=1e-6)
 
 
-def test_a_seed_is_the_run_of_that_seed(run):
-    _, _, _, folder = run("sweep", "--seeds", 4, "--scale", 2)
-    arrays = np.load(folder / "sweep.npz")
-    run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0, "--no-report")
-    _, _, _, folder = run("run", "--seed", 3, "--scale", 2, "--bench-seconds", 0, "--no-report")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert arrays["losses"][3, 0] == pytest.approx(rows[0]["loss"], rel=1e-6)
-    assert arrays["test_weight"][3] == pytest.approx(rows[-1]["test_weight"], rel=1e-6)
-
-
-def test_numbers_of_init_batch_sizes_and_options_of_optax_are_axes(run):
-    flags = ["--scale", "0.5,2", "--batch-size", "2,4", "--optimizer", "sgd", "--optimizer-options", "momentum=0:0.9:3"]
-    code, out, _, folder = run("sweep", *flags, "--seeds", 2, "--steps", 5, "--power", 2, "--data-slope", 1)
+@pytest.mark.parametrize("sizes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_numbers_of_init_batch_sizes_and_options_of_optax_are_axes(sizes, sweep):
+    batches = ("--batch-size", "2,4") if sizes > 1 else ()
+    flags = ("--scale", "0.5,2", "--optimizer", "sgd", "--optimizer-options", "momentum=0:0.9:3", *batches)
+    code, out, _, folder = sweep(*flags, "--seeds", 2, "--steps", 5, "--power", 2, "--data-slope", 1)
     assert code == 0
     arrays = np.load(folder / "sweep.npz")
-    assert arrays["losses"].shape == (2, 2, 3, 2, 5)  # batch size, scale, momentum, seed, steps
-    np.testing.assert_array_equal(arrays["axis_batch_size"], [2, 4])
-    for table in ("batch_size", "scale", "momentum"):
+    losses = arrays["losses"]
+    assert losses.shape == (*[2] * (sizes > 1), 2, 3, 2, 5)  # batch size, scale, momentum, seed, steps
+    if sizes > 1:
+        np.testing.assert_array_equal(arrays["axis_batch_size"], [2, 4])
+    for table in ("scale", "momentum", *["batch_size"] * (sizes > 1)):
         assert f"\n{table} " in out
-    first = arrays["losses"][:, 0, 0, :, 0], arrays["losses"][:, 0, 2, :, 0]
-    np.testing.assert_array_equal(*first)
-    assert not np.array_equal(arrays["losses"][:, 0, 0, :, -1], arrays["losses"][:, 0, 2, :, -1])
+    np.testing.assert_array_equal(losses[..., 0, 0, :, 0], losses[..., 0, 2, :, 0])
+    assert not np.array_equal(losses[..., 0, 0, :, -1], losses[..., 0, 2, :, -1])
 
 
-def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(run):
-    code, out, _, folder = run("sweep", "--learning-rate", "1e20,1e30", "--seeds", 2)
+def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(sweep):
+    code, out, _, folder = sweep("--learning-rate", "1e20,1e30", "--seeds", 2)
     assert code == 1
     assert out.count("100.0 %") == 2 and "no descent ended at a finite loss" in out
     assert (np.load(folder / "sweep.npz")["status"] == mjn.DIVERGED).all()
     assert json.loads((folder / "result.json").read_text()) == {"status": "DONE", "best": None}
 
 
-def test_ctrl_c_ends_all_batch_sizes_and_keeps_what_is_finished(run, monkeypatch):
-    def interrupt(done, count):
-        os.kill(os.getpid(), signal.SIGINT)
+BLOCKWISE = ("--learning-rate", "0.01,0.1,0.5", "--seeds", 4, "--steps", 30, "--block", 1)
 
-    monkeypatch.setattr(cli_sweep, "_on_progress", lambda: interrupt)
-    code, out, _, folder = run("sweep", "--seeds", 6, "--block", 2, "--batch-size", "2,4", "--steps", 3)
+# --- Stopped, and resumed --------------------------------------------------------------------------------------------
+
+
+def interrupting(monkeypatch, signum, at=1):
+    """Sweeps are stopped when so many descents are done, each of which takes a while."""
+    on_host = grid._on_host
+
+    def slowly(leaf):
+        time.sleep(0.02)
+        return on_host(leaf)
+
+    def stop(done, count):
+        if done >= at:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr("minijaxnet.sweeps.program._workers", lambda _: (1, 1_000))
+    monkeypatch.setattr(grid, "_on_host", slowly)
+    monkeypatch.setattr(cli_sweep, "_on_progress", lambda: stop)
+
+
+@pytest.mark.parametrize(
+    ("signum", "flags", "count"),
+    [
+        (signal.SIGTERM, (), 12),
+        pytest.param(signal.SIGINT, ("--batch-size", "2,4"), 24, marks=pytest.mark.slow),
+    ],
+    ids=["SIGTERM", "SIGINT, batch sizes"],
+)
+def test_a_stopped_sweep_keeps_what_is_finished_and_is_resumed_block_by_block_to_the_same_files(
+    sweep, tmp_path, monkeypatch, signum, flags, count
+):
+    flags = (*BLOCKWISE, *flags)
+    whole = sweep(*flags).folder
+    with monkeypatch.context() as patched:
+        interrupting(patched, signum, at=3)
+        code, out, _, folder = sweep(*flags)
+    assert code == 128 + signum and f"minijaxnet resume runs/{folder.name} goes on" in out
     arrays = np.load(folder / "sweep.npz")
     done = arrays["finished"].sum()
-    assert code == 130 and f"stopped by SIGINT after {done} of 12 descents" in out
-    assert arrays["axis_batch_size"].tolist() == [2] and 2 <= done <= 6
+    assert f"stopped by {signum.name} after {done} of {count} descents" in out and 3 <= done < 12
+    assert count == 12 or arrays["axis_batch_size"].tolist() == [2]
+    kept = [path.name for path in folder.glob("blocks/*/*")]
+    assert len(kept) == done and "from-0-size-1.safetensors" in kept
+    assert "interrupted" in call("runs").out
+    with hold(folder):
+        called = call("resume", folder)
+    assert called.code == 2 and "holds this run" in called.err
+    called = call("resume", folder, "--processes", 2)
+    assert called.code == 2 and "got a sweep and several processes; expected one" in called.err
+    assert call("resume", folder).code == 0
+    assert not (folder / "blocks").exists()
+    for name in ("sweep.npz", "result.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert call("resume", folder).code == 2
+
+
+def test_what_has_come_to_something_is_kept_when_its_end_fails(sweep, monkeypatch):
+    def fails(*arguments, **options):
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr("minijaxnet.cli.sweep.shutil.rmtree", fails)
+    code, _, _, folder = sweep(*BLOCKWISE)
+    assert code == 143
+    assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_what_the_first_batch_size_found_stays_when_the_second_fails(sweep, monkeypatch):
+    real, calls = cli_sweep.sweep, []
+
+    def fails_at_the_second(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("no more")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cli_sweep, "sweep", fails_at_the_second)
+    code, out, err, folder = sweep("--seeds", 2, "--steps", 5, "--batch-size", "2,4")
+    assert code == 2 and list(folder.glob("blocks/*/*")), (out, err)
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -143,32 +217,17 @@ def test_what_is_no_range_is_refused(text):
         (["--block", "0"], "block: got 0; expected at least 1"),
         (["--devices", "0"], "devices: got 0; expected at least 1"),
         (["--devices", "99"], "devices: got 99; expected at most"),
+        (["--devices", "some"], "--devices"),
+        (["--resume-latest"], "Unrecognized options: --resume-latest"),
     ],
 )
-def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(run, flags, words):
-    code, _, err, folder = run("sweep", *flags)
+def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(sweep, flags, words):
+    code, _, err, folder = sweep(*flags)
     assert code == 2 and words in err and folder is None
 
 
-def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(run, monkeypatch):
+def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(sweep, monkeypatch):
     divided = []
     monkeypatch.setattr("minijaxnet.cli.together.divide_cpu", divided.append)
-    run("sweep", "--devices", "99")
-    code, _, _, _ = run("sweep", "--devices", "all", "--steps", 2)
-    assert code == 0 and divided == [99]
-    with pytest.raises(SystemExit, match="2"):
-        run("sweep", "--devices", "some")
-
-
-def test_what_the_first_batch_size_found_stays_when_the_second_fails(run, monkeypatch):
-    real, calls = cli_sweep.sweep, []
-
-    def fails_at_the_second(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 2:
-            raise MemoryError("no more")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(cli_sweep, "sweep", fails_at_the_second)
-    code, out, err, folder = run("sweep", "--seeds", 2, "--steps", 5, "--batch-size", "2,4")
-    assert code == 2 and list(folder.glob("blocks/*/*")), (out, err)
+    sweep("--devices", "99")
+    assert sweep("--devices", "all", *BLOCKWISE).code == 0 and divided == [99]

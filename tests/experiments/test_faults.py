@@ -14,6 +14,13 @@ FAULTS = importlib.import_module("faulty.faults").FAULTS
 judges = importlib.import_module("faulty.judge")
 Worker = importlib.import_module("faulty.worker").Worker
 CASES = [(group, fault) for group in FAULTS for fault in FAULTS[group]]
+# One of each kind; the others are slow.
+QUICK = {
+    "inputs": ("a label too high", "a label NaN", "labels in a column", "labels in words"),
+    "numbers": ("NaN and infinity in a checkpoint", "the checkpoint of another optimizer"),
+    "reading": ("cut off at every 64th byte", "an extra leaf", "a pickle", "overlapping offsets", "a pipe", "no file"),
+    "writing": ("SIGKILL at random moments", "two runs on one folder", "a read-only folder", "all checkpoints damaged"),
+}
 
 # What is not survived yet: a reason each; strict, so that what is mended must leave this list.
 OPEN: dict[tuple[str, str], str] = {}
@@ -37,12 +44,15 @@ def worker():
     found.close()
 
 
+def marks(group, fault):
+    slow = [] if fault in QUICK[group] else [pytest.mark.slow]
+    reason = OPEN.get((group, fault))
+    return [*slow, pytest.mark.xfail(reason=reason, strict=True)] if reason else slow
+
+
 @pytest.mark.parametrize(
     ("group", "fault"),
-    [
-        pytest.param(*case, marks=[pytest.mark.xfail(reason=OPEN[case], strict=True)] if case in OPEN else [])
-        for case in CASES
-    ],
+    [pytest.param(*case, marks=marks(*case)) for case in CASES],
     ids=str,
 )
 def test_a_fault_is_survived(group, fault, worker, survived, record_property):
@@ -55,11 +65,22 @@ def test_a_fault_is_survived(group, fault, worker, survived, record_property):
     assert outcome.survived, f"{outcome.failed} of {outcome.trials}: {outcome.why}"
 
 
+# What is drawn in them is another with each seed.
+DRAWN = {
+    "numbers": ("a wrong gradient by hand",),
+    "reading": ("random bytes", "bytes after its end", "each of 200 flipped bits"),
+    "writing": (
+        *("SIGKILL at random moments", "SIGKILL of the command", "a full disk at a save", "a full disk in a run"),
+        *("the newest checkpoint damaged", "a torn log", "a log that lost rows"),
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("case", [case for case in CASES if case not in OPEN], ids=str)
-def test_with_other_seeds_and_a_hundred_kills(case, seed, worker):
-    outcome = worker.ask(*case, seed=1 + seed, kills=100)
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("group", "fault"), [(group, fault) for group in DRAWN for fault in DRAWN[group]], ids=str)
+def test_with_other_seeds_and_a_hundred_kills(group, fault, seed, worker):
+    outcome = worker.ask(group, fault, seed=seed, kills=50)
     assert outcome.survived is not False, f"{outcome.failed} of {outcome.trials}: {outcome.why}"
 
 
@@ -128,7 +149,7 @@ def test_the_judge_sees_a_damaged_file_a_slow_answer_and_a_hang(tmp_path, monkey
     assert why(write, untouched=(tmp_path,)) == "damaged a file"
     assert why(lambda: RIGHT, also=lambda: "lost") == "lost"
     monkeypatch.setattr(judges, "LIMIT_S", 0.01)
-    assert why(slow).startswith("took 0.")
+    assert why(slow).startswith("took ")
     monkeypatch.setitem(judges.HANGS_S, True, 1)
     assert why(hang) == "hung for 1 s"
 

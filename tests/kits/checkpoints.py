@@ -1,13 +1,15 @@
 """What the tests of checkpoints share."""
 
-import os
-import subprocess
-import sys
-import textwrap
+import functools
+import struct
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from minijaxnet.run import save_checkpoint
 
 # A bit of everything, in 78 bytes of data.
 TREE = {
@@ -33,13 +35,15 @@ def assert_same_bits(got, expected):
     assert list(map(bits, jax.tree.leaves(got))) == list(map(bits, jax.tree.leaves(expected)))
 
 
-def run_python(code, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@functools.cache
+def good_file():
+    """A checkpoint of the tree at step 41, its bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "good", TREE, step=41)
+        return (Path(folder) / "good").read_bytes()
+
+
+def parts(content):
+    """Length, header's text and data of a file."""
+    length = struct.unpack("<Q", content[:8])[0]
+    return content[:8], content[8 : 8 + length], content[8 + length :]

@@ -43,9 +43,16 @@ def ended(processes, timeout=120):
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def python(code, *arguments, **environment):
+def said(process):
+    """What a process says that must end well."""
+    [(code, out, err)] = ended([process])
+    assert code == 0, out + err
+    return out
+
+
+def python(code, *arguments, cwd=None, **environment):
     """One process that runs some lines."""
-    return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment)
+    return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment, cwd=cwd)
 
 
 def together(code, count, *arguments, **environment):

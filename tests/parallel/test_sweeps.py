@@ -1,19 +1,11 @@
-"""Sweeps divided over devices, to the bit; batches divided within replicas; wide weights divided over devices.
-
-All of it runs in one process, for JAX is told before it starts that a CPU is eight devices.
-"""
+"""Sweeps divided over devices, to the bit; batches divided within replicas; wide weights divided over devices."""
 
 import contextlib
-import io
-import itertools
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 import chex
@@ -23,17 +15,15 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from kits.eight import assert_all_hold, called, collectives, exchanged, weights
 
 import minijaxnet as mjn
-from minijaxnet.cli import main
 from minijaxnet.cli import sweep as cli_sweep
+from minijaxnet.feeds import OneBatch
 from minijaxnet.loop import run_chunk
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch, shard_state
 from minijaxnet.sweeps import Blocks, grid, program
 
-COLLECTIVE = re.compile(
-    r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(?:-start)?\("
-)
 # Some are flat early, some diverge, the others take all of their steps.
 RATES = np.array([0.1, 1.0, 1e9], np.float32)
 SCALES = np.array([0.5, 1.0, 2.0], np.float32)
@@ -45,11 +35,14 @@ def points(count, n_in, classes):
 
 
 DATA = points(32, 64, 10)
-DIGITS, LESSON = mjn.mlp((64, 16, 10)), mjn.mlp((2, 2, 1))
-# Drawn once: what is not looked at here need not be compiled again and again.
-CLASSIFIER, LINES = DIGITS.init(jax.random.key(0)), LESSON.init(jax.random.key(1))
-CLASSIFIES = mjn.objective(DIGITS, mjn.softmax_cross_entropy)
-FITS = mjn.objective(LESSON, mjn.mean_squared_error)
+CLASSIFIER, LINES = weights(64, 16, 10), weights(2, 2, 1)
+CLASSIFIES = mjn.objective(mjn.mlp((64, 16, 10)), mjn.softmax_cross_entropy)
+FITS = mjn.objective(mjn.mlp((2, 2, 1)), mjn.mean_squared_error)
+
+
+@pytest.mark.parametrize("prefix", ["check_", pytest.param("long_check_", marks=pytest.mark.slow)])
+def test_on_eight_devices(prefix):
+    assert_all_hold(__file__, prefix)
 
 
 def drops_out(params, batch, key):
@@ -101,19 +94,19 @@ def same_bits(run, block, numbers):
 
 
 def check_bits_of_the_lesson():
-    assert same_bits(lesson, 2, (1, 2, 4, 8)) == {mjn.FLAT, mjn.DIVERGED, mjn.OUT_OF_STEPS}
+    assert same_bits(lesson, 2, (4,)) == {mjn.FLAT, mjn.DIVERGED, mjn.OUT_OF_STEPS}
 
 
-def check_bits_of_minibatches_and_a_keyed_objective():
+def long_check_bits_of_minibatches_and_a_keyed_objective():
     assert same_bits(digits_in_minibatches_with_dropout, 1, (8,)) == {mjn.DIVERGED, mjn.OUT_OF_STEPS}
 
 
 def check_that_devices_say_nothing_to_one_another():
-    assert not COLLECTIVE.findall(compiled(lesson, data_mesh(4), 2))
+    assert not collectives(compiled(lesson, data_mesh(4), 2))
     # Left to the compiler they do, whenever they look whether any replica still runs.
     placed = NamedSharding(data_mesh(4), PartitionSpec("data"))
     values = jax.device_put(dict.fromkeys(("scale", "learning_rate"), np.ones(8, np.float32)), placed)
-    assert COLLECTIVE.findall(program.replicas.trace(lesson, values).lower().compile().as_text())
+    assert collectives(program.replicas.trace(lesson, values).lower().compile().as_text())
 
 
 def summed_within_a_replica(run):
@@ -124,7 +117,7 @@ def summed_within_a_replica(run):
         return run(scale, learning_rate, mesh)
 
     text = compiled(divided, mesh, 5)
-    assert COLLECTIVE.findall(text) == ["all-reduce"], COLLECTIVE.findall(text)
+    assert collectives(text) == ["all-reduce"], collectives(text)
     [groups] = re.findall(r"replica_groups=([^ ]*[\]}])", text)
     assert groups in ("[2,4]<=[8]", "{{0,1,2,3},{4,5,6,7}}"), groups
     found, alone = mjn.sweep(divided, axes(), mesh=mesh), mjn.sweep(run, axes(), block=2)
@@ -141,7 +134,15 @@ def long_check_that_minibatches_divided_within_a_replica_are_summed_within_it():
     summed_within_a_replica(digits_in_minibatches_with_dropout)
 
 
-def check_that_kept_blocks_serve_any_number_of_devices():
+def check_that_kept_blocks_serve_another_number_of_devices():
+    kept_blocks_serve((2,))
+
+
+def long_check_that_kept_blocks_serve_any_number_of_devices():
+    kept_blocks_serve((1, 2, 8))
+
+
+def kept_blocks_serve(numbers):
     whole, kept, told = mjn.sweep(lesson, axes(), block=2), {}, []
 
     def stop(done, count):
@@ -155,7 +156,7 @@ def check_that_kept_blocks_serve_any_number_of_devices():
     half = sweep(4, None, block=2, on_progress=stop)
     assert told == [(8, 9)] and half.finished.sum() in (8, 9) and set(kept) >= {0, 2, 4, 6}
     assert {len(leaf) for output in kept.values() for leaf in jax.tree.leaves(output)} == {2}
-    for devices in (1, 2, 8):
+    for devices in numbers:
         for gone in (8, 2, 4):
             kept.pop(gone, None)
         kept[0] = jax.tree.map(np.zeros_like, kept[0])  # to be seen again, if it is not run
@@ -189,10 +190,13 @@ def check_that_the_devices_of_a_cpu_share_its_cores_and_its_memory():
         program._workers, program._free_bytes = real
 
 
-def check_that_explicit_axes_are_refused_and_a_mesh_that_is_set_changes_nothing():
-    descent, mesh = mjn.gradient_descent(CLASSIFIES, 0.1), data_mesh(4)
+def mesh_of_four(axis_type):
+    return jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(axis_type,))
+
+
+def check_that_explicit_axes_are_refused():
+    descent, explicit = mjn.gradient_descent(CLASSIFIES, 0.1), mesh_of_four(AxisType.Explicit)
     start = descent.init(CLASSIFIER)
-    explicit = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Explicit,))
     words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as of data_mesh or by axis_types="
     for refused in (
         lambda: shard_batch(explicit, DATA),
@@ -203,18 +207,23 @@ def check_that_explicit_axes_are_refused_and_a_mesh_that_is_set_changes_nothing(
     ):
         with pytest.raises(ValueError, match=words):
             refused()
+    for other, shown in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
+        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {shown}"):
+            replicate(data_mesh(4), start)
+
+
+def long_check_that_a_mesh_that_is_set_changes_nothing():
+    descent, mesh = mjn.gradient_descent(CLASSIFIES, 0.1), data_mesh(4)
+    start = descent.init(CLASSIFIER)
 
     def everything():
         _, trace = mjn.descend(descent, replicate(mesh, start), shard_batch(mesh, DATA), steps=3)
         return trace.loss, mjn.sweep(lesson, axes(), block=2, mesh=mesh).output
 
     unset = everything()
-    with jax.set_mesh(jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))):
+    with jax.set_mesh(mesh_of_four(AxisType.Auto)):
         chex.assert_trees_all_equal(everything(), unset)
         chex.assert_trees_all_equal(mjn.sweep(lesson, axes(), block=2).output, unset[1])
-    for other, shown in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
-        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {shown}"):
-            everything()
 
 
 def check_that_a_mesh_has_the_sides_that_were_asked_for():
@@ -236,36 +245,44 @@ def check_that_a_mesh_has_the_sides_that_were_asked_for():
         shard_state(data_mesh(8), {})
 
 
+def adam(objective):
+    return mjn.optax_descent(objective, optax.adam(1e-3))
+
+
+def with_momentum(objective):
+    return mjn.optax_descent(objective, optax.sgd(0.01, momentum=0.9))
+
+
+def plain(objective):
+    return mjn.gradient_descent(objective, 0.01)
+
+
 def check_that_wide_weights_divided_learn_the_same_and_go_on_from_the_same_checkpoint():
-    wide_weights(lambda objective: mjn.optax_descent(objective, optax.adam(1e-4)), data_mesh(4, shards=4), 9, 3)
+    wide_weights(with_momentum, data_mesh(4, shards=4), (16, 512, 10), 4, exchanged, ["all-reduce"] * 2)
 
 
-def long_check_that_wide_weights_and_batches_divided_learn_the_same():
-    wide_weights(lambda objective: mjn.gradient_descent(objective, 0.01), data_mesh(8, shards=4), 3, 5)
+def long_check_that_wider_weights_and_batches_divided_learn_the_same():
+    def in_one_step(descent, _, state, batch):
+        return collectives(jax.jit(descent.step).lower(state, batch).compile().as_text())
+
+    sizes = (1024, 1024, 1024, 10)
+    wide_weights(adam, data_mesh(4, shards=4), sizes, 9, in_one_step, ["all-gather", *["all-reduce"] * 3])
+    wide_weights(plain, data_mesh(8, shards=4), sizes, 3, in_one_step, ["all-gather", *["all-reduce"] * 5])
 
 
-def wide_weights(descent_of, mesh, matrices, reduced):
-    sizes, batch, steps = (1024, 1024, 1024, 10), points(16, 1024, 10), 6
-    network = mjn.mlp(sizes)
-    objective = mjn.objective(network, mjn.softmax_cross_entropy)
-    drawn = np.random.default_rng(0)
-    params = [(drawn.normal(size=shape) / 30).astype(np.float32) for shape in itertools.pairwise(sizes)]
-    params = tuple({"bias": np.zeros(leaf.shape[1], np.float32), "weights": leaf} for leaf in params)
-    descent = descent_of(objective)
-    start = descent.init(params)
+def wide_weights(descent_of, mesh, sizes, matrices, look, expected):
+    batch, steps = jax.tree.map(jax.device_put, points(16, sizes[0], 10)), 6
+    descent = descent_of(mjn.objective(mjn.mlp(sizes), mjn.softmax_cross_entropy))
+    start = descent.init(weights(*sizes))
     _, alone = mjn.descend(descent, start, batch, steps=steps)
-    state, divided = shard_state(mesh, start), shard_batch(mesh, batch)
-    weights = [leaf for leaf in jax.tree.leaves(state) if np.ndim(leaf) == 2]
-    assert len(weights) == matrices
-    assert all(4 * leaf.addressable_shards[0].data.nbytes == leaf.nbytes for leaf in weights)
-    step = jax.jit(descent.step).lower(state, divided).compile()
-    assert sorted(COLLECTIVE.findall(step.as_text())) == ["all-gather", *["all-reduce"] * reduced]
-    losses = []
-    for _ in range(steps):
-        state, info = step(state, divided)  # which takes nothing that lies elsewhere than it did at first
-        losses.append(float(info.loss))
-    np.testing.assert_allclose(losses, alone.loss, rtol=1e-4)
-    for before, after in ((shard_state(mesh, start), start), (start, shard_state(mesh, start))):
+    state, seen = shard_state(mesh, start), batch if mesh.shape["data"] == 1 else shard_batch(mesh, batch)
+    wide = [leaf for leaf in jax.tree.leaves(state) if np.ndim(leaf) == 2]
+    assert len(wide) == matrices
+    assert all(4 * leaf.addressable_shards[0].data.nbytes == leaf.nbytes for leaf in wide)
+    found = sorted(look(descent, OneBatch(), state, seen))
+    assert found == expected, found
+    np.testing.assert_allclose(mjn.descend(descent, state, seen, steps=steps)[1].loss, alone.loss, rtol=1e-4)
+    for before, after in ((state, start), (start, state)):
         options, programs = {"log_every": 1, "checkpoint_every": 3}, run_chunk._cache_size()
         with tempfile.TemporaryDirectory() as folder:
             mjn.fit(descent, before, batch, steps=3, run_dir=folder, **options)
@@ -282,9 +299,13 @@ def shards_of(leaf):
 
 
 def long_check_bits_over_many_numbers_of_devices():
-    runs = {lesson: {mjn.FLAT}, digits_full_batch: {mjn.FLAT}, digits_in_minibatches_with_dropout: set()}
-    for (run, flat), block in itertools.product(runs.items(), (1, 2, 3, 9)):
-        assert same_bits(run, block, (1, 2, 3, 4, 8)) == {mjn.DIVERGED, mjn.OUT_OF_STEPS} | flat
+    for run, blocks, flat in (
+        (lesson, (1, 2, 3, 9), {mjn.FLAT}),
+        (digits_full_batch, (1, 3), {mjn.FLAT}),
+        (digits_in_minibatches_with_dropout, (2, 9), set()),
+    ):
+        for block in blocks:
+            assert same_bits(run, block, (1, 2, 3, 4, 8)) == {mjn.DIVERGED, mjn.OUT_OF_STEPS} | flat
 
 
 LINE = """
@@ -302,13 +323,16 @@ experiment = mjn.Experiment(
 """
 
 
-def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_other_devices():
-    def call(*arguments):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            code = main([*map(str, arguments)])
-        return code, out.getvalue()
+def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_one_device():
+    command_line_goes_on(1, "float32 on cpu\n")
 
-    told = []
+
+def long_check_that_the_command_line_goes_on_on_all_devices():
+    command_line_goes_on("all", "on 8 devices")
+
+
+def command_line_goes_on(devices, words):
+    told, on_host = [], grid._on_host
 
     def stop(done, count):
         told.append(done)
@@ -322,44 +346,16 @@ def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_other_dev
         here = Path(name)
         (here / "line.py").write_text(LINE)
         sweep = ("sweep", "line.py", "--learning-rate", "0.1,0.5,1e30", "--seeds", 5, "--steps", 9, "--block", 1)
-        code, out = call(*sweep, "--runs", "one")
+        code, out = called(*sweep, "--runs", "one")
         assert code == 0 and "9 steps, float32 on cpu\n" in out, out
         cli_sweep._on_progress, grid._on_host = (lambda: stop), slowly
-        code, out = call(*sweep, "--runs", "four", "--devices", 4)
+        code, out = called(*sweep, "--runs", "four", "--devices", 4)
         assert code == 130 and "float32 on 4 devices (cpu, which share its cores)\n" in out, out
         cli_sweep._on_progress = lambda: None
         (one,), (four,) = here.glob("one/*"), here.glob("four/*")
         assert told == [4] and 4 <= len([*four.glob("blocks/*/from-*-size-1.safetensors")]) < 15
-        code, out = call("resume", four, "--devices", "all")
-        assert code == 0 and "on 8 devices" in out, out
+        grid._on_host = on_host
+        code, out = called("resume", four, "--devices", devices)
+        assert code == 0 and words in out, out
         for file in ("sweep.npz", "result.json"):
             assert (one / file).read_bytes() == (four / file).read_bytes()
-        code, out = call(*sweep, "--runs", "all", "--devices", "all")
-        assert code == 0 and "on 8 devices" in out, out
-
-
-@pytest.mark.parametrize("which", ["short", pytest.param("long", marks=pytest.mark.slow)])
-def test_on_eight_devices(which):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    ours = [f"ignore:Error {verb} persistent compilation cache entry:UserWarning" for verb in ("reading", "writing")]
-    warnings = [word for rule in ("error", *ours) for word in ("-W", rule)]
-    call = [sys.executable, *warnings, __file__, which]
-    done = subprocess.run(call, env=os.environ | flags, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["all hold"]), done.stdout + done.stderr
-
-
-def carry_out(which):
-    """Carry out all checks, and tell of all that do not hold."""
-    checks = [name for name in globals() if name.startswith({"short": "check_", "long": "long_check_"}[which])]
-    failed = []
-    for name in checks:
-        try:
-            globals()[name]()
-        except (Exception, pytest.fail.Exception):
-            failed.append(name)
-            print(f"{name}\n{traceback.format_exc()}\n")
-    print(f"{len(failed)} of {len(checks)} do not hold: {failed}" if failed else "all hold")
-
-
-if __name__ == "__main__":
-    carry_out(sys.argv[1])

@@ -16,7 +16,7 @@ import safetensors.flax
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kits.checkpoints import assert_same_bits, run_python
+from kits.checkpoints import assert_same_bits
 
 import minijaxnet as mjn
 from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
@@ -85,6 +85,7 @@ def numpy_leaves(draw):
     return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](array)
 
 
+TEXT = st.text(st.sampled_from("ab/']\\\"\n\0é٤😀"), max_size=3)  # of all characters it would take a second to know
 NUMBERS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_subnormal=True) | st.complex_numbers()
 SCALARS = NUMBERS | st.sampled_from([np.float32(1.5), np.int8(-3), np.bool_(True), np.complex64(1j), np.float64("nan")])
 EMPTY = st.sampled_from([None, (), [], {}, optax.EmptyState()])
@@ -93,17 +94,17 @@ TREES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        | st.dictionaries(TEXT, inner, max_size=3)
         | st.dictionaries(st.integers(-9, 9), inner, max_size=3)
         | st.builds(Pair, inner, inner)
         | st.builds(Layer, inner, inner)
-        | st.dictionaries(st.text(max_size=2), inner, max_size=3).map(OrderedDict)
+        | st.dictionaries(TEXT, inner, max_size=3).map(OrderedDict)
     ),
     max_leaves=8,
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_trees_of_numpy_arrays_and_numbers_come_back_bit_by_bit(tree, tmp_path):
     path = tmp_path / "a.safetensors"
@@ -123,18 +124,17 @@ def test_numpy_arrays_come_back_whatever_their_strides(layout, tmp_path):
     assert_same_bits(there_and_back([array], tmp_path / "a"), [array])
 
 
-JAX_DTYPES = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128"
-)
-SMALL_DTYPES = "float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
-SMALL_DTYPES += " float8_e8m0fnu float4_e2m1fn int2 int4 uint2 uint4"
+DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128"
+DTYPES += " float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
+DTYPES += " float8_e8m0fnu float4_e2m1fn int2 int4 uint2 uint4"
 
 
-@pytest.mark.parametrize("dtype", f"{JAX_DTYPES} {SMALL_DTYPES}".split())
+@pytest.mark.parametrize("dtype", DTYPES.split())
 def test_jax_arrays_of_every_dtype_come_back(dtype, tmp_path):
     values = np.random.default_rng(0).integers(0, 2, (2, 3)).astype(dtype)
     with jax.enable_x64(True):
-        tree = {"matrix": jnp.asarray(values), "scalar": jnp.asarray(values[0, 1]), "empty": jnp.zeros((0, 2), dtype)}
+        tree = {"matrix": values, "scalar": values[0, 1], "empty": values[:0]}
+        tree = jax.tree.map(jax.device_put, tree)
         assert tree["matrix"].dtype == dtype
         assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
     # And where x64 is off: what it was given is float64, and what it hands back is.
@@ -161,10 +161,10 @@ def test_nan_payloads_negative_zeros_and_infinities_come_back(tmp_path):
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_typed_keys_come_back_as_they_were(impl, tmp_path):
     key = jax.random.key(7, impl=impl)
-    tree = {"key": key, "keys": jax.random.split(key, 3).reshape(3, 1), "data": jax.random.key_data(key)}
-    loaded = there_and_back(tree, tmp_path / "a")
-    assert_same_bits(loaded, tree)
-    assert jnp.array_equal(jax.random.normal(loaded["key"], 5), jax.random.normal(key, 5))
+    data = np.asarray(jax.random.key_data(key))
+    several = np.arange(3 * data.size, dtype=np.uint32).reshape(3, 1, -1)
+    tree = {"key": key, "keys": jax.random.wrap_key_data(several, impl=impl), "data": jax.device_put(data)}
+    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
     structs = jax.eval_shape(lambda: tree)
     assert_same_bits(load_checkpoint(tmp_path / "a", structs), tree)
 
@@ -186,22 +186,6 @@ def test_the_template_says_what_kind_of_leaf_comes_back(tmp_path):
     assert [float(leaf) for leaf in loaded] == [1.5] * 5
 
 
-@pytest.mark.parametrize("make", [mjn.gradient_descent, lambda f, rate: mjn.optax_descent(f, optax.adam(rate))])
-@pytest.mark.parametrize("key", [None, jax.random.key(5)], ids=["plain", "keyed"])
-def test_the_state_of_a_descent_goes_on_as_if_nothing_had_been(make, key, tmp_path):
-    def objective(params, batch, *key):
-        noise = jax.random.normal(*key, batch.shape) if key else 0.0
-        return jnp.mean((params["weight"] * batch + params["bias"] - 3 + noise) ** 2)
-
-    descent, batch = make(objective, 0.05), jnp.arange(4.0)
-    state = descent.init({"weight": jnp.float32(1), "bias": jnp.zeros(4, jnp.bfloat16)}, key)
-    half, _ = mjn.descend(descent, state, batch, steps=10)
-    loaded = there_and_back(half, tmp_path / "a")
-    assert_same_bits(loaded, half)
-    on, off = (mjn.descend(descent, start, batch, steps=10) for start in (half, loaded))
-    assert_same_bits(off, on)
-
-
 def test_static_fields_are_the_templates(tmp_path):
     save_checkpoint(tmp_path / "a", Layer(np.ones(2), np.ones(1), activation="relu"), step=0)
     loaded = load_checkpoint(tmp_path / "a", Layer(np.zeros(2), np.zeros(1), activation="tanh"))
@@ -209,14 +193,15 @@ def test_static_fields_are_the_templates(tmp_path):
 
 
 def test_a_template_whose_buffers_were_donated_will_do(tmp_path):
-    tree = {"weights": jnp.arange(3.0)}
+    tree = {"weights": jax.device_put(np.arange(3.0))}
     save_checkpoint(tmp_path / "a", tree, step=0)
     tree["weights"].delete()
     assert load_checkpoint(tmp_path / "a", tree)["weights"].tolist() == [0, 1, 2]
 
 
 def test_uncommitted_arrays_stay_so_and_committed_ones_stay_where_they_are(tmp_path):
-    tree = {"free": jnp.ones(3), "bound": jax.device_put(jnp.ones(3), jax.devices()[0]), "key": jax.random.key(0)}
+    ones = np.ones(3, np.float32)
+    tree = {"free": jax.device_put(ones), "bound": jax.device_put(ones, jax.devices()[0]), "key": jax.random.key(0)}
     loaded = there_and_back(tree, tmp_path / "a")
     assert {name: leaf.committed for name, leaf in loaded.items()} == {"free": False, "bound": True, "key": False}
 
@@ -229,44 +214,6 @@ def test_steps_are_kept_and_checked(tmp_path):
         with pytest.raises(kind, match=rf"^step: got {step}; expected"):
             save_checkpoint(tmp_path / "a", [], step=step)
     assert checkpoint_step(tmp_path / "a") == 10**18 - 1
-
-
-def test_sharded_arrays_are_gathered_and_come_back_in_the_templates_sharding(tmp_path):
-    code = """
-    import sys
-    import jax, jax.numpy as jnp, numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from minijaxnet.run import load_checkpoint, save_checkpoint
-
-    assert len(jax.devices()) == 4
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
-    placed = {spec: NamedSharding(mesh, spec) for spec in (P("a", "b"), P(None, "b"), P(("b", "a")), P())}
-    values = np.arange(32.0, dtype=np.float32).reshape(8, 4)
-    tree = {str(spec): jax.device_put(values, sharding) for spec, sharding in placed.items()}
-    tree["third"] = jax.device_put(values, jax.devices()[2])
-    tree["keys"] = jax.device_put(jax.random.split(jax.random.key(0), 8), NamedSharding(mesh, P("a")))
-    tree["numpy"], tree["free"] = values, jnp.asarray(values)
-    save_checkpoint(sys.argv[1], tree, step=1)
-
-    def check(loaded, like):
-        for name, leaf in loaded.items():
-            if name == "keys":
-                assert (jax.random.key_data(leaf) == jax.random.key_data(tree["keys"])).all()
-            else:
-                np.testing.assert_array_equal(np.asarray(leaf), values)
-            if name != "numpy":
-                assert leaf.sharding == like[name].sharding, (name, leaf.sharding)
-                assert leaf.committed == (name != "free")
-
-    check(load_checkpoint(sys.argv[1], tree), tree)
-    # In another sharding than it was saved from, and from a template without data.
-    other = tree | {str(spec): jax.device_put(0 * values, placed[P(None, "b")]) for spec in placed}
-    check(load_checkpoint(sys.argv[1], other), other)
-    structs = {k: v if k in ("numpy", "free") else jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding)
-               for k, v in tree.items()}
-    check(load_checkpoint(sys.argv[1], structs), structs)
-    """
-    run_python(code, tmp_path / "a", XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu")
 
 
 # --- The template ----------------------------------------------------------------------------------------------------
@@ -297,9 +244,9 @@ APART = {
     "dtypes of one width": ([np.zeros(2, np.int32)], [np.zeros(2, np.float32)]),
     "bytes of one width": ([np.zeros(2, np.uint8)], [np.zeros(2, ml_dtypes.int4)]),
     "float16, bfloat16": ([np.zeros(2, np.float16)], [np.zeros(2, ml_dtypes.bfloat16)]),
-    "float64, float32": ([1.0], [jnp.float32(1)]),
+    "float64, float32": ([1.0], [np.float32(1)]),
     "complex, pairs": ([np.zeros(2, np.complex64)], [np.zeros((2, 2), np.float32)]),
-    "a key, its data": ([jax.random.key(0)], [jax.random.key_data(jax.random.key(0))]),
+    "a key, its data": lambda: ([jax.random.key(0)], [np.zeros(2, np.uint32)]),
     "bool, int8": ([True], [np.int8(1)]),
 }
 
@@ -307,7 +254,8 @@ APART = {
 @pytest.mark.parametrize("name", APART)
 @pytest.mark.parametrize("way", [1, -1], ids=["", "the other way"])
 def test_trees_that_differ_are_kept_apart(name, way, tmp_path):
-    saved, like = APART[name][::way]
+    pair = APART[name]() if callable(APART[name]) else APART[name]
+    saved, like = pair[::way]
     save_checkpoint(tmp_path / "a", saved, step=0)
     assert_same_bits(load_checkpoint(tmp_path / "a", saved), saved)
     with pytest.raises(CheckpointError, match=rf"^{re.escape(str(tmp_path / 'a'))}: tree.*: got .*; expected .*"):
@@ -322,8 +270,8 @@ def difference(saved, like, path):
 
 
 def test_an_error_names_each_leaf_what_the_file_holds_and_what_was_expected(tmp_path):
-    saved = {"kernel": X, "old": jnp.ones((2, 3)), "same": X, "c": np.zeros((3, 1), np.complex128)}
-    like = {"kernel": jnp.ones(3), "new": [np.int8(1)], "same": X, "c": 1j}
+    saved = {"kernel": X, "old": np.ones((2, 3), np.float32), "same": X, "c": np.zeros((3, 1), np.complex128)}
+    like = {"kernel": np.ones(3, np.float32), "new": [np.int8(1)], "same": X, "c": 1j}
     assert difference(saved, like, tmp_path / "a") == [
         "tree['c']: got complex128[3,1]; expected complex128[]",
         "tree['kernel']: got float32[2]; expected float32[3]",
@@ -383,7 +331,7 @@ def test_what_is_no_array_is_refused_by_name_and_nothing_is_written(name, tmp_pa
 
 
 def test_a_donated_array_is_refused_by_name(tmp_path):
-    gone = jnp.ones(3) + 1
+    gone = jax.device_put(np.ones(3))
     gone.delete()
     with pytest.raises(
         ValueError, match=r"^tree\['w'\]: got an array that was deleted, or donated .*; expected its data"
@@ -402,12 +350,12 @@ def test_within_jit_there_is_no_data_yet(tmp_path):
 
 
 def test_data_of_other_processes_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_addressable", False)
-    whole = {"w": jax.device_put(jnp.ones(2))}  # replicated: all of it is here
-    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_replicated", False)
+    monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_addressable", False)
+    whole = {"w": jax.device_put(np.ones(2))}  # replicated: all of it is here
+    monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_replicated", False)
     with pytest.raises(ValueError, match=r"^tree\['w'\]: got an array on devices of other processes; expected all"):
         save_checkpoint(tmp_path / "a", whole, step=0)
-    monkeypatch.setattr(type(jnp.ones(1)), "is_fully_replicated", True)
+    monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_replicated", True)
     save_checkpoint(tmp_path / "a", whole, step=0)
 
 
@@ -434,7 +382,3 @@ def test_more_leaves_than_a_header_holds_are_refused(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "a", [1.0] * 5, step=0)
     with pytest.raises(ValueError, match=r"^tree: got 50 leaves, a header of \d+ bytes; expected at most 1000"):
         save_checkpoint(tmp_path / "b", [1.0] * 50, step=0)
-
-
-def test_importing_minijaxnet_does_not_import_safetensors():
-    run_python("import sys, minijaxnet; assert not [m for m in sys.modules if m.startswith('safetensors')]")

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import threading
@@ -18,35 +17,27 @@ import sys, time
 from minijaxnet.run.lock import hold
 with hold(sys.argv[1]):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
-@pytest.fixture
-def held(tmp_path):
+def test_a_second_process_is_refused_and_told_who_holds_the_run_until_the_first_is_dead(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    yield holder
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
-
-
-def test_a_second_process_is_refused_and_told_who_holds_the_run(held, tmp_path):
-    with (
-        pytest.raises(RunInUse, match=rf"process {held.pid} on .* since 20.*; expected a run that nobody"),
-        hold(tmp_path),
-    ):
-        pass
-    found = owner(tmp_path)
-    assert found is not None and found["pid"] == held.pid and found["started"] == lock.started(held.pid)
-
-
-def test_the_lock_of_a_dead_owner_is_taken_over(held, tmp_path):
-    held.send_signal(signal.SIGKILL)
-    held.wait()
+    with holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            who = rf"process {holder.pid} on .* since 20.*; expected a run that nobody"
+            with pytest.raises(RunInUse, match=who), hold(tmp_path):
+                pass
+            found = owner(tmp_path)
+            assert found is not None and found["pid"] == holder.pid and found["started"] == lock.started(holder.pid)
+        finally:
+            holder.kill()
     assert (tmp_path / "lock").exists() and owner(tmp_path) is None
-    with hold(tmp_path):
+    with hold(tmp_path) as held:
+        assert owner(tmp_path)["pid"] == os.getpid()
+        with hold(held) as again:  # by who has it already: nothing is taken, and nothing let go
+            assert again is held and held.folder == tmp_path
         assert owner(tmp_path)["pid"] == os.getpid()
     assert owner(tmp_path) is None and not list(tmp_path.iterdir())
 

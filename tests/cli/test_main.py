@@ -1,0 +1,59 @@
+"""The command itself: its verbs, its help, what it imports, and how it ends."""
+
+import re
+from importlib.metadata import version
+
+import pytest
+from kits.command import call, run, unboxed
+from kits.processes import python, said
+
+from minijaxnet.cli import VERBS
+
+
+@pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",)])
+def test_help_shows_the_verbs(arguments):
+    called = call(*arguments)
+    assert (called.code, called.err) == (0, "")
+    assert re.findall(r"^  (\w+) +\S", called.out, re.MULTILINE) == [*VERBS]
+
+
+def test_help_of_run_needs_no_file():
+    called = call("run", "--help")
+    assert called.code == 0
+    text = unboxed(called.out)
+    assert all(flag in text for flag in ("--learning-rate FLOAT", "--resume-latest", "--processes INT"))
+
+
+def test_version_is_the_packages():
+    assert call("--version").out == f"minijaxnet {version('minijaxnet')}\n"
+
+
+@pytest.mark.parametrize("verb", ["walk", "--bogus", "Run", "tune", "draw"])
+def test_an_unknown_verb_is_named_with_those_there_are(verb):
+    called = call(verb)
+    assert called.code == 2
+    verbs = "run, check, bench, sweep, list, runs, show, report, resume"
+    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of {verbs}\n"
+    assert called.out == ""
+
+
+def test_run_wants_its_file_first():
+    called = call("run", "--steps", 3)
+    assert called.code == 2
+    assert "run: got --steps; expected the file of an experiment first" in called.err
+
+
+def test_ctrl_c_elsewhere_says_stopped(tmp_path):
+    called = run(tmp_path, "raise KeyboardInterrupt")
+    assert (called.code, called.err) == (130, "stopped\n")
+
+
+def test_import_takes_in_no_extra_and_nothing_slow():
+    lines = """
+    import sys, minijaxnet
+    slow = ["optax", "sklearn", "matplotlib", "tyro", "rich", "chex", "safetensors", "scipy.stats"]
+    print([name for name in slow if name in sys.modules])
+    import minijaxnet.cli.run
+    print([name for name in slow if name in sys.modules])
+    """
+    assert said(python(lines)) == "[]\n[]\n"

@@ -1,0 +1,90 @@
+"""The run folder: a name of its own, JSON and parameters that come back, and what a result depends on."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.flax import load_file
+
+from minijaxnet.pytrees import named_leaves
+from minijaxnet.run import folder as folder_module
+from minijaxnet.run.code import digest
+from minijaxnet.run.folder import create_run_folder, environment, write_json, write_params
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    moment = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+    monkeypatch.setattr(folder_module, "datetime", SimpleNamespace(now=lambda zone: moment))
+    folders = [create_run_folder(tmp_path / "deep" / "runs", "line") for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"line-20300102-030405{end}" for end in ("", "-2", "-3")]
+    assert all(folder.is_dir() for folder in folders)
+
+
+TEXT = st.text(st.sampled_from('a"\\\n\0 \x7fé\u2028٤\ud800😀'))  # of all characters it would take a second to know
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=JSON)
+def test_json_comes_back_as_it_went(content, tmp_path):
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_takes_arrays_and_has_null_for_what_is_not_finite(tmp_path):
+    content = {
+        "a": jax.device_put(np.array([1.0, np.nan])),
+        "b": np.float32(0.5),
+        "c": float("-inf"),
+        "d": (jnp.int32(3),),
+        5: True,
+    }
+    write_json(tmp_path / "a.json", content)
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"a": [1.0, None], "b": 0.5, "c": None, "d": [3], "5": True}
+
+
+def test_parameters_come_back_leaf_by_leaf(tmp_path):
+    square, half = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1.5, np.inf], ml_dtypes.bfloat16)
+    strided, none = np.arange(10, dtype=np.float32)[::3], np.zeros((0, 2), np.float32)
+    layers = ({"weights": square.T, "bias": np.float32(-0.0)}, {"half": half, "strided": strided, "none": none})
+    params = jax.tree.map(jax.device_put, layers)
+    write_params(tmp_path / "p.safetensors", params)
+    chex.assert_trees_all_equal(load_file(tmp_path / "p.safetensors"), named_leaves(params), strict=True)
+    write_params(tmp_path / "bare.safetensors", jnp.float32(3))
+    chex.assert_trees_all_equal(load_file(tmp_path / "bare.safetensors"), {"(leaf)": jnp.float32(3)}, strict=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.safetensors", "p.safetensors"]
+
+
+def test_float64_parameters_lose_nothing(tmp_path):
+    with jax.enable_x64(True):
+        write_params(tmp_path / "p.safetensors", {"third": jax.device_put(np.array([1 / 3]))})
+        [third] = load_file(tmp_path / "p.safetensors").values()
+        assert third.dtype == jnp.float64
+        assert float(third[0]) == 1 / 3
+
+
+def test_the_environment_names_what_a_result_depends_on():
+    found = environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+    assert found["x64"] is False
+    assert len(found["devices"]) == len(jax.devices())
+    json.dumps(found)
+    with jax.enable_x64(True):
+        assert environment()["x64"] is True
+
+
+def test_texts_that_are_divided_otherwise_have_another_digest():
+    assert digest({"ab": "c"}) != digest({"a": "bc"})

@@ -1,0 +1,297 @@
+"""A run that was stopped, by whatever, and resumed comes to the same bits as one that was not."""
+
+import os
+import signal
+import sys
+import time
+
+import chex
+import numpy as np
+import optax
+import pytest
+from kits.descents import (
+    DATA,
+    OBJECTIVE,
+    PARAMS,
+    adam_in_minibatches,
+    full_batch,
+    in_a_bowl,
+    minibatches,
+    with_draws,
+)
+from kits.processes import python
+
+import minijaxnet as mjn
+from minijaxnet.run import fit, load_checkpoint
+from minijaxnet.run.checkpoint_folder import checkpoints
+from minijaxnet.run.keeper import Keeper
+from minijaxnet.run.lock import RunInUse, hold, owner
+
+fit_module, keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] for name in ("fit", "keeper", "log"))
+
+
+def fitted(kind, folder, **more):
+    descent, start, options = kind
+    return fit(descent, start, DATA, run_dir=folder, **options, **more)
+
+
+def stopped_at(steps, signum=signal.SIGINT):
+    return lambda progress: os.kill(os.getpid(), signum) if progress.step >= steps else None
+
+
+def assert_same_run(result, whole, folder, whole_folder):
+    state, expected = (r.state._replace(key=None) for r in (result, whole))
+    chex.assert_trees_all_equal(state, expected, strict=True)
+    assert result.rows == whole.rows and result.steps_taken == whole.steps_taken and result.status == whole.status
+    assert (folder / "metrics.jsonl").read_bytes() == (whole_folder / "metrics.jsonl").read_bytes()
+    taken = result.steps_taken - result.first_step
+    np.testing.assert_array_equal(result.trace.loss[:taken], whole.trace.loss[result.first_step : result.steps_taken])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    found = tmp_path / "stopped", tmp_path / "whole"
+    for folder in found:
+        folder.mkdir()
+    return found
+
+
+@pytest.fixture
+def step_by_step(monkeypatch):
+    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+
+
+def steps_in(folder):
+    return [step for step, _ in checkpoints(folder / "checkpoints")]
+
+
+ALL = [full_batch, minibatches, adam_in_minibatches, with_draws]
+QUICK = [(full_batch, signal.SIGINT), (adam_in_minibatches, signal.SIGTERM), (with_draws, signal.SIGINT)]
+EACH = [(kind, signum) for signum in (signal.SIGINT, signal.SIGTERM) for kind in ALL]
+
+
+@pytest.mark.parametrize(
+    ("kind", "signum"), [pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow) for each in EACH]
+)
+def test_stopped_by_a_signal_and_resumed_it_comes_to_the_same_bits_and_done_it_resumes_to_itself(
+    kind, signum, folders, step_by_step
+):
+    stopped, whole = folders
+    options = {"steps": 40, "log_every": 6}
+    first = fitted(kind(), stopped, on_progress=stopped_at(17, signum), **options)
+    assert first.interrupted == signum and first.steps_taken == 17
+    second = fitted(kind(), stopped, resume=True, on_progress=stopped_at(29, signum), **options)
+    assert (second.first_step, second.steps_taken) == (17, 29)
+    expected = fitted(kind(), whole, **options)
+    for first_step in (29, 40):
+        last = fitted(kind(), stopped, resume=True, **options)
+        assert last.first_step == first_step
+        assert_same_run(last, expected, stopped, whole)
+    assert [row["step"] for row in last.rows] == [0, 6, 12, 18, 24, 30, 36, 40]
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of something, for a test: nothing after it is done."""
+
+
+@pytest.mark.parametrize("at", [1, 13, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 7, 26))])
+def test_ended_in_between_it_goes_on_from_the_last_checkpoint(at, folders, step_by_step):
+    stopped, whole = folders
+    options = {"steps": 30, "log_every": 4, "checkpoint_every": 5}
+
+    def end(progress):
+        if progress.step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fitted(adam_in_minibatches(), stopped, on_progress=end, **options)
+    last = fitted(adam_in_minibatches(), stopped, resume=True, **options)
+    assert last.first_step == (at - 1) // 5 * 5
+    assert_same_run(last, fitted(adam_in_minibatches(), whole, **options), stopped, whole)
+
+
+def test_checkpoints_of_the_state_come_by_steps_or_by_time_and_three_stay(folders, step_by_step):
+    by_steps, by_time = folders
+    result = fitted(full_batch(), by_steps, steps=23, checkpoint_every=5)
+    assert steps_in(by_steps) == [23, 20, 15]
+    newest = load_checkpoint(checkpoints(by_steps / "checkpoints")[0][1], full_batch()[1])
+    chex.assert_trees_all_equal(newest, result.state)
+    fitted(full_batch(), by_time, steps=9, checkpoint_s=0.0)
+    assert steps_in(by_time) == [9, 8, 7]
+
+
+def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
+    keeper = Keeper(tmp_path, every=None, seconds=10, resume=False)
+    state = full_batch()[1]
+    assert keeper.begin(state, 0) == (0, state)
+    clock[0] = 10.0
+    assert keeper.is_due(3)
+    keeper.keep(3, state)
+    clock[0] = 15.0
+    assert not keeper.is_due(4)
+    clock[0] = 20.0
+    assert keeper.is_due(4)
+
+
+def test_what_a_dead_process_left_unfinished_is_cleared_away(tmp_path):
+    part = tmp_path / "checkpoints" / f".{16 * 'a'}.part"
+    part.parent.mkdir()
+    part.touch()
+    fitted(full_batch(), tmp_path, steps=3)
+    assert not part.exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note(folders):
+    stopped, whole = folders
+    options = {"steps": 20, "log_every": 4, "checkpoint_every": 5}
+    expected = fitted(full_batch(), whole, **options)
+    fitted(full_batch(), stopped, **options)
+    newest = checkpoints(stopped / "checkpoints")[0][1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    last = fitted(full_batch(), stopped, resume=True, **options)
+    assert last.first_step == 15 and len(last.notes) == 1 and newest.name in last.notes[0]
+    assert_same_run(last, expected, stopped, whole)
+
+
+def test_a_torn_line_and_lines_after_the_checkpoint_are_written_anew(folders):
+    stopped, whole = folders
+    options = {"steps": 20, "log_every": 2, "checkpoint_every": 10}
+    expected = fitted(full_batch(), whole, **options)
+    fitted(full_batch(), stopped, **options)
+    checkpoints(stopped / "checkpoints")[0][1].unlink()
+    path = stopped / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    last = fitted(full_batch(), stopped, resume=True, **options)
+    assert last.first_step == 10
+    assert_same_run(last, expected, stopped, whole)
+
+
+@pytest.mark.parametrize(("bad", "goes_on"), [(3, 0), (11, 20)])
+def test_rows_that_are_lost_are_seen_again(bad, goes_on, folders):
+    stopped, whole = folders
+    options = {"steps": 27, "log_every": 2, "checkpoint_every": 5}
+    expected = fitted(adam_in_minibatches(), whole, **options)
+    fitted(adam_in_minibatches(), stopped, **options)
+    path = stopped / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:bad], b"?" + lines[bad], *lines[bad + 1 :]]))
+    last = fitted(adam_in_minibatches(), stopped, resume=True, **options)
+    assert last.notes == [f"the row of step {2 * bad} is lost: it goes on from step {goes_on}, not 27"]
+    assert last.first_step == goes_on
+    assert_same_run(last, expected, stopped, whole)
+
+
+def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
+    stopped, whole = folders
+    options = {"steps": 30, "log_every": 3, "checkpoint_every": 4}
+    expected = fitted(in_a_bowl(800.0), whole, **options)
+    first = fitted(in_a_bowl(800.0), stopped, **options)
+    assert first.status == mjn.DIVERGED and 4 < first.steps_taken < 8
+    assert steps_in(stopped) == [4]
+    last = fitted(in_a_bowl(800.0), stopped, resume=True, **options)
+    assert last.first_step == 4 and last.steps_taken == expected.steps_taken == first.steps_taken
+    assert last.status == mjn.DIVERGED
+    assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_rows_are_on_the_disk_before_a_checkpoint_of_what_comes_after_them(tmp_path, monkeypatch):
+    """Otherwise a power cut may leave the checkpoint and not the rows."""
+    happened = []
+    write, sync, save = log_module.Log._write, log_module.Log.sync, keeper_module.save_checkpoint
+    monkeypatch.setattr(log_module.Log, "_write", lambda *a: (happened.append("write"), write(*a))[1])
+    monkeypatch.setattr(log_module.Log, "sync", lambda *a: (sync(*a), happened.append("sync"))[0])
+    monkeypatch.setattr(keeper_module, "save_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
+    fitted(full_batch(), tmp_path, steps=30, log_every=2, checkpoint_every=4)
+    assert happened.count("save") > 3 and happened[-1] == "sync"
+    for at, what in enumerate(happened):
+        if what == "save":
+            before = [earlier for earlier in happened[:at] if earlier != "save"]
+            assert before[-1] == "sync", at
+
+
+# --- What is held, and what is refused -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_the_caller_holds_is_used_and_stays_held(tmp_path):
+    with hold(tmp_path) as held:
+        fitted(full_batch(), held, steps=5)
+        assert steps_in(tmp_path) == [5] and (tmp_path / "metrics.jsonl").exists()
+        assert owner(tmp_path)["pid"] == os.getpid()
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        with pytest.raises(RunInUse, match="holds this run"):
+            fitted(full_batch(), tmp_path, steps=9, resume=True)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        assert fitted(full_batch(), held, steps=9, resume=True).first_step == 5
+    assert owner(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"resume": True}, ValueError, "resume: got True without run_dir; expected the folder"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every: got 0; expected at least 1"),
+        ({"checkpoint_every": 1.5}, TypeError, "checkpoint_every: got 1.5; expected an int"),
+        ({"checkpoint_s": -1.0}, ValueError, r"checkpoint_s: got -1\.0; expected seconds"),
+        ({"checkpoint_s": float("nan")}, ValueError, "checkpoint_s: got nan; expected seconds"),
+        ({"checkpoint_s": "1"}, ValueError, "checkpoint_s: got '1'; expected seconds"),
+        ({"checkpoint_s": True}, ValueError, "checkpoint_s: got True; expected seconds"),
+    ],
+)
+def test_what_cannot_be_meant_is_named(options, error, words):
+    with pytest.raises(error, match=words):
+        fitted(full_batch(), None, steps=5, **options)
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):
+    fitted(full_batch(), tmp_path, steps=5)
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one, or resume=True"):
+        fitted(full_batch(), tmp_path, steps=5)
+    assert steps_in(tmp_path) == [5]
+
+
+def test_checkpoints_of_another_descent_are_refused(tmp_path):
+    fitted(full_batch(), tmp_path, steps=5)
+    other = mjn.optax_descent(OBJECTIVE, optax.adam(0.01))
+    with pytest.raises(ValueError, match=r"optimizer.*expected"):
+        fit(other, other.init(PARAMS), DATA, steps=5, run_dir=tmp_path, resume=True)
+
+
+# --- SIGKILL ---------------------------------------------------------------------------------------------------------
+
+KILLED = """
+    import sys
+    from kits.descents import DATA, minibatches
+    import minijaxnet as mjn
+
+    sys.modules["minijaxnet.run.fit"]._CHUNK_S = 0.002
+    descent, start, options = minibatches()
+    folder, resume = sys.argv[1:]
+    options = options | {"log_every": 50, "checkpoint_s": 0.0, "run_dir": folder, "resume": resume == "True"}
+    mjn.fit(descent, start, DATA, steps=200_000, **options)
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
+    stopped, whole = folders
+    options = {"steps": 200_000, "log_every": 50}
+    draw, reached = np.random.default_rng(0), [0]
+    for attempt in range(2):
+        process = python(KILLED, stopped, attempt > 0, PYTHONPATH=os.pathsep.join(sys.path))
+        try:
+            while not (stopped / "checkpoints").is_dir() or max([0, *steps_in(stopped)]) <= reached[-1]:
+                assert process.poll() is None
+                time.sleep(0.01)
+            time.sleep(draw.uniform(0, 0.3))
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        reached.append(steps_in(stopped)[0])
+    assert reached == sorted(reached)
+    last = fitted(minibatches(), stopped, resume=True, **options)
+    assert last.first_step == reached[-1]
+    assert_same_run(last, fitted(minibatches(), whole, **options), stopped, whole)
