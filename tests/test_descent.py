@@ -218,7 +218,8 @@ def test_a_step_is_params_minus_learning_rate_times_slope(weight, target, rate):
         assert float(info.gradient_norm) == pytest.approx(abs(float(exact_slope)), rel=1e-15)
 
 
-@pytest.mark.parametrize("rate", [SLOW(1e-3), 0.1, SLOW(0.3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.3])
 def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
     # Both compute w - rate * slope, optax as w + (-rate) * slope: the same two roundings, unless a compiler contracts
     # one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update. Seldom does

@@ -108,6 +108,7 @@ def test_hessians_and_their_products_differentiate_the_rule():
     chex.assert_trees_all_equal(jax.jit(jax.hessian(RULED))(PARAMS, BATCH), {"w": {"w": np.diag(7 * X**2)}})
 
 
+@pytest.mark.slow
 def test_a_right_rule_has_the_second_derivatives_of_the_plain_objective():
     draw = np.random.default_rng(0)
     objective = mjn.objective(NETWORK, mjn.softmax_cross_entropy)

@@ -228,9 +228,10 @@ def test_a_surface_names_the_direction_that_does_not_fit():
 # --- The direction of one weight -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
 @few
-@given(st.data(), st.sampled_from(["float32", "bfloat16"]))
-def test_a_weight_direction_is_one_there_and_zero_elsewhere(data, dtype):
+@given(data=st.data())
+def test_a_weight_direction_is_one_there_and_zero_elsewhere(dtype, data):
     params = as_in(dtype, PARAMS)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     path = data.draw(st.sampled_from(list(leaves)))
@@ -320,11 +321,11 @@ def test_stops_that_were_not_taken_stay_nan_and_do_not_move_the_others():
 @pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
 def test_a_descents_recorded_path_lies_where_its_params_say(dtype):
     def with_params(params, batch):
-        return OBJECTIVE(params, batch), params
+        return sum(squared_distance(leaf, 1) for leaf in jax.tree.leaves(params)), params
 
     params = as_in(dtype, PARAMS)
     descent = mjn.gradient_descent(with_params, 0.01, has_aux=True)
-    _, trace = mjn.descend(descent, descent.init(params), POINTS, steps=5)
+    _, trace = mjn.descend(descent, descent.init(params), (), steps=5)
     directions = [weight_direction(params, WEIGHTS, (0, 1)), weight_direction(params, "[1]['bias']", 0)]
     got = project_path(trace.aux, directions, origin=params)
     assert got.dtype == np.float64

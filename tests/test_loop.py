@@ -100,7 +100,7 @@ def key_data(state):
     return state if state.key is None else state._replace(key=jax.random.key_data(state.key))
 
 
-@pytest.mark.parametrize("name", DESCENTS)
+@pytest.mark.parametrize("name", ["gradient descent", SLOW("adam with a key")])
 def test_137_and_then_863_steps_are_1_000_bit_for_bit_and_the_caller_s_state_is_left_alone(name):
     descent, start, points = DESCENTS[name](), start_of(name), jax.tree.map(jnp.asarray, POINTS)
     before = jax.device_get(key_data(start))
@@ -255,7 +255,7 @@ DTYPES = ("bool", "uint8", "int32", "bfloat16", "float16", "float32", "complex64
 
 
 @pytest.mark.parametrize(
-    "run", [mjn.descend, jax.jit(mjn.descend, static_argnames=("descent", "steps"))], ids=["host", "jit"]
+    "run", [mjn.descend, SLOW(jax.jit(mjn.descend, static_argnames=("descent", "steps")))], ids=["host", "jit"]
 )
 def test_past_the_last_step_rows_are_nan_and_counts_0_and_aux_of_any_dtype_is_recorded_in_it(run):
     def with_aux(weight, batch):

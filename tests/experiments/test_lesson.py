@@ -18,22 +18,33 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 NAMES = ("baseline_network", "prediction_errors", "single_weight", "loss_surface")
 
 
+@functools.cache
 def load(name):
+    """An experiment's module; what takes long in it is computed once for all tests, ``main`` included."""
     spec = importlib.util.spec_from_file_location(f"lesson_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    for long in {"descend_from_many", "please"} & vars(module).keys():
+        setattr(module, long, functools.cache(getattr(module, long)))
+    if name == "loss_surface":
+        descend_from, starts = module.descend_from, module.random_starts()
+        once = functools.cache(lambda **options: descend_from(starts, **options))
+        module.random_starts, module.descend_from = lambda: starts, lambda starts, **options: once(**options)
     return module
 
 
-baseline_network, prediction_errors, single_weight, loss_surface = map(load, NAMES)
-# The long ones are computed once for all tests, ``main`` included.
-baseline_network.descend_from_many = functools.cache(baseline_network.descend_from_many)
-prediction_errors.please = functools.cache(prediction_errors.please)
-random_starts = functools.cache(loss_surface.random_starts)
-descend_from = functools.cache(lambda **options: DESCEND_FROM(random_starts(), **options))
-DESCEND_FROM, loss_surface.descend_from = loss_surface.descend_from, lambda starts, **options: descend_from(**options)
-MODULES = dict(zip(NAMES, (baseline_network, prediction_errors, single_weight, loss_surface), strict=True))
+class Module:
+    """The same, loaded where it is used: collecting tests need not compute anything."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, attribute):
+        return getattr(load(self.name), attribute)
+
+
+baseline_network, prediction_errors, single_weight, loss_surface = map(Module, NAMES)
 
 
 # --- What holds for each of them -----------------------------------------------------------------------------------
@@ -44,12 +55,12 @@ def test_an_experiment_loads_and_names_itself_like_its_file(name):
     experiment = load_experiment(FOLDER / f"{name}.py")
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
-    assert MODULES[name].__doc__.splitlines()[0].endswith(".")
+    assert load(name).__doc__.splitlines()[0].endswith(".")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiments_defaults_take_its_loss_downhill(name):
-    experiment = MODULES[name].experiment
+    experiment = load(name).experiment
     defaults, (train, _) = experiment.defaults, experiment.data()
     params = experiment.init(jax.random.key(defaults.seed), **number_options(experiment.init))
     descent = mjn.gradient_descent(experiment.objective, defaults.learning_rate)
@@ -64,7 +75,7 @@ def test_an_experiments_defaults_take_its_loss_downhill(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_an_experiment_prints_fits_a_terminal_and_holds_no_nan(name, capsys):
-    MODULES[name].main()
+    load(name).main()
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "nan" not in printed
@@ -77,10 +88,10 @@ def test_what_an_experiment_prints_fits_a_terminal_and_holds_no_nan(name, capsys
 LESSON = [((5, 1), 9, -4), ((5, 1), 13, 0), ((8, 0), 16, 11), ((3, 6), 9, 6), ((3, 0), 3, 0)]
 
 
-@pytest.mark.parametrize(("case", "lesson"), list(zip(baseline_network.CASES, LESSON, strict=True)))
-def test_node_by_node_and_as_matrices_the_forward_pass_is_the_lessons(case, lesson):
-    assert baseline_network.node_by_node(case) == lesson
-    assert baseline_network.forward(baseline_network.params_of(case), baseline_network.batch_of(case)) == lesson
+def test_node_by_node_and_as_matrices_the_forward_pass_is_the_lessons():
+    for case, lesson in zip(baseline_network.CASES, LESSON, strict=True):
+        assert baseline_network.node_by_node(case) == lesson
+        assert baseline_network.forward(baseline_network.params_of(case), baseline_network.batch_of(case)) == lesson
 
 
 def test_a_descent_finds_weights_without_an_error():
@@ -251,11 +262,12 @@ def test_the_plane_holds_the_baseline_network():
 
 
 def test_each_descent_stays_on_the_plane_and_ends_flat_in_a_valley():
-    found, lowest = descend_from(), np.min(loss_surface.surface().losses)
+    starts = loss_surface.random_starts()
+    found, lowest = loss_surface.descend_from(starts), np.min(loss_surface.surface().losses)
     seen = jax.jit(jax.value_and_grad(loss_surface.loss_on_plane))
     assert (found.statuses == mjn.FLAT).all()
     np.testing.assert_allclose(found.off_plane, 0, atol=1e-6)
-    for path, start, end_loss in zip(found.paths, random_starts(), found.losses, strict=True):
+    for path, start, end_loss in zip(found.paths, starts, found.losses, strict=True):
         np.testing.assert_allclose(path[0], start, rtol=1e-6)
         losses = np.array([seen(stop, loss_surface.points)[0] for stop in path[:: len(path) // 5]])
         assert (np.diff(losses) < 0).all()
@@ -269,14 +281,16 @@ def test_each_descent_stays_on_the_plane_and_ends_flat_in_a_valley():
 
 
 def test_all_weights_free_lead_off_the_plane_for_better_or_worse():
-    found, free = descend_from(), descend_from(all_weights=True)
+    starts = loss_surface.random_starts()
+    found, free = loss_surface.descend_from(starts), loss_surface.descend_from(starts, all_weights=True)
     assert (free.off_plane > 0.05).all()
     verdicts = {loss_surface.compared(*losses) for losses in zip(free.losses, found.losses, strict=True)}
     assert verdicts == {"lower", "higher", "the same"}
 
 
 def test_the_picture_shows_each_start_end_and_shade():
-    starts, found = random_starts(), descend_from()
+    starts = loss_surface.random_starts()
+    found = loss_surface.descend_from(starts)
     lines = loss_surface.picture(loss_surface.surface(), found).splitlines()
     body = [line[6:].ljust(73) for line in lines[1:38]]
     assert [line[:5].strip() for line in lines[1:38:18]] == ["4.0", "0.0", "-4.0"]
