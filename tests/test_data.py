@@ -40,7 +40,7 @@ def test_a_set_has_the_shapes_and_dtypes_that_it_says(name):
         assert (batch.x.shape, batch.y.shape) == ((n, columns), (n, *y_shape))
         assert batch.x.dtype == jnp.float32
         assert jnp.issubdtype(batch.y.dtype, kind)
-        check_batch(batch, name)
+    check_batch(train, name)
     if classes is not None:
         assert set(np.unique(train.y)) == set(range(classes))
 
@@ -135,7 +135,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    shape=st.sampled_from([(1,), (4, 2), (2, 3, 2)]),  # few: each is a program
+    shape=st.sampled_from([(4,), (2, 3, 2)]),  # few: each is a program
     bad=st.sampled_from([np.nan, np.inf, -np.inf]),
     dtype=st.sampled_from([np.float16, np.float32, np.float64, jnp.bfloat16]),
     on_device=st.booleans(),
