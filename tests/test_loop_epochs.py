@@ -13,7 +13,7 @@ from kits.descents import OBJECTIVE, PARAMS, POINTS, Traced, compilations
 import minijaxnet as mjn
 from minijaxnet import feeds
 
-KEY = jax.random.key(11)
+KEY = jax.random.wrap_key_data(np.array([0, 11], np.uint32))
 ADAM = optax.adam(0.02)
 EPS = float(np.finfo(np.float32).eps)
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)

@@ -11,7 +11,7 @@ from kits.descents import PARAMS, POINTS, as_in, bowl, descend_from, halving, sq
 
 import minijaxnet as mjn
 
-KEY = jax.random.key(11)
+KEY = jax.random.wrap_key_data(np.array([0, 11], np.uint32))
 EPS = float(np.finfo(np.float32).eps)
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
