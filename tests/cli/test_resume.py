@@ -282,7 +282,7 @@ def test_it_starts_where_there_is_no_run_goes_on_where_one_was_stopped_and_leave
 
 
 def test_other_settings_are_another_run(here):
-    others = ("--learning-rate", 0.1), ("--seed", 1), ("--data-noise", 0.5), ("--scale", 2), ("--steps", 20)
+    others = ("--learning-rate", 0.1), ("--seed", 1), ("--data-noise", 0.5), ("--scale", 2)
     for number, flags in enumerate(others, start=2):
         called = call(*RUN, *flags, "--resume-latest")
         assert called.code == 0 and "went on" not in called.out

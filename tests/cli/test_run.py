@@ -16,6 +16,11 @@ from minijaxnet.cli.begin import draws
 from minijaxnet.experiment import load_experiment
 from minijaxnet.pytrees import named_leaves
 
+
+def line_errors(weights, batch):
+    return weights["params/slope"] * batch.x + weights["params/offset"] - batch.y
+
+
 # --- One run by hand, with a benchmark -------------------------------------------------------------------------------
 
 
@@ -75,6 +80,8 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(by_
     names = {"step", "loss", "gradient_norm", "train_loss", "latest_error", "test_loss", "test_latest_error"}
     names |= {"params/offset", "params/slope"}  # the weights, as they are but two
     rows = by_hand.rows()
+    train, _ = load_experiment(file).data(points=12)
+    assert rows[0]["loss"] == pytest.approx(np.mean(line_errors(rows[0], train) ** 2), rel=1e-5)
     assert [row["step"] for row in rows] == list(range(21))
     assert all(set(row) == names for row in rows)
     result = by_hand.read("result.json")
@@ -154,10 +161,6 @@ def plain(tmp_path_factory):
     return run(tmp_path_factory.mktemp("plain"), AUTODIFF)
 
 
-def line_errors(weights, batch):
-    return weights["params/slope"] * batch.x + weights["params/offset"] - batch.y
-
-
 def test_the_run_is_the_descent_that_its_settings_say(plain):
     train, test = load_experiment(plain.folder.parents[1] / "my_experiment.py").data()
     start_key, _, _ = jax.random.split(jax.random.key(7), 3)
@@ -176,8 +179,7 @@ def test_the_run_is_the_descent_that_its_settings_say(plain):
 
 
 def test_numbers_of_init_and_data_are_flags_that_reach_them_and_no_steps_are_a_run(tmp_path):
-    flags = ("--scale", 0, "--offset", -3, "--data-noise", 1.0, "--data-points", 50, "--steps", 0)
-    called = run(tmp_path, AUTODIFF, *flags)
+    called = run(tmp_path, AUTODIFF, "--scale", 0, "--offset", -3, "--data-noise", 1.0, "--steps", 0)
     assert called.code == 0
     assert called.params() == {"['slope']": 0, "['offset']": -3}
     [start] = called.rows()

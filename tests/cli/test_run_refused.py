@@ -144,7 +144,13 @@ BAD_EXPERIMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_EXPERIMENTS)
+# Those that compile what no other does.
+SLOW = ("a column short", "sizes that do not fit the data", "too many outputs", "NaN in params")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in BAD_EXPERIMENTS]
+)
 def test_a_bad_experiment_is_refused_with_2_and_leaves_no_folder(name, tmp_path):
     text, message = BAD_EXPERIMENTS[name]
     called = run(tmp_path, text)

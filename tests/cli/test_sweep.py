@@ -37,6 +37,10 @@ FILE = """
 """
 
 
+# One program for all that these stand in.
+BLOCKWISE = ("--learning-rate", "0.01,0.1,0.5", "--seeds", 4, "--steps", 30, "--block", 1)
+
+
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """Call a verb on the file: how it went, and the folder that it made."""
@@ -91,14 +95,12 @@ def test_numbers_of_init_batch_sizes_and_options_of_optax_are_axes(sizes, sweep)
 
 
 def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(sweep):
-    code, out, _, folder = sweep("--learning-rate", "1e20,1e30", "--seeds", 2)
+    code, out, _, folder = sweep(*BLOCKWISE, "--learning-rate", "1e20,1e30")
     assert code == 1
     assert out.count("100.0 %") == 2 and "no descent ended at a finite loss" in out
     assert (np.load(folder / "sweep.npz")["status"] == mjn.DIVERGED).all()
     assert json.loads((folder / "result.json").read_text()) == {"status": "DONE", "best": None}
 
-
-BLOCKWISE = ("--learning-rate", "0.01,0.1,0.5", "--seeds", 4, "--steps", 30, "--block", 1)
 
 # --- Stopped, and resumed --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,5 @@
 """Checks in one process whose CPU is eight devices, which JAX has to be told before it starts."""
 
-import contextlib
-import io
 import itertools
 import os
 import re
@@ -10,9 +8,9 @@ import traceback
 
 import numpy as np
 import pytest
+from kits.command import call
 from kits.processes import ended, python
 
-from minijaxnet.cli import main
 from minijaxnet.experiment import load_module
 from minijaxnet.feeds import OneBatch
 from minijaxnet.loop import chunk_capacity, run_chunk
@@ -44,9 +42,8 @@ def carry_out(file, prefix):
 
 def called(*arguments):
     """The command's exit code and what it says."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        code = main([*map(str, arguments)])
-    return code, out.getvalue()
+    code, out, err, _ = call(*arguments)
+    return code, out + err
 
 
 def collectives(text):

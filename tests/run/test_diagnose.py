@@ -31,11 +31,12 @@ root.defvjp(lambda x: (jnp.sqrt(x), x), lambda x, g: (g / (2 * jnp.sqrt(x)),))
         (lambda w, b: jax.jit(plain)(w, b) ** 2, [2.0, 0.0], "exp", "jnp.exp(weights * 100.0)"),
         (lambda w, b: jnp.sum(root(w)), [1.0, -1.0], "sqrt", "jnp.sqrt(x)"),
         (lambda w, b: jnp.sum(root(w)), [1.0, 0.0], "div", "g / (2 * jnp.sqrt(x))"),
-        (
+        pytest.param(
             lambda w, b: jax.lax.scan(lambda c, _: (c * w[0], None), w[0], None, length=9)[0],
             [1e10, 1.0],
             "scan",
             "scan",
+            marks=pytest.mark.slow,
         ),
         (lambda w, b: jnp.linalg.norm(w), [0.0, 0.0], "div", ""),
     ],
@@ -71,6 +72,7 @@ def test_what_was_not_finite_before_is_said():
     assert said == "what goes into the step is not finite already: [1].x"
 
 
+@pytest.mark.slow
 def test_a_key_and_integer_labels_go_in_too():
     def noisy(params, batch, key):
         return jnp.sum(jax.random.key_data(key)[0] * params) / (batch[1][0] - batch[1][0])
@@ -93,6 +95,7 @@ def test_what_was_infinite_on_purpose_is_not_blamed():
     assert "not finite is log, test_diagnose.py:" in diagnose(masked, np.zeros(2, np.float32), BATCH)
 
 
+@pytest.mark.slow
 def test_leaves_without_elements_are_no_obstacle():
     params = {"none": np.ones((0, 3), np.float32), "large": ONES}
     said = diagnose(lambda p, b: jnp.sum(p["none"]) + 1e25 * jnp.sum(p["large"]), params, BATCH)
