@@ -32,7 +32,7 @@ def checked():
 def compared():
     wobble = 1 + 0.01 * np.sin(np.arange(20))
     arms = {name: ArmTiming(0.5, seconds * wobble) for name, seconds in (("<i>", 1e-4), ("b & c", 2e-4))}
-    return StepComparison("<i>", arms, 1e-4 * wobble[::-1], np.ones(20), (), {"cpu": "one"})
+    return StepComparison("<i>", arms, 1e-4 * wobble[::-1], np.ones(20), {"cpu": "one"})
 
 
 def swept():

@@ -108,12 +108,3 @@ def test_the_curve_of_a_narrow_dtype_is_smooth():
     assert isinstance(player, OneWeight)
     curve = np.array(player_data(player)["data"]["curve"], float)
     np.testing.assert_allclose(curve[2], 2 * (curve[0] - 1), atol=1e-3)  # the slope
-
-
-def test_after_halvings_the_rate_is_the_last_one_and_the_verdicts_say_so():
-    events = [{"step": 0, "event": "halved", "diverged_at": at} for at in (7, 9)]
-    record = told(events + rows_of("a", [8, 4, 2]))
-    [section, *_] = shown(record, known({"a": jnp.float32(2)}))
-    assert section.players[0].learning_rate == 0.025
-    said = [verdict.words for verdict in tell(record).verdicts if verdict.kind == "warning"]
-    assert said == ["Diverged 2 times, at last at step 9: back to step 0, each time on at half the learning rate."]
