@@ -89,7 +89,10 @@ def test_a_comparison_takes_arms_of_any_names_and_says_which_does_more_work_than
         ({}, {}, ValueError, "arms: got 0; expected at least two"),
         ({"a": PLAIN}, {}, ValueError, "arms: got 1; expected at least two"),
         ({}, {"baseline": "c"}, ValueError, "baseline: got 'c'; expected one of a, b"),
-        *(({name: PLAIN}, {}, TypeError, f"arms: got the name {name!r}; expected text") for name in (3, None, ("a", "b"), b"a")),
+        *(
+            ({name: PLAIN}, {}, TypeError, f"arms: got the name {name!r}; expected text")
+            for name in (3, None, ("a", "b"), b"a")
+        ),
         *(({name: PLAIN}, {}, ValueError, f"arms: got the name {name!r}; expected one") for name in ("", " ", "\n")),
         *(
             ({}, {"seconds": seconds}, ValueError, f"seconds: got {seconds}; expected a positive number")
@@ -192,7 +195,9 @@ def test_arms_whose_params_are_not_alike_are_compared_if_told_so(compared):
 
 def differs(start, end, other):
     """The leaf in which two ends differ beyond rounding, in both orders; None if there is none."""
-    found = {beyond_rounding(start, *ends) and beyond_rounding(start, *ends)[0] for ends in ((end, other), (other, end))}
+    found = {
+        beyond_rounding(start, *ends) and beyond_rounding(start, *ends)[0] for ends in ((end, other), (other, end))
+    }
     (path,) = found
     return path
 
