@@ -61,7 +61,7 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert "surely slower than allowed: other (at most 1.4)" in words["1.4"] and "95 % interval" in words["1.4"]
     assert "at_most: got 'none'; expected arms beside the baseline: plain, other" in words["None"]
     files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "saved").iterdir()}
-    assert set(files) == {"test_it.py-test_steps-3-.json", "test_it.py-test_steps-1.4-.json"}
+    assert set(files) == {"test_it.py-test_steps-3.json", "test_it.py-test_steps-1.4.json"}
     assert all(len(content["arms"]) == 2 for content in files.values())
 
     against = ["--bench-against", "saved", "-k", "3"]
