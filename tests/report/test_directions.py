@@ -5,41 +5,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import minijaxnet as mjn
 from minijaxnet.report.directions import random_directions
 
-NETWORK = mjn.mlp((3, 5, 2))
-PARAMS = NETWORK.init(jax.random.key(1))
+# The first filter is dead.
+WEIGHTS = np.random.default_rng(1).normal(size=(3, 9)).astype(np.float32) * (np.arange(9) > 0)
+PARAMS = {"weights": WEIGHTS, "bias": np.ones(9, np.float32), "narrow": WEIGHTS.astype(jnp.bfloat16)}
 
 
-def flat(tree):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+@pytest.fixture(scope="module")
+def directions():
+    return random_directions(jax.random.key(0), PARAMS)
 
 
-def test_each_filter_is_as_long_as_that_of_the_params():
-    for direction in random_directions(jax.random.key(0), PARAMS):
-        for drawn, layer in zip(direction, PARAMS, strict=True):
-            np.testing.assert_allclose(
-                np.linalg.norm(drawn["weights"], axis=0), np.linalg.norm(layer["weights"], axis=0), rtol=1e-5
-            )
-            assert drawn["weights"].shape == layer["weights"].shape
-            assert not drawn["bias"].any()
+def test_each_filter_is_as_long_as_that_of_the_params_and_a_dead_one_stays_dead(directions):
+    for direction in directions:
+        np.testing.assert_allclose(
+            np.linalg.norm(direction["weights"], axis=0), np.linalg.norm(WEIGHTS, axis=0), rtol=1e-5
+        )
+        assert direction["weights"][:, 1:].all() and not direction["bias"].any()
+        for name, leaf in PARAMS.items():
+            assert (direction[name].shape, direction[name].dtype) == (leaf.shape, leaf.dtype)
 
 
-def test_the_two_random_directions_differ_and_come_again_with_the_key():
-    first, second = random_directions(jax.random.key(0), PARAMS)
+def test_the_two_random_directions_differ_and_come_again_with_the_key(directions):
+    first, second = (np.ravel(direction["weights"]) for direction in directions)
     again, _ = random_directions(jax.random.key(0), PARAMS)
-    assert abs(np.corrcoef(flat(first), flat(second))[0, 1]) < 0.9
-    np.testing.assert_array_equal(flat(first), flat(again))
-
-
-def test_a_dead_filter_stays_dead_and_dtypes_stay():
-    params = {"weights": jnp.array([[1.0, 0.0], [1.0, 0.0]], jnp.bfloat16)}
-    direction, _ = random_directions(jax.random.key(0), params)
-    assert direction["weights"].dtype == jnp.bfloat16
-    assert not direction["weights"][:, 1].any()
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
+    np.testing.assert_array_equal(first, np.ravel(again["weights"]))
 
 
 def test_random_directions_need_a_matrix():
     with pytest.raises(ValueError, match=r"params: got leaves of shapes \[\(3,\)\]"):
-        random_directions(jax.random.key(0), jnp.ones(3))
+        random_directions(jax.random.key(0), np.ones(3, np.float32))
