@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.pictures import axes_with, lines
+from kits.pictures import axes_with, lines, swept
 
 from minijaxnet import descend, gradient_descent, sweep
 from minijaxnet.report.rates import draw_ends, draw_heat, draw_rates, draw_sweep
-from minijaxnet.sweeps import SweepResult
-from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, Trace
 
 RATES = np.array([0.01, 0.1, 1.0, 10.0])
 LOSSES = np.array([[4.0, 5.0, 6.0], [1.0, 2.0, 300.0], [0.5, np.inf, np.inf], [np.inf, np.inf, np.inf]])
@@ -100,15 +98,6 @@ def test_a_heat_map_shows_medians_and_crosses(axes):
 )
 def test_a_heat_map_of_one_value_is_drawn(value, tmp_path):
     axes_with(lambda axes: draw_heat(axes, [1.0], np.arange(3), np.full((1, 3), value), ("a", "b")), tmp_path)
-
-
-def swept(losses, **axes):
-    """What a sweep of descents returns that ended at these losses, each of two steps; diverged where it is infinite."""
-    losses = np.float64(losses)
-    status = np.where(np.isfinite(losses), OUT_OF_STEPS, DIVERGED)
-    both = np.stack([losses + 1, losses], axis=-1)
-    trace = Trace(both, both, (), np.full(losses.shape, 2), status)
-    return SweepResult(axes, trace, np.full(losses.shape, True), losses.size)
 
 
 def test_a_sweep_over_rates_and_keys_is_drawn_over_rates(axes):
