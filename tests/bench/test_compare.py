@@ -139,22 +139,22 @@ def test_arms_that_compute_different_things_are_refused_with_the_leaf_and_accept
     assert compared(arms, params, 3.0, same_result=False).rounds >= 7
 
 
-def test_another_rate_is_another_result_and_a_difference_of_rounding_the_same(compared):
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_another_rate_is_another_result_and_a_difference_of_rounding_the_same(compared, dtype):
     def reordered(weights, batch):
         return jnp.sum(weights**2) - 2 * jnp.sum(weights * batch) + weights.size * batch**2
 
     arms = {"a": PLAIN, "same": mjn.gradient_descent(reordered, 0.1), "b": mjn.gradient_descent(bowl, 0.2)}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        with pytest.raises(ValueError, match=r"arms\['b'\]: params\(leaf\) differs .* same_result=False"):
-            compared(arms, WEIGHTS.astype(dtype), np.asarray(0.3, dtype))
+    with pytest.raises(ValueError, match=r"arms\['b'\]: params\(leaf\) differs .* same_result=False"):
+        compared(arms, WEIGHTS.astype(jnp.dtype(dtype)), np.asarray(0.3, jnp.dtype(dtype)))
 
 
 def test_a_keyed_objective_is_compared_with_the_key_it_is_given(compared):
     def noisy(weights, batch, key):
-        return bowl(weights + jax.random.uniform(key, weights.shape), batch)
+        return bowl(weights + jax.random.key_data(key)[1] % 7, batch)
 
     def noisy_otherwise(weights, batch, key):
-        return bowl(-weights - jax.random.uniform(key, weights.shape), -batch)
+        return bowl(-weights - jax.random.key_data(key)[1] % 7, -batch)
 
     objectives = {"a": noisy, "same": noisy_otherwise, "b": lambda weights, batch, key: bowl(weights, batch)}
     arms = {name: mjn.gradient_descent(objective, 0.1) for name, objective in objectives.items()}

@@ -48,7 +48,8 @@ def suite(tmp_path, monkeypatch):
 
         monkeypatch.setattr(plugin, "compare_steps", made_up)
         monkeypatch.delitem(sys.modules, "test_it", raising=False)
-        flags = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
+        quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]  # which collects this process's garbage
+        flags = ["-q", *quick, "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
         pytest.main(["-p", "minijaxnet.bench.plugin", *flags, *options, "test_it.py"], plugins=[Listener()])
         return words
 

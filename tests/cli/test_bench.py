@@ -11,6 +11,7 @@ from kits.lines import RIGHT, line
 import minijaxnet as mjn
 from minijaxnet.bench import ArmTiming, Interval, StepComparison, machine, roofline, rounds
 from minijaxnet.cli import devices, main
+from minijaxnet.verify import GradReport, Verdict
 
 ARMS = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
 
@@ -73,7 +74,9 @@ def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_sa
     assert "\na table of devices\n" in out and asked == [([1, 2], {"seconds": 0.001, "same_result": True})]
 
 
-def test_a_wrong_gradient_is_not_timed(bench):
+def test_a_wrong_gradient_is_not_timed(bench, monkeypatch):
+    wrong = GradReport({"algebra": Verdict("fail", "it is")}, {}, ("the sign is wrong",))
+    monkeypatch.setattr("minijaxnet.cli.bench.check_grad", lambda *arguments, **options: wrong)
     code, out, _ = bench(line(f"-({RIGHT})"), "--batch-size", "3")
     assert code == 1
     assert "NOT RIGHT" in out and "the sign is wrong" in out and "(fused)" not in out

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 from kits.lines import RIGHT, line
 
+from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
 
 
@@ -22,28 +23,35 @@ def check(tmp_path, monkeypatch, capsys):
     return run
 
 
+WRONG = f"jnp.where(params['w'] >= 0, 1, 1.001) * {RIGHT}"
+PRECISIONS = ("float32", "bfloat16", "float64")
+
+
 @pytest.mark.parametrize(
-    ("slope", "wrong"),
+    ("slope", "wrong", "precisions"),
     [
-        (f"jnp.where(params['w'] >= 0, 1, 1.001) * {RIGHT}", "negated"),
-        pytest.param(RIGHT, None, marks=pytest.mark.slow),
+        pytest.param(WRONG, "negated", ("bfloat16",), id="wrong at negative weights"),
+        pytest.param(WRONG, "negated", PRECISIONS, id="the same in three dtypes", marks=pytest.mark.slow),
+        pytest.param(RIGHT, None, PRECISIONS, id="right", marks=pytest.mark.slow),
     ],
-    ids=["wrong at negative weights", "right"],
 )
 def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_where_it_is_wrong(
-    check, tmp_path, slope, wrong
+    check, tmp_path, monkeypatch, slope, wrong, precisions
 ):
+    assert verb._PRECISIONS == PRECISIONS
+    monkeypatch.setattr(verb, "_PRECISIONS", precisions)
     code, out, _ = check(line(slope), "--steps", "5", "--start", "0.25")
     assert code == (1 if wrong else 0)
     rows = {row.split("  ")[0]: row for row in out.splitlines()}
     for point in ("start", "trained", "zeros", "negated", "times 1000", "times 0.001", "repeated rows"):
-        assert rows[point].count("right") == (0 if point == wrong else 3)
-        assert rows[point].count("NOT RIGHT") == (3 if point == wrong else 0)
-        assert (f"--- {point}, float32" in out) == (point == wrong)
-    assert f"line: {'NOT RIGHT at 18' if wrong else 'right at 21'} of 21 points" in out
+        assert rows[point].count("right") == (0 if point == wrong else len(precisions))
+        assert rows[point].count("NOT RIGHT") == (len(precisions) if point == wrong else 0)
+        assert all((f"--- {point}, {precision}" in out) == (point == wrong) for precision in precisions)
+    right, count = len(precisions) * (6 if wrong else 7), 7 * len(precisions)
+    assert f"line: {'NOT RIGHT' if wrong else 'right'} at {right} of {count} points" in out
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "check.json").read_text())
-    assert set(found["reports"]) == {"float32", "bfloat16", "float64"}
+    assert tuple(found["reports"]) == precisions
     assert found["reports"]["bfloat16"]["zeros"]["verdicts"]["algebra"]["state"] == "pass"
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 

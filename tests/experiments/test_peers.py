@@ -107,7 +107,9 @@ def test_no_two_peers_share_a_label_and_the_tables_find_theirs():
     assert {SCAN, LOOP, OURS_LOOP, OURS_WHOLE} <= set(labels)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("2-2-1", 500), ("64-128-10", 25), ("1000x2-2-1", 100)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("2-2-1", 500), pytest.param("64-128-10", 25, marks=pytest.mark.slow), ("1000x2-2-1", 100)]
+)
 def test_losses_fall_and_stay_finite(name, steps):
     (arm,) = arms_of("numpy", WORKLOADS[name]).values()
     means = losses(arm, steps).reshape(steps, -1).mean(axis=1)

@@ -9,7 +9,7 @@ from minijaxnet.report.directions import random_directions
 
 # The first filter is dead.
 WEIGHTS = np.random.default_rng(1).normal(size=(3, 9)).astype(np.float32) * (np.arange(9) > 0)
-PARAMS = {"weights": WEIGHTS, "bias": np.ones(9, np.float32), "narrow": WEIGHTS.astype(jnp.bfloat16)}
+PARAMS = {"weights": WEIGHTS, "bias": np.ones(9, np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,12 @@ def test_the_two_random_directions_differ_and_come_again_with_the_key(directions
     again, _ = random_directions(jax.random.key(0), PARAMS)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
     np.testing.assert_array_equal(first, np.ravel(again["weights"]))
+
+
+@pytest.mark.slow
+def test_dtypes_stay():
+    direction, _ = random_directions(jax.random.key(0), {"weights": WEIGHTS.astype(jnp.bfloat16)})
+    assert direction["weights"].dtype == jnp.bfloat16 and not direction["weights"][:, 0].any()
 
 
 def test_random_directions_need_a_matrix():
