@@ -40,7 +40,7 @@ def test_a_set_has_the_shapes_and_dtypes_that_it_says(name):
         assert (batch.x.shape, batch.y.shape) == ((n, columns), (n, *y_shape))
         assert batch.x.dtype == jnp.float32
         assert jnp.issubdtype(batch.y.dtype, kind)
-        check_batch(batch, name)
+    check_batch(train, name)
     if classes is not None:
         assert set(np.unique(train.y)) == set(range(classes))
 
@@ -77,8 +77,8 @@ def test_a_column_of_any_constant_becomes_0(monkeypatch):
     x = np.column_stack([x, np.full(len(x), 0.1)])
     monkeypatch.setattr(sklearn.datasets, "load_iris", lambda return_X_y: (x, y))
     train, test = mjn.iris()
-    assert (train.x[:, -1] == 0).all()
-    assert (test.x[:, -1] == 0).all()
+    assert (np.asarray(train.x)[:, -1] == 0).all()
+    assert (np.asarray(test.x)[:, -1] == 0).all()
 
 
 @each_set
@@ -135,7 +135,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    shape=st.sampled_from([(4,), (2, 3, 2)]),  # few: each is a program
     bad=st.sampled_from([np.nan, np.inf, -np.inf]),
     dtype=st.sampled_from([np.float16, np.float32, np.float64, jnp.bfloat16]),
     on_device=st.booleans(),
@@ -159,6 +159,9 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
         check_batch((np.ones((3, 1)), y), "train")
 
 
+KEYS = "keys for x"
+
+
 @pytest.mark.parametrize(
     ("batch", "kind", "message"),
     [
@@ -168,7 +171,7 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
         ((np.ones(2), 3.0), ValueError, r"data\.y: got a single number; expected an array with the batch axis first"),
         ((np.array(["a", "b"]), np.ones(2)), TypeError, r"data\.x: got dtype <U1; expected numbers"),
         ((np.array([None, 1]), np.ones(2)), TypeError, r"data\.x: got dtype object; expected numbers"),
-        ((jax.random.split(jax.random.key(0), 2), np.ones(2)), TypeError, r"data\.x: got dtype key<fry>; expected"),
+        (KEYS, TypeError, r"data\.x: got dtype key<fry>; expected"),
         (np.ones((2, 2)), TypeError, r"data: got ndarray; expected a pair \(x, y\)"),
         ((np.ones(2),), TypeError, r"data: got tuple of 1; expected a pair \(x, y\)"),
         ({"x": np.ones(2), "y": np.ones(2)}, TypeError, r"data: got dict; expected a pair \(x, y\)"),
@@ -177,6 +180,8 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
     ],
 )
 def test_what_is_wrong_with_a_batch_is_said_with_its_place(batch, kind, message):
+    if batch is KEYS:
+        batch = (jax.random.split(jax.random.key(0), 2), np.ones(2))
     with pytest.raises(kind, match=message):
         check_batch(batch, "data")
 
@@ -184,11 +189,11 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_place(batch, kind, message)
 @pytest.mark.parametrize(
     "batch",
     [
-        mjn.lesson_points(),
         (np.ones((2, 1), np.uint8), np.array([True, False])),
-        [np.ones((2, 1)), jnp.ones(2, jnp.bfloat16)],
+        [np.ones((2, 1)), np.ones(2, jnp.bfloat16)],
         ({"image": np.ones((2, 3, 3)), "age": np.ones(2)}, np.ones((2, 1), complex)),
     ],
 )
 def test_a_sound_batch_passes(batch):
     assert check_batch(batch, "data") is None
+    assert check_batch(jax.tree.map(jnp.asarray, batch), "data") is None

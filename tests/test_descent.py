@@ -12,14 +12,12 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.flatten_util import ravel_pytree
+from kits import descents
 
 import minijaxnet as mjn
 
-NETWORK = mjn.mlp((2, 4, 1), activation=jnp.tanh)
-MEAN_SQUARED_ERROR = mjn.objective(NETWORK, mjn.mean_squared_error)
-PARAMS = NETWORK.init(jax.random.key(0))
-POINTS = mjn.lesson_points()
+PARAMS, BATCH = {"a": np.float32([1, 2]), "b": (np.float32(3),)}, np.float32(0.5)
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def squared_distance(params, batch):
@@ -27,14 +25,27 @@ def squared_distance(params, batch):
 
 
 def noisy(params, batch, key):
-    return MEAN_SQUARED_ERROR(params, batch) + jax.random.uniform(key)
+    return squared_distance(params, batch) + jax.random.uniform(key)
+
+
+def telling(params, batch, key):
+    """What an objective may return beside its loss, its key among it."""
+    return squared_distance(params, batch), {
+        "key": jax.random.key_data(key),
+        "sum": params["a"].sum(),
+        "7": jnp.int32(7),
+    }
 
 
 jitted = functools.cache(jax.jit)  # steps of equal descents are equal: one compiled program serves all tests
 
 
-def stacked(*trees):
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+def times_batch(params, batch):
+    """Its slope is the batch."""
+    return sum(
+        jnp.sum(leaf * slope).astype(jnp.float32)
+        for leaf, slope in zip(*map(jax.tree.leaves, (params, batch)), strict=True)
+    )
 
 
 OPTIMIZERS = {
@@ -57,6 +68,11 @@ DESCENTS = {
     },
 }
 each_descent = pytest.mark.parametrize("make", DESCENTS.values(), ids=DESCENTS.keys())
+# Where each costs a program of its own.
+each_of_a_kind = pytest.mark.parametrize(
+    "make",
+    [(pytest.param if name == "adam" else SLOW)(make, id=name) for name, make in DESCENTS.items()],
+)
 
 
 # --- The protocol, for every descent ---------------------------------------------------------------------------------
@@ -64,7 +80,7 @@ each_descent = pytest.mark.parametrize("make", DESCENTS.values(), ids=DESCENTS.k
 
 @each_descent
 def test_init_keeps_the_params_and_starts_at_step_0(make):
-    state = make(MEAN_SQUARED_ERROR).init(PARAMS)
+    state = make(squared_distance).init(PARAMS)
     assert isinstance(state, mjn.DescentState)
     chex.assert_trees_all_equal(state.params, PARAMS, strict=True)
     assert (state.step, state.step.dtype, state.key) == (0, jnp.int32, None)
@@ -74,26 +90,25 @@ def test_init_keeps_the_params_and_starts_at_step_0(make):
 
 
 @each_descent
-def test_a_step_says_what_it_saw_before_it_moved(make):
-    descent = make(MEAN_SQUARED_ERROR)
-    state, info = jitted(descent.step)(descent.init(PARAMS), POINTS)
-    loss, slope = jax.value_and_grad(MEAN_SQUARED_ERROR)(PARAMS, POINTS)
+def test_a_step_is_pure_and_says_what_it_saw_before_it_moved(make):
+    descent = make(squared_distance)
+    start, step = descent.init(PARAMS), jitted(descent.step)
+    before = jax.tree.map(np.asarray, start)
+    state, info = step(start, BATCH)
     assert isinstance(info, mjn.StepInfo)
-    chex.assert_trees_all_close(
-        (info.loss, info.gradient_norm),
-        (loss, np.linalg.norm(ravel_pytree(slope)[0])),
-        rtol=16 * np.finfo(np.float32).eps,
-    )
+    np.testing.assert_allclose((info.loss, info.gradient_norm), (8.75, 2 * 8.75**0.5), rtol=1e-6)
     assert info.aux == ()
     assert state.step == 1
-    assert MEAN_SQUARED_ERROR(state.params, POINTS) < loss
+    assert sum(np.sum((np.asarray(leaf) - BATCH) ** 2) for leaf in jax.tree.leaves(state.params)) < 8.75
+    chex.assert_trees_all_equal(step(start, BATCH), (state, info))
+    chex.assert_trees_all_equal(start, before)
 
 
 @each_descent
 def test_a_step_keeps_structure_shapes_and_dtypes_of_the_state(make):
     descent = make(noisy)
     state = descent.init(PARAMS, jax.random.key(1))
-    after, _ = jax.eval_shape(descent.step, state, POINTS)
+    after, _ = jax.eval_shape(descent.step, state, BATCH)
     chex.assert_trees_all_equal_structs(state, after)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), after
@@ -102,65 +117,47 @@ def test_a_step_keeps_structure_shapes_and_dtypes_of_the_state(make):
     assert not any(weak), "a weak type would compile the second step anew"
 
 
-@each_descent
-def test_a_step_is_pure(make):
-    descent = make(MEAN_SQUARED_ERROR)
-    state, step = descent.init(PARAMS), jitted(descent.step)
-    before = jax.tree.map(np.asarray, state)
-    first, second = step(state, POINTS), step(state, POINTS)
-    chex.assert_trees_all_equal(first, second)
-    chex.assert_trees_all_equal(state, before)
-
-
-@each_descent
+@each_of_a_kind
 def test_a_step_under_vmap_is_each_step_alone(make):
-    descent = make(MEAN_SQUARED_ERROR)
-    starts = [descent.init(NETWORK.init(jax.random.key(seed))) for seed in range(3)]
-    states, infos = jax.jit(jax.vmap(descent.step, in_axes=(0, None)))(stacked(*starts), POINTS)
-    alone = [jitted(descent.step)(state, POINTS) for state in starts]
-    expected_states, expected_infos = stacked(*alone)
-    chex.assert_trees_all_close(infos, expected_infos, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(states.params, expected_states.params, rtol=1e-5, atol=1e-5)
-    chex.assert_trees_all_equal(states.step, np.ones(3, np.int32))
+    descent = make(squared_distance)
+    starts = [
+        descent.init(jax.tree.map(lambda leaf, scale=scale: scale * leaf, PARAMS)) for scale in np.float32([1, -2])
+    ]
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+    states, infos = jax.jit(jax.vmap(descent.step, in_axes=(0, None)))(together, BATCH)
+    alone = jax.tree.map(lambda *leaves: np.stack(leaves), *[jitted(descent.step)(state, BATCH) for state in starts])
+    chex.assert_trees_all_close(infos, alone[1], rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(states.params, alone[0].params, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(states.step, np.ones(2, np.int32))
 
 
 @each_descent
 def test_descents_of_one_objective_share_a_step_and_so_a_compiled_program(make):
-    one, other = make(MEAN_SQUARED_ERROR).step, make(mjn.objective(NETWORK, mjn.mean_squared_error)).step
+    one, other = (make(mjn.objective(descents.NETWORK, mjn.mean_squared_error)).step for _ in range(2))
     assert one == other
     assert hash(one) == hash(other)
     assert one != make(noisy).step
-    assert one != make(MEAN_SQUARED_ERROR, has_aux=True).step
+    assert one != make(descents.OBJECTIVE, has_aux=True).step
 
 
-@each_descent
-def test_the_objective_gets_the_key_of_its_step(make):
-    def draws(params, batch, key):
-        return squared_distance(params, batch), jax.random.key_data(key)
-
-    descent, key = make(draws, has_aux=True), jax.random.key(5)
-    state, step = descent.init({"w": jnp.ones(2)}, key), jitted(descent.step)
+@each_of_a_kind
+def test_the_objective_gets_the_key_of_its_step_and_what_it_returns_beside_its_loss_is_handed_on(make):
+    descent, key = make(telling, has_aux=True), jax.random.key(5)
+    state, step = descent.init(PARAMS, key), jitted(descent.step)
     for k in range(3):
-        state, info = step(state, 0.0)
-        chex.assert_trees_all_equal(info.aux, jax.random.key_data(jax.random.fold_in(key, k)))
+        before = np.asarray(state.params["a"])
+        state, info = step(state, BATCH)
+        drawn = np.asarray(jax.random.key_data(jax.random.fold_in(key, k)))
+        expected = {"key": drawn, "sum": before[0] + before[1], "7": np.int32(7)}
+        chex.assert_trees_all_equal(info.aux, expected, strict=True)
         assert state.key == key
-
-
-@each_descent
-def test_what_the_objective_returns_beside_its_loss_is_handed_on(make):
-    def with_aux(params, batch):
-        return squared_distance(params, batch), {"sum": jnp.sum(params), "count": jnp.int32(7)}
-
-    descent = make(with_aux, has_aux=True)
-    _, info = jitted(descent.step)(descent.init(jnp.array([1.0, 2.0])), 0.0)
-    chex.assert_trees_all_equal(info.aux, {"sum": jnp.float32(3), "count": jnp.int32(7)}, strict=True)
 
 
 @each_descent
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"w": jnp.arange(2)}, r"params\['w'\]: got dtype int32"),
+        ({"w": np.arange(2, dtype=np.int32)}, r"params\['w'\]: got dtype int32"),
         ([1.0, np.complex64(1)], r"params\[1\]: got dtype complex64"),
         (np.array([True]), r"params: got dtype bool"),
         ((), r"params: got a tree without leaves"),
@@ -188,7 +185,7 @@ def test_params_that_cannot_take_a_step_are_refused(make, params, message):
 def test_an_objective_that_returns_no_floating_scalar_is_refused(make, objective, got):
     descent = make(objective)
     with pytest.raises(TypeError, match=rf"objective: got {got}; expected the loss, a floating scalar"):
-        jax.eval_shape(descent.step, descent.init(jnp.ones(2)), 0.0)
+        jax.eval_shape(descent.step, descent.init(np.ones(2, np.float32)), 0.0)
 
 
 @each_descent
@@ -196,7 +193,7 @@ def test_an_objective_that_returns_no_floating_scalar_is_refused(make, objective
 def test_an_objective_without_the_aux_that_it_promised_is_refused(make, result):
     descent = make(lambda params, batch: result(squared_distance(params, batch)), has_aux=True)
     with pytest.raises(TypeError, match=r"objective: got \w+; expected \(loss, aux\), as has_aux=True says"):
-        jax.eval_shape(descent.step, descent.init(jnp.ones(2)), 0.0)
+        jax.eval_shape(descent.step, descent.init(np.ones(2, np.float32)), 0.0)
 
 
 # --- Gradient descent ----------------------------------------------------------------------------------------------
@@ -208,8 +205,8 @@ def test_an_objective_without_the_aux_that_it_promised_is_refused(make, result):
 )
 def test_a_step_is_params_minus_learning_rate_times_slope(weight, target, rate):
     with jax.enable_x64(True):
-        descent = mjn.gradient_descent(lambda w, batch: (w - batch) ** 2, rate)
-        state, info = descent.step(descent.init(np.float64(weight)), np.float64(target))
+        descent = mjn.gradient_descent(descents.squared_distance, rate)
+        state, info = jitted(descent.step)(descent.init(np.float64(weight)), np.float64(target))
         exact_slope = 2 * (Fraction(weight) - Fraction(target))
         exact = Fraction(weight) - Fraction(rate) * exact_slope
         # The slope, its product with the rate and the difference round once each.
@@ -218,6 +215,7 @@ def test_a_step_is_params_minus_learning_rate_times_slope(weight, target, rate):
         assert float(info.gradient_norm) == pytest.approx(abs(float(exact_slope)), rel=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [1e-3, 0.1, 0.3])
 def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
     # Both compute w - rate * slope, optax as w + (-rate) * slope: the same two roundings, unless a compiler contracts
@@ -225,85 +223,78 @@ def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
     # that change the rounded weight, and then by one ulp. Were it to happen at every step, 1,000 such ulps of random
     # sign would add up to sqrt(1000) = 32 of them, as a descent contracts. Measured: 0.
     with jax.enable_x64(True):
-        network = mjn.mlp((2, 8, 1), activation=jnp.tanh)
-        objective = mjn.objective(network, mjn.mean_squared_error)
-        batch = mjn.Batch(jax.random.normal(jax.random.key(2), (16, 2)), jax.random.normal(jax.random.key(3), (16, 1)))
-        start = network.init(jax.random.key(1))
+        draw = np.random.default_rng(0)
+        batch = mjn.Batch(draw.normal(size=(16, 2)), draw.normal(size=(16, 1)))
 
         def thousand_steps(descent):
-            step = jitted(descent.step)
-            return jax.lax.scan(lambda state, _: step(state, batch), descent.init(start), length=1_000)
+            state = descent.init(descents.as_in("float64", descents.PARAMS))
+            return jax.jit(lambda state: jax.lax.scan(lambda s, _: descent.step(s, batch), state, length=1_000))(state)
 
-        state, info = thousand_steps(mjn.gradient_descent(objective, rate))
-        expected, expected_info = thousand_steps(mjn.optax_descent(objective, optax.sgd(rate)))
-        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected.params))
+        state, info = thousand_steps(mjn.gradient_descent(descents.OBJECTIVE, rate))
+        expected, expected_info = thousand_steps(mjn.optax_descent(descents.OBJECTIVE, optax.sgd(rate)))
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(jax.device_get(expected.params)))
         bound = 32 * float(np.spacing(largest))
         chex.assert_trees_all_close(state.params, expected.params, rtol=0, atol=bound)
         # A loss moves with the weights by its slope, and rounds for itself.
-        slopes = float(expected_info.gradient_norm.max())
-        losses = (info.loss, expected_info.loss)
-        chex.assert_trees_all_close(*losses, rtol=32 * 2.0**-52, atol=bound * slopes)
-        assert info.loss[-1] < info.loss[0]
+        losses, slopes = jax.device_get((info.loss, expected_info.loss)), np.asarray(expected_info.gradient_norm)
+        chex.assert_trees_all_close(*losses, rtol=32 * 2.0**-52, atol=bound * slopes.max())
+        assert losses[0][-1] < losses[0][0]
 
 
 def test_the_update_is_made_in_each_leafs_own_dtype():
+    def half_of_the_square(params, batch):  # its slope is the params themselves, exact in every dtype
+        return sum(jnp.sum(jnp.square(leaf.astype(jnp.float64))) / 2 for leaf in jax.tree.leaves(params))
+
     with jax.enable_x64(True):
-        params = {
-            "half": jnp.array([1.0, -3.0], jnp.float16),
-            "brain": jnp.array([1.0, -3.0], jnp.bfloat16),
-            "single": jnp.array([1.0, -3.0], jnp.float32),
-            "double": jnp.array([1.0, -3.0], jnp.float64),
-        }
-
-        def half_of_the_square(params, batch):  # its slope is the params themselves, exact in every dtype
-            return sum(jnp.sum(jnp.square(leaf.astype(jnp.float64))) / 2 for leaf in jax.tree.leaves(params))
-
+        params = {dtype: np.array([1, -3], dtype) for dtype in ("float16", "bfloat16", "float32", "float64")}
         for rate in (0.1, jnp.float32(0.1), jnp.float64(0.1)):
             descent = mjn.gradient_descent(half_of_the_square, rate)
             state, info = jitted(descent.step)(descent.init(params), ())
-            for name, leaf in params.items():
-                got = state.params[name]
-                assert got.dtype == leaf.dtype
-                own_rate = jnp.asarray(rate, leaf.dtype)
-                chex.assert_trees_all_equal(got, leaf - own_rate * leaf)
+            for dtype, leaf in params.items():
+                got = np.asarray(state.params[dtype])
+                assert got.dtype == dtype
+                np.testing.assert_array_equal(got, leaf - np.asarray(rate).astype(dtype) * leaf)
             assert info.gradient_norm.dtype == jnp.float64
 
 
 def test_a_step_past_the_range_of_a_dtype_stops_at_its_edge():
-    for dtype, rate in ((jnp.float32, 3e38), (jnp.bfloat16, 3e38), (jnp.float16, 6e4)):
-        descent = mjn.gradient_descent(lambda w, batch: jnp.sum(w * batch), rate)
-        state, _ = jitted(descent.step)(descent.init(jnp.zeros(3, dtype)), jnp.array([100.0, -100.0, 0.0], dtype))
-        edge = jnp.finfo(dtype).max
-        chex.assert_trees_all_equal(state.params, jnp.array([-edge, edge, 0], dtype))
+    edges = {dtype: float(jnp.finfo(dtype).max) for dtype in ("float32", "bfloat16", "float16")}
+
+    def stepped(rate, start, *slope):
+        descent = mjn.gradient_descent(times_batch, rate)
+        params, slopes = ({dtype: np.array(numbers, dtype) for dtype in edges} for numbers in (3 * [start], slope))
+        state, info = jitted(descent.step)(descent.init(params), slopes)
+        return {dtype: np.asarray(leaf, np.float32) for dtype, leaf in state.params.items()}, float(info.gradient_norm)
+
+    at_the_edge, _ = stepped(3e38, 0, 100, -100, 0)
+    for dtype, edge in edges.items():
+        np.testing.assert_array_equal(at_the_edge[dtype], np.float32([-edge, edge, 0]))
+    np.testing.assert_array_equal(stepped(6e4, 0, 100, -100, 0)[0]["float16"], np.float32([-65504, 65504, 0]))
+    # A rate past the range of a leaf's dtype: either the step stops at the edge or it says that it must not be taken.
+    for rate, dtype in ((1e5, "float16"), (3.4e38, "bfloat16")):
+        params, norm = stepped(rate, 1, 1, 0, 0)
+        assert np.isfinite(params[dtype]).all() or not np.isfinite(norm)
 
 
-@pytest.mark.parametrize(("dtype", "rate"), [(jnp.float16, 1e5), (jnp.bfloat16, 3.4e38)])
-def test_a_rate_past_the_range_of_a_leafs_dtype_leaves_its_params_finite(dtype, rate):
-    descent = mjn.gradient_descent(lambda w, batch: jnp.sum(w * batch), rate)
-    state, info = jitted(descent.step)(descent.init(jnp.ones(2, dtype)), jnp.array([1.0, 0.0], dtype))
-    # Either the step stops at the edge or it says that it must not be taken.
-    assert jnp.isfinite(state.params).all() or not jnp.isfinite(info.gradient_norm)
-
-
-@pytest.mark.parametrize("rate", [jnp.inf, jnp.nan, -jnp.inf])
-def test_a_traced_rate_that_is_not_finite_makes_a_step_that_must_not_be_taken(rate):
+def test_a_traced_rate_that_is_not_finite_makes_a_step_that_must_not_be_taken():
+    @jax.jit
     def seen(rate):
         descent = mjn.gradient_descent(squared_distance, rate)
-        return descent.step(descent.init(jnp.ones(2)), 0.0)[1]
+        return descent.step(descent.init(PARAMS), BATCH)[1]
 
-    info = jax.jit(seen)(rate)
-    assert not (jnp.isfinite(info.loss) and jnp.isfinite(info.gradient_norm))
-    assert jnp.isfinite(jax.jit(seen)(0.1).loss)
+    for rate in (np.inf, np.nan, -np.inf):
+        info = seen(rate)
+        assert not (np.isfinite(info.loss) and np.isfinite(info.gradient_norm))
+    assert np.isfinite(seen(0.1).loss)
 
 
 @pytest.mark.parametrize("rate", [0, -0.0, -1e-9, -1, float("nan"), float("inf"), float("-inf"), np.float32(0)])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(rate):
-    with pytest.raises(
-        ValueError, match=r"gradient_descent: learning_rate: got .*; expected a positive, finite float32"
-    ):
-        mjn.gradient_descent(squared_distance, rate)
-    with pytest.raises(ValueError, match=r"expected a positive, finite float32"):
-        mjn.gradient_descent(squared_distance, jnp.float32(rate))
+    for one in (rate, jnp.float32(rate)):
+        with pytest.raises(
+            ValueError, match=r"^gradient_descent: learning_rate: got .*; expected a positive, finite float32"
+        ):
+            mjn.gradient_descent(squared_distance, one)
 
 
 @pytest.mark.parametrize("rate", ["0.1", True, None, [0.1], (0.1,), 1j, np.True_, {"rate": 0.1}, lambda step: 0.1])
@@ -312,12 +303,13 @@ def test_a_rate_that_is_no_number_is_refused(rate):
         mjn.gradient_descent(squared_distance, rate)
 
 
-@pytest.mark.parametrize("rate", [np.ones(2), jnp.ones(2), np.ones((1, 1)), jnp.ones(1), np.ones(0)])
+@pytest.mark.parametrize("rate", [np.ones(2), np.ones((1, 1)), np.ones(1), np.ones(0)])
 def test_a_rate_that_is_several_numbers_is_refused(rate):
-    with pytest.raises(
-        ValueError, match=r"gradient_descent: learning_rate: got an array of shape \(.*\); expected one"
-    ):
-        mjn.gradient_descent(squared_distance, rate)
+    for several in (rate, jnp.asarray(rate, jnp.float32)):
+        with pytest.raises(
+            ValueError, match=r"gradient_descent: learning_rate: got an array of shape \(.*\); expected one"
+        ):
+            mjn.gradient_descent(squared_distance, several)
 
 
 @pytest.mark.parametrize("rate", [1e39, 1e-50])
@@ -326,14 +318,15 @@ def test_a_rate_beyond_the_default_dtype_is_refused(rate):
         mjn.gradient_descent(squared_distance, rate)
 
 
-@pytest.mark.parametrize("rate", [np.array(True), jnp.array(True), np.array(1j)])
+@pytest.mark.parametrize("rate", [np.array(True), lambda: jnp.asarray(True), np.array(1j)])
 def test_a_rate_in_an_array_of_no_real_numbers_is_refused(rate):
     with pytest.raises(TypeError, match="learning_rate"):
-        mjn.gradient_descent(squared_distance, rate)
+        mjn.gradient_descent(squared_distance, rate() if callable(rate) else rate)
 
 
-@pytest.mark.parametrize("rate", [1, 0.5, np.float32(0.5), np.float64(0.5), np.int32(1), np.array(0.5), jnp.array(0.5)])
+@pytest.mark.parametrize("rate", [1, 0.5, np.float32(0.5), np.float64(0.5), np.int32(1), np.array(0.5), jnp.float32])
 def test_any_kind_of_number_serves_as_a_rate_and_all_are_kept_alike(rate):
+    rate = jnp.float32(0.5) if rate is jnp.float32 else rate
     optimizer = mjn.gradient_descent(squared_distance, rate).init(1.0).optimizer
     assert (optimizer, optimizer.dtype, optimizer.weak_type) == (float(rate), jnp.float32, False)
 
@@ -341,37 +334,36 @@ def test_any_kind_of_number_serves_as_a_rate_and_all_are_kept_alike(rate):
 # --- optax -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["adam", "momentum", "chain"])
+@pytest.mark.parametrize("name", [SLOW("adam"), SLOW("momentum"), "chain"])
 def test_an_optax_descent_is_optax_by_hand(name):
     optimizer = OPTIMIZERS[name]
-    descent = mjn.optax_descent(MEAN_SQUARED_ERROR, optimizer)
+    descent = mjn.optax_descent(squared_distance, optimizer)
     step = jitted(descent.step)
 
     @jax.jit
     def by_hand(params, optimizer_state):
-        slope = jax.grad(MEAN_SQUARED_ERROR)(params, POINTS)
+        slope = jax.grad(squared_distance)(params, BATCH)
         updates, optimizer_state = optimizer.update(slope, optimizer_state, params)
         return optax.apply_updates(params, updates), optimizer_state
 
     state, params, optimizer_state = descent.init(PARAMS), PARAMS, optimizer.init(PARAMS)
     for _ in range(20):
-        state, _ = step(state, POINTS)
+        state, _ = step(state, BATCH)
         params, optimizer_state = by_hand(params, optimizer_state)
     chex.assert_trees_all_close(state.params, params, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(state.optimizer, optimizer_state, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lbfgs_gets_the_loss_and_the_objective_that_its_line_search_asks_for():
-    descent = mjn.optax_descent(MEAN_SQUARED_ERROR, OPTIMIZERS["lbfgs"])
-    state, step = descent.init(PARAMS), jitted(descent.step)
+    descent = mjn.optax_descent(descents.OBJECTIVE, OPTIMIZERS["lbfgs"])
+    state, step = descent.init(descents.PARAMS), jitted(descent.step)
     losses = []
     for _ in range(30):
-        state, info = step(state, POINTS)
+        state, info = step(state, descents.POINTS)
         losses.append(float(info.loss))
     assert losses[-1] < 0.01 * losses[0]
-    way = next(
-        (i for i, loss in enumerate(losses) if loss < 1e-6 * losses[0]), len(losses)
-    )  # from there on it is noise
+    way = next((i for i, loss in enumerate(losses) if loss < 1e-6 * losses[0]), len(losses))  # then it is noise
     assert way > 5 and (np.diff(losses[:way]) <= 0).all(), "its line search lets no step go uphill"
 
 
@@ -380,17 +372,18 @@ def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():
         lambda params: (), lambda slope, state, params=None: (jax.tree.map(lambda s: s / 0, slope), state)
     )
     descent = mjn.optax_descent(squared_distance, broken)
-    _, info = descent.step(descent.init(jnp.ones(2)), 0.0)
-    assert (info.loss, jnp.isnan(info.gradient_norm)) == (2, True)
+    _, info = jax.jit(descent.step)(descent.init(PARAMS), BATCH)
+    assert (info.loss, np.isnan(info.gradient_norm)) == (8.75, True)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_an_optax_descent_keeps_the_params_dtype(dtype):
-    with jax.enable_x64(dtype is jnp.float64):
+    with jax.enable_x64(dtype == "float64"):
         descent = mjn.optax_descent(squared_distance, optax.adam(0.1))
-        state, _ = jitted(descent.step)(descent.init(jnp.ones(2, dtype)), 0.0)
+        state, _ = jitted(descent.step)(descent.init(np.ones(2, dtype)), 0.0)
         assert state.params.dtype == dtype
-        assert (state.params < 1).all()
+        assert (np.asarray(state.params) < 1).all()
 
 
 @pytest.mark.parametrize("optimizer", [0.1, "sgd", optax.sgd, None, (lambda p: p, lambda g: g)])

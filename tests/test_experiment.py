@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 import minijaxnet as mjn
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment, number_options
 
-POINTS = ((jnp.ones(2), jnp.ones(2)), (jnp.ones(1), jnp.ones(1)))
+POINTS = ((np.ones(2), np.ones(2)), (np.ones(1), np.ones(1)))
 
 
 def init(key):
-    return jnp.float32(0)
+    return np.float32(0)
 
 
 def loss(params, batch):

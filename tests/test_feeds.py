@@ -1,14 +1,19 @@
 """The order of minibatches: a permutation, each as likely as the other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minijaxnet.feeds import shuffled
+from minijaxnet import feeds
+
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
+shuffled = jax.jit(feeds.shuffled, static_argnums=1)
 
 
-@pytest.mark.parametrize("points", [1, 2, 3, 64, 65, 1438, 70_000])
+@pytest.mark.parametrize("points", [1, SLOW(2), SLOW(3), SLOW(64), 65, SLOW(1438), SLOW(70_000)])
 def test_an_order_holds_each_point_once(points):
     order = np.asarray(shuffled(jax.random.key(points), points))
     assert order.dtype == np.int32
@@ -16,21 +21,24 @@ def test_an_order_holds_each_point_once(points):
 
 
 def test_a_key_has_one_order_and_another_key_another():
-    first, again, other = (np.asarray(shuffled(jax.random.key(seed), 50)) for seed in (1, 1, 2))
+    first, again, other = (np.asarray(shuffled(jax.random.key(seed), 65)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.mean(first == other) < 0.2
 
 
+@pytest.mark.slow
 def test_each_order_is_as_likely():
-    orders = np.asarray(jax.jit(jax.vmap(lambda key: shuffled(key, 4)))(jax.random.split(jax.random.key(1), 48_000)))
+    orders_of = jax.jit(lambda key: jax.vmap(lambda key: feeds.shuffled(key, 4))(jax.random.split(key, 48_000)))
+    orders = np.asarray(orders_of(jax.random.key(1)))
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     assert np.sum((counts - 2_000) ** 2 / 2_000) < 49.7  # chi-squared with 23 degrees of freedom: one time in 1,000
 
 
+@pytest.mark.slow
 def test_each_place_is_as_likely_where_an_order_takes_several_sorts():
     points, keys = 3_000, jax.random.split(jax.random.key(2), 512)
-    orders = np.asarray(jax.lax.map(lambda key: shuffled(key, points), keys))
+    orders = np.asarray(jax.lax.map(lambda key: feeds.shuffled(key, points), keys))
     tenth = points // 10
     counts = [np.bincount(orders[:, first : first + tenth].ravel() // tenth) for first in range(0, points, tenth)]
     expected = len(keys) * tenth / 10
@@ -38,12 +46,16 @@ def test_each_place_is_as_likely_where_an_order_takes_several_sorts():
 
 
 def test_of_two_tied_points_each_comes_first_as_often(monkeypatch):
-    points, first = 8, np.zeros((8, 8))
-    for coin in range(points):
-        words = jnp.append(jnp.zeros(points, jnp.uint32), jnp.uint32(coin))
-        monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype, words=words: words[None])
-        place = np.argsort(shuffled(jax.random.key(0), points))
-        first += place[:, None] < place[None, :]
+    points = 8
+    coins = np.arange(points, dtype=np.uint32)
+    words = np.concatenate([np.zeros((points, points), np.uint32), coins[:, None]], axis=1)
+
+    def order_of(words):
+        monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: words[None])
+        return feeds.shuffled(None, points)
+
+    place = np.argsort(jax.jit(jax.vmap(order_of))(words), axis=1)
+    first = np.sum(place[:, :, None] < place[:, None, :], axis=0)
     np.testing.assert_array_equal(first[~np.eye(8, dtype=bool)], points / 2)
 
 
@@ -58,7 +70,7 @@ def test_ties_of_one_sort_keep_the_order_of_the_sort_before(monkeypatch):
         return jnp.asarray(draw[: shape[0]])
 
     monkeypatch.setattr(jax.random, "bits", bits)
-    order = np.asarray(shuffled(jax.random.key(0), points))
+    order = np.asarray(jax.jit(lambda: feeds.shuffled(None, points))())
     rounds = taken[0][0]
     assert rounds == 3  # words of 32 bits have 15 left beside a place of 17: 2 * 17 / 15, rounded up
     high = draw[:rounds, :-1] >> np.uint32(17)

@@ -1,3 +1,7 @@
+"""The loss along a direction and over a plane, and where a descent passes on it."""
+
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,24 +9,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kits.descents import OBJECTIVE, PARAMS, POINTS, as_in, squared_distance
 
 import minijaxnet as mjn
 from minijaxnet import landscape
 from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_direction
 
-network = mjn.mlp((2, 3, 1), activation=jnp.tanh)
-objective = mjn.objective(network, mjn.mean_squared_error)
-batch = mjn.lesson_points()
-jitted = jax.jit(objective)
+jitted = jax.jit(OBJECTIVE)
 WEIGHTS = "[0]['weights']"
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 few = settings(max_examples=25, deadline=None)
-keys = st.integers(0, 2**31 - 1).map(jax.random.key)
 
 
-def params_of(seed, dtype=jnp.float32):
-    leaves = network.init(jax.random.key(seed))
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf) + 0.1, dtype), leaves)
+def tree_like(params, seed, dtype="float32"):
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(dtype), params)
+
+
+ALONG, ACROSS = (tree_like(PARAMS, seed) for seed in (1, 2))
 
 
 def the_weight(weight, batch):
@@ -37,70 +42,65 @@ def stepped(params, *moves):
         moved = np.asarray(leaf, wide)
         for (offset, _), step in zip(moves, steps, strict=True):
             moved = moved + np.asarray(offset, wide) * np.asarray(step, wide)
-        return jnp.asarray(moved, leaf.dtype)
+        return moved.astype(leaf.dtype)
 
     return jax.tree.map(move, params, *[direction for _, direction in moves])
 
 
-PARAMS = params_of(0)
-
 # --- The loss along a direction, and over two ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float64", 1e-12)])
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), SLOW("bfloat16", 2e-2), SLOW("float64", 1e-12)])
 def test_each_point_of_a_slice_is_the_loss_at_the_moved_params(dtype, rtol):
     with jax.enable_x64(dtype == "float64"):
-        params, direction = params_of(0, dtype), params_of(1, dtype)
-        got = loss_slice(objective, params, batch, direction=direction, span=2.0, points=7)
-        expected = [jitted(stepped(params, (offset, direction)), batch) for offset in np.asarray(got.offsets)]
-        assert got.losses.dtype == jitted(params, batch).dtype
+        params, direction = as_in(dtype, (PARAMS, ALONG))
+        got = loss_slice(OBJECTIVE, params, POINTS, direction=direction, span=2.0, points=5)
+        expected = [jitted(stepped(params, (offset, direction)), POINTS) for offset in np.asarray(got.offsets)]
+        assert got.losses.dtype == expected[0].dtype
         assert got.offsets.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
-        chex.assert_trees_all_close(np.asarray(got.losses, np.float64), np.array(expected, np.float64), rtol=rtol)
+        np.testing.assert_allclose(np.asarray(got.losses, np.float64), np.array(expected, np.float64), rtol=rtol)
+
+
+def surface_of(params, directions, **options):
+    return jax.device_get(loss_surface(OBJECTIVE, params, POINTS, directions=directions, points=5, **options))
 
 
 def test_each_point_of_a_surface_is_the_loss_at_the_moved_params_first_direction_first():
-    params, along, across = params_of(0), params_of(1), params_of(2)
-    got = loss_surface(objective, params, batch, directions=(along, across), span=0.7, points=4)
-    chex.assert_shape(got.offsets, (4,))
-    chex.assert_shape(got.losses, (4, 4))
-    for i, a in enumerate(np.asarray(got.offsets)):
-        for j, b in enumerate(np.asarray(got.offsets)):
-            expected = jitted(stepped(params, (a, along), (b, across)), batch)
-            chex.assert_trees_all_close(got.losses[i, j], expected, rtol=1e-5)
+    got = surface_of(PARAMS, (ALONG, ACROSS), span=0.7)
+    chex.assert_shape(got.offsets, (5,))
+    chex.assert_shape(got.losses, (5, 5))
+    for i, a in enumerate(got.offsets):
+        for j, b in enumerate(got.offsets):
+            expected = jitted(stepped(PARAMS, (a, ALONG), (b, ACROSS)), POINTS)
+            np.testing.assert_allclose(got.losses[i, j], expected, rtol=1e-5)
 
 
-def test_swapping_the_directions_transposes_the_surface():
-    params, along, across = params_of(0), params_of(1), params_of(2)
-    one = loss_surface(objective, params, batch, directions=(along, across), points=5)
-    other = loss_surface(objective, params, batch, directions=[across, along], points=5)
-    chex.assert_trees_all_close(one.losses, other.losses.T, rtol=1e-5)
-
-
-def test_the_middle_of_a_surface_is_the_slice():
-    params, along, across = params_of(0), params_of(1), params_of(2)
-    surface = loss_surface(objective, params, batch, directions=(along, across), points=5)
-    one = loss_slice(objective, params, batch, direction=along, points=5)
-    other = loss_slice(objective, params, batch, direction=across, points=5)
-    chex.assert_trees_all_close((surface.losses[:, 2], surface.losses[2]), (one.losses, other.losses), rtol=1e-5)
+def test_swapping_the_directions_transposes_the_surface_and_its_middle_is_the_slice():
+    surface, other = surface_of(PARAMS, (ALONG, ACROSS)), surface_of(PARAMS, [ACROSS, ALONG])
+    np.testing.assert_allclose(surface.losses, other.losses.T, rtol=1e-5)
+    slices = [loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, points=5).losses for way in (ALONG, ACROSS)]
+    np.testing.assert_allclose((surface.losses[:, 2], surface.losses[2]), slices, rtol=1e-5)
 
 
 @few
 @given(st.floats(1e-3, 1e3), st.sampled_from([2, 3, 8, 33]))
 def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points):
     offsets = np.asarray(loss_slice(the_weight, 0.0, None, direction=1.0, span=span, points=points).offsets)
-    chex.assert_trees_all_equal(offsets, -offsets[::-1])
+    np.testing.assert_array_equal(offsets, -offsets[::-1])
     assert offsets[-1] == np.float32(span)
     assert (np.diff(offsets) > 0).all()
     assert points % 2 == 0 or offsets[points // 2] == 0
 
 
 @few
-@given(keys, st.floats(0.1, 3.0))
-def test_the_opposite_direction_reverses_the_slice(key, span):
-    params, direction = params_of(0), network.init(key)
-    there = loss_slice(objective, params, batch, direction=direction, span=span, points=9)
-    back = loss_slice(objective, params, batch, direction=jax.tree.map(jnp.negative, direction), span=span, points=9)
-    chex.assert_trees_all_close(there.losses, back.losses[::-1], rtol=1e-6)
+@given(st.integers(0, 2**31 - 1), st.floats(0.1, 3.0))
+def test_the_opposite_direction_reverses_the_slice(seed, span):
+    direction = tree_like(PARAMS, seed)
+    there, back = (
+        np.asarray(loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, span=span, points=5).losses)
+        for way in (direction, jax.tree.map(np.negative, direction))
+    )
+    np.testing.assert_allclose(there, back[::-1], rtol=1e-6)
 
 
 def test_a_linear_units_loss_is_a_bowl_with_the_lessons_slope():
@@ -112,7 +112,7 @@ def test_a_linear_units_loss_is_a_bowl_with_the_lessons_slope():
 
 def test_bfloat16_params_keep_their_coarse_steps():
     got = loss_slice(lambda w, _: w.astype(jnp.float32), jnp.bfloat16(1), None, direction=1.0, span=0.01, points=5)
-    chex.assert_trees_all_equal(got.losses, jnp.array([0.98828125, 0.99609375, 1.0, 1.0078125, 1.0078125]))
+    np.testing.assert_array_equal(got.losses, np.float32([0.98828125, 0.99609375, 1.0, 1.0078125, 1.0078125]))
 
 
 def test_float64_params_keep_their_fine_steps():
@@ -122,25 +122,33 @@ def test_float64_params_keep_their_fine_steps():
 
 
 def test_directions_may_be_of_another_dtype_than_the_params():
-    params = params_of(0, jnp.bfloat16)
-    whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), params)
-    got = loss_slice(objective, params, batch, direction=whole, points=3)
-    same = loss_slice(objective, params, batch, direction=jax.tree.map(jnp.ones_like, params), points=3)
+    whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), PARAMS)
+    got = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=whole, points=5)
+    same = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=as_in("float32", whole), points=5)
     chex.assert_trees_all_equal(got, same)
 
 
 def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
-    params, directions = params_of(0), (params_of(1), params_of(2))
-    at_once = loss_surface(objective, params, batch, directions=directions, points=5)
+    at_once = surface_of(PARAMS, (ALONG, ACROSS))
     landscape._losses.clear_cache()
     monkeypatch.setattr(landscape, "_BLOCK_BYTES", 2_000)  # a few points, and a remainder
-    in_blocks = loss_surface(objective, params, batch, directions=directions, points=5)
+    in_blocks = surface_of(PARAMS, (ALONG, ACROSS))
     landscape._losses.clear_cache()
     chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
-@pytest.mark.parametrize(("sizes", "points"), [((64, 512, 512, 10), 16), ((64, 256, 10), 4096)])
+@pytest.mark.parametrize(
+    ("sizes", "points", "wrap"),
+    [
+        ((64, 512, 512, 10), 16, jax.checkpoint),
+        SLOW((64, 256, 10), 4096, jax.checkpoint),
+        *(
+            SLOW(sizes, points, wrap)
+            for sizes, points in (((64, 512, 512, 10), 16), ((64, 256, 10), 4096))
+            for wrap in (lambda f: f, jax.jit)
+        ),
+    ],
+)
 def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points, wrap):
     large = mjn.mlp(sizes)
     f = wrap(mjn.objective(large, mjn.mean_squared_error))
@@ -157,24 +165,23 @@ def test_another_span_direction_or_params_traces_nothing_again():
 
     def counted(params, batch):
         traces.append(1)
-        return objective(params, batch)
+        return squared_distance(params, batch)
 
-    loss_slice(counted, params_of(0), batch, direction=params_of(1), points=6)
+    loss_slice(counted, np.float32(1), 0.0, direction=1.0, points=6)
     before = len(traces)
-    loss_slice(counted, params_of(2), batch, direction=params_of(3), span=0.3, points=6)
+    loss_slice(counted, np.float32(2), 0.0, direction=3.0, span=0.3, points=6)
     assert len(traces) == before > 0
 
 
 def test_a_slice_works_under_vmap_jit_and_grad():
-    starts = jnp.array([1.0, 2.0])
-
     def losses(start):
         return loss_slice(lambda w, _: w**2, start, None, direction=1.0, points=3).losses
 
-    expected = jnp.array([[0.0, 1.0, 4.0], [1.0, 4.0, 9.0]])
-    chex.assert_trees_all_close(jax.vmap(losses)(starts), expected)
-    chex.assert_trees_all_close(jax.jit(losses)(starts[1]), expected[1])
-    chex.assert_trees_all_close(jax.grad(lambda start: losses(start).sum())(2.0), 12.0)
+    starts, expected = np.float32([1, 2]), np.float32([[0, 1, 4], [1, 4, 9]])
+    np.testing.assert_allclose(jax.vmap(losses)(starts), expected)
+    one, slope = jax.jit(lambda start: (losses(start), jax.grad(lambda start: losses(start).sum())(start)))(2.0)
+    np.testing.assert_allclose(one, expected[1])
+    np.testing.assert_allclose(slope, 12.0)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +189,8 @@ def test_a_slice_works_under_vmap_jit_and_grad():
     [
         (TypeError, r"direction: got a tree", {"direction": (1.0, 2.0)}),
         (TypeError, r"direction: got a tree", {"direction": None}),
-        (ValueError, r"direction\['w'\]: got shape \(3,\); expected \(2,\)", {"direction": {"w": jnp.ones(3)}}),
-        (TypeError, r"direction\['w'\]: got dtype complex64", {"direction": {"w": jnp.ones(2, complex)}}),
+        (ValueError, r"direction\['w'\]: got shape \(3,\); expected \(2,\)", {"direction": {"w": np.ones(3)}}),
+        (TypeError, r"direction\['w'\]: got dtype complex64", {"direction": {"w": np.ones(2, complex)}}),
         (TypeError, r"direction\['w'\]: got str", {"direction": {"w": "up"}}),
         (TypeError, "points: got 2.5; expected an int", {"points": 2.5}),
         (ValueError, "points: got 1; expected at least 2", {"points": 1}),
@@ -196,50 +203,45 @@ def test_a_slice_works_under_vmap_jit_and_grad():
         (TypeError, r"objective: got float32\[2\]; expected the loss", {"objective": lambda p, b: p["w"]}),
         (TypeError, r"objective: got int32\[\]", {"objective": lambda p, b: 1}),
         (TypeError, "objective: got tuple", {"objective": lambda p, b: (p["w"][0], 1.0)}),
-        (TypeError, r"params\['w'\]: got dtype int32", {"params": {"w": jnp.arange(2)}}),
+        (TypeError, r"params\['w'\]: got dtype int32", {"params": {"w": np.arange(2)}}),
     ],
 )
 def test_a_slice_says_what_it_cannot_draw(error, text, arguments):
-    plain = {"objective": lambda p, b: jnp.sum(p["w"]), "params": {"w": jnp.ones(2)}, "direction": {"w": jnp.ones(2)}}
+    plain = {"objective": lambda p, b: jnp.sum(p["w"]), "params": {"w": np.ones(2)}, "direction": {"w": np.ones(2)}}
     given = plain | arguments
     with pytest.raises(error, match=text):
         loss_slice(given.pop("objective"), given.pop("params"), None, **given)
 
 
-@pytest.mark.parametrize("directions", [None, {"w": jnp.ones(2)}, [{"w": jnp.ones(2)}], 3 * ({"w": jnp.ones(2)},)])
+@pytest.mark.parametrize("directions", [None, {"w": np.ones(2)}, [{"w": np.ones(2)}], 3 * ({"w": np.ones(2)},)])
 def test_a_surface_needs_two_directions(directions):
     with pytest.raises(TypeError, match=r"directions: got .*; expected two trees like params"):
-        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": jnp.ones(2)}, None, directions=directions)
+        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
 
 
 def test_a_surface_names_the_direction_that_does_not_fit():
-    directions = ({"w": jnp.ones(2)}, {"w": jnp.ones(1)})
+    directions = ({"w": np.ones(2)}, {"w": np.ones(1)})
     with pytest.raises(ValueError, match=r"directions\[1\]\['w'\]: got shape \(1,\); expected \(2,\)"):
-        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": jnp.ones(2)}, None, directions=directions)
+        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
 
 
 # --- The direction of one weight -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
 @few
-@given(st.data(), st.sampled_from(["float32", "bfloat16"]))
-def test_a_weight_direction_is_one_there_and_zero_elsewhere(data, dtype):
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+@given(data=st.data())
+def test_a_weight_direction_is_one_there_and_zero_elsewhere(dtype, data):
+    params = as_in(dtype, PARAMS)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     path = data.draw(st.sampled_from(list(leaves)))
     index = tuple(data.draw(st.integers(-size, size - 1)) for size in leaves[path].shape)
     direction = weight_direction(params, path, index)
     chex.assert_trees_all_equal_shapes_and_dtypes(direction, params)
-    named = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(direction)[0]}
-    assert named[path][index] == 1
-    assert sum(float(jnp.sum(jnp.abs(leaf))) for leaf in named.values()) == 1
-
-
-def test_the_index_of_a_weight_is_input_then_node():
-    params = params_of(0)
-    moved = jax.tree.map(jnp.add, params, weight_direction(params, WEIGHTS, (1, 2)))
-    changed = (moved[0]["weights"] != params[0]["weights"]).nonzero()
-    assert (changed[0].item(), changed[1].item()) == (1, 2)
+    expected = {name: np.zeros(leaf.shape) for name, leaf in leaves.items()}
+    expected[path][index] = 1  # in weights by input, then node
+    for name, leaf in jax.tree_util.tree_flatten_with_path(direction)[0]:
+        np.testing.assert_array_equal(np.asarray(leaf, np.float64), expected[jax.tree_util.keystr(name)])
 
 
 def test_a_bare_scalar_has_a_direction_too():
@@ -252,8 +254,8 @@ def test_a_bare_scalar_has_a_direction_too():
         (ValueError, r"path: got \"weights\"; expected one of .*\"\[1\]\['bias'\]\"", "weights", (0, 0)),
         (ValueError, r"path: got \"\[2\]\"; expected one of \"\[0\]\['bias'\]\"", "[2]", 0),
         (TypeError, r"path: got int; expected text such as \"\[0\]\['bias'\]\"", 0, (0, 0)),
-        (ValueError, r"index into \[0\]\['weights'\]: got 0; expected an int for each axis of \(2, 3\)", WEIGHTS, 0),
-        (ValueError, r"got \(0, 3\); expected an int", WEIGHTS, (0, 3)),
+        (ValueError, r"index into \[0\]\['weights'\]: got 0; expected an int for each axis of \(2, 4\)", WEIGHTS, 0),
+        (ValueError, r"got \(0, 4\); expected an int", WEIGHTS, (0, 4)),
         (ValueError, r"got \(-3, 0\); expected an int", WEIGHTS, (-3, 0)),
         (TypeError, r"got \(0, 1.5\); expected an int", WEIGHTS, (0, 1.5)),
         (TypeError, r"got \(slice.*; expected an int", WEIGHTS, (slice(None), 0)),
@@ -261,7 +263,7 @@ def test_a_bare_scalar_has_a_direction_too():
 )
 def test_a_weight_that_is_not_there_is_named_with_those_that_are(error, text, path, index):
     with pytest.raises(error, match=text):
-        weight_direction(params_of(0), path, index)
+        weight_direction(PARAMS, path, index)
 
 
 # --- The path of a descent -----------------------------------------------------------------------------------------
@@ -304,26 +306,26 @@ def test_nearly_parallel_directions_keep_their_digits():
 
 
 def test_the_path_ends_at_the_origin_unless_told_otherwise():
-    path = jnp.array([[3.0, 0.0], [2.0, 5.0], [1.0, 1.0]])
-    directions = [jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])]
+    path = np.float32([[3, 0], [2, 5], [1, 1]])
+    directions = [np.float32([1, 0]), np.float32([0, 2])]
     np.testing.assert_array_equal(project_path(path, directions), [[2, -0.5], [1, 2], [0, 0]])
     np.testing.assert_array_equal(project_path(path, directions, origin=path[0]), [[0, 0], [-1, 2.5], [-2, 0.5]])
 
 
 def test_stops_that_were_not_taken_stay_nan_and_do_not_move_the_others():
-    path = jnp.array([[3.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan], [jnp.nan, 0.0]])
-    got = project_path(path, [jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])])
+    path = np.float32([[3, 0], [1, 1], [np.nan, np.nan], [np.nan, 0]])
+    got = project_path(path, [np.float32([1, 0]), np.float32([1, 1])])
     np.testing.assert_allclose(got, [[3, -1], [0, 0], [np.nan] * 2, [np.nan] * 2])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
 def test_a_descents_recorded_path_lies_where_its_params_say(dtype):
     def with_params(params, batch):
-        return objective(params, batch), params
+        return sum(squared_distance(leaf, 1) for leaf in jax.tree.leaves(params)), params
 
-    params = params_of(0, dtype)
+    params = as_in(dtype, PARAMS)
     descent = mjn.gradient_descent(with_params, 0.01, has_aux=True)
-    _, trace = mjn.descend(descent, descent.init(params), batch, steps=5)
+    _, trace = mjn.descend(descent, descent.init(params), (), steps=5)
     directions = [weight_direction(params, WEIGHTS, (0, 1)), weight_direction(params, "[1]['bias']", 0)]
     got = project_path(trace.aux, directions, origin=params)
     assert got.dtype == np.float64
@@ -332,26 +334,26 @@ def test_a_descents_recorded_path_lies_where_its_params_say(dtype):
     assert np.abs(got[-1]).max() > 0
 
 
-ONE, OTHER = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+ONE, OTHER = {"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 1.0])}
 
 
 @pytest.mark.parametrize(
     ("error", "text", "path", "directions", "origin"),
     [
-        (TypeError, "directions: got dict; expected a list", {"w": jnp.ones((3, 2))}, ONE, None),
-        (TypeError, "directions: got list; expected a list of one", {"w": jnp.ones((3, 2))}, [], None),
-        (ValueError, "not independent", {"w": jnp.ones((3, 2))}, [ONE, ONE], None),
-        (ValueError, "not independent", {"w": jnp.ones((3, 2))}, [ONE, {"w": jnp.zeros(2)}], None),
-        (ValueError, "not finite", {"w": jnp.ones((3, 2))}, [{"w": jnp.array([1.0, jnp.nan])}], None),
-        (ValueError, "got 3, not finite or not independent", {"w": jnp.ones((3, 2))}, [ONE, OTHER, ONE], None),
-        (TypeError, r"directions\[1\]: got a tree", {"w": jnp.ones((3, 2))}, [ONE, {"v": jnp.ones(2)}], None),
-        (ValueError, r"directions\[1\]\['w'\]: got shape", {"w": jnp.ones((3, 2))}, [ONE, {"w": jnp.ones(1)}], None),
-        (TypeError, "path: got a tree", jnp.ones((3, 2)), [ONE], None),
-        (ValueError, r"path\['w'\]: got shape \(2,\); expected \(2, 2\)", {"w": jnp.ones(2)}, [ONE], None),
-        (ValueError, "got 0 stops, none of them finite", {"w": jnp.ones((0, 2))}, [ONE], None),
-        (ValueError, "got 1 stops, none of them finite", {"w": jnp.full((1, 2), jnp.nan)}, [ONE], None),
-        (ValueError, r"origin\['w'\]: got shape \(1,\)", {"w": jnp.ones((3, 2))}, [ONE], {"w": jnp.ones(1)}),
-        (TypeError, "origin: got a tree", {"w": jnp.ones((3, 2))}, [ONE], {"w": (1.0, 1.0)}),
+        (TypeError, "directions: got dict; expected a list", {"w": np.ones((3, 2))}, ONE, None),
+        (TypeError, "directions: got list; expected a list of one", {"w": np.ones((3, 2))}, [], None),
+        (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, ONE], None),
+        (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, {"w": np.zeros(2)}], None),
+        (ValueError, "not finite", {"w": np.ones((3, 2))}, [{"w": np.array([1.0, np.nan])}], None),
+        (ValueError, "got 3, not finite or not independent", {"w": np.ones((3, 2))}, [ONE, OTHER, ONE], None),
+        (TypeError, r"directions\[1\]: got a tree", {"w": np.ones((3, 2))}, [ONE, {"v": np.ones(2)}], None),
+        (ValueError, r"directions\[1\]\['w'\]: got shape", {"w": np.ones((3, 2))}, [ONE, {"w": np.ones(1)}], None),
+        (TypeError, "path: got a tree", np.ones((3, 2)), [ONE], None),
+        (ValueError, r"path\['w'\]: got shape \(2,\); expected \(2, 2\)", {"w": np.ones(2)}, [ONE], None),
+        (ValueError, "got 0 stops, none of them finite", {"w": np.ones((0, 2))}, [ONE], None),
+        (ValueError, "got 1 stops, none of them finite", {"w": np.full((1, 2), np.nan)}, [ONE], None),
+        (ValueError, r"origin\['w'\]: got shape \(1,\)", {"w": np.ones((3, 2))}, [ONE], {"w": np.ones(1)}),
+        (TypeError, "origin: got a tree", {"w": np.ones((3, 2))}, [ONE], {"w": (1.0, 1.0)}),
     ],
 )
 def test_a_path_that_cannot_be_projected_is_refused(error, text, path, directions, origin):
@@ -360,6 +362,6 @@ def test_a_path_that_cannot_be_projected_is_refused(error, text, path, direction
 
 
 def test_stops_must_be_as_many_in_every_leaf():
-    path, direction = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}, {"a": jnp.ones(2), "b": jnp.ones(2)}
+    path, direction = {"a": np.ones((3, 2)), "b": np.ones((2, 2))}, {"a": np.ones(2), "b": np.ones(2)}
     with pytest.raises(ValueError, match=r"path\['b'\]: got shape \(2, 2\); expected \(3, 2\)"):
         project_path(path, [direction])

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 import minijaxnet as mjn
 from minijaxnet import network
 
-KEY = jax.random.key(7)
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 HALF_SILENT = [jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus]
 OTHERS = [jnp.tanh, jax.nn.sigmoid, lambda x: x, None]
 
 
-def relu_mlp(sizes, **options):
-    return mjn.mlp(sizes, activation=jax.nn.relu, **options)
+@pytest.fixture(scope="module")
+def key():
+    return jax.random.key(7)
 
 
 @settings(max_examples=25, deadline=None)
@@ -29,9 +30,9 @@ def relu_mlp(sizes, **options):
     bias=st.booleans(),
     batch=st.lists(st.integers(0, 3), min_size=0, max_size=2),
 )
-def test_params_and_predictions_have_the_shapes_that_the_sizes_say(sizes, bias, batch):
+def test_params_and_predictions_have_the_shapes_that_the_sizes_say(key, sizes, bias, batch):
     network = mjn.mlp(sizes, bias=bias)
-    params = jax.eval_shape(network.init, KEY)
+    params = jax.eval_shape(network.init, key)
     shapes = [jax.tree.map(lambda leaf: leaf.shape, layer) for layer in params]
     assert shapes == [
         {"weights": (n_in, n_out)} | ({"bias": (n_out,)} if bias else {}) for n_in, n_out in itertools.pairwise(sizes)
@@ -40,60 +41,76 @@ def test_params_and_predictions_have_the_shapes_that_the_sizes_say(sizes, bias, 
     assert jax.eval_shape(network.apply, params, x).shape == (*batch, sizes[-1])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(dtype, bias):
-    with jax.enable_x64(dtype is jnp.float64):
+DTYPES = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+WITH_AND_WITHOUT_BIAS = pytest.mark.parametrize("bias", [True, False])
+
+
+@DTYPES
+@WITH_AND_WITHOUT_BIAS
+def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(key, dtype, bias):
+    with jax.enable_x64(dtype == "float64"):
         network = mjn.mlp((3, 5, 2), bias=bias, dtype=dtype)
-        params = jax.jit(network.init)(KEY)
+        params = jax.eval_shape(network.init, key)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
         for x in (np.ones((4, 3)), np.ones((4, 3), np.float32), np.ones((4, 3), np.int32), [[1, 2, 3]]):
-            assert jax.eval_shape(lambda x=x: network.apply(params, x)).dtype == dtype
-        predictions = network.apply(params, [[1, 2, 3]])
+            assert jax.eval_shape(lambda params, x=x: network.apply(params, x), params).dtype == dtype
+
+
+@pytest.mark.slow
+@DTYPES
+@WITH_AND_WITHOUT_BIAS
+def test_in_any_dtype_it_predicts_finite_numbers(key, dtype, bias):
+    with jax.enable_x64(dtype == "float64"):
+        network = mjn.mlp((3, 5, 2), bias=bias, dtype=dtype)
+        predictions = network.apply(jax.jit(network.init)(key), [[1, 2, 3]])
         assert predictions.dtype == dtype
         chex.assert_tree_all_finite(predictions)
 
 
-def test_without_a_dtype_a_network_takes_the_default_of_jax():
-    assert mjn.dense(2, 1).init(KEY)["weights"].dtype == jnp.float32
+def test_without_a_dtype_a_network_takes_the_default_of_jax(key):
+    assert jax.eval_shape(mjn.dense(2, 1).init, key)["weights"].dtype == jnp.float32
     with jax.enable_x64(True):
-        assert mjn.dense(2, 1).init(KEY)["weights"].dtype == jnp.float64
+        assert jax.eval_shape(mjn.dense(2, 1).init, key)["weights"].dtype == jnp.float64
+
+
+def some_params(*sizes, dtype=np.float64):
+    draw = np.random.default_rng(0)
+    params = ({"weights": draw.normal(size=s), "bias": draw.normal(size=s[1])} for s in itertools.pairwise(sizes))
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tuple(params))
 
 
 def test_a_dense_layer_is_x_times_weights_plus_bias():
+    x, (params,) = np.random.default_rng(1).normal(size=(5, 3)), some_params(3, 4)
+    expected = np.einsum("bi,io->bo", x, params["weights"])
     with jax.enable_x64(True):
-        x = np.random.default_rng(0).normal(size=(5, 3))
-        layer = mjn.dense(3, 4)
-        params = layer.init(KEY) | {"bias": jnp.arange(4.0)}
-        expected = np.einsum("bi,io->bo", x, params["weights"]) + np.arange(4.0)
-        chex.assert_trees_all_close(layer.apply(params, x), expected, rtol=1e-14, atol=1e-14)
-        without = mjn.dense(3, 4, bias=False)
-        chex.assert_trees_all_close(without.apply(params, x), expected - np.arange(4.0), rtol=1e-14, atol=1e-14)
+        got = jax.jit(lambda params, x: [mjn.dense(3, 4, bias=bias).apply(params, x) for bias in (True, False)])(
+            params, x
+        )
+        chex.assert_trees_all_close(got, [expected + params["bias"], expected], rtol=1e-14, atol=1e-14)
 
 
 def test_an_mlp_is_its_equation():
+    x, params = np.random.default_rng(1).normal(size=(5, 3)), some_params(3, 6, 4, 2)
+    network = mjn.mlp((3, 6, 4, 2), activation=jnp.tanh, output_activation=jax.nn.sigmoid)
+    h = x
+    for layer in params[:-1]:
+        h = np.tanh(h @ layer["weights"] + layer["bias"])
+    z = h @ params[-1]["weights"] + params[-1]["bias"]
     with jax.enable_x64(True):
-        x = np.random.default_rng(1).normal(size=(5, 3))
-        network = mjn.mlp((3, 6, 4, 2), activation=jnp.tanh, output_activation=jax.nn.sigmoid)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, jax.jit(network.init)(KEY))
-        h = x
-        for layer in params[:-1]:
-            h = np.tanh(h @ np.asarray(layer["weights"]) + np.asarray(layer["bias"]))
-        z = h @ np.asarray(params[-1]["weights"]) + np.asarray(params[-1]["bias"])
         chex.assert_trees_all_close(jax.jit(network.apply)(params, x), 1 / (1 + np.exp(-z)), rtol=1e-13)
 
 
 @pytest.mark.parametrize(
     ("activation", "variance", "dtype"),
-    [(fn, 2 / 256, jnp.float32) for fn in HALF_SILENT]
-    + [(fn, 2 / (256 + 1024), jnp.float32) for fn in OTHERS]
-    + [(jax.nn.relu, 2 / 256, jnp.float64), (jnp.tanh, 2 / (256 + 1024), jnp.float64)],
+    [(fn, 2 / 256, "float32") for fn in HALF_SILENT]
+    + [(fn, 2 / (256 + 1024), "float32") for fn in OTHERS]
+    + [SLOW(jax.nn.relu, 2 / 256, "float64"), SLOW(jnp.tanh, 2 / (256 + 1024), "float64")],
 )
 def test_weights_start_with_the_variance_of_he_before_a_half_silent_activation_else_of_glorot(
-    activation, variance, dtype
+    key, activation, variance, dtype
 ):
-    with jax.enable_x64(dtype is jnp.float64):
-        [layer] = mjn.mlp((256, 1024), output_activation=activation, dtype=dtype).init(KEY)
+    with jax.enable_x64(dtype == "float64"):
+        [layer] = mjn.mlp((256, 1024), output_activation=activation, dtype=dtype).init(key)
         weights, bias = np.asarray(layer["weights"], np.float64).ravel(), np.asarray(layer["bias"])
     # The variance of n draws lies within sqrt(2 / n) of the true one (less for a truncated normal): five of those.
     assert abs(weights.var() / variance - 1) < 5 * np.sqrt(2 / weights.size)
@@ -101,25 +118,33 @@ def test_weights_start_with_the_variance_of_he_before_a_half_silent_activation_e
     assert (bias == 0).all()
 
 
-def test_the_hidden_activation_decides_how_hidden_layers_start_and_the_output_activation_how_the_last_does():
-    hidden, last = mjn.mlp((256, 1024, 256), activation=jax.nn.relu).init(KEY)
-    assert np.var(hidden["weights"]) == pytest.approx(2 / 256, rel=0.02)
-    assert np.var(last["weights"]) == pytest.approx(2 / (1024 + 256), rel=0.02)
-    hidden, last = mjn.mlp((256, 1024, 256), activation=jnp.tanh, output_activation=jax.nn.relu).init(KEY)
-    assert np.var(hidden["weights"]) == pytest.approx(2 / (256 + 1024), rel=0.02)
-    assert np.var(last["weights"]) == pytest.approx(2 / 1024, rel=0.02)
+@pytest.mark.parametrize(
+    ("activations", "variances"),
+    [((jax.nn.relu, None), (2 / 256, 2 / (1024 + 256))), ((jnp.tanh, jax.nn.relu), (2 / (256 + 1024), 2 / 1024))],
+)
+def test_the_hidden_activation_decides_how_hidden_layers_start_and_the_output_activation_how_the_last_does(
+    key, activations, variances
+):
+    hidden, output = activations
+    params = mjn.mlp((256, 1024, 256), activation=hidden, output_activation=output).init(key)
+    for layer, variance in zip(params, variances, strict=True):
+        assert np.var(np.asarray(layer["weights"])) == pytest.approx(variance, rel=0.02)
 
 
-def test_a_dense_layer_starts_by_glorot_or_as_it_is_told():
-    assert np.var(mjn.dense(256, 1024).init(KEY)["weights"]) == pytest.approx(2 / (256 + 1024), rel=0.02)
-    params = mjn.dense(2, 3, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16).init(KEY)
-    chex.assert_trees_all_equal(params["weights"], jnp.ones((2, 3), jnp.bfloat16))
+def test_a_dense_layer_starts_by_glorot_or_as_it_is_told(key):
+    weights = np.asarray(mjn.dense(256, 1024).init(key)["weights"])
+    assert np.var(weights) == pytest.approx(2 / (256 + 1024), rel=0.02)
+    ones = jax.jit(mjn.dense(2, 3, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16).init)(key)
+    chex.assert_trees_all_equal(ones["weights"], np.ones((2, 3), jnp.bfloat16))
 
 
-def test_the_key_decides_the_start_and_each_layer_draws_its_own():
-    network = mjn.mlp((4, 4, 4, 4))
-    chex.assert_trees_all_equal(network.init(KEY), network.init(jax.random.key(7)))
-    layers = [np.asarray(layer["weights"]) for layer in network.init(KEY) + network.init(jax.random.key(8))]
+SQUARE = mjn.mlp((4, 4, 4))
+init = jax.jit(SQUARE.init)
+
+
+def test_the_key_decides_the_start_and_each_layer_draws_its_own(key):
+    chex.assert_trees_all_equal(init(key), init(jax.random.key(7)))
+    layers = [np.asarray(layer["weights"]) for layer in init(key) + init(jax.random.key(8))]
     for i, one in enumerate(layers):
         for other in layers[:i]:
             assert not (one == other).any()
@@ -132,8 +157,10 @@ def test_the_key_decides_the_start_and_each_layer_draws_its_own():
 def test_serial_composes_and_does_not_mind_how_it_is_bracketed(widths, cut, seed):
     layers = [mjn.dense(n_in, n_out) for n_in, n_out in itertools.pairwise(widths)]
     layers.insert(cut, mjn.elementwise(jnp.tanh))
-    params = mjn.serial(*layers).init(jax.random.key(seed))
-    x = expected = jnp.linspace(-1, 1, 3 * widths[0]).reshape(3, widths[0])
+    draw = np.random.default_rng(seed)
+    shapes = jax.eval_shape(mjn.serial(*layers).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), leaf.dtype), shapes)
+    x = expected = np.linspace(-1, 1, 3 * widths[0], dtype=np.float32).reshape(3, widths[0])
     for layer, layer_params in zip(layers, params, strict=True):
         expected = layer.apply(layer_params, expected)
     chex.assert_trees_all_equal(mjn.serial(*layers).apply(params, x), expected)
@@ -141,35 +168,31 @@ def test_serial_composes_and_does_not_mind_how_it_is_bracketed(widths, cut, seed
     chex.assert_trees_all_equal(bracketed.apply((params[:cut], params[cut:]), x), expected)
 
 
-def test_serial_of_nothing_is_the_identity():
-    network = mjn.serial()
-    assert network.init(KEY) == ()
-    chex.assert_trees_all_equal(network.apply((), jnp.arange(3.0)), jnp.arange(3.0))
-
-
-def test_elementwise_has_no_params():
-    network = mjn.elementwise(jnp.square)
-    assert network.init(KEY) == ()
-    chex.assert_trees_all_equal(network.apply((), jnp.array([-3.0, 2.0])), jnp.array([9.0, 4.0]))
+def test_serial_of_nothing_is_the_identity_and_elementwise_has_no_params(key):
+    assert mjn.serial().init(key) == mjn.elementwise(jnp.square).init(key) == ()
+    chex.assert_trees_all_equal(mjn.serial().apply((), np.arange(3.0)), np.arange(3.0))
+    squares = mjn.elementwise(jnp.square).apply((), np.float32([-3, 2]))
+    chex.assert_trees_all_equal(squares, np.float32([9, 4]))
 
 
 def test_each_point_is_predicted_as_if_it_were_alone():
-    network = relu_mlp((3, 7, 2))
-    params = jax.jit(network.init)(KEY)
-    x = jax.random.normal(KEY, (6, 3))
-    alone = jax.jit(jax.vmap(functools.partial(network.apply, params)))(x)
+    network, x = mjn.mlp((3, 7, 2)), np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    params = some_params(3, 7, 2, dtype=np.float32)
+    together, alone = jax.jit(
+        lambda x: (network.apply(params, x), jax.vmap(functools.partial(network.apply, params))(x))
+    )(x)
     # Sums of at most 7 products, in another order.
-    chex.assert_trees_all_close(network.apply(params, x), alone, rtol=8 * 2**-23, atol=8 * 2**-23)
+    chex.assert_trees_all_close(np.asarray(together), np.asarray(alone), rtol=8 * 2**-23, atol=8 * 2**-23)
 
 
+@pytest.mark.slow
 def test_init_and_apply_work_under_jit_and_vmap():
-    network = relu_mlp((3, 4, 2))
-    keys = jax.random.split(KEY, 5)
-    params = jax.jit(jax.vmap(network.init))(keys)
-    predictions = jax.jit(jax.vmap(network.apply, in_axes=(0, None)))(params, jnp.ones((2, 3)))
-    assert predictions.shape == (5, 2, 2)
-    one = jax.tree.map(lambda leaf: leaf[3], params)
-    chex.assert_trees_all_close(one, network.init(keys[3]), rtol=1e-6)
+    keys = jax.random.wrap_key_data(np.arange(6, dtype=np.uint32).reshape(3, 2))
+    together = jax.jit(jax.vmap(lambda key: (SQUARE.init(key), SQUARE.apply(SQUARE.init(key), np.ones((2, 4))))))
+    params, predictions = together(keys)
+    assert predictions.shape == (3, 2, 4)
+    one = jax.tree.map(lambda leaf: np.asarray(leaf)[1], params)
+    chex.assert_trees_all_close(one, init(jax.random.wrap_key_data(np.uint32([2, 3]))), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("width", "kind"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), ("2", TypeError)])
@@ -220,24 +243,25 @@ def test_a_dtype_that_is_not_real_and_floating_is_refused(dtype):
 
 @pytest.mark.parametrize("x", [np.ones((4, 2)), np.ones((3, 1)), np.float32(1), np.ones((4, 0)), np.ones(2)])
 def test_an_input_of_the_wrong_width_is_refused_with_both_shapes(x):
-    network = mjn.mlp((3, 2))
     with pytest.raises(ValueError, match=r"dense: x: got shape \(.*\); expected a last axis of 3"):
-        network.apply(network.init(KEY), x)
+        mjn.mlp((3, 2)).apply(some_params(3, 2, dtype=np.float32), x)
 
 
 def test_params_of_another_number_of_layers_are_refused():
-    network = mjn.mlp((3, 2, 1))
     with pytest.raises(ValueError, match="zip"):
-        network.apply(network.init(KEY)[:1], np.ones((4, 3)))
+        mjn.mlp((3, 2, 1)).apply(some_params(3, 2, dtype=np.float32), np.ones((4, 3)))
 
 
-@pytest.mark.parametrize(("sizes", "dtype"), [((64, 10), jnp.float32), ((5, 3), jnp.bfloat16)])
-def test_weights_start_as_jaxs_initializers_draw_them(sizes, dtype):
-    starts = {
-        jax.nn.initializers.glorot_normal(): mjn.dense(*sizes, dtype=dtype).init(KEY)["weights"],
-        jax.nn.initializers.he_normal(): network._he_normal(KEY, sizes, dtype),
-    }
-    for start, got in starts.items():
-        want = start(KEY, sizes, dtype)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "dtype"), [((64, 10), "float32"), ((5, 3), "bfloat16")])
+def test_weights_start_as_jaxs_initializers_draw_them(key, sizes, dtype):
+    def starts(key):
+        glorot, he = jax.nn.initializers.glorot_normal(), jax.nn.initializers.he_normal()
+        return [
+            (mjn.dense(*sizes, dtype=dtype).init(key)["weights"], glorot(key, sizes, dtype)),
+            (network._he_normal(key, sizes, dtype), he(key, sizes, dtype)),
+        ]
+
+    for got, want in jax.jit(starts)(key):
         assert got.dtype == want.dtype
         chex.assert_trees_all_close(got, want, rtol=2 * float(jnp.finfo(dtype).eps))

@@ -20,6 +20,7 @@ from minijaxnet.pytrees import (
     structure_difference,
 )
 
+norm_of = jax.jit(l2_norm)
 TREE = ({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}, [np.float32(1.0), ()])
 
 
@@ -50,7 +51,7 @@ def test_what_is_no_pair_is_refused_where_it_stands(batch, got):
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
 def test_floating_arrays_keeps_values_dtypes_and_structure(dtype):
-    tree = {"a": np.array([1.5, -2.0], dtype), "b": (jnp.ones((), dtype),)}
+    tree = {"a": np.array([1.5, -2.0], dtype), "b": (np.ones((), dtype),)}
     chex.assert_trees_all_equal(floating_arrays(tree, "params"), jax.tree.map(jnp.asarray, tree), strict=True)
 
 
@@ -74,7 +75,7 @@ def test_floating_arrays_works_on_traced_leaves():
         ([1.0, 2], r"params\[1\]: got dtype int32; expected a real floating dtype"),
         ({"w": np.array([True])}, r"params\['w'\]: got dtype bool; expected a real floating dtype"),
         (np.complex64(1), r"params: got dtype complex64; expected a real floating dtype"),
-        ({"k": jax.random.key(0)}, r"params\['k'\]: got dtype key<fry>; expected a real floating dtype"),
+        ({"k": jax.random.key}, r"params\['k'\]: got dtype key<fry>; expected a real floating dtype"),
         ([1.0, "text"], r"params\[1\]: got str; expected an array of floating numbers"),
         ([np.array([None])], r"params\[0\]: got dtype object; expected an array of floating numbers"),
         ((), r"params: got a tree without leaves; expected at least one array"),
@@ -83,6 +84,7 @@ def test_floating_arrays_works_on_traced_leaves():
     ],
 )
 def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(tree, message):
+    tree = jax.tree.map(lambda leaf: leaf(0) if leaf is jax.random.key else leaf, tree)
     with pytest.raises(TypeError, match=message):
         floating_arrays(tree, "params")
 
@@ -96,7 +98,7 @@ def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(t
     b=hnp.arrays(np.float32, (4,), elements=st.floats(-1, 1, width=32, allow_subnormal=False)),
 )
 def test_the_norm_of_a_tree_is_that_of_one_long_vector(a, b):
-    got = l2_norm({"a": jnp.asarray(a), "b": [jnp.asarray(b)]})
+    got = norm_of({"a": a, "b": [b]})
     expected = np.linalg.norm(np.concatenate([a.ravel(), b]).astype(np.float64))
     # 11 roundings at most, halved by the root; squares below 2^-126 are lost.
     assert abs(float(got) - expected) <= 6 * 2**-23 * expected + 10 * 2.0**-63
@@ -104,40 +106,42 @@ def test_the_norm_of_a_tree_is_that_of_one_long_vector(a, b):
 
 @pytest.mark.parametrize("scale", [1e-17, 1e-10, 1.0, 1e10, 1e18])
 def test_the_norm_is_exact_to_rounding_between_1e_17_and_1e18(scale):
-    tree = {"a": jnp.array([3.0, 0.0]) * scale, "b": jnp.array([[4.0]]) * scale}
-    assert float(l2_norm(tree)) == pytest.approx(5 * scale, rel=1e-6)
+    tree = {"a": np.float32([3 * scale, 0]), "b": np.float32([[4 * scale]])}
+    assert float(norm_of(tree)) == pytest.approx(5 * scale, rel=1e-6)
 
 
 def test_the_norm_of_bfloat16_leaves_is_summed_in_float32():
     # In bfloat16 the sum of 4,096 ones would stop at 256.
     norm = l2_norm([jnp.ones(4_096, jnp.bfloat16)])
     assert (norm, norm.dtype) == (64, jnp.float32)
-    assert l2_norm([jnp.full(4, 300, jnp.float16)]) == 600, "squares of 300 are too large for float16"
+    assert norm_of([np.full(4, 300, np.float16)]) == 600, "squares of 300 are too large for float16"
 
 
 def test_the_norm_of_a_mixed_tree_is_as_wide_as_its_widest_leaf():
     with jax.enable_x64(True):
-        norm = l2_norm((jnp.ones(3, jnp.float64), jnp.ones(5, jnp.bfloat16), jnp.ones(1, jnp.float32)))
+        norm = norm_of((np.ones(3), np.ones(5, jnp.bfloat16), np.ones(1, np.float32)))
         assert (norm, norm.dtype) == (3, jnp.float64)
-        assert l2_norm([jnp.ones(4, jnp.float32)]).dtype == jnp.float32
+        assert norm_of([np.ones(4, np.float32)]).dtype == jnp.float32
 
 
 def test_the_norm_says_so_where_a_leaf_is_not_finite():
-    assert jnp.isnan(l2_norm([jnp.ones(2), jnp.array([jnp.nan])]))
-    assert jnp.isinf(l2_norm([jnp.ones(2), jnp.array([-jnp.inf])]))
+    assert np.isnan(norm_of([np.ones(2, np.float32), np.float32([np.nan])]))
+    assert np.isinf(norm_of([np.ones(2, np.float32), np.float32([-np.inf])]))
     assert l2_norm(()) == 0
 
 
 # --- cast_floats -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.float16, jnp.float32))]
+)
 def test_a_cast_changes_floats_and_nothing_else(dtype):
     key = jax.random.key(3)
-    tree = {"f": np.ones(2, np.float32), "py": 2.5, "i": jnp.arange(3), "b": np.array([True]), "k": key}
+    tree = {"f": np.ones(2, np.float32), "py": 2.5, "i": np.arange(3, dtype=np.int32), "b": np.array([True]), "k": key}
     got = cast_floats(tree, dtype)
     assert (got["f"].dtype, got["py"].dtype) == (dtype, dtype)
-    chex.assert_trees_all_equal((got["i"], got["b"]), (jnp.arange(3), jnp.array([True])), strict=True)
+    chex.assert_trees_all_equal((got["i"], got["b"]), (np.arange(3, dtype=np.int32), np.array([True])), strict=True)
     assert (got["k"] == key).all()
     assert got["py"] == 2.5
 
@@ -156,14 +160,10 @@ def test_a_tree_does_not_differ_from_its_likes():
 @pytest.mark.parametrize(
     ("got", "expected", "message"),
     [
-        ({"w": jnp.ones(2)}, {"w": jnp.ones(3)}, "['w']: got float32[2]; expected float32[3]"),
-        (jnp.ones(2, jnp.bfloat16), jnp.ones(2), "(leaf): got bfloat16[2]; expected float32[2]"),
-        ([1.0, jnp.int32(1)], [1.0, 1.0], "[1]: got int32[]; expected float32[]"),
-        (
-            jnp.zeros(2, jnp.uint32),
-            jax.random.key(0),
-            "(leaf): got uint32[2]; expected key<fry>[]",
-        ),
+        ({"w": np.ones(2, np.float32)}, {"w": np.ones(3, np.float32)}, "['w']: got float32[2]; expected float32[3]"),
+        (np.ones(2, jnp.bfloat16), np.ones(2, np.float32), "(leaf): got bfloat16[2]; expected float32[2]"),
+        ([1.0, np.int32(1)], [1.0, 1.0], "[1]: got int32[]; expected float32[]"),
+        (np.zeros(2, np.uint32), jax.random.key, "(leaf): got uint32[2]; expected key<fry>[]"),
         (
             {"a": 1.0},
             {"a": 1.0, "b": 1.0},
@@ -177,11 +177,8 @@ def test_a_tree_does_not_differ_from_its_likes():
     ],
 )
 def test_what_keeps_one_tree_from_standing_for_another_is_said_with_its_place(got, expected, message):
+    expected = expected(0) if expected is jax.random.key else expected
     assert structure_difference(got, expected) == message
-
-
-def test_a_list_does_not_stand_for_a_tuple():
-    assert structure_difference([1.0], (1.0,)) is not None
 
 
 def test_where_only_the_kind_of_node_differs_the_message_says_so():
@@ -194,7 +191,7 @@ def test_where_only_the_kind_of_node_differs_the_message_says_so():
     ("leaf", "written"),
     [
         (np.zeros((2, 3), np.float32), "float32[2,3]"),
-        (jnp.zeros((), jnp.bfloat16), "bfloat16[]"),
+        (np.zeros((), jnp.bfloat16), "bfloat16[]"),
         (jax.ShapeDtypeStruct((4,), jnp.int32), "int32[4]"),
         (1.0, "float32[]"),
     ],

@@ -15,7 +15,7 @@ from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.cli.measured import log_every_of, measure_of
-from minijaxnet.cli.report import leave_report
+from minijaxnet.cli.report import PAGE, leave_report
 from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment, loads_its_share
@@ -159,7 +159,8 @@ def _tell(
                 write_json(folder / "timing.json", _timing(result, comparison))
                 comparison.save(folder / COMPARISON)
     if flags.report:
-        say(leave_report(folder, Known(experiment, state.params, train, test, key)))
+        with _on_the_side(f"no {PAGE}", say):
+            say(leave_report(folder, Known(experiment, state.params, train, test, key)))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")
@@ -173,7 +174,7 @@ def _on_the_side(failed: str, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        say(f"\n{failed}: {error if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'}")
+        say(f"{failed}: {error if isinstance(error, ValueError | ImportError) else f'{type(error).__name__}: {error}'}")
 
 
 def _code(result: FitResult) -> int:

@@ -42,11 +42,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def leave_report(folder: Path, known: Known) -> str:
-    """Leave the page of a run that has just ended in its folder; what was left, or why nothing was, in a line."""
-    try:
-        return _write(_page_of([folder], known), folder / PAGE)
-    except Exception as error:  # the run is done: a page that cannot be made takes nothing from it
-        return f"no {PAGE}: {error if isinstance(error, ImportError) else f'{type(error).__name__}: {error}'}"
+    """Leave the page of a run that has just ended in its folder, and say where."""
+    return _write(_page_of([folder], known), folder / PAGE)
 
 
 def _page_of(folders: Sequence[Path], known: Known | None) -> Page:

@@ -36,12 +36,12 @@ class Sink(NamedTuple):
     Example:
         >>> import jax.numpy as jnp
         >>> import minijaxnet as mjn
-        >>> descent = mjn.gradient_descent(lambda weight, batch: jnp.mean((weight - batch) ** 2), learning_rate=0.5)
+        >>> descent = mjn.gradient_descent(lambda weight, batch: jnp.mean((weight - batch[1]) ** 2), learning_rate=0.5)
         >>> losses = {}
         >>> sink = mjn.Sink(lambda row: losses.update({row["step"]: row["loss"]}))
-        >>> _ = mjn.fit(descent, descent.init(0.0), jnp.full(2, 3.0), steps=2, log_every=1, sink=sink)
+        >>> _ = mjn.fit(descent, descent.init(0.0), (jnp.ones(2), jnp.full(2, 3.0)), steps=1, log_every=1, sink=sink)
         >>> losses
-        {0: 9.0, 1: 0.0, 2: 0.0}
+        {0: 9.0, 1: 0.0}
     """
 
     write: Callable[[dict[str, Any]], None]

@@ -2,81 +2,69 @@
 
 import json
 import sys
-import textwrap
 
+import numpy as np
 import pytest
 
+from minijaxnet import StepComparison
+from minijaxnet.bench import ArmTiming, plugin
+
 SUITE = """
-    import itertools
-    from types import SimpleNamespace
-    import jax.numpy as jnp
-    import numpy as np
-    import pytest
-    import minijaxnet as mjn
-    from minijaxnet.bench import compare, rounds
+import pytest
 
-    def bowl(weights, batch):
-        return jnp.sum((weights - batch) ** 2)
-
-    plain = mjn.gradient_descent(bowl, 0.1)
-
-    @pytest.fixture(autouse=True)
-    def times(monkeypatch):
-        # Each arm takes a time of its own, with a percent of noise; the clock stands still but for a tick a look.
-        factors, draw = {"plain": BASE, "other": OTHER}, np.random.default_rng(0)
-        def block(name, program, state, batch):
-            return lambda: 1e-6 * factors[name] * (1 + 0.01 * draw.random())
-        ticks = itertools.count(0.0, 0.01)
-        monkeypatch.setattr(compare, "_block", block)
-        monkeypatch.setattr(rounds, "sentinel", lambda: lambda: 1e-6 * (1 + 0.01 * draw.random()))
-        monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-
-    def test_steps(benchmark_step):
-        arms = {"plain": plain, "other": plain}
-        found = benchmark_step(arms, jnp.zeros(3), 1.0, baseline="plain", at_most=LIMITS)
-        assert found.rounds > 20
+@pytest.mark.parametrize("at_most", [3, 1.4, None])
+def test_steps(benchmark_step, at_most):
+    limits = {"none": 2} if at_most is None else {"other": at_most}
+    found = benchmark_step({"plain": 1, "other": 1.5}, "params", "batch", baseline="plain", at_most=limits)
+    assert found.rounds == 40
 """
 
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
-    """Run the suite with these times in this process, and say which of its tests failed, with what words."""
+    """Run the suite in this process, by a machine so many times as slow for the other arm; what each test failed of."""
+    (tmp_path / "test_it.py").write_text(SUITE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    draw = np.random.default_rng(0)
 
-    def run(base, other, limits, *options):
-        text = SUITE.replace("BASE", str(base)).replace("OTHER", str(other)).replace("LIMITS", repr(limits))
-        (tmp_path / "test_it.py").write_text(textwrap.dedent(text))
-        failures = []
+    def run(slower, *options, seconds=2.0):
+        def made_up(arms, params, batch, **given):
+            assert (params, batch, given) == ("params", "batch", {"baseline": "plain", "seconds": seconds})
+            factors = arms | {"other": slower * arms["other"]}
+            taken = {name: 1e-6 * factor * (1 + 0.01 * draw.random(40)) for name, factor in factors.items()}
+            timings = {name: ArmTiming(0.5, samples) for name, samples in taken.items()}
+            fixed = 1e-6 * (1 + 0.01 * draw.random(40))
+            machine = dict.fromkeys(("processor", "cores", "devices", "platform"), "the same")
+            return StepComparison("plain", timings, 1e-6 * (1 + 0.01 * draw.random(40)), fixed, machine)
+
+        words = {}
 
         class Listener:
             def pytest_runtest_logreport(self, report):
-                failures.extend([str(report.longrepr)] if report.failed else [])
+                if report.when == "call":
+                    words[report.nodeid.split("[")[1].strip("]")] = str(report.longrepr) if report.failed else ""
 
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file changed within a second would not be read again
+        monkeypatch.setattr(plugin, "compare_steps", made_up)
         monkeypatch.delitem(sys.modules, "test_it", raising=False)
-        flags = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
-        code = pytest.main(["-p", "minijaxnet.bench.plugin", *flags, *options, "test_it.py"], plugins=[Listener()])
-        return code, "\n".join(failures)
+        quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]  # which collects this process's garbage
+        flags = ["-q", *quick, "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
+        pytest.main(["-p", "minijaxnet.bench.plugin", *flags, *options, "test_it.py"], plugins=[Listener()])
+        return words
 
     return run
 
 
-def test_a_step_within_its_bound_passes_and_one_surely_beyond_it_fails(suite):
-    assert suite(1, 1.5, {"other": 1.6})[0] == 0
-    code, words = suite(1, 1.5, {"other": 1.4})
-    assert code == 1 and "surely slower than allowed: other (at most 1.4)" in words
-    assert "95 % interval" in words
+def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_than_what_was_saved(suite, tmp_path):
+    words = suite(1, "--bench-save", "saved", "--bench-seconds", "0.5", seconds=0.5)
+    assert words["3"] == ""
+    assert "surely slower than allowed: other (at most 1.4)" in words["1.4"] and "95 % interval" in words["1.4"]
+    assert "at_most: got 'none'; expected arms beside the baseline: plain, other" in words["None"]
+    files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "saved").iterdir()}
+    assert set(files) == {"test_it.py-test_steps-3.json", "test_it.py-test_steps-1.4.json"}
+    assert all(len(content["arms"]) == 2 for content in files.values())
 
-
-def test_a_bound_for_no_arm_is_an_error(suite):
-    assert "at_most: got 'none'; expected arms beside the baseline: plain, other" in suite(1, 1, {"none": 2})[1]
-
-
-def test_what_was_saved_is_held_against_later_runs(suite, tmp_path):
-    assert suite(1, 1, {}, "--bench-save", "saved")[0] == 0
-    (file,) = (tmp_path / "saved").iterdir()
-    assert file.name == "test_it.py-test_steps.json" and len(json.loads(file.read_text())["arms"]) == 2
-    assert suite(1, 1, {}, "--bench-against", "saved")[0] == 0
-    code, words = suite(1, 1.3, {}, "--bench-against", "saved")
-    assert code == 1 and "surely slower than then: other" in words
-    assert suite(1, 1.3, {}, "--bench-against", "saved", "--bench-slower", "1.5")[0] == 0
+    assert suite(1.05, "--bench-against", "saved")["3"] == ""
+    assert "surely slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
+    assert suite(1.3, "--bench-against", "saved", "--bench-slower", "1.5")["3"] == ""

@@ -12,16 +12,15 @@ import minijaxnet as mjn
 from minijaxnet import time_step
 from minijaxnet.bench import blocks
 from minijaxnet.bench.blocks import checked, compilations, fused, start_state, weak_leaves
-from minijaxnet.bench.intervals import Interval
 
-SHORT = 0.05
+SHORT = 1e-9  # seconds: a single round
 
 
 def bowl(weights, batch):
     return jnp.sum((weights - batch) ** 2)
 
 
-WEIGHTS = jnp.arange(9.0)
+WEIGHTS = np.arange(9, dtype=np.float32)
 PLAIN = mjn.gradient_descent(bowl, 0.1)
 
 
@@ -46,16 +45,20 @@ def loop_of(descent, params=WEIGHTS, batch=0.0):
     return jax.jit(fused(traced)).lower(start, batch, 1), start, batch
 
 
-def test_all_that_is_told_is_there_and_can_be_printed():
-    timing = time_step(PLAIN, WEIGHTS, 0.0, seconds=SHORT)
+def test_all_that_is_told_is_there_and_can_be_printed_and_the_users_arrays_stay_as_they_were():
+    params, batch = jnp.arange(9.0), jnp.ones(9)
+    timing = time_step(PLAIN, params, batch, seconds=SHORT)
     for part in (timing.trace_s, timing.lower_s, timing.compile_s, timing.first_call_s, timing.fused_compile_s):
-        assert 0 < part < 60
+        assert part > 0
     for steady in (timing.latency_s, timing.pipelined_s, timing.fused_s):
         assert np.isfinite(steady.median)
-    assert timing.rounds == len(timing.samples_s["fused"]) >= 1
-    assert timing.sound and timing.weak == ()
+    assert timing.compilations == 0 and timing.sound and timing.weak == ()
+    assert timing.rounds == len(timing.samples_s["fused"]) == 1
+    assert np.isnan(timing.fused_s.low) and "too few rounds" in str(timing)
     assert all(len(line) <= 100 for line in str(timing).splitlines())
     assert timing.to_dict()["samples_s"]["latency"] == timing.samples_s["latency"].tolist()
+    assert not params.is_deleted() and not batch.is_deleted()
+    np.testing.assert_array_equal(params, np.arange(9.0))
 
 
 # --- The pitfalls -----------------------------------------------------------------------------------------------------
@@ -78,10 +81,6 @@ def test_asynchronous_dispatch_every_clock_stops_after_a_wait(monkeypatch):
     assert looks == ["look", "wait", "look"]
 
 
-def test_nothing_is_compiled_while_the_clock_of_the_steady_step_runs():
-    assert time_step(PLAIN, WEIGHTS, 0.0, seconds=SHORT).compilations == 0
-
-
 def test_a_compilation_meanwhile_is_counted_by_its_name():
     with compilations() as names:
         jax.jit(lambda x: x + 17)(jnp.ones(3)).block_until_ready()
@@ -89,12 +88,17 @@ def test_a_compilation_meanwhile_is_counted_by_its_name():
     assert len([name for name in names if "lambda" in name]) == 1
 
 
+def test_arrays_of_numpy_are_on_the_device_before_the_clock_starts():
+    start = start_state(own(lambda w, b: (w, b), init=lambda _: np.ones(3, np.float32)), None, None)
+    assert isinstance(start.params, jax.Array)
+
+
 def test_weak_types_do_not_make_the_steady_step_compile_and_are_told():
     descent = own(lambda weight, batch: (weight - 0.1 * (weight - batch), weight), init=lambda params: 2.0)
     assert weak_leaves(descent.init(None)) == [".params"]
     assert weak_leaves(start_state(descent, None, None)) == []
-    timing = time_step(descent, None, jnp.float32(1), seconds=SHORT)
-    assert timing.sound
+    timing = time_step(descent, None, np.float32(1), seconds=0.05)
+    assert timing.sound and timing.rounds == len(timing.samples_s["fused"]) >= 1
     assert timing.weak == (".params",)
     assert "compiles twice: .params" in str(timing)
     assert weak_leaves({"a": jnp.asarray(2.0), "b": jnp.float32(2)}) == ["['a']"]
@@ -118,24 +122,8 @@ def test_dead_outputs_what_a_step_only_reports_is_computed():
 def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
     lowered, start, batch = loop_of(PLAIN)
     state, info = lowered.compile()(start, batch, 5)
-    expected = start
-    for _ in range(5):
-        expected, last = PLAIN.step(expected, batch)
-    np.testing.assert_allclose(state.params, expected.params, rtol=1e-5)
-    np.testing.assert_allclose(info.loss, last.loss, rtol=1e-5)
-
-
-def test_donation_leaves_the_arrays_of_the_user_alone():
-    params, batch = jnp.arange(9.0), jnp.ones(9)
-    time_step(PLAIN, params, batch, seconds=SHORT)
-    assert not params.is_deleted() and not batch.is_deleted()
-    np.testing.assert_array_equal(params, np.arange(9.0))
-
-
-def test_arrays_of_numpy_are_on_the_device_before_the_clock_starts():
-    start = start_state(own(lambda w, b: (w, b), init=lambda _: np.ones(3, np.float32)), None, None)
-    assert isinstance(start.params, jax.Array)
-    assert time_step(own(lambda w, b: (w - b, w[0])), np.ones(3, np.float32), np.ones(3, np.float32), seconds=SHORT)
+    np.testing.assert_allclose(state.params, 0.8**5 * WEIGHTS, rtol=1e-5)
+    np.testing.assert_allclose(info.loss, np.sum((0.8**4 * WEIGHTS) ** 2), rtol=1e-5)
 
 
 # --- Slopes -----------------------------------------------------------------------------------------------------------
@@ -144,17 +132,6 @@ def test_arrays_of_numpy_are_on_the_device_before_the_clock_starts():
 def test_what_a_block_costs_once_drops_out_of_the_slope():
     once, each = 5.0, 0.25
     assert blocks.slope([once + 10 * each], [once + 30 * each], 10, 30) == [each]
-
-
-def test_a_step_that_fits_once_has_a_figure_and_no_interval():
-    timing = time_step(PLAIN, WEIGHTS, 0.0, seconds=1e-9)
-    assert timing.rounds == 1
-    assert np.isnan(timing.fused_s.low) and "too few rounds" in str(timing)
-
-
-def test_the_ratio_of_two_intervals_holds_both():
-    ratio = Interval(2.0, 1.0, 4.0).over(Interval(1.0, 0.5, 2.0))
-    assert ratio == Interval(2.0, 0.5, 8.0)
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -176,9 +153,9 @@ def test_the_ratio_of_two_intervals_holds_both():
 )
 def test_a_step_that_cannot_be_timed_is_refused(step, error, words):
     with pytest.raises(error, match=f"descent: its step .*{words}"):
-        time_step(own(step), WEIGHTS, jnp.float32(0), seconds=SHORT)
+        time_step(own(step), WEIGHTS, np.float32(0), seconds=SHORT)
     with pytest.raises(error, match=rf"arms\['b'\]: its step .*{words}"):
-        mjn.compare_steps({"a": PLAIN, "b": own(step)}, WEIGHTS, jnp.float32(0), baseline="a")
+        mjn.compare_steps({"a": PLAIN, "b": own(step)}, WEIGHTS, np.float32(0), baseline="a")
 
 
 def test_a_step_that_returns_no_pair_is_refused():

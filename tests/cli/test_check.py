@@ -6,6 +6,7 @@ import textwrap
 import pytest
 from kits.lines import RIGHT, line
 
+from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
 
 
@@ -22,25 +23,37 @@ def check(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_right_gradient_is_right_at_all_points_in_three_dtypes(check, tmp_path):
-    code, out, _ = check(line(RIGHT), "--steps", "5", "--start", "0.25")
-    assert code == 0
+WRONG = f"jnp.where(params['w'] >= 0, 1, 1.001) * {RIGHT}"
+PRECISIONS = ("float32", "bfloat16", "float64")
+
+
+@pytest.mark.parametrize(
+    ("slope", "wrong", "precisions"),
+    [
+        pytest.param(WRONG, "negated", ("bfloat16",), id="wrong at negative weights"),
+        pytest.param(WRONG, "negated", PRECISIONS, id="the same in three dtypes", marks=pytest.mark.slow),
+        pytest.param(RIGHT, None, PRECISIONS, id="right", marks=pytest.mark.slow),
+    ],
+)
+def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_where_it_is_wrong(
+    check, tmp_path, monkeypatch, slope, wrong, precisions
+):
+    assert verb._PRECISIONS == PRECISIONS
+    monkeypatch.setattr(verb, "_PRECISIONS", precisions)
+    code, out, _ = check(line(slope), "--steps", "5", "--start", "0.25")
+    assert code == (1 if wrong else 0)
     rows = {row.split("  ")[0]: row for row in out.splitlines()}
     for point in ("start", "trained", "zeros", "negated", "times 1000", "times 0.001", "repeated rows"):
-        assert rows[point].count("right") == 3 and "NOT" not in rows[point]
-    assert "line: right at 21 of 21 points" in out
+        assert rows[point].count("right") == (0 if point == wrong else len(precisions))
+        assert rows[point].count("NOT RIGHT") == (len(precisions) if point == wrong else 0)
+        assert all((f"--- {point}, {precision}" in out) == (point == wrong) for precision in precisions)
+    right, count = len(precisions) * (6 if wrong else 7), 7 * len(precisions)
+    assert f"line: {'NOT RIGHT' if wrong else 'right'} at {right} of {count} points" in out
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "check.json").read_text())
-    assert set(found["reports"]) == {"float32", "bfloat16", "float64"}
+    assert tuple(found["reports"]) == precisions
     assert found["reports"]["bfloat16"]["zeros"]["verdicts"]["algebra"]["state"] == "pass"
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
-
-
-def test_a_gradient_that_is_wrong_at_some_points_only_ends_with_1_and_says_where(check):
-    code, out, _ = check(line(f"jnp.where(params['w'] >= 0, 1, 1.001) * {RIGHT}"), "--steps", "2")
-    assert code == 1
-    assert "--- negated, float32" in out and "--- start, float32" not in out
-    assert "line: NOT RIGHT at 18 of 21 points" in out
 
 
 def test_an_experiment_without_a_gradient_by_hand_is_refused(check):
@@ -57,14 +70,22 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("kind", SMALL)
-def test_a_small_file_is_checked(kind, check):
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [
+        ("fun", 3),
+        ("gradient", 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fun", 1), ("gradient", 3))),
+        *(pytest.param("value_and_gradient", factor, marks=pytest.mark.slow) for factor in (1, 3)),
+    ],
+)
+def test_a_small_file_is_checked(kind, factor, check):
     text = "import jax, jax.numpy as jnp\nargs = (jnp.linspace(0.1, 2, 5),)\n" + SMALL[kind]
-    code, out, _ = check(text.format(c=1))
-    assert (code, out.splitlines()[1]) == (0, "gradient by hand against autodiff: right")
-    code, out, _ = check(text.format(c=3))
-    assert code == 1
-    assert "3 times what it should be" in out
+    code, out, _ = check(text.format(c=factor))
+    if factor == 1:
+        assert (code, out.splitlines()[1]) == (0, "gradient by hand against autodiff: right")
+    else:
+        assert code == 1 and "3 times what it should be" in out
 
 
 def test_a_small_file_without_a_rule_is_refused(check):
@@ -74,7 +95,7 @@ def test_a_small_file_without_a_rule_is_refused(check):
 
 
 def test_a_function_is_checked_by_its_name(capsys):
-    assert main(["check", "jax.nn:relu", "--args", "jnp.array([-1.0, 0.5, 2.0])"]) == 0
+    assert main(["check", "jax.nn:relu", "--args", "jnp.linspace(-1, 2, 5)"]) == 0
     assert "gradient by hand against autodiff: right" in capsys.readouterr().out
 
 

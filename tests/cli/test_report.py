@@ -1,17 +1,21 @@
-"""run, report and draw: a page and pictures of what came out, which never disturb a run."""
+"""run and report: a page of what came out, which never disturbs a run, and its pictures as files."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minijaxnet.cli import main
-from minijaxnet.report import story
-from minijaxnet.report.page import Verdict
-from minijaxnet.report.shown import bowl, predictions, stops
+from minijaxnet.cli import main, report
+from minijaxnet.report import pictures, story
+from minijaxnet.report.page import page
+from minijaxnet.report.shown import bowl, predictions, shown, stops
 from minijaxnet.run.lock import hold
 
 LINE = """
@@ -20,7 +24,7 @@ import jax, jax.numpy as jnp
 import minijaxnet as mjn
 
 def init(key, *, scale=1.0):
-    return jnp.float32(2.0) * scale
+    return jnp.float32(4.0) * scale
 
 def loss(weight, batch):
     return jnp.mean((weight * batch.x - batch.y) ** 2)
@@ -33,145 +37,6 @@ experiment = mjn.Experiment(
     defaults=mjn.Settings(steps=10, learning_rate=0.01),
 )
 """
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    (tmp_path / "line.py").write_text(LINE, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    return tmp_path
-
-
-def run(*flags):
-    code = main(["run", "line.py", "--bench-seconds", "0", *map(str, flags)])
-    return code, sorted(Path("runs").glob("*"))[-1]
-
-
-def told(folder):
-    return story.told_by(folder)
-
-
-def test_a_run_leaves_a_page_with_the_lessons_numbers(here, capsys):
-    code, folder = run()
-    assert code == 0 and f"page: {folder}/report.html" in capsys.readouterr().out
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "The descent took all 10 steps." in text and "<svg" in text and 'id="player' in text
-    assert "minijaxnet run line.py --steps 10 --learning-rate 0.01" in text
-    rows = told(folder).seen
-    assert [row["step"] for row in rows] == list(range(11))
-    assert rows[0]["params"] == 2.0 and rows[1]["params"] == pytest.approx(2.24)
-
-
-def test_the_command_on_the_page_repeats_the_run(here):
-    _, folder = run("--no-report", "--seed", 3, "--scale", 0.5)
-    verb, *rest = shlex.split(story.command_of(told(folder).config))[1:]
-    assert main([verb, *rest]) == 0
-    first, second = sorted(Path("runs").glob("*"))
-    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
-    assert told(first).config == told(second).config
-
-
-def test_the_player_shows_what_was_recorded(here):
-    _, folder = run()
-    module = sys.modules["minijaxnet.cli.report"]
-    known = module._known(folder, told(folder).config)
-    found = bowl(told(folder), known)
-    np.testing.assert_array_equal(found.stops, np.float32([row["params"] for row in told(folder).seen]))
-    assert found.slopes[0] == -24 and found.stop_losses[0] == 16
-    [player] = stops(told(folder), known).players
-    assert player.curvature == pytest.approx(18) and player.learning_rate == 0.01
-    assert player.stops.steps[0] == pytest.approx(0.24)
-    [table] = predictions(told(folder), known).tables
-    assert table.rows[0][2] == 10.0
-
-
-def test_an_earlier_run_gets_its_page_and_another_experiment_only_what_the_folder_holds(here, capsys):
-    _, folder = run("--no-report")
-    assert not (folder / "report.html").exists()
-    assert main(["report", str(folder)]) == 0
-    whole = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="player' in whole
-    (here / "line.py").write_text(LINE.replace("10.0", "11.0"), encoding="utf-8")
-    assert main(["report", str(folder), "--output", "other.html"]) == 0
-    text = Path("other.html").read_text(encoding="utf-8")
-    assert "Only what the folder holds is shown" in text and "have changed since" in text.replace("has", "have")
-    assert 'id="player' not in text and "The descent took all 10 steps." in text
-    (here / "line.py").unlink()
-    assert main(["report", str(folder), "--output", "none.html"]) == 0
-    assert "is not there" in Path("none.html").read_text(encoding="utf-8")
-
-
-def test_a_sweep_has_a_page(here):
-    assert main(["sweep", "line.py", "--learning-rate", "0.001:1:7log", "--seeds", "2", "--steps", "30"]) == 0
-    [folder] = Path("runs").glob("*")
-    assert main(["report", str(folder)]) == 0
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Where the descents ended" in text and "could not be" not in text and "Only what" not in text
-
-
-def test_several_runs_are_compared_on_one_page(here):
-    folders = [run("--no-report", "--learning-rate", rate)[1] for rate in (0.01, 0.02)]
-    assert main(["report", *map(str, folders)]) == 0
-    text = Path("report.html").read_text(encoding="utf-8")
-    assert "2 runs" in text and f"is that of {folders[1].name}" in text
-    assert "What differs" in text and "learning_rate" in text
-
-
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [("running", "under way"), ("interrupted", "was stopped at step 10"), ("failed", "OSError: no more")],
-)
-def test_a_run_that_is_not_done_has_a_page_too(here, state, words):
-    _, folder = run("--no-report")
-    (folder / "result.json").unlink()
-    (folder / "params.safetensors").unlink()
-    if state == "failed":
-        (folder / "result.json").write_text(json.dumps({"status": "FAILED", "error": "OSError: no more"}))
-    if state == "running":
-        with hold(folder):
-            assert main(["report", str(folder)]) == 0
-    else:
-        assert main(["report", str(folder)]) == 0
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert words in text and "the run has not ended" in text
-
-
-def test_a_folder_without_rows_has_a_page_that_says_so(here):
-    _, folder = run("--no-report")
-    for name in ("metrics.jsonl", "result.json", "timing.json", "environment.json", "log.txt"):
-        (folder / name).unlink()
-    assert main(["report", str(folder)]) == 0
-    assert "Nothing was logged." in (folder / "report.html").read_text(encoding="utf-8")
-
-
-def test_a_descent_that_diverged_is_drawn_and_said(here, capsys):
-    code, folder = run("--learning-rate", 1.0, "--steps", 200)
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert code == 1 and "The descent diverged at step" in text and "could not be" not in text
-
-
-def test_without_matplotlib_a_run_ends_as_ever_and_says_what_to_install(here, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] + ["matplotlib"]:
-        monkeypatch.setitem(sys.modules, name, None)
-    code, folder = run()
-    assert code == 0 and not (folder / "report.html").exists()
-    said = [line for line in capsys.readouterr().out.splitlines() if "report.html" in line]
-    assert said == ['no report.html: pictures need matplotlib: pip install "minijaxnet[plot]"']
-    assert main(["draw", "line.py"]) == 2
-    assert 'pip install "minijaxnet[plot]"' in capsys.readouterr().err
-
-
-def test_a_picture_that_fails_costs_itself_alone(here, monkeypatch):
-    def fails(*arguments, **options):
-        raise ZeroDivisionError("no such <picture>")
-
-    monkeypatch.setattr(story, "draw_curves", fails)
-    _, folder = run()
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "could not be drawn: ZeroDivisionError: no such &lt;picture&gt;" in text and 'id="player' in text
-
-
 NETWORK = """
 "A network of six weights."
 import jax, jax.numpy as jnp
@@ -187,10 +52,240 @@ experiment = mjn.Experiment(
 """
 
 
-def test_a_networks_page_has_its_gradient_check_its_loss_its_graph_and_its_errors(here):
-    (here / "line.py").write_text(NETWORK, encoding="utf-8")
-    code, folder = run("--bench-seconds", "0.2")
-    text = (folder / "report.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Where a run of the line was carried out, and what it printed."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "line.py").write_text(LINE, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        assert main(["run", "line.py", "--bench-seconds", "0", "--seed", "3", "--scale", "0.5"]) == 0
+    return folder, out.getvalue()
+
+
+@pytest.fixture
+def folder(ran, tmp_path, monkeypatch):
+    """A copy of its folder, in a place of its own."""
+    shutil.copytree(ran[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    [found] = Path("runs").iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(ran):
+    [found] = (ran[0] / "runs").iterdir()
+    return story.told_by(found)
+
+
+@pytest.fixture(scope="module")
+def known(ran, told):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ran[0])
+        return report._known(told.folder, told.config)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Pictures are drawn, but not written as SVG: that is what takes the time."""
+    monkeypatch.setattr("minijaxnet.report.sections.to_svg", lambda figure, name: "<svg></svg>")
+
+
+def text_of(path):
+    return Path(path).read_text(encoding="utf-8")
+
+
+def test_a_run_leaves_a_page_with_the_lessons_numbers(ran, told):
+    out, text = ran[1], text_of(told.folder / "report.html")
+    assert f"page: runs/{told.folder.name}/report.html" in out
+    assert "The descent took all 10 steps." in text and "<svg" in text and 'id="player' in text
+    assert "minijaxnet run line.py --steps 10 --learning-rate 0.01" in text
+    assert "could not be" not in text and "Only what" not in text
+    assert [row["step"] for row in told.rows] == list(range(11))
+    assert told.rows[0]["params"] == 2.0 and told.rows[1]["params"] == pytest.approx(2.24)
+
+
+def test_the_command_on_the_page_repeats_the_run(folder):
+    first = story.told_by(folder)
+    verb, *rest = shlex.split(story.command_of(first.config))[1:]
+    assert main([verb, *rest, "--no-report"]) == 0
+    [again] = (path for path in Path("runs").iterdir() if path != folder)
+    assert (folder / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
+    second = story.told_by(again).config
+    assert first.config | {"flags": {}, "file_here": ""} == second | {"flags": {}, "file_here": ""}
+    assert first.config["flags"] | {"report": False} == second["flags"]
+    assert not (again / "report.html").exists()
+
+
+def test_the_player_shows_what_was_recorded(told, known):
+    found = bowl(told, known)
+    np.testing.assert_array_equal(found.stops, np.float32([row["params"] for row in told.rows]))
+    assert found.slopes[0] == -24 and found.stop_losses[0] == 16
+    [player] = stops(told, known).players
+    assert player.curvature == pytest.approx(18) and player.learning_rate == 0.01
+    assert player.stops.steps[0] == pytest.approx(0.24)
+    [table] = predictions(told, known).tables
+    assert table.rows[0][2] == 10.0
+
+
+def test_the_steps_of_a_player_are_those_of_the_log(told, known):
+    logged = [told.rows[step] for step in (0, 3, 6, 9, 10)]
+    [player] = stops(told._replace(rows=logged), known).players
+    assert player.at.tolist() == [0, 3, 6, 9, 10]
+    assert np.isnan(player.stops.steps).tolist() == [True, True, True, False, True]  # only 9 and 10 are neighbours
+
+
+def test_an_earlier_run_gets_its_page_and_its_pictures_as_files(folder, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "animate", lambda path, bowl, name: path.write_text(f"{name} at {bowl.stops[0]}"))
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder), "--pictures", "made/here", "--format", "svg"]) == 0
+    text = text_of(folder / "report.html")
+    assert 'id="player' in text and "could not be" not in text and "Only what" not in text
+    page, *files = capsys.readouterr().out.splitlines()
+    assert page == f"page: {folder}/report.html"
+    names = {"moments-of-the-descent.svg", "loss.svg", "gradient-norm.svg", "bowl.gif"}
+    assert (
+        {Path(file) for file in files} == {Path("made/here", name) for name in names} == {*Path("made/here").iterdir()}
+    )
+    assert all(text_of(file).startswith("<?xml") for file in files if file.endswith("svg"))
+    assert text_of("made/here/bowl.gif") == "params at 2.0"
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_of_another_experiment_only_what_the_folder_holds_is_shown(folder):
+    Path("line.py").write_text(LINE.replace("10.0", "11.0"), encoding="utf-8")
+    assert main(["report", str(folder), "--output", "other.html"]) == 0
+    text = text_of("other.html")
+    assert "Only what the folder holds is shown" in text and "have changed since" in text.replace("has", "have")
+    assert 'id="player' not in text and "The descent took all 10 steps." in text
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_without_the_experiment_only_what_the_folder_holds_is_shown(folder, ran, monkeypatch):
+    config = json.loads(text_of(folder / "config.json"))
+    (folder / "config.json").write_text(json.dumps(config | {"file_here": "nowhere.py"}))
+    Path("line.py").unlink()
+    assert main(["report", str(folder), "--output", "none.html"]) == 0
+    assert "is not there" in text_of("none.html")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_several_runs_are_compared_on_one_page(folder):
+    other = shutil.copytree(folder, folder.with_name("other"))
+    config = json.loads(text_of(other / "config.json"))
+    config["flags"]["learning_rate"] = 0.02
+    (other / "config.json").write_text(json.dumps(config))
+    rows = map(json.loads, text_of(other / "metrics.jsonl").splitlines())
+    better = [json.dumps(row | {"test_loss": row["test_loss"] / 2}) for row in rows]
+    (other / "metrics.jsonl").write_text("\n".join(better) + "\n")
+    assert main(["report", str(folder), str(other)]) == 0
+    text = text_of("report.html")
+    assert "2 runs" in text and "is that of other" in text
+    assert "What differs" in text and "learning_rate" in text
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("running", "under way"), ("interrupted", "was stopped at step 10"), ("failed", "OSError: no more")],
+)
+def test_a_run_that_is_not_done_has_a_page_too(folder, state, words):
+    (folder / "result.json").unlink()
+    (folder / "params.safetensors").unlink()
+    if state == "failed":
+        (folder / "result.json").write_text(json.dumps({"status": "FAILED", "error": "OSError: no more"}))
+    with hold(folder) if state == "running" else contextlib.nullcontext():
+        assert main(["report", str(folder)]) == 0
+    text = text_of(folder / "report.html")
+    assert words in text and "the run has not ended" in text
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_folder_without_rows_has_a_page_that_says_so(folder):
+    for name in ("metrics.jsonl", "result.json", "timing.json", "environment.json", "log.txt"):
+        (folder / name).unlink()
+    assert main(["report", str(folder)]) == 0
+    assert "Nothing was logged." in text_of(folder / "report.html")
+
+
+# --- What fails costs itself alone ------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_there_is_no_page_and_it_is_said_what_to_install(folder, known, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] + ["matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    (folder / "report.html").unlink()
+    with pytest.raises(ImportError, match=r'pictures need matplotlib: pip install "minijaxnet\[plot\]"'):
+        report.leave_report(folder, known)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_picture_or_predictions_that_fail_cost_themselves_alone(told, known, monkeypatch):
+    def fails(*arguments, **options):
+        raise ZeroDivisionError("no such <picture>")
+
+    monkeypatch.setattr(story, "draw_curves", fails)
+    broken = known._replace(experiment=dataclasses.replace(known.experiment, predict=fails))
+    text = page(story.tell(told, shown(told, broken)))
+    assert "could not be drawn: ZeroDivisionError: no such &lt;picture&gt;" in text and 'id="player' in text
+    assert "This could not be shown: ZeroDivisionError" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "arguments are required: RUN"),
+        (["--output"], "--output: expected one argument"),
+        (["a", "--odd"], "unrecognized arguments: --odd"),
+        (["a", "--pictures", "made", "--format", "jpeg"], "argument --format: invalid choice: 'jpeg' (choose from"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(capsys, arguments, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *arguments])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_no_run_has_no_page(capsys):
+    assert main(["report", "nowhere"]) == 2
+    assert "nowhere: there is no config.json" in capsys.readouterr().err
+
+
+# --- From the command to the page -------------------------------------------------------------------------------------
+
+
+def run(tmp_path, monkeypatch, text, *arguments):
+    (tmp_path / "it.py").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    verb, *flags = arguments
+    code = main([verb, "it.py", *flags])
+    [folder] = Path("runs").iterdir()
+    return code, folder
+
+
+@pytest.mark.slow
+def test_a_sweep_has_a_page(tmp_path, monkeypatch):
+    flags = ["--learning-rate", "0.001:1:7log", "--seeds", "2", "--steps", "30"]
+    _, folder = run(tmp_path, monkeypatch, LINE, "sweep", *flags)
+    assert main(["report", str(folder)]) == 0
+    text = text_of(folder / "report.html")
+    assert "Where the descents ended" in text and "could not be" not in text and "Only what" not in text
+
+
+@pytest.mark.slow
+def test_a_descent_that_diverged_is_drawn_and_said(tmp_path, monkeypatch):
+    flags = ["--learning-rate", "1", "--steps", "200", "--bench-seconds", "0"]
+    code, folder = run(tmp_path, monkeypatch, LINE, "run", *flags)
+    text = text_of(folder / "report.html")
+    assert code == 1 and "The descent diverged at step" in text and "could not be" not in text
+
+
+@pytest.mark.slow
+def test_a_networks_page_has_its_gradient_check_its_loss_its_graph_and_its_errors(tmp_path, monkeypatch):
+    code, folder = run(tmp_path, monkeypatch, NETWORK, "run", "--bench-seconds", "0.2")
+    text = text_of(folder / "report.html")
     assert code == 0 and "could not be" not in text and 'id="player' not in text
     gradient = ("The gradient by hand is right.", "Gradient by hand against autodiff")
     loss = ("From above", "From the side", "Predictions in the plane", "The network at a point")
@@ -199,114 +294,11 @@ def test_a_networks_page_has_its_gradient_check_its_loss_its_graph_and_its_error
         assert title in text, title
 
 
-def test_the_steps_of_a_player_are_those_of_the_log(here):
-    _, folder = run("--log-every", 3, "--no-report")
-    module = sys.modules["minijaxnet.cli.report"]
-    [player] = stops(told(folder), module._known(folder, told(folder).config)).players
-    assert player.at.tolist() == [0, 3, 6, 9, 10]
-    assert np.isnan(player.stops.steps).tolist() == [True, True, True, False, True]  # only 9 and 10 are neighbours
-
-
-def test_predictions_that_fail_cost_their_section_alone(here):
-    (here / "line.py").write_text(LINE.replace("weight * x,\n", "1 / 0,\n"), encoding="utf-8")
-    code, folder = run()
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert code == 0 and "This could not be shown: ZeroDivisionError" in text and 'id="player' in text
-
-
-def test_a_page_that_cannot_be_written_takes_nothing_from_the_run(here, monkeypatch, capsys):
-    def full(path, content):
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr("minijaxnet.cli.report.replace_file", full)
-    code, folder = run()
-    assert code == 0 and "no report.html: OSError" in capsys.readouterr().out
-    assert json.loads((folder / "result.json").read_text())["steps_taken"] == 10
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "report: got nothing; expected the folders"),
-        (["nowhere"], "nowhere: there is no config.json"),
-        (["--output"], "--output: got nothing"),
-        (["a", "--odd"], "report: got a --odd"),
-    ],
-)
-def test_what_is_no_run_has_no_page(here, capsys, arguments, words):
-    assert main(["report", *arguments]) == 2
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [{"step": 0, "loss": float("nan"), "gradient_norm": float("inf"), "train_loss": -1.0, "test_loss": -1.0}],
-        [
-            {"step": i, "loss": 1.0, "gradient_norm": 0.0, "train_loss": 1.0, "test_loss": float("nan")}
-            for i in range(9)
-        ],
-        [{"step": i, "loss": -i, "gradient_norm": 10.0**-i, "a<b>$_": 1, "test_a<b>$_": 2} for i in range(300)],
-        [{"step": 0, "loss": 1.0, "gradient_norm": 1.0}, {"step": 0, "event": "went back", "diverged_at": 5}],
-    ],
-    ids=["one that is not finite", "no variance", "negative, and names with markup", "an event"],
-)
-def test_whatever_was_logged_is_drawn(here, rows):
-    _, folder = run("--no-report")
-    page = story.tell(told(folder)._replace(rows=rows))
-    [section] = [section for section in page.sections if section.title == "Descent"]
-    assert len(section.pictures) >= 2 and "could not" not in section.words
-    assert len(section.tables[0].rows) <= 200 + 2
-
-
-def test_many_rows_are_thinned_and_a_spike_stays(here):
-    _, folder = run("--no-report")
-    rows = [{"step": i, "loss": 1.0, "gradient_norm": 1.0} for i in range(200_000)]
-    rows[123_456]["loss"] = 77.0
-    page = story.tell(told(folder)._replace(rows=rows))
-    [section] = [section for section in page.sections if section.title == "Descent"]
-    assert 77.0 in {row[1] for row in section.tables[0].rows} and len(section.tables[0].rows) <= 200
-    assert sum(len(picture.image) for picture in section.pictures) < 1_000_000
-
-
-@pytest.mark.parametrize("what", ["weight", "loss", "rates", "differences"])
-def test_a_picture_is_drawn_from_a_file(here, what, capsys):
-    assert main(["draw", "line.py", "--what", what, "--output", f"{what}.svg"]) == 0
-    assert capsys.readouterr().out == f"picture: {what}.svg\n"
-    assert "<svg" in Path(f"{what}.svg").read_text(encoding="utf-8")
-
-
-def test_the_weight_moves_in_a_gif(here):
-    from PIL import Image
-
-    assert main(["draw", "line.py", "--what", "weight", "--output", "w.gif"]) == 0
-    with Image.open("w.gif") as image:
-        assert image.n_frames == 11
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--what", "check"], "what: got check; line has no gradient by hand"),
-        (["--what", "confusion"], "what: got confusion; line has nothing to draw there"),
-        (["--output", "a.jpeg"], "output: got a.jpeg; expected a file that ends in .png, .svg, .pdf"),
-        (["--output", "no/a.png"], "output: got no/a.png; expected a file in a folder that is there"),
-    ],
-)
-def test_what_cannot_be_drawn_is_said(here, flags, words, capsys):
-    assert main(["draw", "line.py", *flags]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_verdicts_say_what_was_found(here):
-    _, folder = run("--no-report")
-    result = {"status": "FLAT", "steps_taken": 7, "gradient_check": {"ok": False, "verdicts": {}, "leaves": {}}}
-    assert Verdict("bad", "The gradient by hand is WRONG.") in story.tell(told(folder)._replace(result=result)).verdicts
-
-
-def test_rates_are_tried_from_the_start_that_is_asked_for(here, monkeypatch):
-    seen = []
-    monkeypatch.setattr("minijaxnet.cli.draw.draw_sweep", lambda axes, result, edge: seen.append((result, edge)))
-    assert main(["draw", "line.py", "--what", "rates", "--steps", "1", "--scale", "2"]) == 0
-    [(found, edge)] = seen
-    assert found.trace.loss[0, 0, 0] == 4.0 and edge == pytest.approx(1 / 9)  # w 4: (12 - 10)^2; 2 / curvature 18
+@pytest.mark.slow
+def test_a_run_without_a_page_ends_as_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "page", lambda made: 1 / 0)
+    code, folder = run(tmp_path, monkeypatch, LINE, "run", "--bench-seconds", "0")
+    assert code == 0 and not (folder / "report.html").exists()
+    said = [line for line in capsys.readouterr().out.splitlines() if "report.html" in line]
+    assert said == ["no report.html: ZeroDivisionError: division by zero"]
+    assert json.loads(text_of(folder / "result.json"))["steps_taken"] == 10

@@ -18,19 +18,35 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 NAMES = ("baseline_network", "prediction_errors", "single_weight", "loss_surface")
 
 
+@functools.cache
 def load(name):
+    """An experiment's module; what takes long in it is computed once for all tests, ``main`` included."""
     spec = importlib.util.spec_from_file_location(f"lesson_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    for long in {"descend_from_many", "please"} & vars(module).keys():
+        setattr(module, long, functools.cache(getattr(module, long)))
+    if name == "loss_surface":
+        descend_from, starts = module.descend_from, module.random_starts()
+        once = functools.cache(lambda **options: descend_from(starts, **options))
+        module.random_starts, module.descend_from = lambda: starts, lambda starts, **options: once(**options)
     return module
 
 
-baseline_network, prediction_errors, single_weight, loss_surface = map(load, NAMES)
-# The long ones are computed once for all tests, ``main`` included.
-baseline_network.descend_from_many = functools.cache(baseline_network.descend_from_many)
-prediction_errors.please = functools.cache(prediction_errors.please)
-MODULES = dict(zip(NAMES, (baseline_network, prediction_errors, single_weight, loss_surface), strict=True))
+class Module:
+    """The same, loaded where it is used: collecting tests need not compute anything."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("_"):  # what pytest looks for
+            raise AttributeError(attribute)
+        return getattr(load(self.name), attribute)
+
+
+baseline_network, prediction_errors, single_weight, loss_surface = map(Module, NAMES)
 
 
 # --- What holds for each of them -----------------------------------------------------------------------------------
@@ -41,12 +57,12 @@ def test_an_experiment_loads_and_names_itself_like_its_file(name):
     experiment = load_experiment(FOLDER / f"{name}.py")
     assert isinstance(experiment, Experiment)
     assert experiment.name == name
-    assert MODULES[name].__doc__.splitlines()[0].endswith(".")
+    assert load(name).__doc__.splitlines()[0].endswith(".")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiments_defaults_take_its_loss_downhill(name):
-    experiment = MODULES[name].experiment
+    experiment = load(name).experiment
     defaults, (train, _) = experiment.defaults, experiment.data()
     params = experiment.init(jax.random.key(defaults.seed), **number_options(experiment.init))
     descent = mjn.gradient_descent(experiment.objective, defaults.learning_rate)
@@ -54,13 +70,14 @@ def test_an_experiments_defaults_take_its_loss_downhill(name):
         descent, descent.init(params), train, steps=defaults.steps, until_flat=defaults.until_flat
     )
     assert trace.status == mjn.FLAT
-    assert experiment.objective(state.params, train) < 0.8 * experiment.objective(params, train)
-    chex.assert_tree_all_finite([metric(state.params, train) for metric in experiment.metrics.values()])
+    seen = jax.jit(lambda params: [f(params, train) for f in (experiment.objective, *experiment.metrics.values())])
+    assert seen(state.params)[0] < 0.8 * seen(params)[0]
+    assert np.isfinite(seen(state.params)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_an_experiment_prints_fits_a_terminal_and_holds_no_nan(name, capsys):
-    MODULES[name].main()
+    load(name).main()
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert "nan" not in printed
@@ -73,10 +90,10 @@ def test_what_an_experiment_prints_fits_a_terminal_and_holds_no_nan(name, capsys
 LESSON = [((5, 1), 9, -4), ((5, 1), 13, 0), ((8, 0), 16, 11), ((3, 6), 9, 6), ((3, 0), 3, 0)]
 
 
-@pytest.mark.parametrize(("case", "lesson"), list(zip(baseline_network.CASES, LESSON, strict=True)))
-def test_node_by_node_and_as_matrices_the_forward_pass_is_the_lessons(case, lesson):
-    assert baseline_network.node_by_node(case) == lesson
-    assert baseline_network.forward(baseline_network.params_of(case), baseline_network.batch_of(case)) == lesson
+def test_node_by_node_and_as_matrices_the_forward_pass_is_the_lessons():
+    for case, lesson in zip(baseline_network.CASES, LESSON, strict=True):
+        assert baseline_network.node_by_node(case) == lesson
+        assert baseline_network.forward(baseline_network.params_of(case), baseline_network.batch_of(case)) == lesson
 
 
 def test_a_descent_finds_weights_without_an_error():
@@ -194,10 +211,11 @@ def test_the_bowl_is_lowest_at_its_middle():
 
 def test_a_step_multiplies_the_way_left_as_theory_says():
     assert single_weight.curvature() == 18
-    found = single_weight.descend_at([0.001, 0.01, 1 / 18, 0.1, 0.11, 0.12, 0.2])
+    rates = [0.001, 0.002, 0.005, 0.01, 0.03, 1 / 18, 0.08, 0.1, 0.11, 0.12, 0.15, 0.2]  # as many as ``main`` has
+    found = single_weight.descend_at(rates)
     np.testing.assert_allclose(found.factors, found.factors_by_theory, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(found.statuses, 5 * [mjn.FLAT] + 2 * [mjn.DIVERGED])
-    assert found.steps_taken[2] == 1
+    np.testing.assert_array_equal(found.statuses, 9 * [mjn.FLAT] + 3 * [mjn.DIVERGED])
+    assert found.steps_taken[5] == 1
 
 
 def test_the_longest_rate_is_two_over_the_curvature():
@@ -245,44 +263,36 @@ def test_the_plane_holds_the_baseline_network():
     chex.assert_trees_all_equal(loss_surface.at(jnp.array([1.0, 1.0])), loss_surface.baseline)
 
 
-@pytest.fixture(scope="module")
-def descents():
+def test_each_descent_stays_on_the_plane_and_ends_flat_in_a_valley():
     starts = loss_surface.random_starts()
-    return starts, loss_surface.descend_from(starts), loss_surface.descend_from(starts, all_weights=True)
-
-
-def test_each_descent_stays_on_the_plane_and_ends_flat_in_a_valley(descents):
-    (starts, found, _), lowest = descents, np.min(loss_surface.surface().losses)
-    loss = jax.jit(loss_surface.loss_on_plane)
-    slope = jax.jit(jax.grad(loss_surface.loss_on_plane))
+    found, lowest = loss_surface.descend_from(starts), np.min(loss_surface.surface().losses)
+    seen = jax.jit(jax.value_and_grad(loss_surface.loss_on_plane))
     assert (found.statuses == mjn.FLAT).all()
     np.testing.assert_allclose(found.off_plane, 0, atol=1e-6)
     for path, start, end_loss in zip(found.paths, starts, found.losses, strict=True):
         np.testing.assert_allclose(path[0], start, rtol=1e-6)
-        losses = np.array([loss(stop, loss_surface.points) for stop in path[:: len(path) // 5]])
+        losses = np.array([seen(stop, loss_surface.points)[0] for stop in path[:: len(path) // 5]])
         assert (np.diff(losses) < 0).all()
-        assert np.linalg.norm(slope(path[-1], loss_surface.points)) < 5e-3
+        assert np.linalg.norm(seen(path[-1], loss_surface.points)[1]) < 5e-3
         assert end_loss > lowest - 0.1
     assert len({round(float(loss), 1) for loss in found.losses}) == 3  # three valleys, by where a descent starts
-
-
-def test_a_path_takes_the_steps_of_gradient_descent(descents):
-    path = descents[1].paths[0]
-    slopes = jax.vmap(jax.grad(loss_surface.loss_on_plane), in_axes=(0, None))(
-        jnp.asarray(path[:3]), loss_surface.points
-    )
+    # They take the steps of gradient descent.
+    path = found.paths[0]
+    slopes = np.array([seen(stop, loss_surface.points)[1] for stop in path[:3]])
     np.testing.assert_allclose(np.diff(path[:4], axis=0), -loss_surface.RATE * slopes, rtol=1e-3)
 
 
-def test_all_weights_free_lead_off_the_plane_for_better_or_worse(descents):
-    _, found, free = descents
+def test_all_weights_free_lead_off_the_plane_for_better_or_worse():
+    starts = loss_surface.random_starts()
+    found, free = loss_surface.descend_from(starts), loss_surface.descend_from(starts, all_weights=True)
     assert (free.off_plane > 0.05).all()
     verdicts = {loss_surface.compared(*losses) for losses in zip(free.losses, found.losses, strict=True)}
     assert verdicts == {"lower", "higher", "the same"}
 
 
-def test_the_picture_shows_each_start_end_and_shade(descents):
-    starts, found, _ = descents
+def test_the_picture_shows_each_start_end_and_shade():
+    starts = loss_surface.random_starts()
+    found = loss_surface.descend_from(starts)
     lines = loss_surface.picture(loss_surface.surface(), found).splitlines()
     body = [line[6:].ljust(73) for line in lines[1:38]]
     assert [line[:5].strip() for line in lines[1:38:18]] == ["4.0", "0.0", "-4.0"]

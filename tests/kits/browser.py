@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 20.0  # for any one answer; a busy machine is slow, a hanging browser is for ever
+PATIENCE_S = 120.0  # for any one answer; a busy machine is slow, a hanging browser is for ever
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # The browser reads from file descriptor 3 and writes to 4; this puts the pipes there and becomes the browser.
 _BECOME = """

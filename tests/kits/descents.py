@@ -1,63 +1,71 @@
-"""One small network and descents of each kind, shared so that what one test has compiled, the others need not."""
+"""Small descents, and what is looked at in them."""
 
-import functools
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import minijaxnet as mjn
 
-POINTS = 12
-NETWORK = mjn.mlp((3, 4, 1), activation=jnp.tanh)
+POINTS = mjn.Batch(np.float32([(0, 3), (1, 2), (-1, -2), (4, 0)]), np.float32([(1,), (3,), (5,), (7,)]))
+NETWORK = mjn.mlp((2, 4, 1), activation=jnp.tanh)
 OBJECTIVE = mjn.objective(NETWORK, mjn.mean_squared_error)
-_draw = np.random.default_rng(0)
+PARAMS = tuple(
+    {
+        "weights": np.random.default_rng(n_in).normal(size=(n_in, n_out)).astype(np.float32),
+        "bias": np.zeros(n_out, np.float32),
+    }
+    for n_in, n_out in ((2, 4), (4, 1))
+)
 
 
-def drawn(*shape):
-    return _draw.normal(size=shape).astype(np.float32)
+def squared_distance(weight: Any, target: Any) -> Any:
+    return jnp.sum(jnp.square(weight - target))
 
 
-DATA = mjn.Batch(drawn(POINTS, 3), drawn(POINTS, 1))
-PARAMS = tuple({"weights": drawn(*shape), "bias": np.zeros(shape[1], np.float32)} for shape in ((3, 4), (4, 1)))
+def bowl(weight: Any, target: Any) -> Any:
+    return squared_distance(weight, target), weight
 
 
-def noisy(params, batch, key):
-    return OBJECTIVE(params, batch) * jax.random.uniform(key, minval=0.5, maxval=1.5)
+def halving() -> mjn.Descent:
+    """Each step halves the distance to the target, without rounding; the slope is twice the distance."""
+    return mjn.gradient_descent(bowl, 0.25, has_aux=True)
 
 
-def bowl(weights, batch):
-    """Flat at the mean of the batch; curvature 2."""
-    return jnp.mean(jnp.sum((weights - batch.x) ** 2, axis=-1))
+def descend_from(params: Any, rate: Any, objective: Any = OBJECTIVE, batch: Any = POINTS, **options: Any) -> Any:
+    descent = mjn.gradient_descent(objective, rate)
+    return mjn.descend(descent, descent.init(params), batch, **options)
 
 
-# Each: a descent, its start, and what else fit is to be told.
-@functools.cache
-def full_batch():
-    descent = mjn.gradient_descent(OBJECTIVE, 0.05)
-    return descent, descent.init(PARAMS), {}
+def as_in(dtype: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), tree)
 
 
-@functools.cache
-def minibatches():
-    descent, start, _ = full_batch()
-    return descent, start, {"batch_size": 5, "key": jax.random.key(3)}
+class Traced:
+    """A function that counts how often it is traced."""
+
+    def __init__(self, function: Any):
+        self.function, self.times = function, 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.times += 1
+        return self.function(*arguments)
 
 
-@functools.cache
-def adam_in_minibatches():
-    descent = mjn.optax_descent(OBJECTIVE, optax.adam(0.01))
-    return descent, descent.init(PARAMS), minibatches()[2]
+@contextlib.contextmanager
+def compilations() -> Iterator[list[Any]]:
+    """The names of the programs that XLA compiles meanwhile."""
+    names = []
 
+    def listen(event, duration, **details):
+        if event.endswith("backend_compile_duration"):
+            names.append(details.get("fun_name"))
 
-@functools.cache
-def with_draws():
-    descent = mjn.gradient_descent(noisy, 0.05)
-    return descent, descent.init(PARAMS, jax.random.key(4)), {"measure": lambda params: {"first": params[0]["bias"][0]}}
-
-
-@functools.cache
-def in_a_bowl(rate):
-    descent = mjn.gradient_descent(bowl, rate)
-    return descent, descent.init(np.full(3, 5, np.float32)), {}
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

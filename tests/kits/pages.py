@@ -1,11 +1,13 @@
 """Pages with one of everything on them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
+from minijaxnet.report.story import Told
 from minijaxnet.report.style import data_url, figure, styled, to_png, to_svg
 
 NASTY = "</script><!--<b>&\"'\u2028$x_1$"
@@ -65,3 +67,9 @@ def whole(name: str = "plain") -> Page:
     ]
     verdicts = [Verdict(kind, f"{kind} {name}") for kind in ("ok", "warning", "bad", "neutral")]
     return Page(f"A page {name}", verdicts, sections, f"run {name}", f"of {name}")
+
+
+def told(rows: list[dict[str, Any]], **flags: Any) -> Told:
+    """What the folder of a run that is done tells, if it logged these rows."""
+    flags = {"learning_rate": 0.1} | flags
+    return Told(Path("run"), "done", {"verb": "run", "file": "e.py", "flags": flags}, {}, {}, {}, {}, rows)

@@ -107,12 +107,20 @@ def says(tab: Tab) -> str:
     return tab.run("document.querySelector('#player-1-1 .says').textContent")
 
 
-def test_nothing_is_asked_of_the_network_and_nothing_goes_wrong(tab: Tab):
+def test_a_page_opens_without_a_complaint_and_asks_nobody_and_its_slider_and_its_rate_work(tab: Tab):
     assert [url for url in tab.requests() if not url.startswith("data:")] == []
     assert tab.run("document.querySelectorAll('.player').length") == 2
     assert tab.run("getComputedStyle(document.querySelector('.player')).display") != "none"
+    one = one_weight()
+    move(tab, "#player-1-1 .stop", 7)
+    found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
+    assert found == [7, *(column[7] for column in one.stops)]
+    assert says(tab).startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
+    move(tab, "#player-1-1 .rates", 1000)
+    assert says(tab).startswith("It diverges: each step overshoots")
 
 
+@pytest.mark.slow
 def test_the_numbers_are_the_records_to_the_last_bit(tab: Tab):
     one, two = one_weight(), two_weights()
     steps = np.diff(two.path, axis=0)
@@ -127,6 +135,7 @@ def test_the_numbers_are_the_records_to_the_last_bit(tab: Tab):
     assert shown(tab, "step0") == ""  # the last step was not taken
 
 
+@pytest.mark.slow
 def test_the_dot_is_where_the_record_says(tab: Tab):
     one, places = one_weight(), []
     for i in (0, 2, 5, 19):
@@ -140,6 +149,7 @@ def test_the_dot_is_where_the_record_says(tab: Tab):
         np.testing.assert_allclose(slope * values + offset, pixels, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_path_on_a_surface_grows_with_the_slider(tab: Tab):
     lengths = []
     for i in (0, 5, 29):
@@ -149,6 +159,7 @@ def test_the_path_on_a_surface_grows_with_the_slider(tab: Tab):
     assert tab.run("document.querySelector('#player-1-2 image').href.baseVal").startswith("data:image/png")
 
 
+@pytest.mark.slow
 def test_keys_move_the_slider_and_the_numbers(tab: Tab):
     tab.run("document.querySelector('#player-1-1 .stop').focus()")
     for key, code, expected in (("ArrowRight", 39, 1), ("ArrowRight", 39, 2), ("ArrowLeft", 37, 1), ("End", 35, 19)):
@@ -157,6 +168,7 @@ def test_keys_move_the_slider_and_the_numbers(tab: Tab):
         assert shown(tab, "at") == str(expected)
 
 
+@pytest.mark.slow
 def test_the_focus_can_be_seen_and_reaches_every_control(tab: Tab):
     seen = []
     for _ in range(30):
@@ -171,6 +183,7 @@ def test_the_focus_can_be_seen_and_reaches_every_control(tab: Tab):
     assert all(outline == "solid" for name, outline in seen if name != "BODY")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("still", [False, True])
 def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
     tab.emulate(still=still)
@@ -185,6 +198,7 @@ def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
     assert float(shown(tab, "w0")) == one_weight().stops.weights[19]
 
 
+@pytest.mark.slow
 def test_forward_and_back_take_one_stop(tab: Tab):
     for act, expected in (("forward", 1), ("forward", 2), ("back", 1), ("back", 0)):
         tab.run(f"document.querySelector('#player-1-1 [data-act={act}]').click()")
@@ -192,6 +206,7 @@ def test_forward_and_back_take_one_stop(tab: Tab):
     assert tab.run("document.querySelector('#player-1-1 [data-act=back]').disabled")
 
 
+@pytest.mark.slow
 def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
     expected = {
         0.021: "crawls",
@@ -210,6 +225,7 @@ def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
         assert rates == pytest.approx([product / 18 for product in expected], rel=5e-3)
 
 
+@pytest.mark.slow
 def test_dragging_the_rate_says_what_happens(tab: Tab):
     recorded = says(tab)
     assert recorded.startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
@@ -224,6 +240,7 @@ def test_dragging_the_rate_says_what_happens(tab: Tab):
     assert "not the record" in tab.run("document.querySelector('.live').textContent")
 
 
+@pytest.mark.slow
 def test_the_edges_stand_where_the_slider_has_these_rates(tab: Tab):
     assert tab.run("[...document.querySelectorAll('.edges span')].map((e) => e.textContent)") == [
         "1/curvature\n0.0556",
@@ -235,12 +252,14 @@ def test_the_edges_stand_where_the_slider_has_these_rates(tab: Tab):
         assert tab.run("Number(document.querySelector('.rate').textContent)") == pytest.approx(k / 18, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_live_bowl_takes_the_same_steps_as_the_record(tab: Tab):
     x = tab.run("[...document.querySelectorAll('.live-stop')].map((c) => Number(c.getAttribute('cx')))")
     weights = one_weight().stops.weights
     np.testing.assert_allclose(np.diff(x[:20]) / (x[1] - x[0]), np.diff(weights) / (weights[1] - weights[0]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_record_that_leaves_the_picture_or_ends_in_nan_is_told(chrome: Browser, tmp_path: Path):
     stops = Stops([2.0, 1e9, np.nan], [16.0, 9e18, np.nan], [-24.0, 1.8e10, np.nan], [1e9, np.nan, np.nan])
     around = np.linspace(2, 4, 2)
@@ -259,11 +278,13 @@ def test_a_record_that_leaves_the_picture_or_ends_in_nan_is_told(chrome: Browser
         assert "Not finite" in tab.run("document.querySelector('#player-1-2 .remark').textContent")
 
 
+@pytest.mark.slow
 def test_a_record_of_one_stop_has_nothing_to_play(chrome: Browser, tmp_path: Path):
     with opened(chrome, write(tmp_path / "page.html", one_weight(1), two_weights(1))) as tab:
         assert tab.run("[...document.querySelectorAll('[data-act=play], .stop')].every((e) => e.disabled)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768, 1200])
 def test_the_page_never_scrolls_sideways(tab: Tab, width: int):
     tab.resize(width)
@@ -276,6 +297,7 @@ def test_the_page_never_scrolls_sideways(tab: Tab, width: int):
     assert outside == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_can_be_read(tab: Tab, dark: bool):
     tab.emulate(dark=dark)
@@ -284,6 +306,7 @@ def test_every_text_can_be_read(tab: Tab, dark: bool):
     assert not [text for contrast, text in contrasts if contrast < 4.5]
 
 
+@pytest.mark.slow
 def test_dark_mode_is_dark_and_paper_is_white(tab: Tab):
     background = "getComputedStyle(document.documentElement).backgroundColor"
     assert tab.run(background) == "rgb(255, 255, 255)"
@@ -293,6 +316,7 @@ def test_dark_mode_is_dark_and_paper_is_white(tab: Tab):
     assert tab.run(background) == "rgb(255, 255, 255)"
 
 
+@pytest.mark.slow
 def test_printing_leaves_the_controls_out_and_keeps_the_pictures(tab: Tab):
     tab.emulate(media="print")
     assert (
@@ -305,6 +329,7 @@ def test_printing_leaves_the_controls_out_and_keeps_the_pictures(tab: Tab):
     assert tab.pdf().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_pictures_sliders_and_buttons_have_names(tab: Tab):
     nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
     named: dict[str, list[str]] = {}
@@ -319,6 +344,7 @@ def test_pictures_sliders_and_buttons_have_names(tab: Tab):
         assert all(named[role]), role
 
 
+@pytest.mark.slow
 def test_a_table_is_copied_in_full(tab: Tab):
     tab.run("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     tab.run("document.querySelector('.copy').click()")
@@ -327,6 +353,7 @@ def test_a_table_is_copied_in_full(tab: Tab):
     assert tab.run("window.copied") == f"{quoted},loss\r\n{quoted},{1 / 3!r}\r\nb,nan\r\n"
 
 
+@pytest.mark.slow
 def test_a_table_that_may_not_be_copied_is_selected(tab: Tab):
     tab.run("navigator.clipboard.writeText = () => Promise.reject(new Error('no'))")
     tab.run("document.querySelector('.copy').click()")
@@ -335,6 +362,7 @@ def test_a_table_that_may_not_be_copied_is_selected(tab: Tab):
     assert tab.run(f"{{ {selected} }}").endswith("b,nan\n")
 
 
+@pytest.mark.slow
 def test_without_scripts_everything_but_the_players_is_there(chrome: Browser, written: Path):
     with opened(chrome, written) as tab:
         tab.call("Emulation.setScriptExecutionDisabled", value=True)

@@ -1,18 +1,24 @@
 """A small network as a graph: the lesson's numbers stand where they belong."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import minijaxnet as mjn
 from minijaxnet.report.graph import draw_network
 from minijaxnet.report.style import COLOURS
 
 
 def params_of(hidden, output):
     """Each node's incoming weights together, as the lesson has them."""
-    return ({"weights": jnp.array(hidden, float).T}, {"weights": jnp.array([output], float).T})
+    return ({"weights": np.array(hidden, np.float32).T}, {"weights": np.array([output], np.float32).T})
+
+
+def drawn_by_lot(*sizes):
+    draw = np.random.default_rng(0)
+    return [{"weights": draw.normal(size=pair).astype(np.float32)} for pair in itertools.pairwise(sizes)]
 
 
 def texts(axes):
@@ -50,7 +56,7 @@ def test_a_weight_stands_on_the_edge_it_belongs_to(axes):
 
 
 def test_labels_do_not_lie_on_one_another(axes):
-    params = mjn.mlp((3, 3, 1), bias=False).init(jax.random.key(0))
+    params = drawn_by_lot(3, 3, 1)
     draw_network(axes, params, (1, 2, 3), jnp.tanh)
     axes.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -65,7 +71,7 @@ def test_signs_are_told_by_colour_and_by_dash(axes):
 
 
 def test_biases_and_the_output_activation_count(axes):
-    layers = [{"weights": jnp.array([[2.0]]), "bias": jnp.array([-1.5])}]
+    layers = [{"weights": np.float32([[2]]), "bias": np.float32([-1.5])}]
     draw_network(axes, layers, [2.0], jax.nn.relu, jax.nn.sigmoid, actual=[1.0])
     value = 1 / (1 + np.exp(-2.5))
     assert {"bias -1.5", "output\nsigmoid", f"prediction {value:.3g}\nactual 1\nerror {value - 1:.3g}"} <= set(
@@ -74,13 +80,13 @@ def test_biases_and_the_output_activation_count(axes):
 
 
 def test_each_output_has_its_error(axes):
-    params = mjn.mlp((2, 3, 2)).init(jax.random.key(0))
+    params = drawn_by_lot(2, 3, 2)
     draw_network(axes, params, (1, 2), jax.nn.relu, actual=(1, 2))
     assert sum("error" in text for text in texts(axes)) == 2
 
 
 def test_where_labels_have_no_room_a_note_explains_the_edges(axes):
-    params = mjn.mlp((7, 7, 1), bias=False).init(jax.random.key(0))
+    params = drawn_by_lot(7, 7, 1)
     draw_network(axes, params, np.arange(7), jax.nn.relu)
     drawn = texts(axes)
     assert "edges: thicker is larger, dashed is negative" in drawn

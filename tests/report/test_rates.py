@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.pictures import axes_with, lines
+from kits.pictures import axes_with, lines, swept
 
 from minijaxnet import descend, gradient_descent, sweep
 from minijaxnet.report.rates import draw_ends, draw_heat, draw_rates, draw_sweep
@@ -13,8 +13,8 @@ RATES = np.array([0.01, 0.1, 1.0, 10.0])
 LOSSES = np.array([[4.0, 5.0, 6.0], [1.0, 2.0, 300.0], [0.5, np.inf, np.inf], [np.inf, np.inf, np.inf]])
 
 
-def test_medians_count_diverged_seeds_as_infinite(tmp_path):
-    axes = axes_with(lambda axes: draw_rates(axes, RATES, LOSSES), tmp_path)
+def test_medians_count_diverged_seeds_as_infinite(axes):
+    draw_rates(axes, RATES, LOSSES)
     median = lines(axes)["median of 3"]
     assert median.get_xdata().tolist() == RATES.tolist()
     assert median.get_ydata()[:2].tolist() == [5.0, 2.0] and np.isnan(median.get_ydata()[2:]).all()
@@ -22,9 +22,9 @@ def test_medians_count_diverged_seeds_as_infinite(tmp_path):
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
-def test_the_median_and_the_band_are_quantiles_of_the_seeds(tmp_path):
+def test_the_median_and_the_band_are_quantiles_of_the_seeds(axes):
     losses = np.array([np.arange(1.0, 12.0), 10 * np.arange(1.0, 12.0)])
-    axes = axes_with(lambda axes: draw_rates(axes, [0.1, 1.0], losses), tmp_path)
+    draw_rates(axes, [0.1, 1.0], losses)
     assert lines(axes)["median of 11"].get_ydata().tolist() == [6.0, 60.0]
     (band,) = (found for found in axes.collections if found.get_label() == "10 % to 90 %")
     assert {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()} == {
@@ -35,33 +35,39 @@ def test_the_median_and_the_band_are_quantiles_of_the_seeds(tmp_path):
     }
 
 
-def test_diverged_seeds_are_triangles_with_their_counts(tmp_path):
-    axes = axes_with(lambda axes: draw_rates(axes, RATES, LOSSES), tmp_path)
+def test_diverged_seeds_are_triangles_with_their_counts(axes):
+    draw_rates(axes, RATES, LOSSES)
     assert lines(axes)["some diverged"].get_xdata().tolist() == [1.0]
     assert lines(axes)["all diverged"].get_xdata().tolist() == [10.0]
     assert [text.get_text() for text in axes.texts] == ["2/3", "3/3"]
 
 
-def test_rates_may_come_in_any_order(tmp_path):
-    axes = axes_with(lambda axes: draw_rates(axes, RATES[::-1], LOSSES[::-1]), tmp_path)
+def test_rates_may_come_in_any_order(axes):
+    draw_rates(axes, RATES[::-1], LOSSES[::-1])
     assert lines(axes)["median of 3"].get_ydata()[:2].tolist() == [5.0, 2.0]
 
 
-def test_theorys_edge_is_a_line(tmp_path):
-    axes = axes_with(lambda axes: draw_rates(axes, RATES, LOSSES, edge=0.5), tmp_path)
+def test_theorys_edge_is_a_line(axes):
+    draw_rates(axes, RATES, LOSSES, edge=0.5)
     assert lines(axes)["edge, 2 / curvature = 0.5"].get_xdata() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
     "rates, losses",
     [
-        ([0.1], [[1.0]]),
-        ([0.1], [[np.inf]]),
-        ([0.1, 0.2], [[np.nan], [np.nan]]),
         ([0.1, 0.2], [[np.nan, 1.0], [np.nan, np.inf]]),
-        ([0.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
-        ([-1.0, 100.0], [[-5.0, 1.0], [0.0, 1e30]]),
-        (np.geomspace(1e-3, 1, 64), np.full((64, 4), np.inf)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (RATES, LOSSES),
+                ([0.1], [[1.0]]),
+                ([0.1], [[np.inf]]),
+                ([0.1, 0.2], [[np.nan], [np.nan]]),
+                ([0.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
+                ([-1.0, 100.0], [[-5.0, 1.0], [0.0, 1e30]]),
+                (np.geomspace(1e-3, 1, 64), np.full((64, 4), np.inf)),
+            )
+        ),
     ],
 )
 def test_any_losses_can_be_drawn(rates, losses, tmp_path):
@@ -75,9 +81,9 @@ def test_losses_of_another_shape_are_refused():
         draw_heat(None, [1, 2], [1, 2, 3], np.ones((3, 2)), "ab")
 
 
-def test_a_heat_map_shows_medians_and_crosses(tmp_path):
+def test_a_heat_map_shows_medians_and_crosses(axes):
     losses = np.array([[[1.0, 1.0, 1.0], [9.0, 90.0, np.inf]], [[np.inf, np.inf, 1.0], [np.nan] * 3]])
-    axes = axes_with(lambda axes: draw_heat(axes, [0.1, 1.0], [3, 4], losses, ("rate", "scale")), tmp_path)
+    draw_heat(axes, [0.1, 1.0], [3, 4], losses, ("rate", "scale"))
     (image,) = axes.get_images()
     assert image.get_array().filled(-1).tolist() == [[1.0, -1.0], [90.0, -1.0]]
     crosses, dots = lines(axes)["diverged"], lines(axes)["some diverged"]
@@ -87,52 +93,60 @@ def test_a_heat_map_shows_medians_and_crosses(tmp_path):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "scale")
 
 
-@pytest.mark.parametrize("value", [np.inf, np.nan, 0.0, -3.0, 2.0])
+@pytest.mark.parametrize(
+    "value", [np.inf, *(pytest.param(value, marks=pytest.mark.slow) for value in (np.nan, 0.0, -3.0, 2.0))]
+)
 def test_a_heat_map_of_one_value_is_drawn(value, tmp_path):
     axes_with(lambda axes: draw_heat(axes, [1.0], np.arange(3), np.full((1, 3), value), ("a", "b")), tmp_path)
 
 
-def valley(**axes):
-    def run(learning_rate, start=1.0, key=None):
-        descent = gradient_descent(lambda w, batch: w**2, learning_rate)
-        return descend(descent, descent.init(start * jnp.ones(())), (), steps=400)[1]
-
-    return sweep(run, axes)
-
-
-KEYS = jax.vmap(jax.random.key)(jnp.arange(3))
-
-
-def test_a_sweep_over_rates_and_keys_is_drawn_over_rates(tmp_path):
-    result = valley(key=KEYS, learning_rate=np.array([0.01, 0.1, 0.3, 5.0]))
-    axes = axes_with(lambda axes: draw_sweep(axes, result, edge=1.0), tmp_path)
+def test_a_sweep_over_rates_and_keys_is_drawn_over_rates(axes):
+    keys = jax.random.wrap_key_data(np.zeros((3, 2), np.uint32))
+    draw_sweep(axes, swept(LOSSES.T, key=keys, learning_rate=RATES), edge=1.0)
     median = lines(axes)["median of 3"]
-    assert np.allclose(median.get_xdata(), [0.01, 0.1, 0.3, 5.0])
-    assert np.allclose(median.get_ydata()[:3], result.losses[0, :3])
+    assert median.get_xdata().tolist() == RATES.tolist() and median.get_ydata()[:2].tolist() == [5.0, 2.0]
     assert axes.get_xlabel() == "learning rate"
-    assert lines(axes)["all diverged"].get_xdata().tolist() == [5.0]
+    assert lines(axes)["all diverged"].get_xdata().tolist() == [10.0]
+    assert lines(axes)["edge, 2 / curvature = 1"].get_xdata() == [1.0, 1.0]
 
 
-def test_a_sweep_over_two_settings_is_a_heat_map(tmp_path):
-    result = valley(learning_rate=np.array([0.01, 0.1, 5.0]), key=KEYS, start=np.array([1.0, 2.0]))
-    axes = axes_with(lambda axes: draw_sweep(axes, result), tmp_path)
+def test_a_sweep_over_two_settings_is_a_heat_map(axes):
+    losses = np.array([[[1.0, 5.0]], [[2.0, 6.0]], [[np.inf, np.inf]]])
+    draw_sweep(axes, swept(losses, learning_rate=np.array([0.01, 0.1, 5.0]), seed=np.arange(1), start=np.arange(2)))
     (image,) = axes.get_images()
-    assert image.get_array().shape == (2, 3)
-    assert np.allclose(image.get_array()[:, :2], result.losses[:2, 0].T)
+    assert image.get_array().filled(-1).tolist() == [[1.0, 2.0, -1.0], [5.0, 6.0, -1.0]]
     assert lines(axes)["diverged"].get_xdata().tolist() == [2, 2]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "start")
 
 
-def test_a_sweep_over_keys_alone_is_drawn_over_their_places(tmp_path):
-    axes = axes_with(lambda axes: draw_ends(axes, {"seed": np.arange(4)}, np.array([1.0, 2.0, np.inf, 3.0])), tmp_path)
+@pytest.mark.slow
+def test_a_real_sweep_is_drawn(tmp_path):
+    def run(learning_rate, start=1.0, key=None):
+        descent = gradient_descent(lambda w, batch: w**2, learning_rate)
+        return descend(descent, descent.init(start * jnp.ones(())), (), steps=400)[1]
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    result = sweep(run, {"key": keys, "learning_rate": np.array([0.01, 0.1, 0.3, 5.0])})
+    axes = axes_with(lambda axes: draw_sweep(axes, result, edge=1.0), tmp_path)
+    assert np.allclose(lines(axes)["median of 3"].get_ydata()[:3], result.losses[0, :3])
+    assert lines(axes)["all diverged"].get_xdata().tolist() == [5.0]
+    rates, starts = np.array([0.01, 0.1, 5.0]), np.array([1.0, 2.0])
+    result = sweep(run, {"learning_rate": rates, "key": keys, "start": starts})
+    axes = axes_with(lambda axes: draw_sweep(axes, result), tmp_path)
+    assert np.allclose(axes.get_images()[0].get_array()[:, :2], result.losses[:2, 0].T)
+
+
+def test_a_sweep_over_keys_alone_is_drawn_over_their_places(axes):
+    draw_ends(axes, {"seed": np.arange(4)}, np.array([1.0, 2.0, np.inf, 3.0]))
     assert lines(axes)["a descent"].get_xdata().tolist() == [0, 1, 2, 3]
     assert lines(axes)["a descent"].get_linestyle() == "None"
     assert lines(axes)["diverged"].get_xdata().tolist() == [2]
 
 
-def test_a_third_setting_and_zipped_ones_are_what_medians_are_over(tmp_path):
+def test_a_third_setting_and_zipped_ones_are_what_medians_are_over(axes):
     values = {"a": np.arange(2), "b": np.arange(3), "momentum": np.arange(4)}
-    axes = axes_with(lambda axes: draw_ends(axes, values, np.ones((2, 3, 4))), tmp_path)
+    draw_ends(axes, values, np.ones((2, 3, 4)))
     assert axes.get_images()[0].get_array().shape == (3, 2)
-    axes = axes_with(lambda axes: draw_ends(axes, {"a": RATES, "b": RATES}, LOSSES[:, 0]), tmp_path)
+    axes.clear()
+    draw_ends(axes, {"a": RATES, "b": RATES}, LOSSES[:, 0])
     assert lines(axes)["a descent"].get_xdata().tolist() == RATES.tolist()

@@ -62,7 +62,7 @@ def test_stops_beyond_the_picture_are_counted_and_nan_left_out(space):
     assert "1 stops beyond the picture" in texts(space)
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", [np.inf, pytest.param(np.nan, marks=pytest.mark.slow)])
 def test_losses_that_are_not_finite_are_told(space, axes, broken):
     losses = PLANE.losses.copy()
     losses[0, 0] = broken
@@ -75,7 +75,7 @@ def test_losses_that_are_not_finite_are_told(space, axes, broken):
         assert "no loss is finite" in texts(on)
 
 
-@pytest.mark.parametrize("height", [0.0, 3.0])
+@pytest.mark.parametrize("height", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_a_flat_surface_is_drawn(space, axes, height):
     for draw, on in ((draw_surface, space), (draw_contour, axes)):
         draw(on, LossSurface(OFFSETS, np.full((5, 5), height)))

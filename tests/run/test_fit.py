@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kits.descents import (
+from kits.fits import (
     DATA,
     OBJECTIVE,
     PARAMS,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.descents import DATA, NETWORK, PARAMS, full_batch, minibatches
+from kits.fits import DATA, NETWORK, PARAMS, full_batch, minibatches
 
 import minijaxnet as mjn
 from minijaxnet.run import fit

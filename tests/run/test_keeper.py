@@ -9,7 +9,7 @@ import chex
 import numpy as np
 import optax
 import pytest
-from kits.descents import (
+from kits.fits import (
     DATA,
     OBJECTIVE,
     PARAMS,
@@ -263,7 +263,7 @@ def test_checkpoints_of_another_descent_are_refused(tmp_path):
 
 KILLED = """
     import sys
-    from kits.descents import DATA, minibatches
+    from kits.fits import DATA, minibatches
     import minijaxnet as mjn
 
     sys.modules["minijaxnet.run.fit"]._CHUNK_S = 0.002

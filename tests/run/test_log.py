@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.descents import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl
+from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl
 
 import minijaxnet as mjn
 from minijaxnet.pytrees import l2_norm
