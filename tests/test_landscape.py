@@ -1,7 +1,5 @@
 """The loss along a direction and over a plane, and where a descent passes on it."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kits.descents import OBJECTIVE, PARAMS, POINTS, as_in, squared_distance
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import landscape
@@ -17,7 +16,6 @@ from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_
 
 jitted = jax.jit(OBJECTIVE)
 WEIGHTS = "[0]['weights']"
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 few = settings(max_examples=25, deadline=None)
 

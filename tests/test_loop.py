@@ -21,6 +21,7 @@ from kits.descents import (
     halving,
     squared_distance,
 )
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import feeds, loop
@@ -29,7 +30,6 @@ from minijaxnet.bench.cost import folded_loop
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})
 EPS = float(np.finfo(np.float32).eps)
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
