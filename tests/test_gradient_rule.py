@@ -51,6 +51,7 @@ def test_grad_with_respect_to_the_params_runs_the_rule_and_to_the_batch_autodiff
     assert value == 184
     chex.assert_trees_all_equal(gradient, BY_RULE)
     chex.assert_trees_all_equal(compiled(jax.grad(compiled(RULED)))(PARAMS, BATCH), BY_RULE)
+    chex.assert_trees_all_equal(compiled(jax.grad(RULED))(PARAMS, batch=BATCH), BY_RULE)
     chex.assert_trees_all_equal(compiled(jax.grad(lambda x: RULED(PARAMS, of_x(x))))(X), BY_AUTODIFF)
     both = compiled(jax.grad(lambda params, x: RULED(params, of_x(x)), argnums=(0, 1)))(PARAMS, X)
     chex.assert_trees_all_equal(both, (BY_RULE, BY_AUTODIFF))
@@ -340,10 +341,6 @@ def test_a_key_goes_to_the_objective_and_to_the_rule():
     for step in range(2):
         w = w - 0.001 * (7 * w * X**2 + float(folded(step)))
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-6)
-
-
-def test_the_batch_may_be_given_by_name_as_to_the_plain_objective():
-    chex.assert_trees_all_equal(jax.grad(RULED)(PARAMS, batch=BATCH), BY_RULE)
 
 
 def test_a_rule_may_close_over_what_is_mapped():

@@ -41,12 +41,11 @@ def test_params_and_predictions_have_the_shapes_that_the_sizes_say(key, sizes, b
     assert jax.eval_shape(network.apply, params, x).shape == (*batch, sizes[-1])
 
 
-DTYPES = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-WITH_AND_WITHOUT_BIAS = pytest.mark.parametrize("bias", [True, False])
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+IN_EVERY_DTYPE = pytest.mark.parametrize(("dtype", "bias"), list(itertools.product(DTYPES, (True, False))))
 
 
-@DTYPES
-@WITH_AND_WITHOUT_BIAS
+@IN_EVERY_DTYPE
 def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(key, dtype, bias):
     with jax.enable_x64(dtype == "float64"):
         network = mjn.mlp((3, 5, 2), bias=bias, dtype=dtype)
@@ -57,8 +56,7 @@ def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(key, dtyp
 
 
 @pytest.mark.slow
-@DTYPES
-@WITH_AND_WITHOUT_BIAS
+@IN_EVERY_DTYPE
 def test_in_any_dtype_it_predicts_finite_numbers(key, dtype, bias):
     with jax.enable_x64(dtype == "float64"):
         network = mjn.mlp((3, 5, 2), bias=bias, dtype=dtype)
