@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.descents import Traced
 
 import minijaxnet as mjn
 
@@ -34,15 +35,6 @@ RULED = mjn.with_gradient(plain, sevenfold)
 
 def of_x(x):
     return {"x": x, "label": BATCH["label"]}
-
-
-def counted(function):
-    def wrapper(*args):
-        wrapper.calls += 1
-        return function(*args)
-
-    wrapper.calls = 0
-    return wrapper
 
 
 @pytest.mark.parametrize("compiled", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -165,28 +157,28 @@ def test_a_descent_runs_the_rule():
 
 
 def test_undifferentiated_the_value_is_the_plain_objectives():
-    rule = counted(sevenfold)
+    rule = Traced(sevenfold)
     objective = mjn.with_gradient(plain, rule)
     assert objective(PARAMS, BATCH) == jax.jit(objective)(PARAMS, BATCH) == 184
-    assert rule.calls == 0
+    assert rule.times == 0
 
 
 def test_with_respect_to_the_params_the_rule_is_called_once_and_the_plain_objective_never():
-    objective = counted(plain)
-    rule = counted(lambda params, batch: (jnp.float32(184), {"w": 7 * params["w"] * batch["x"] ** 2}))
+    objective = Traced(plain)
+    rule = Traced(lambda params, batch: (jnp.float32(184), {"w": 7 * params["w"] * batch["x"] ** 2}))
     ruled = mjn.with_gradient(objective, rule)
     for calls, transform in enumerate((jax.grad, jax.value_and_grad, lambda f: jax.jit(jax.value_and_grad(f))), 1):
         transform(ruled)(PARAMS, BATCH)
-        assert (rule.calls, objective.calls) == (calls, 0)
+        assert (rule.times, objective.times) == (calls, 0)
     descent = mjn.gradient_descent(ruled, 0.001)
     jax.eval_shape(lambda: mjn.descend(descent, descent.init(PARAMS), BATCH, steps=2))
-    assert objective.calls == 0
+    assert objective.times == 0
 
 
 def test_with_respect_to_the_batch_the_plain_objective_is_traced_once():
-    objective, rule = counted(plain), counted(lambda params, batch: (jnp.float32(184), params))
+    objective, rule = Traced(plain), Traced(lambda params, batch: (jnp.float32(184), params))
     jax.grad(lambda params, x: mjn.with_gradient(objective, rule)(params, of_x(x)), argnums=(0, 1))(PARAMS, X)
-    assert (rule.calls, objective.calls) == (1, 1)
+    assert (rule.times, objective.times) == (1, 1)
 
 
 @pytest.mark.parametrize(
