@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import backprop
@@ -25,7 +26,6 @@ POINTS = 5
 # An element passes through a handful of roundings a layer, each relative to the largest terms summed there. Measured on
 # these networks: at most 6.1 * depth of them in any of the three dtypes.
 ROUNDINGS_A_LAYER = 16
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def problem(sizes, loss, bias, dtype):

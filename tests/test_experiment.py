@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import sys
 import textwrap
@@ -30,6 +31,7 @@ def data():
     return POINTS
 
 
+FUNCTIONS = ("init", "objective", "data", "value_and_gradient", "predict")
 GOOD = {"name": "bowl", "init": init, "objective": loss, "data": data}
 
 
@@ -78,26 +80,19 @@ def test_names_that_are_none_are_refused(name):
         Experiment(**GOOD | {"name": name})
 
 
-@pytest.mark.parametrize("part", ["init", "objective", "data", "value_and_gradient", "predict"])
-def test_a_part_that_is_no_function_is_refused(part):
-    with pytest.raises(TypeError, match=f"Experiment: {part}: got int; expected a function"):
-        Experiment(**GOOD | {part: 3})
-
-
-@pytest.mark.parametrize("part", ["init", "objective", "data"])
-def test_a_part_that_is_missing_is_refused(part):
-    with pytest.raises(TypeError, match=f"Experiment: {part}: got NoneType; expected a function"):
-        Experiment(**GOOD | {part: None})
-
-
-def test_a_metric_that_is_no_function_is_refused():
-    with pytest.raises(TypeError, match=r"Experiment: metrics\['accuracy'\]: got float; expected a function"):
-        Experiment(**GOOD, metrics={"loss": loss, "accuracy": 0.5})
-
-
-def test_defaults_that_are_no_settings_are_refused():
-    with pytest.raises(TypeError, match=r"Experiment: defaults: got dict; expected Settings\(\.\.\.\)"):
-        Experiment(**GOOD, defaults={"steps": 3})
+@pytest.mark.parametrize(
+    ("part", "given", "message"),
+    [
+        *((part, 3, "int; expected a function") for part in FUNCTIONS),
+        *((part, None, "NoneType; expected a function") for part in FUNCTIONS[:3]),
+        ("metrics", {"loss": loss, "accuracy": 0.5}, "float; expected a function"),
+        ("defaults", {"steps": 3}, r"dict; expected Settings\(\.\.\.\)"),
+    ],
+)
+def test_a_part_that_is_none_is_refused(part, given, message):
+    where = r"metrics\['accuracy'\]" if part == "metrics" else part
+    with pytest.raises(TypeError, match=f"Experiment: {where}: got {message}"):
+        Experiment(**GOOD | {part: given})
 
 
 @pytest.mark.parametrize("part", ["init", "data"])
@@ -168,11 +163,12 @@ def refused(path):
     return str(caught.value)
 
 
-def test_the_experiment_of_a_file_is_loaded_from_a_path_or_its_text(file):
+def test_the_experiment_of_a_file_is_loaded_from_a_path_its_text_or_a_relative_one(file, monkeypatch, tmp_path):
     path = file(TEXT)
-    for given_path in (path, str(path)):
-        assert isinstance(load_experiment(given_path), Experiment)
-        assert load_experiment(given_path).name == "bowl"
+    monkeypatch.chdir(tmp_path)
+    for named in (path, str(path), "an_experiment.py"):
+        assert isinstance(load_experiment(named), Experiment)
+        assert load_experiment(named).name == "bowl"
 
 
 def test_a_file_is_run_anew_each_time_and_not_as_a_script(file, capsys):
@@ -180,12 +176,6 @@ def test_a_file_is_run_anew_each_time_and_not_as_a_script(file, capsys):
     first, second = load_experiment(path), load_experiment(path)
     assert first is not second
     assert capsys.readouterr().out == "imported\n" * 2
-
-
-def test_a_relative_path_is_enough(file, monkeypatch, tmp_path):
-    file(TEXT)
-    monkeypatch.chdir(tmp_path)
-    assert load_experiment("an_experiment.py").name == "bowl"
 
 
 def test_a_file_may_define_dataclasses(file):
@@ -259,12 +249,24 @@ def test_a_file_without_an_experiment_is_named(text, got, file):
     assert refused(path) == f"{path}: {got}; expected a line `experiment = Experiment(...)`"
 
 
-def test_a_syntax_error_shows_its_line(file):
-    text = refused(file("x = 1\ny = = 2\n"))
-    assert "an_experiment.py" in text
-    assert "line 2" in text
-    assert "y = = 2" in text
-    assert text.endswith("SyntaxError: invalid syntax")
+DEEP = "".join(f"def {f}(): {g}()\n" for f, g in itertools.pairwise("abcd")) + "def d(): raise ValueError('deep')\na()"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "end"),
+    [
+        ("x = 1\ny = = 2\n", ["an_experiment.py", "line 2", "y = = 2"], "SyntaxError: invalid syntax"),
+        ("import sys\nsys.exit(3)\n", [], "SystemExit: 3"),
+        ("def f():\n    f()\n\nf()\n", ["RecursionError"], ""),
+        (DEEP, ["raise ValueError('deep')"], "ValueError: deep"),
+    ],
+    ids=["syntax", "exit", "long", "deep"],
+)
+def test_a_file_that_fails_shows_where_in_a_few_lines(file, text, shown, end):
+    said = refused(file(text))
+    assert all(part in said for part in shown)
+    assert said.endswith(end)
+    assert len(said.splitlines()) < 15
 
 
 def test_a_file_that_raises_shows_its_own_lines_and_nobody_elses(file):
@@ -286,49 +288,16 @@ def test_a_file_that_raises_shows_its_own_lines_and_nobody_elses(file):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_file_that_exits_is_an_error_too(file):
-    assert refused(file("import sys\nsys.exit(3)\n")).endswith("SystemExit: 3")
-
-
-def test_a_long_traceback_is_cut_short(file):
-    text = refused(file("def f():\n    f()\n\nf()\n"))
-    assert "RecursionError" in text
-    assert len(text.splitlines()) < 15
-
-
-def test_the_line_that_raises_is_shown(file):
-    text = refused(
-        file(
-            """
-            def a(): b()
-            def b(): c()
-            def c(): d()
-            def d(): raise ValueError("deep")
-            a()
-            """
-        )
-    )
-    assert 'raise ValueError("deep")' in text
-
-
 def test_a_file_with_a_relative_path_shows_its_own_lines_too(file, monkeypatch, tmp_path):
     file("\n\nraise ValueError('boom')\n")
     monkeypatch.chdir(tmp_path)
     assert "line 3" in refused("an_experiment.py")
 
 
-def test_a_sibling_can_be_imported_when_it_is_needed(file, tmp_path):
+def test_a_sibling_can_be_imported_when_it_is_needed(file):
     file("POINTS = ((1.0, 1.0), (1.0, 1.0))\n", "late_sibling_of_an_experiment.py")
-    path = file(
-        TEXT
-        + """
-def data():
-    from late_sibling_of_an_experiment import POINTS
-    return POINTS
-
-experiment = mjn.Experiment("late", lambda key: 1.0, lambda params, batch: params, data)
-"""
-    )
+    data = "def data():\n    from late_sibling_of_an_experiment import POINTS\n    return POINTS\n"
+    path = file(TEXT.replace("experiment = ", data + "experiment = ").replace("lambda: (points, points)", "data"))
     try:
         assert load_experiment(path).data() == ((1.0, 1.0), (1.0, 1.0))
     finally:

@@ -1,15 +1,13 @@
 """The order of minibatches: a permutation, each as likely as the other."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import SLOW
 
 from minijaxnet import feeds
 
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 shuffled = jax.jit(feeds.shuffled, static_argnums=1)
 
 

@@ -1,7 +1,5 @@
 """The loss along a direction and over a plane, and where a descent passes on it."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kits.descents import OBJECTIVE, PARAMS, POINTS, as_in, squared_distance
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import landscape
@@ -17,7 +16,6 @@ from minijaxnet.landscape import loss_slice, loss_surface, project_path, weight_
 
 jitted = jax.jit(OBJECTIVE)
 WEIGHTS = "[0]['weights']"
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 few = settings(max_examples=25, deadline=None)
 
@@ -137,18 +135,8 @@ def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
     chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "points", "wrap"),
-    [
-        ((64, 512, 512, 10), 16, jax.checkpoint),
-        SLOW((64, 256, 10), 4096, jax.checkpoint),
-        *(
-            SLOW(sizes, points, wrap)
-            for sizes, points in (((64, 512, 512, 10), 16), ((64, 256, 10), 4096))
-            for wrap in (lambda f: f, jax.jit)
-        ),
-    ],
-)
+@pytest.mark.parametrize("wrap", [SLOW(lambda f: f, id="plain"), SLOW(jax.jit), jax.checkpoint])
+@pytest.mark.parametrize(("sizes", "points"), [((64, 512, 512, 10), 16), SLOW((64, 256, 10), 4096)])
 def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points, wrap):
     large = mjn.mlp(sizes)
     f = wrap(mjn.objective(large, mjn.mean_squared_error))

@@ -21,6 +21,7 @@ from kits.descents import (
     halving,
     squared_distance,
 )
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import feeds, loop
@@ -29,7 +30,6 @@ from minijaxnet.bench.cost import folded_loop
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})
 EPS = float(np.finfo(np.float32).eps)
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -144,11 +144,10 @@ def test_a_step_that_records_much_makes_small_chunks_and_the_same_trace(rows, mo
 def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     if jax.default_backend() != "cpu":
         pytest.skip("XLA does so on the CPU only")
-    descent = mjn.gradient_descent(mjn.objective(mjn.mlp((2, 2, 1)), mjn.mean_squared_error), 0.01)
-    params = tuple(
-        {"weights": np.ones(shape, np.float32), "bias": np.ones(shape[1], np.float32)} for shape in ((2, 2), (2, 1))
-    )
-    state, flat, status = descent.init(params), np.float32(0), np.int32(mjn.OUT_OF_STEPS)
+    network = mjn.mlp((2, 2, 1))
+    descent = mjn.gradient_descent(mjn.objective(network, mjn.mean_squared_error), 0.01)
+    state = jax.eval_shape(descent.init, jax.eval_shape(network.init, jax.random.key(0)))
+    flat, status = np.float32(0), np.int32(mjn.OUT_OF_STEPS)
     arguments = (descent.step, feeds.OneBatch(), 512, state, POINTS, 9, flat, status)
     assert folded_loop(loop.run_chunk.lower(*arguments).compile())
 

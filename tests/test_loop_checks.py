@@ -85,14 +85,8 @@ def test_a_step_that_changes_the_state_s_structure_shape_or_dtype_is_refused_wit
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (
-            lambda s, b: (s, StepInfo(jnp.ones(2), jnp.float32(1))),
-            r"step: loss: got float32\[2\]; expected a floating scalar",
-        ),
-        (
-            lambda s, b: (s, StepInfo(jnp.float32(1), jnp.int32(1))),
-            r"step: gradient_norm: got int32\[\]; expected a floating scalar",
-        ),
+        (lambda s, b: (s, StepInfo(jnp.ones(2), jnp.float32(1))), r"step: loss: got float32\[2\]; expected a floating"),
+        (lambda s, b: (s, StepInfo(jnp.float32(1), jnp.int32(1))), r"step: gradient_norm: got int32\[\]; expected a f"),
         (lambda s, b: (s, (jnp.float32(1), jnp.float32(1))), "step"),
         (lambda s, b: s, "step"),
     ],
@@ -106,12 +100,9 @@ def test_a_step_that_returns_no_step_info_of_scalars_is_refused(step, message):
 # --- What is asked for -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("steps", "kind"),
-    [(-1, ValueError), (1.5, TypeError), ("3", TypeError), (True, TypeError), (None, TypeError), (2.0, TypeError)],
-)
-def test_a_number_of_steps_that_is_none_is_refused(steps, kind):
-    with pytest.raises(kind, match=r"steps: got .*; expected (an int|at least 0)"):
+@pytest.mark.parametrize("steps", [-1, 1.5, "3", True, None, 2.0])
+def test_a_number_of_steps_that_is_none_is_refused(steps):
+    with pytest.raises(ValueError if steps == -1 else TypeError, match=r"steps: got .*; expected (an int|at least 0)"):
         descend_from(2.0, 0.1, squared_distance, 1.0, steps=steps)
 
 
@@ -125,19 +116,8 @@ def test_any_integer_serves_as_a_number_of_steps(kind):
     assert descend_from(2.0, 0.1, squared_distance, 1.0, steps=kind(4))[1].loss.shape == (4,)
 
 
-@pytest.mark.parametrize(
-    ("until_flat", "kind", "message"),
-    [
-        (-0.5, ValueError, r"until_flat: got .*; expected a gradient norm"),
-        (-1, ValueError, r"until_flat: got .*; expected a gradient norm"),
-        (float("nan"), ValueError, r"until_flat: got .*; expected a gradient norm"),
-        ("0", TypeError, r"until_flat: got .*; expected a gradient norm"),
-        (True, TypeError, r"until_flat: got .*; expected a gradient norm"),
-        (np.ones(2), TypeError, r"until_flat: got .*; expected a gradient norm"),
-        (None, TypeError, "until_flat"),
-        ([0.1], TypeError, "until_flat"),
-    ],
-)
-def test_a_flat_norm_that_is_none_is_refused(until_flat, kind, message):
-    with pytest.raises(kind, match=message):
+@pytest.mark.parametrize("until_flat", [-0.5, -1, float("nan"), "0", True, np.ones(2), None, [0.1]])
+def test_a_flat_norm_that_is_none_is_refused(until_flat):
+    kind = ValueError if type(until_flat) in (int, float) else TypeError
+    with pytest.raises(kind, match=r"until_flat: got .*; expected a gradient norm"):
         descend_from(2.0, 0.1, squared_distance, 1.0, steps=3, until_flat=until_flat)

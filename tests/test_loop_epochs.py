@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from kits.descents import OBJECTIVE, PARAMS, POINTS, Traced, compilations
+from kits.descents import POINTS, Traced, compilations
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import feeds
@@ -16,7 +17,6 @@ from minijaxnet import feeds
 KEY = jax.random.wrap_key_data(np.array([0, 11], np.uint32))
 ADAM = optax.adam(0.02)
 EPS = float(np.finfo(np.float32).eps)
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 POINTS_SEEN, BATCH_SIZE = 13, 4  # what is compiled, unless there is a reason for another size
 shuffled = jax.jit(feeds.shuffled, static_argnums=1)
 
@@ -96,35 +96,21 @@ def test_epochs_that_start_in_the_middle_of_one_go_on_where_it_stands():
     np.testing.assert_array_equal(rest.ravel(), np.concatenate([whole[1, 1:], whole[2, :1]]).ravel())
 
 
-@pytest.mark.parametrize("chunk", [2**15, SLOW(4)])
-def test_three_and_three_epochs_are_six_bit_for_bit(chunk, chunk_steps):
-    whole, trace = run(6)
+@pytest.mark.parametrize(
+    ("make", "chunk"),
+    [(descent, 2**15), SLOW(descent, 4), SLOW(lambda: mjn.optax_descent(seen, ADAM, has_aux=True), 4)],
+)
+def test_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
+    epochs_of = functools.partial(mjn.descend_epochs, make(), data=data_of(13), key=KEY, batch_size=BATCH_SIZE)
+    whole, trace = epochs_of(state=make().init(0.0), epochs=6)
     chunk_steps(chunk)
-    state, first = run(3)
-    state, second = run(3, state=state)
+    state, first = epochs_of(state=make().init(0.0), epochs=3)
+    state, second = epochs_of(state=state, epochs=3)
     chex.assert_trees_all_equal(state, whole, strict=True)
     for part in ("loss", "aux"):
         parts = np.concatenate([getattr(first, part), getattr(second, part)])
         np.testing.assert_array_equal(parts, getattr(trace, part))
     assert trace.loss.shape == (18,)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "chunk"),
-    [(lambda: mjn.gradient_descent(OBJECTIVE, 0.02), 4), (lambda: mjn.optax_descent(OBJECTIVE, ADAM), 2**15)],
-    ids=["gradient descent", "adam"],
-)
-def test_of_a_network_too_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
-    draw, start = np.random.default_rng(0), make().init(PARAMS)
-    data = mjn.Batch(draw.normal(size=(14, 2)).astype(np.float32), draw.normal(size=(14, 1)).astype(np.float32))
-    epochs_of = functools.partial(mjn.descend_epochs, make(), data=data, key=KEY, batch_size=4)
-    whole, trace = epochs_of(state=start, epochs=6)
-    chunk_steps(chunk)
-    state, first = epochs_of(state=start, epochs=3)
-    state, second = epochs_of(state=state, epochs=3)
-    chex.assert_trees_all_equal(state, whole, strict=True)
-    np.testing.assert_array_equal(np.concatenate([first.loss, second.loss]), trace.loss)
 
 
 def test_no_epochs_leave_everything_as_it_is():

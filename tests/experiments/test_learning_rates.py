@@ -12,6 +12,7 @@ import minijaxnet as mjn
 learning_rates = importlib.import_module("learning_rates")
 
 EIGENVALUES = np.array([0.1, 0.5, 1.0, 4.0, 10.0])
+PARAMS = {"w": np.ones(5, np.float32)}
 TURN = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
 
 
@@ -21,11 +22,11 @@ def bowl(params, batch):
 
 @pytest.mark.parametrize("way", [pytest.param("hessian_eigenvalue", marks=pytest.mark.slow), "lanczos_eigenvalue"])
 def test_both_ways_find_the_largest_eigenvalue(way):
-    assert getattr(learning_rates, way)(bowl, {"w": np.ones(5, np.float32)}, None) == pytest.approx(10.0, rel=1e-5)
+    assert getattr(learning_rates, way)(bowl, PARAMS, None) == pytest.approx(10.0, rel=1e-5)
 
 
 def test_one_iteration_of_lanczos_is_not_enough():
-    assert learning_rates.lanczos_eigenvalue(bowl, {"w": np.ones(5, np.float32)}, None, iterations=1) < 10.0
+    assert learning_rates.lanczos_eigenvalue(bowl, PARAMS, None, iterations=1) < 10.0
 
 
 @pytest.mark.slow

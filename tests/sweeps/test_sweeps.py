@@ -1,6 +1,5 @@
 """Sweeps: each replica is the run by itself, the grid is in order, and blocks change nothing."""
 
-import functools
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kits.descents import squared_distance
+from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet.bench.machine import machine
@@ -18,7 +18,6 @@ from minijaxnet.sweeps import grid as sweep_grid
 from minijaxnet.sweeps import program as sweep_program
 
 RATES = np.array([1e-3, 1e-2, 1e6])
-SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def distance(params, target):
