@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 from kits.processes import LINE
@@ -16,20 +17,10 @@ from minijaxnet.bench.cost import StepCost
 from minijaxnet.bench.roofline import Roofline, limits
 
 
-class Program:
-    """A compiled program of which only the text is asked for."""
-
-    def __init__(self, body, devices=4):
-        """Wrap the text of some computations."""
-        self.text = f"HloModule made, num_partitions={devices}\n\n{textwrap.dedent(body)}"
-
-    def as_text(self):
-        """The whole."""
-        return self.text
-
-
-def counted(body, devices=4):
-    return communication(Program(body, devices))
+def counted(body):
+    """What is counted in a compiled program for four devices, of which only the text is asked for."""
+    text = f"HloModule made, num_partitions=4\n\n{textwrap.dedent(body)}"
+    return communication(SimpleNamespace(as_text=lambda: text))
 
 
 def test_operands_that_are_reduced_together_are_one_collective_with_all_their_bytes():

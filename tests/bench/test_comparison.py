@@ -81,12 +81,8 @@ def test_a_printed_comparison_has_a_row_an_arm_and_keeps_to_100_columns():
     assert row.endswith("baseline")
     assert "50 interleaved rounds; the baseline against itself: 1.000 (0.980 to 1.030)" in lines[-2]
     assert "UNSOUND" not in str(found)
-
-
-def test_an_unsound_comparison_keeps_to_100_columns():
     found = comparison((12345.6, 1234.5, 123456.7), (1.1, 1.05, 1.2), rounds=1_000_000)
-    assert lines_too_long(found) == []
-    assert str(found).splitlines()[-1].startswith("UNSOUND: the baseline differs from itself")
+    assert lines_too_long(found) == [] and str(found).splitlines()[-1].startswith("UNSOUND: the baseline differs from")
 
 
 @pytest.mark.parametrize("ratio", [(3.0, 2.9, 3.1), (1.2345e-5, 1.2345e-6, 1.2345e-4), (12345.6, 12345.5, 1234567.8)])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from kits.marks import slow
 from kits.steps import mlp_step
 
 import minijaxnet as mjn
@@ -111,7 +112,7 @@ def loop_of(step, state, batch, steps=None):
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("steps", [None, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [None, *slow(1000)])
 def test_the_loop_of_a_small_network_is_folded_and_of_a_larger_one_is_not(steps):
     assert folded_loop(loop_of(*mlp_step((2, 2, 1), 4), steps)) is True
     assert folded_loop(loop_of(*mlp_step((64, 128, 10), 128), steps)) is False

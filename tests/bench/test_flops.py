@@ -104,11 +104,7 @@ def test_a_convolution_and_its_gradients_count_as_xla_counts_them(how, of):
     found = counted(function, *arguments)
     assert not found.other
     assert found.matrix["float32"] == jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-
-
-def test_a_plain_convolution_by_formula():
-    found = counted(lambda x, k: lax.conv(x, k, (1, 1), "VALID"), ones(2, 3, 9, 8), ones(5, 3, 4, 2))
-    assert found.matrix == {"float32": 2 * (2 * 5 * 6 * 7) * (4 * 2) * 3}
+    assert how != "valid" or found.matrix["float32"] == 2 * (2 * 6 * 7 * 7) * (3 * 2) * 4, "by formula"
 
 
 # --- Everything else --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from kits.marks import slow
 
 from minijaxnet.bench import roofline as roofline_module
 from minijaxnet.bench.cost import StepCost, step_cost
@@ -109,9 +110,7 @@ def test_a_rate_is_work_over_the_least_time(monkeypatch, first_s, side):
     assert roofline.dispatch_s == pytest.approx(5e-6)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16"))]
-)
+@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float32", "float16")])
 def test_what_is_timed_neither_vanishes_nor_grows(monkeypatch, dtype):
     kept = []
     monkeypatch.setattr(roofline_module, "_block", lambda *arguments: kept.append(arguments))

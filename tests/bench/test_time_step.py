@@ -138,23 +138,19 @@ def test_what_a_block_costs_once_drops_out_of_the_slope():
 
 
 @pytest.mark.parametrize(
-    ("step", "error", "words"),
+    ("step", "words"),
     [
-        (
-            lambda w, b: (w[:1], b),
-            ValueError,
-            r"another state than it took: .*params: got float32\[1\]; .*float32\[9\]",
-        ),
-        (lambda w, b: (w.astype(jnp.bfloat16), b), ValueError, "another state than it took"),
-        (lambda w, b: ({"w": w}, b), ValueError, "another state than it took"),
-        (lambda w, b: (jax.debug.print("{}", b) or w, b), ValueError, "has side effects"),
+        (lambda w, b: (w[:1], b), r"another state than it took: .*params: got float32\[1\]; .*float32\[9\]"),
+        (lambda w, b: (w.astype(jnp.bfloat16), b), "another state than it took"),
+        (lambda w, b: ({"w": w}, b), "another state than it took"),
+        (lambda w, b: (jax.debug.print("{}", b) or w, b), "has side effects"),
     ],
     ids=["shape", "dtype", "structure", "prints"],
 )
-def test_a_step_that_cannot_be_timed_is_refused(step, error, words):
-    with pytest.raises(error, match=f"descent: its step .*{words}"):
+def test_a_step_that_cannot_be_timed_is_refused(step, words):
+    with pytest.raises(ValueError, match=f"descent: its step .*{words}"):
         time_step(own(step), WEIGHTS, np.float32(0), seconds=SHORT)
-    with pytest.raises(error, match=rf"arms\['b'\]: its step .*{words}"):
+    with pytest.raises(ValueError, match=rf"arms\['b'\]: its step .*{words}"):
         mjn.compare_steps({"a": PLAIN, "b": own(step)}, WEIGHTS, np.float32(0), baseline="a")
 
 
@@ -172,9 +168,7 @@ def test_a_step_that_fails_says_so_in_its_own_words():
         time_step(own(broken), WEIGHTS, 0.0, seconds=SHORT)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "error"), [(0, ValueError), (-1.0, ValueError), ("1", TypeError), (True, TypeError)]
-)
+@pytest.mark.parametrize(("seconds", "error"), [(-1.0, ValueError), (True, TypeError)])
 def test_seconds_must_be_a_positive_number(seconds, error):
     with pytest.raises(error, match=f"seconds: got {seconds!r}"):
         time_step(PLAIN, WEIGHTS, 0.0, seconds=seconds)

@@ -7,9 +7,10 @@ import textwrap
 import numpy as np
 import pytest
 from kits.lines import RIGHT, line
+from kits.timings import comparison
 
 import minijaxnet as mjn
-from minijaxnet.bench import ArmTiming, Interval, StepComparison, machine, roofline, rounds
+from minijaxnet.bench import Interval, machine, roofline, rounds
 from minijaxnet.cli import devices, main
 from minijaxnet.verify import GradReport, Verdict
 
@@ -39,14 +40,8 @@ def bench(tmp_path, monkeypatch, capsys):
     return run
 
 
-def comparison(names, factors=(1, 2, 3)):
-    wobble = 1 + np.arange(20) / 1000
-    arms = {name: ArmTiming(0.5, factor * 1e-6 * wobble) for name, factor in zip(names, factors, strict=False)}
-    return StepComparison(names[0], arms, 1e-6 * wobble[::-1], wobble)
-
-
 def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_saved(bench, tmp_path, monkeypatch):
-    comparison(ARMS).save(tmp_path / "then.json")
+    comparison(dict.fromkeys(ARMS, 1), machine=machine.machine()).save(tmp_path / "then.json")
     asked = []
     monkeypatch.setattr(
         "minijaxnet.cli.bench.checked_devices", lambda text, batch: [1, int(text)] if text > "1" else []
@@ -112,12 +107,12 @@ def test_numbers_of_devices_are_read_before_anything_is_parsed():
 
 
 def test_each_number_of_devices_has_a_row_against_one(monkeypatch):
-    monkeypatch.setattr(devices, "compare_steps", lambda arms, *rest, **options: comparison([*arms]))
+    monkeypatch.setattr(devices, "compare_steps", lambda arms, *rest, **options: comparison({n: int(n) for n in arms}))
     monkeypatch.setattr(devices, "_placed", lambda descent, number: descent)
     descent = mjn.gradient_descent(lambda w, batch: (w - batch) ** 2, 0.1)
     options = {"seconds": 1, "same_result": True}
     table = devices.compare_devices(descent, [1, 2, 4], np.float32(1), np.float32(2), None, **options)
     rows = [row.split() for row in table.splitlines()[2:5]]
-    assert [(row[0], row[1], row[5]) for row in rows[1:]] == [("2", "2.019", "2"), ("4", "3.029", "3")]
+    assert [(row[0], row[1], row[5]) for row in rows[1:]] == [("2", "200.1", "2"), ("4", "400.3", "4")]
     assert rows[0][0] == "1" and [row[-2:] for row in rows] == [["0", "0"]] * 3
     assert "no speedup is to be expected here, and none is claimed" in table

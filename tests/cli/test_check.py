@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 from kits.lines import RIGHT, line
+from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
@@ -29,11 +30,8 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 @pytest.mark.parametrize(
     ("slope", "wrong", "precisions"),
-    [
-        pytest.param(WRONG, "negated", ("bfloat16",), id="wrong at negative weights"),
-        pytest.param(WRONG, "negated", PRECISIONS, id="the same in three dtypes", marks=pytest.mark.slow),
-        pytest.param(RIGHT, None, PRECISIONS, id="right", marks=pytest.mark.slow),
-    ],
+    [(WRONG, "negated", ("bfloat16",)), *slow((WRONG, "negated", PRECISIONS), (RIGHT, None, PRECISIONS))],
+    ids=["wrong at negative weights", "the same in three dtypes", "right"],
 )
 def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_where_it_is_wrong(
     check, tmp_path, monkeypatch, slope, wrong, precisions
@@ -75,8 +73,7 @@ SMALL = {
     [
         ("fun", 3),
         ("gradient", 1),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fun", 1), ("gradient", 3))),
-        *(pytest.param("value_and_gradient", factor, marks=pytest.mark.slow) for factor in (1, 3)),
+        *slow(("fun", 1), ("gradient", 3), ("value_and_gradient", 1), ("value_and_gradient", 3)),
     ],
 )
 def test_a_small_file_is_checked(kind, factor, check):

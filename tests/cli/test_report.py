@@ -38,16 +38,13 @@ experiment = mjn.Experiment(
 )
 """
 NETWORK = """
-"A network of six weights."
-import jax, jax.numpy as jnp
-import minijaxnet as mjn
-
-net = mjn.mlp((2, 2, 1), bias=False)
+import jax, jax.numpy as jnp, minijaxnet as mjn
+net, error = mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error
 points = mjn.Batch(jnp.array([[2.0, 3.0], [1.0, 2.0]]), jnp.array([[13.0], [8.0]]))
+by_hand = mjn.mlp_gradient((2, 2, 1), activation=jax.nn.relu, loss=error, bias=False)
 experiment = mjn.Experiment(
-    "net", net.init, mjn.objective(net, mjn.mean_squared_error), lambda: (points, points), predict=net.apply,
-    value_and_gradient=mjn.mlp_gradient((2, 2, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False),
-    defaults=mjn.Settings(steps=10, learning_rate=0.01),
+    "net", net.init, mjn.objective(net, error), lambda: (points, points), predict=net.apply,
+    value_and_gradient=by_hand, defaults=mjn.Settings(steps=10, learning_rate=0.01),
 )
 """
 
@@ -153,16 +150,12 @@ def test_an_earlier_run_gets_its_page_and_its_pictures_as_files(folder, capsys, 
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_of_another_experiment_only_what_the_folder_holds_is_shown(folder):
+def test_of_another_experiment_or_of_none_only_what_the_folder_holds_is_shown(folder):
     Path("line.py").write_text(LINE.replace("10.0", "11.0"), encoding="utf-8")
     assert main(["report", str(folder), "--output", "other.html"]) == 0
     text = text_of("other.html")
     assert "Only what the folder holds is shown" in text and "have changed since" in text.replace("has", "have")
     assert 'id="player' not in text and "The descent took all 10 steps." in text
-
-
-@pytest.mark.usefixtures("unrendered")
-def test_without_the_experiment_only_what_the_folder_holds_is_shown(folder, ran, monkeypatch):
     config = json.loads(text_of(folder / "config.json"))
     (folder / "config.json").write_text(json.dumps(config | {"file_here": "nowhere.py"}))
     Path("line.py").unlink()
@@ -242,63 +235,40 @@ def test_a_picture_or_predictions_that_fail_cost_themselves_alone(told, known, m
         (["a", "--pictures", "made", "--format", "jpeg"], "argument --format: invalid choice: 'jpeg' (choose from"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(capsys, arguments, words):
+def test_what_cannot_be_asked_or_is_no_run_is_refused(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
         main(["report", *arguments])
     assert ended.value.code == 2 and words in capsys.readouterr().err
-
-
-def test_what_is_no_run_has_no_page(capsys):
     assert main(["report", "nowhere"]) == 2
     assert "nowhere: there is no config.json" in capsys.readouterr().err
 
 
 # --- From the command to the page -------------------------------------------------------------------------------------
 
+GRADIENT = ("The gradient by hand is right.", "Gradient by hand against autodiff")
+LOSS = ("From above", "From the side", "Predictions in the plane", "The network at a point")
+STEPS = ("Which step is faster", "Samples in the order of time", "Compile and steady")
 
-def run(tmp_path, monkeypatch, text, *arguments):
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "command", "code", "titles"),
+    [
+        (LINE, "sweep --learning-rate 0.001:1:7log --seeds 2 --steps 30", 0, ["Where the descents ended"]),
+        (LINE, "run --learning-rate 1 --steps 200 --bench-seconds 0", 1, ["The descent diverged at step"]),
+        (NETWORK, "run --bench-seconds 0.2", 0, [*GRADIENT, *LOSS, *STEPS, "Largest errors on test data"]),
+    ],
+    ids=["a sweep", "a descent that diverged", "a network"],
+)
+def test_what_came_out_is_on_the_page(tmp_path, monkeypatch, text, command, code, titles):
     (tmp_path / "it.py").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    verb, *flags = arguments
-    code = main([verb, "it.py", *flags])
+    verb, *flags = command.split()
+    assert main([verb, "it.py", *flags]) == code
     [folder] = Path("runs").iterdir()
-    return code, folder
-
-
-@pytest.mark.slow
-def test_a_sweep_has_a_page(tmp_path, monkeypatch):
-    flags = ["--learning-rate", "0.001:1:7log", "--seeds", "2", "--steps", "30"]
-    _, folder = run(tmp_path, monkeypatch, LINE, "sweep", *flags)
-    assert main(["report", str(folder)]) == 0
-    text = text_of(folder / "report.html")
-    assert "Where the descents ended" in text and "could not be" not in text and "Only what" not in text
-
-
-@pytest.mark.slow
-def test_a_descent_that_diverged_is_drawn_and_said(tmp_path, monkeypatch):
-    flags = ["--learning-rate", "1", "--steps", "200", "--bench-seconds", "0"]
-    code, folder = run(tmp_path, monkeypatch, LINE, "run", *flags)
-    text = text_of(folder / "report.html")
-    assert code == 1 and "The descent diverged at step" in text and "could not be" not in text
-
-
-@pytest.mark.slow
-def test_a_networks_page_has_its_gradient_check_its_loss_its_graph_and_its_errors(tmp_path, monkeypatch):
-    code, folder = run(tmp_path, monkeypatch, NETWORK, "run", "--bench-seconds", "0.2")
-    text = text_of(folder / "report.html")
-    assert code == 0 and "could not be" not in text and 'id="player' not in text
-    gradient = ("The gradient by hand is right.", "Gradient by hand against autodiff")
-    loss = ("From above", "From the side", "Predictions in the plane", "The network at a point")
-    steps = ("Which step is faster", "Samples in the order of time", "Compile and steady")
-    for title in (*gradient, *loss, *steps, "Largest errors on test data"):
-        assert title in text, title
-
-
-@pytest.mark.slow
-def test_a_run_without_a_page_ends_as_ever(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "page", lambda made: 1 / 0)
-    code, folder = run(tmp_path, monkeypatch, LINE, "run", "--bench-seconds", "0")
-    assert code == 0 and not (folder / "report.html").exists()
-    said = [line for line in capsys.readouterr().out.splitlines() if "report.html" in line]
-    assert said == ["no report.html: ZeroDivisionError: division by zero"]
-    assert json.loads(text_of(folder / "result.json"))["steps_taken"] == 10
+    if verb == "sweep":
+        assert main(["report", str(folder)]) == 0
+    page = text_of(folder / "report.html")
+    assert [title for title in titles if title not in page] == []
+    assert "could not be" not in page and "Only what" not in page
+    assert ('id="player' in page) == ("diverged" in titles[0])

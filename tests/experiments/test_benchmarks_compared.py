@@ -15,14 +15,15 @@ import jax
 import numpy as np
 import pytest
 import timers
+from benchmarks_compared import Task
+from kits.marks import slow
+from timers import FASTER, PLANTED, SAME, SLOWER, Tool
 
 from minijaxnet.bench import rounds
 from minijaxnet.bench.blocks import compilations, fused, start_state
 from minijaxnet.bench.flops import count
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SAME, SLOWER, FASTER = timers.SAME, timers.SLOWER, timers.FASTER
-PLANTED, Task, Tool = timers.PLANTED, benchmarks_compared.Task, timers.Tool
 
 
 def arms_of(kind: str, truth: str) -> timers.Arms:
@@ -50,8 +51,10 @@ def flops_of(arms) -> list[int]:
     ],
 )
 def test_the_slower_arm_does_exactly_so_much_more_work(kind, truth, ratio):
-    first, second = flops_of(arms_of(kind, truth))
+    arms = arms_of(kind, truth)
+    first, second = flops_of(arms)
     assert first * ratio[1] == second * ratio[0]
+    assert arms.first.step is not arms.second.step, "two equal arms are functions of their own"
 
 
 def test_a_step_is_its_rounds_one_after_the_other():
@@ -64,7 +67,7 @@ def test_a_step_is_its_rounds_one_after_the_other():
     assert (int(state.step), report.loss) == (1, state.params[0, 0])
 
 
-@pytest.mark.parametrize("kind", ["3 %", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("A/A", "10 %"))])
+@pytest.mark.parametrize("kind", ["3 %", *slow("A/A", "10 %")])
 def test_xla_keeps_the_loop_with_all_its_rounds(kind):
     arms = arms_of(kind, SLOWER)
     state = start_state(arms.second, arms.params, None)
@@ -75,11 +78,6 @@ def test_xla_keeps_the_loop_with_all_its_rounds(kind):
         rounds = round(400 * (1 + PLANTED[kind]))
         assert f'"known_trip_count":{{"n":"{rounds}"}}' in text
         assert text.count(" dot(") == 1
-
-
-def test_two_equal_arms_are_functions_of_their_own():
-    arms = arms_of("A/A", SAME)
-    assert arms.first.step is not arms.second.step
 
 
 def test_what_goes_from_step_to_step_neither_vanishes_nor_saturates():
@@ -169,28 +167,17 @@ def test_a_call_is_compiled_before_it_is_timed_and_waits_for_all_that_it_returns
 
 
 def test_timeit_gives_the_time_of_one_call_of_each_arm(monkeypatch):
-    now = [0.0]
-
-    def call_of(step_s, draw):
-        def call():
-            now[0] += step_s * (1 + draw.random())
-
-        return call
-
-    calls = [call_of(step_s, np.random.default_rng(0)) for step_s in (1e-3, 2e-3)]
+    now, draw = [0.0], np.random.default_rng(0)
+    calls = [lambda step_s=step_s: now.append(now[-1] + step_s * draw.uniform(1, 2)) for step_s in (1e-3, 2e-3)]
     monkeypatch.setattr(timers, "calls_of", lambda arms: calls)
-    monkeypatch.setattr(timers.timeit, "Timer", functools.partial(timeit.Timer, timer=lambda: now[0]))
+    monkeypatch.setattr(timers.timeit, "Timer", functools.partial(timeit.Timer, timer=lambda: now[-1]))
     found = timers.by_timeit(None, 20)["seconds"]
     assert found["median"] == pytest.approx([1.5e-3, 3e-3], rel=0.02)
-    assert (
-        found["best"] == pytest.approx([1.5e-3, 3e-3], rel=0.1) and max(np.divide(found["best"], found["median"])) < 1
-    )
+    assert found["best"] == pytest.approx([1.5e-3, 3e-3], rel=0.1)
+    assert max(np.divide(found["best"], found["median"])) < 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["minijaxnet", *(pytest.param(name, marks=pytest.mark.slow) for name in timers.TOOLS if name != "minijaxnet")],
-)
+@pytest.mark.parametrize("name", ["minijaxnet", *slow(*(name for name in timers.TOOLS if name != "minijaxnet"))])
 def test_every_tool_measures_both_arms(name, monkeypatch, tmp_path, capsys):
     tool = timers.TOOLS[name]
     if tool.needs:
@@ -296,7 +283,7 @@ FAKES = {
 }
 
 
-@pytest.mark.parametrize("load", ["none", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("load", ["none", *slow("both")])
 def test_verdicts_are_counted_and_saved(load, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(benchmarks_compared, "TOOLS", FAKES)
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # those of the other tests, too

@@ -2,11 +2,14 @@
 
 import functools
 import importlib
+import itertools
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from kits.marks import slow
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Arm, Workload
 from peers import arms as worker
 from peers import compare as bench_peers
@@ -67,24 +70,16 @@ def reference(workload: Workload, steps: int = STEPS) -> np.ndarray:
     return np.array(seen)
 
 
-QUICK = ("minijaxnet", "c")
 EXPECTED = {"2-2-1": WORKLOADS["2-2-1"], "classes": CLASSES, "copies": COPIES}
+QUICK = {*itertools.product(["numpy"], EXPECTED), ("minijaxnet", "2-2-1"), ("c", "2-2-1")}
+OTHERS = {*itertools.product(PEERS, EXPECTED)} - QUICK
 
 
 # --- The peers ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning:torch")
-@pytest.mark.parametrize(
-    ("peer", "name"),
-    [
-        pytest.param(
-            peer, name, marks=[] if peer == "numpy" or (peer in QUICK and name == "2-2-1") else pytest.mark.slow
-        )
-        for peer in PEERS
-        for name in EXPECTED
-    ],
-)
+@pytest.mark.parametrize(("peer", "name"), [*sorted(QUICK), *slow(*sorted(OTHERS))])
 def test_every_peer_takes_the_same_steps_from_the_same_start(peer, name):
     workload = EXPECTED[name]
     expected = reference(workload)
@@ -107,9 +102,7 @@ def test_no_two_peers_share_a_label_and_the_tables_find_theirs():
     assert {SCAN, LOOP, OURS_LOOP, OURS_WHOLE} <= set(labels)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps"), [("2-2-1", 500), pytest.param("64-128-10", 25, marks=pytest.mark.slow), ("1000x2-2-1", 100)]
-)
+@pytest.mark.parametrize(("name", "steps"), [("2-2-1", 500), ("1000x2-2-1", 100), *slow(("64-128-10", 25))])
 def test_losses_fall_and_stay_finite(name, steps):
     (arm,) = arms_of("numpy", WORKLOADS[name]).values()
     means = losses(arm, steps).reshape(steps, -1).mean(axis=1)
@@ -167,19 +160,6 @@ def test_a_block_that_ends_in_nan_is_refused():
         worker.block(Arm(lambda: lambda steps: [1.0, float("nan")]), 2)
 
 
-class Pipe:
-    """What ``serve`` is told, and what it says."""
-
-    def __init__(self, *told):
-        self.told, self.said = list(told), []
-        self.send = self.said.append
-
-    def recv(self):
-        if not self.told:
-            raise EOFError
-        return self.told.pop(0)
-
-
 def counting_down(steps):
     return [1 / (1 + k) for k in range(steps)]
 
@@ -191,10 +171,10 @@ def raising(steps):
 def test_a_worker_answers_until_its_pipe_is_closed_and_says_what_goes_wrong(monkeypatch):
     monkeypatch.setattr(worker, "timed", lambda start, steps: (1e-4 * steps, start()(steps)))
     arms = {"a": Arm(lambda: counting_down, note=lambda: "so it is"), "b": Arm(lambda: raising, True, False)}
-    pipe = Pipe(("first", "a"), ("size", "a"), ("block", "a"), ("first", "b"))
-    with pytest.raises(EOFError):
-        worker.serve(pipe, arms)
-    opened, (done, (compile_s, losses, note)), size, (_, step_s), wrong = pipe.said
+    told, said = iter([("first", "a"), ("size", "a"), ("block", "a"), ("first", "b")]), []
+    with pytest.raises(StopIteration):  # as a pipe that is closed raises EOFError
+        worker.serve(SimpleNamespace(recv=told.__next__, send=said.append), arms)
+    opened, (done, (compile_s, losses, note)), size, (_, step_s), wrong = said
     assert opened == (True, {"a": (False, True), "b": (True, False)})
     assert done and (compile_s, note) == (0, "so it is") and losses.tolist() == counting_down(20)
     assert size == (True, 300) and step_s == pytest.approx(1e-4)

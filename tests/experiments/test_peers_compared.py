@@ -2,7 +2,6 @@
 
 import json
 import sys
-import textwrap
 
 import numpy as np
 import peers_compared
@@ -14,69 +13,80 @@ from minijaxnet.bench.intervals import Interval
 
 
 class Scripted:
-    """A peer that is no process: what it answers, an exception to be raised, or the seconds of its blocks."""
+    """A peer that is no process: what it opens with, answers at first, and how long its blocks take, and how many."""
 
-    def __init__(self, opened, losses=(1.0, 0.5), step_s=1e-4, first=None, blocks=99):
-        self.opened, self.losses, self.step_s, self.first, self.blocks = opened, losses, step_s, first, blocks
-        self.closed = False
+    def __init__(self, opened, first=(1.0, 0.5), step_s=1e-4, blocks=99):
+        self.opened, self.asked, self.closed = opened, {"first": first, "size": 4, "block": step_s}, False
+        self.blocks = blocks
 
     def answer(self, verb):
-        assert verb == "open"
-        if isinstance(self.opened, Exception):
-            raise self.opened
-        return self.opened
+        return self.ask(verb, "", self.opened)
 
-    def ask(self, verb, label):
-        if verb == "first":
-            if self.first:
-                raise self.first
-            return 0.5, np.float32(self.losses), "a note"
-        if verb == "size":
-            return 4
-        self.blocks -= 1
-        if self.blocks < 0:
-            raise bench_peers.PeerFailed("died")
-        return self.step_s
+    def ask(self, verb, label, answer=None):
+        self.blocks -= verb == "block"
+        answer = self.asked[verb] if answer is None else answer
+        if isinstance(answer, Exception) or self.blocks < 0:
+            raise answer if isinstance(answer, Exception) else bench_peers.PeerFailed("died")
+        return (0.5, np.float32(answer), "a note") if verb == "first" else answer
 
     def close(self):
         self.closed = True
 
 
-def test_those_that_agree_take_turns_and_the_others_have_a_reason(monkeypatch):
-    monkeypatch.setattr(bench_peers, "sentinel", lambda: lambda: 1e-6)
-    peers = {
-        "jax": Scripted({SCAN: (True, True)}),
-        "good": Scripted({"good": (False, True)}, step_s=2e-4),
-        "other": Scripted({"other": (True, True)}, losses=(1.1, 0.5)),
-        "another rule": Scripted({"another rule": (True, False)}, losses=(1.1, 0.5)),
-        "raises": Scripted({"raises": (True, True)}, first=bench_peers.PeerFailed("RuntimeError: not today")),
-        "dies later": Scripted({"dies later": (True, True)}, blocks=3),
-        "absent": Scripted("not installed"),
-        "broken": Scripted(bench_peers.PeerFailed("died with exit code 1")),
+def no(words):
+    return bench_peers.PeerFailed(words)
+
+
+def test_those_that_agree_take_turns_and_the_others_have_a_reason(monkeypatch, tmp_path, capsys):
+    scans = iter([1e-4, 3e-4])
+    make = {
+        "jax": lambda: Scripted({SCAN: (True, True)}, step_s=next(scans)),
+        "good": lambda: Scripted({LOOP: (False, True)}, step_s=2e-4),
+        "other": lambda: Scripted({"other": (True, True)}, first=(1.1, 0.5)),
+        "another rule": lambda: Scripted({"another rule": (True, False)}, first=(1.1, 0.5)),
+        "raises": lambda: Scripted({"raises": (True, True)}, first=no("RuntimeError: not today")),
+        "dies later": lambda: Scripted({"dies later": (True, True)}, blocks=3),
+        "absent": lambda: Scripted("not installed"),
+        "broken": lambda: Scripted(no("died with exit code 1")),
     }
-    again = Scripted({SCAN: (True, True)}, step_s=3e-4)
-    found = bench_peers.compare_peers(peers, again, SCAN, seconds=0)
-    assert list(found.rows) == [SCAN, "good", "another rule"]
-    assert found.untimed == {
+    started = []
+
+    def start(module, arguments, scratch):
+        assert module == "peers.worker" and arguments[1] == "2-2-1"
+        started.append(make[arguments[0]]())
+        return started[-1]
+
+    monkeypatch.setattr(bench_peers, "sentinel", lambda: lambda: 1e-6)
+    monkeypatch.setattr(peers_compared, "Peer", start)
+    monkeypatch.setattr(peers_compared, "PEERS", {name: name for name in make})
+    file = tmp_path / "samples.json"
+    arguments = ["peers_compared.py", "--workloads", "2-2-1", "--only", ",".join(make), "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--json", str(file)])
+    peers_compared.main()
+    found = json.loads(file.read_text(encoding="utf-8"))["2-2-1"]
+    assert list(found["rows"]) == [SCAN, LOOP, "another rule"]
+    assert found["untimed"] == {
         "other": "another result: at step 0 the loss is 1.1; expected 1",
         "raises": "RuntimeError: not today",
         "dies later": "died",
         "absent": "not installed",
         "broken": "died with exit code 1",
     }
-    good = found.rows["good"]
-    assert (good.whole, good.compile_s, good.note) == (False, 0.5, "a note")
-    assert set(good.samples_s) == {2e-4} and set(found.control_s) == {3e-4} and set(found.sentinel_s) == {1e-6}
-    assert len(good.samples_s) == len(found.control_s) == len(found.sentinel_s) >= 9
-    assert all(peer.closed for peer in (*peers.values(), again))
+    good = found["rows"][LOOP]
+    assert (good["whole"], good["compile_s"], good["note"]) == (False, 0.5, "a note")
+    samples = (good["samples_s"], found["control_s"], found["sentinel_s"])
+    assert [set(times) for times in samples] == [{2e-4}, {3e-4}, {1e-6}]
+    assert len({len(times) for times in samples}) == 1 and len(good["samples_s"]) >= 9
+    printed = capsys.readouterr().out
+    assert all(f"not timed: {name}: {reason}" in printed for name, reason in found["untimed"].items())
+    assert len(started) == len(make) + 1 and all(peer.closed for peer in started)
 
 
-@pytest.mark.parametrize("where", ["opened", "first"])
-def test_without_the_reference_there_is_no_comparison(monkeypatch, where):
+@pytest.mark.parametrize("scan", [{"opened": no("it is")}, {"opened": {SCAN: (True, True)}, "first": no("it is")}])
+def test_without_the_reference_there_is_no_comparison(monkeypatch, scan):
     monkeypatch.setattr(bench_peers, "sentinel", lambda: lambda: 1e-6)
-    scan = {"opened": {SCAN: (True, True)}} | {where: bench_peers.PeerFailed("died with exit code 1")}
     peers = {"jax": Scripted(**scan), "good": Scripted({"good": (False, True)})}
-    with pytest.raises(bench_peers.PeerFailed, match=r"raw lax\.scan: died with exit code 1"):
+    with pytest.raises(bench_peers.PeerFailed, match=r"raw lax\.scan: it is"):
         bench_peers.compare_peers(peers, Scripted({SCAN: (True, True)}), SCAN, seconds=0)
     assert all(peer.closed for peer in peers.values())
 
@@ -111,87 +121,24 @@ def test_a_process_that_says_no_hangs_or_dies_is_told_apart(tmp_path, monkeypatc
         peer.close()
 
 
-FAKE = '''
-"""Arms that need no framework: they wait, as long as real ones take."""
-import os, sys, time
-from peers import LOOP, OURS_LOOP, SCAN, Arm
+FAKE = """
+from peers import Arm, SCAN
 
 def arms(workload):
-    blocks = []
-    def arm(step_s, whole=False, factor=1.0, when=lambda steps: None):
-        def run(steps):
-            when(steps)
-            time.sleep(step_s * steps)
-            return [factor / (1 + k) for k in range(min(steps, 20))]
-        return Arm(lambda: run, whole=whole)
-    def dies(steps):
-        if steps != 20:
-            print("out of ideas", file=sys.stderr, flush=True)
-            os._exit(7)
-    def raises(steps):
-        raise RuntimeError("not today\\nnor tomorrow")
-    return {KIND}
-'''
-BASE = '{SCAN: arm(1e-4, True), LOOP: arm(3e-4), OURS_LOOP: arm(3e-4), "other": arm(1e-4, factor=1.1)}'
-KINDS = {
-    "base": BASE,
-    "dying": '{"dies later": arm(1e-4, when=dies)}',
-    "raising": '{"raises": arm(1e-3, when=raises)}',
-    "hanging": '{"hangs": arm(60.0)}',
-    "unable": '"too small a framework"',
-}
+    return {SCAN: Arm(lambda: lambda steps: [1.0] * steps)}
+"""
 
 
-@pytest.fixture
-def fakes(tmp_path, monkeypatch):
-    for kind, arms in KINDS.items():
-        (tmp_path / f"fake_{kind}.py").write_text(textwrap.dedent(FAKE).replace("{KIND}", arms), encoding="utf-8")
-    (tmp_path / "fake_broken.py").write_text("1 / 0", encoding="utf-8")
+@pytest.mark.slow
+def test_a_peers_file_is_opened_in_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
+    (tmp_path / "broken.py").write_text("1 / 0", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    answer = bench_peers.Peer.answer
-
-    def hasty(peer, verb):
-        with monkeypatch.context() as patch:
-            if "fake_hanging" in peer.process.args and verb == "first":
-                patch.setitem(bench_peers.PATIENCE_S, verb, 1.0)
-            return answer(peer, verb)
-
-    monkeypatch.setattr(bench_peers.Peer, "answer", hasty)
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_a_comparison_of_peers_of_which_some_fail(fakes, monkeypatch, capsys):
-    kinds = {"jax": "base", **{kind: kind for kind in (*KINDS, "broken", "absent") if kind != "base"}}
-    monkeypatch.setattr(peers_compared, "PEERS", {name: f"fake_{kind}" for name, kind in kinds.items()})
-    file = fakes / "samples.json"
-    arguments = ["peers_compared.py", "--workloads", "2-2-1", "--only", ",".join(kinds), "--seconds", "0"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--json", str(file)])
-    peers_compared.main()
-    found = json.loads(file.read_text(encoding="utf-8"))["2-2-1"]
-    assert set(found["rows"]) == {SCAN, LOOP, OURS_LOOP}
-    untimed = found["untimed"]
-    assert untimed.pop("absent").startswith("not installed (No module named")
-    assert untimed == {
-        "other": "another result: at step 0 the loss is 1.1; expected 1",
-        "dies later": "died with exit code 7: out of ideas",
-        "raises": "RuntimeError: not today",
-        "hangs": "took longer than 1 s (first)",
-        "unable": "too small a framework",
-        "broken": "died with exit code 1: ZeroDivisionError: division by zero",
-    }
-    rounds = {len(row["samples_s"]) for row in found["rows"].values()} | {len(found["control_s"])}
-    assert len(rounds) == 1
-    assert min(rounds) >= 8
-    printed = capsys.readouterr().out
-    assert all(f"not timed: {name}: {reason}" in printed for name, reason in untimed.items())
-
-
-@pytest.mark.slow
-def test_without_the_scan_there_is_no_comparison(fakes, monkeypatch):
-    monkeypatch.setattr(peers_compared, "PEERS", {"jax": "fake_broken"})
-    with pytest.raises(bench_peers.PeerFailed, match=r"raw lax\.scan: died with exit code 1"):
-        peers_compared.compare("2-2-1", ["jax"], 0.0, fakes)
+    monkeypatch.setattr(peers_compared, "PEERS", {"jax": "fake", "broken": "broken", "absent": "no_such_file"})
+    found = peers_compared.compare("2-2-1", peers_compared.PEERS, 0.0, tmp_path)
+    assert list(found.rows) == [SCAN]
+    assert found.untimed["absent"].startswith("not installed (No module named")
+    assert found.untimed["broken"] == "died with exit code 1: ZeroDivisionError: division by zero"
 
 
 # --- The table ------------------------------------------------------------------------------------------------------

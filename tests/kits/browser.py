@@ -18,6 +18,8 @@ from typing import Any
 
 PATIENCE_S = 120.0  # for any one answer; a busy machine is slow, a hanging browser is for ever
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_OPTIONS = """--headless=new --remote-debugging-pipe --disable-gpu --disable-dev-shm-usage --disable-extensions
+--disable-background-networking --disable-component-update --no-first-run --no-default-browser-check"""
 # The browser reads from file descriptor 3 and writes to 4; this puts the pipes there and becomes the browser.
 _BECOME = """
 import fcntl, os, sys
@@ -45,22 +47,9 @@ def browser() -> Iterator["Browser"]:
     profile = tempfile.mkdtemp(prefix="browser-")
     to_read, our_write = os.pipe()
     our_read, to_write = os.pipe()
-    options = [
-        "--headless=new",
-        "--remote-debugging-pipe",
-        f"--user-data-dir={profile}",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-extensions",
-        "--no-first-run",
-        "--no-default-browser-check",
-        *(["--no-sandbox"] if os.geteuid() == 0 else []),
-        "about:blank",
-    ]
+    options = [f"--user-data-dir={profile}", *_OPTIONS.split(), *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BECOME, str(to_read), str(to_write), program, *options],
+        [sys.executable, "-I", "-S", "-c", _BECOME, str(to_read), str(to_write), program, *options, "about:blank"],
         pass_fds=(to_read, to_write),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -189,13 +178,6 @@ class Tab:
         """Press and release a key, such as ``"ArrowRight"`` (39)."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Write a PNG of the page."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": clip} if whole else {}))
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def pdf(self) -> bytes:
         """The page as it is printed."""

@@ -24,26 +24,27 @@ CONTRASTS = """(() => {
   const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   const behind = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = parse(getComputedStyle(e).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-      if (colour[3] !== 0) throw new Error("half a background");
-    }
-    return [255, 255, 255];
+    if (!element) return [255, 255, 255];
+    const colour = parse(getComputedStyle(element).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour;
+    if (colour[3] !== 0) throw new Error("half a background");
+    return behind(element.parentElement);
   };
-  const found = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
-    const element = walk.currentNode.parentElement;
-    const hidden = element.closest("script, style, noscript") || !element.checkVisibility();
-    if (hidden || !walk.currentNode.data.trim()) continue;
-    const inPicture = element instanceof SVGElement;
-    const colour = getComputedStyle(element)[inPicture ? "fill" : "color"];
+    const element = walk.currentNode.parentElement, text = walk.currentNode.data.trim();
+    if (element.closest("script, style, noscript") || !element.checkVisibility() || !text) continue;
+    const colour = getComputedStyle(element)[element instanceof SVGElement ? "fill" : "color"];
     const [a, b] = [light(parse(colour)), light(behind(element))];
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), walk.currentNode.data.trim().slice(0, 40)]);
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), text.slice(0, 40)]);
   }
   return found;
 })()"""
+FOCUS = (
+    "[document.activeElement.className || document.activeElement.dataset.act || document.activeElement.tagName, "
+    "getComputedStyle(document.activeElement).outlineStyle]"
+)
+BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
 DOT = "['cx', 'cy'].map((name) => Number(document.querySelector('#player-1-1 .dot').getAttribute(name)))"
 
 
@@ -111,122 +112,9 @@ def test_a_page_opens_without_a_complaint_and_asks_nobody_and_its_slider_and_its
     assert [url for url in tab.requests() if not url.startswith("data:")] == []
     assert tab.run("document.querySelectorAll('.player').length") == 2
     assert tab.run("getComputedStyle(document.querySelector('.player')).display") != "none"
-    one = one_weight()
     move(tab, "#player-1-1 .stop", 7)
     found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
-    assert found == [7, *(column[7] for column in one.stops)]
-    assert says(tab).startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
-    move(tab, "#player-1-1 .rates", 1000)
-    assert says(tab).startswith("It diverges: each step overshoots")
-
-
-@pytest.mark.slow
-def test_the_numbers_are_the_records_to_the_last_bit(tab: Tab):
-    one, two = one_weight(), two_weights()
-    steps = np.diff(two.path, axis=0)
-    for i in (0, 3, 7, 18):
-        move(tab, "#player-1-1 .stop", i)
-        move(tab, "#player-1-2 .stop", i)
-        found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
-        assert found == [i, *(column[i] for column in one.stops)]
-        found = [float(shown(tab, key, "#player-1-2")) for key in ("w0", "w1", "loss", "step0", "step1")]
-        assert found == [*two.path[i], two.losses[i], *steps[i]]
-    move(tab, "#player-1-1 .stop", 19)
-    assert shown(tab, "step0") == ""  # the last step was not taken
-
-
-@pytest.mark.slow
-def test_the_dot_is_where_the_record_says(tab: Tab):
-    one, places = one_weight(), []
-    for i in (0, 2, 5, 19):
-        move(tab, "#player-1-1 .stop", i)
-        places.append([*tab.run(DOT), one.stops.weights[i], one.stops.losses[i]])
-    x, y, weights, losses = np.transpose(places)
-    assert len(np.unique(x)) == 4
-    for pixels, values, way in ((x, weights, 1), (y, losses, -1)):
-        slope, offset = np.polyfit(values, pixels, 1)
-        assert np.sign(slope) == way
-        np.testing.assert_allclose(slope * values + offset, pixels, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_path_on_a_surface_grows_with_the_slider(tab: Tab):
-    lengths = []
-    for i in (0, 5, 29):
-        move(tab, "#player-1-2 .stop", i)
-        lengths.append(tab.run("document.querySelector('#player-1-2 .trail').points.numberOfItems"))
-    assert lengths == [1, 6, 30]
-    assert tab.run("document.querySelector('#player-1-2 image').href.baseVal").startswith("data:image/png")
-
-
-@pytest.mark.slow
-def test_keys_move_the_slider_and_the_numbers(tab: Tab):
-    tab.run("document.querySelector('#player-1-1 .stop').focus()")
-    for key, code, expected in (("ArrowRight", 39, 1), ("ArrowRight", 39, 2), ("ArrowLeft", 37, 1), ("End", 35, 19)):
-        tab.press(key, code)
-        assert stop(tab) == expected
-        assert shown(tab, "at") == str(expected)
-
-
-@pytest.mark.slow
-def test_the_focus_can_be_seen_and_reaches_every_control(tab: Tab):
-    seen = []
-    for _ in range(30):
-        tab.press("Tab", 9)
-        seen.append(
-            tab.run(
-                "[document.activeElement.className || document.activeElement.dataset.act || "
-                "document.activeElement.tagName, getComputedStyle(document.activeElement).outlineStyle]"
-            )
-        )
-    assert {"play", "forward", "stop", "rates", "scroll", "copy", "A"} <= {name for name, _ in seen}
-    assert all(outline == "solid" for name, outline in seen if name != "BODY")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("still", [False, True])
-def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
-    tab.emulate(still=still)
-    assert (tab.run("getComputedStyle(document.querySelector('.dot')).transitionDuration") == "0s") is still
-    time.sleep(0.3)
-    assert stop(tab) == 0  # nothing plays by itself
-    move(tab, "#player-1-1 .stop", 18)
-    tab.run("document.querySelector('#player-1-1 [data-act=play]').click()")
-    assert tab.run("document.querySelector('#player-1-1 [data-act=play]').textContent") == "Pause"
-    tab.until("document.querySelector('#player-1-1 [data-act=play]').textContent === 'Play'")
-    assert stop(tab) == 19
-    assert float(shown(tab, "w0")) == one_weight().stops.weights[19]
-
-
-@pytest.mark.slow
-def test_forward_and_back_take_one_stop(tab: Tab):
-    for act, expected in (("forward", 1), ("forward", 2), ("back", 1), ("back", 0)):
-        tab.run(f"document.querySelector('#player-1-1 [data-act={act}]').click()")
-        assert stop(tab) == expected
-    assert tab.run("document.querySelector('#player-1-1 [data-act=back]').disabled")
-
-
-@pytest.mark.slow
-def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
-    expected = {
-        0.021: "crawls",
-        0.5: "converges",
-        0.98: "converges",
-        1.5: "overshoots and converges",
-        1.9999: "overshoots",
-        2.001: "diverges",
-        5.0: "diverges",
-    }  # by the rate times the curvature
-    players = [one_weight()._replace(learning_rate=product / 18) for product in expected]
-    with opened(chrome, write(tmp_path / "page.html", *players)) as tab:
-        found = tab.run("[...document.querySelectorAll('.says strong')].map((e) => e.textContent)")
-        assert dict(zip(expected, found, strict=True)) == expected
-        rates = tab.run("[...document.querySelectorAll('.rate')].map((e) => Number(e.textContent))")
-        assert rates == pytest.approx([product / 18 for product in expected], rel=5e-3)
-
-
-@pytest.mark.slow
-def test_dragging_the_rate_says_what_happens(tab: Tab):
+    assert found == [7, *(column[7] for column in one_weight().stops)]
     recorded = says(tab)
     assert recorded.startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
     move(tab, "#player-1-1 .rates", 1000)
@@ -241,22 +129,89 @@ def test_dragging_the_rate_says_what_happens(tab: Tab):
 
 
 @pytest.mark.slow
-def test_the_edges_stand_where_the_slider_has_these_rates(tab: Tab):
-    assert tab.run("[...document.querySelectorAll('.edges span')].map((e) => e.textContent)") == [
-        "1/curvature\n0.0556",
-        "2/curvature\n0.111",
-    ]
+def test_stops_are_the_records_to_the_last_bit_and_drawn_where_it_says(tab: Tab):
+    one, two, places, lengths = one_weight(), two_weights(), [], []
+    steps = np.diff(two.path, axis=0)
+    for i in (0, 3, 7, 18):
+        move(tab, "#player-1-1 .stop", i)
+        move(tab, "#player-1-2 .stop", i)
+        found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
+        assert found == [i, *(column[i] for column in one.stops)]
+        found = [float(shown(tab, key, "#player-1-2")) for key in ("w0", "w1", "loss", "step0", "step1")]
+        assert found == [*two.path[i], two.losses[i], *steps[i]]
+        places.append([*tab.run(DOT), one.stops.weights[i], one.stops.losses[i]])
+        lengths.append(tab.run("document.querySelector('#player-1-2 .trail').points.numberOfItems"))
+    move(tab, "#player-1-1 .stop", 19)
+    assert shown(tab, "step0") == ""  # the last step was not taken
+    assert lengths == [1, 4, 8, 19]
+    assert tab.run("document.querySelector('#player-1-2 image').href.baseVal").startswith("data:image/png")
+    x, y, weights, losses = np.transpose(places)
+    assert len(np.unique(x)) == 4
+    for pixels, values, way in ((x, weights, 1), (y, losses, -1)):
+        slope, offset = np.polyfit(values, pixels, 1)
+        assert np.sign(slope) == way
+        np.testing.assert_allclose(slope * values + offset, pixels, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_keys_and_buttons_move_the_slider_and_the_numbers_and_reach_every_control(tab: Tab):
+    tab.run("document.querySelector('#player-1-1 .stop').focus()")
+    for key, code, expected in (("ArrowRight", 39, 1), ("ArrowRight", 39, 2), ("ArrowLeft", 37, 1), ("End", 35, 19)):
+        tab.press(key, code)
+        assert stop(tab) == expected
+        assert shown(tab, "at") == str(expected)
+    move(tab, "#player-1-1 .stop", 0)
+    for act, expected in (("forward", 1), ("forward", 2), ("back", 1), ("back", 0)):
+        tab.run(f"document.querySelector('#player-1-1 [data-act={act}]').click()")
+        assert stop(tab) == expected
+    assert tab.run("document.querySelector('#player-1-1 [data-act=back]').disabled")
+    tab.run("document.activeElement.blur()")
+    seen = []
+    for _ in range(30):
+        tab.press("Tab", 9)
+        seen.append(tab.run(FOCUS))
+    assert {"play", "forward", "stop", "rates", "scroll", "copy", "A"} <= {name for name, _ in seen}
+    assert all(outline == "solid" for name, outline in seen if name != "BODY")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("still", [False, True])
+def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
+    tab.emulate(still=still)
+    assert (tab.run("getComputedStyle(document.querySelector('.dot')).transitionDuration") == "0s") is still
+    time.sleep(0.3)
+    assert stop(tab) == 0  # nothing plays by itself
+    move(tab, "#player-1-1 .stop", 18)
+    play = "document.querySelector('#player-1-1 [data-act=play]')"
+    assert tab.run(f"{play}.click(), {play}.textContent") == "Pause"
+    tab.until(f"{play}.textContent === 'Play'")
+    assert stop(tab) == 19
+    assert float(shown(tab, "w0")) == one_weight().stops.weights[19]
+
+
+@pytest.mark.slow
+def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
+    expected = {0.021: "crawls", 0.5: "converges", 0.98: "converges", 1.5: "overshoots and converges"}
+    expected |= {1.9999: "overshoots", 2.001: "diverges", 5.0: "diverges"}  # by the rate times the curvature
+    players = [one_weight()._replace(learning_rate=product / 18) for product in expected]
+    with opened(chrome, write(tmp_path / "page.html", *players)) as tab:
+        found = tab.run("[...document.querySelectorAll('.says strong')].map((e) => e.textContent)")
+        assert dict(zip(expected, found, strict=True)) == expected
+        rates = tab.run("[...document.querySelectorAll('.rate')].map((e) => Number(e.textContent))")
+        assert rates == pytest.approx([product / 18 for product in expected], rel=5e-3)
+
+
+@pytest.mark.slow
+def test_the_live_bowl_takes_the_records_steps_and_its_edges_stand_where_the_slider_has_these_rates(tab: Tab):
+    x = tab.run("[...document.querySelectorAll('.live-stop')].map((c) => Number(c.getAttribute('cx')))")
+    weights = one_weight().stops.weights
+    np.testing.assert_allclose(np.diff(x[:20]) / (x[1] - x[0]), np.diff(weights) / (weights[1] - weights[0]), rtol=1e-6)
+    edges = tab.run("[...document.querySelectorAll('.edges span')].map((e) => e.textContent)")
+    assert edges == ["1/curvature\n0.0556", "2/curvature\n0.111"]
     for k in (1, 2):
         at = tab.run(f"parseFloat(document.querySelectorAll('.edges span')[{k - 1}].style.left)")
         move(tab, "#player-1-1 .rates", round(10 * at))
         assert tab.run("Number(document.querySelector('.rate').textContent)") == pytest.approx(k / 18, rel=0.01)
-
-
-@pytest.mark.slow
-def test_the_live_bowl_takes_the_same_steps_as_the_record(tab: Tab):
-    x = tab.run("[...document.querySelectorAll('.live-stop')].map((c) => Number(c.getAttribute('cx')))")
-    weights = one_weight().stops.weights
-    np.testing.assert_allclose(np.diff(x[:20]) / (x[1] - x[0]), np.diff(weights) / (weights[1] - weights[0]), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -298,30 +253,21 @@ def test_the_page_never_scrolls_sideways(tab: Tab, width: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
-def test_every_text_can_be_read(tab: Tab, dark: bool):
+@pytest.mark.parametrize(("dark", "colour"), [(False, "rgb(255, 255, 255)"), (True, "rgb(22, 24, 28)")])
+def test_dark_mode_is_dark_and_every_text_can_be_read(tab: Tab, dark: bool, colour: str):
     tab.emulate(dark=dark)
+    assert tab.run(BACKGROUND) == colour
     contrasts = tab.run(CONTRASTS)
     assert len(contrasts) > 80
     assert not [text for contrast, text in contrasts if contrast < 4.5]
 
 
 @pytest.mark.slow
-def test_dark_mode_is_dark_and_paper_is_white(tab: Tab):
-    background = "getComputedStyle(document.documentElement).backgroundColor"
-    assert tab.run(background) == "rgb(255, 255, 255)"
-    tab.emulate(dark=True)
-    assert tab.run(background) == "rgb(22, 24, 28)"
+def test_paper_is_white_and_has_the_pictures_without_the_controls(tab: Tab):
     tab.emulate(dark=True, media="print")
-    assert tab.run(background) == "rgb(255, 255, 255)"
-
-
-@pytest.mark.slow
-def test_printing_leaves_the_controls_out_and_keeps_the_pictures(tab: Tab):
-    tab.emulate(media="print")
-    assert (
-        tab.run("[...document.querySelectorAll('button, input, nav')].filter((e) => e.checkVisibility()).length") == 0
-    )
+    assert tab.run(BACKGROUND) == "rgb(255, 255, 255)"
+    controls = "[...document.querySelectorAll('button, input, nav')].filter((e) => e.checkVisibility()).length"
+    assert tab.run(controls) == 0
     assert tab.run(
         "[...document.querySelectorAll('figure svg, figure img, .record .stage')]"
         ".every((e) => e.checkVisibility() && e.clientHeight > 20)"
@@ -336,25 +282,19 @@ def test_pictures_sliders_and_buttons_have_names(tab: Tab):
     for node in nodes:
         if not node["ignored"]:
             named.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
-    assert len(named["image"]) == 5
-    assert len(named["slider"]) == 3
-    assert len(named["button"]) == 9
+    assert [len(named[role]) for role in ("image", "slider", "button")] == [5, 3, 9]
     assert {"banner", "main", "navigation", "table"} <= named.keys()
     for role in ("image", "slider", "button", "navigation", "table", "region"):
         assert all(named[role]), role
 
 
 @pytest.mark.slow
-def test_a_table_is_copied_in_full(tab: Tab):
+def test_a_table_is_copied_in_full_and_selected_where_it_may_not_be(tab: Tab):
     tab.run("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")
     tab.run("document.querySelector('.copy').click()")
     tab.until("document.querySelector('.copy').textContent === 'Copied'")
     quoted = '"' + NASTY.replace('"', '""') + '"'
     assert tab.run("window.copied") == f"{quoted},loss\r\n{quoted},{1 / 3!r}\r\nb,nan\r\n"
-
-
-@pytest.mark.slow
-def test_a_table_that_may_not_be_copied_is_selected(tab: Tab):
     tab.run("navigator.clipboard.writeText = () => Promise.reject(new Error('no'))")
     tab.run("document.querySelector('.copy').click()")
     tab.until("document.activeElement.tagName === 'TEXTAREA'")

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from kits.pictures import axes_with
+from kits.marks import slow
+from kits.pictures import axes_with, lines
 
 from minijaxnet.report.axes import as_written
 from minijaxnet.report.curves import draw_curves, draw_trace
@@ -15,11 +16,6 @@ ROWS = [
 ]
 
 
-def line(axes, label):
-    (found,) = (line for line in axes.get_lines() if line.get_label() == label)
-    return found
-
-
 def labels(axes):
     return axes.get_legend_handles_labels()[1]
 
@@ -29,7 +25,7 @@ def test_a_line_that_is_short_enough_stays_as_it_is():
     assert steps.tolist() == list(range(7)) and values.tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("count", [2_001, 2_002, 10_007, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_001, 2_002, 10_007, *slow(1_000_000)])
 def test_thinning_keeps_ends_and_extremes_and_the_order(count):
     values = np.random.default_rng(0).normal(size=count)
     values[count // 3], values[count // 2] = 50.0, -50.0
@@ -72,7 +68,7 @@ def test_thin_says_what_it_cannot_use(arguments):
 
 def test_train_and_test_are_drawn_as_such(axes):
     draw_curves(axes, ROWS, ["train_loss", "test_loss"])
-    train, test = line(axes, "train loss"), line(axes, "test loss")
+    train, test = lines(axes)["train loss"], lines(axes)["test loss"]
     assert train.get_xdata().tolist() == [0, 10, 20, 30, 40]
     assert test.get_ydata().tolist() == [row["test_loss"] for row in ROWS]
     assert train.get_color() == COLOURS["train"] and test.get_color() == COLOURS["test"]
@@ -83,53 +79,42 @@ def test_train_and_test_are_drawn_as_such(axes):
 def test_a_metric_and_its_test_twin_are_train_and_test(axes):
     rows = [{"step": i, "accuracy": 0.1 * i, "test_accuracy": 0.05 * i} for i in range(4)]
     draw_curves(axes, rows, ["accuracy", "test_accuracy"])
-    assert line(axes, "accuracy").get_color() == COLOURS["train"]
-    assert line(axes, "test accuracy").get_color() == COLOURS["test"]
+    assert lines(axes)["accuracy"].get_color() == COLOURS["train"]
+    assert lines(axes)["test accuracy"].get_color() == COLOURS["test"]
 
 
-SCALES = [
-    ([1.0, 2.0, 3.0], "linear"),
-    ([1.0, 100.0, 3.0], "log"),
-    ([0.0, 100.0, 1.0], "symlog"),
-    ([-1.0, 100.0, 1.0], "linear"),
-    ([5.0, 5.0, 5.0], "linear"),
-    ([np.nan, np.inf, 1.0], "linear"),
-    ([np.nan, np.nan, np.nan], "linear"),
-    ([7.0], "linear"),
-    ([1.0, 1e-300, 1.7e308], "log"),
-    ([], "linear"),
-]
+LINEAR = ([1.0, 2.0, 3.0], [-1.0, 100.0, 1.0], [5.0] * 3, [np.nan] * 3, [7.0])
 
 
-@pytest.mark.parametrize(("losses", "expected"), SCALES)
-def test_the_scale_suits_the_numbers(losses, expected, axes):
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 100.0, 3.0], "log"),
+        ([0.0, 100.0, 1.0], "symlog"),
+        ([np.nan, np.inf, 1.0], "linear"),
+        ([], "linear"),
+        *slow(([1.0, 1e-300, 1.7e308], "log"), *((losses, "linear") for losses in LINEAR)),
+    ],
+)
+def test_the_scale_suits_the_numbers(losses, expected, tmp_path):
     rows = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
-    draw_curves(axes, rows, ["loss"])
+    axes = axes_with(lambda axes: draw_curves(axes, rows, ["loss"], flat_at=1, diverged_at=2), tmp_path)
     assert axes.get_yscale() == expected
     assert ("linear below" in axes.get_ylabel()) == (expected == "symlog")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("losses", [losses for losses, _ in SCALES])
-def test_any_losses_can_be_drawn(losses, tmp_path):
-    rows = [{"step": i, "loss": loss, "train_loss": loss, "test_loss": loss} for i, loss in enumerate(losses)]
-    for names in (["loss"], ["train_loss", "test_loss"]):
-        axes_with(lambda axes, names=names: draw_curves(axes, rows, names, flat_at=1, diverged_at=2), tmp_path)
-    axes_with(lambda axes: draw_trace(axes, trace(losses, len(losses), FLAT)), tmp_path)
 
 
 def test_what_is_not_finite_is_a_gap_and_a_cross(axes):
     rows = [{"step": i, "loss": 1.0 + i} for i in range(5)]
     rows[2]["loss"], rows[4]["loss"] = float("nan"), float("inf")
     draw_curves(axes, rows, ["loss"])
-    assert np.isnan(line(axes, "loss").get_ydata()).tolist() == [False, False, True, False, True]
-    assert line(axes, "not finite").get_xdata().tolist() == [2, 4]
+    assert np.isnan(lines(axes)["loss"].get_ydata()).tolist() == [False, False, True, False, True]
+    assert lines(axes)["not finite"].get_xdata().tolist() == [2, 4]
 
 
 def test_ends_are_marked(axes):
     draw_curves(axes, ROWS, ["loss"], flat_at=35, diverged_at=44)
     assert labels(axes) == ["loss", "flat at step 35", "diverged at step 44"]
-    assert list(line(axes, "flat at step 35").get_xdata()) == [35, 35]
+    assert list(lines(axes)["flat at step 35"].get_xdata()) == [35, 35]
 
 
 def test_names_are_drawn_as_they_are(tmp_path):
@@ -154,8 +139,8 @@ def trace(losses, taken, status):
 def test_a_trace_is_drawn_as_far_as_it_went(status, word, axes):
     of = trace([8.0, 4.0, 2.0, np.nan], 3, status)
     draw_trace(axes, of, first_step=100)
-    assert line(axes, "loss").get_xdata().tolist() == [100, 101, 102]
-    assert line(axes, "gradient norm").get_ydata().tolist() == [4.0, 2.0, 1.0]
+    assert lines(axes)["loss"].get_xdata().tolist() == [100, 101, 102]
+    assert lines(axes)["gradient norm"].get_ydata().tolist() == [4.0, 2.0, 1.0]
     assert any(label.startswith(word) for label in labels(axes)) and len(labels(axes)) == 2 + bool(word)
 
 
@@ -168,8 +153,8 @@ def test_a_long_trace_is_thinned_with_its_spike(axes):
     losses = np.ones(100_000)
     losses[77_777] = 1e6
     draw_trace(axes, trace(losses, 100_000, OUT_OF_STEPS))
-    assert len(line(axes, "loss").get_xdata()) <= 2_000
-    assert 77_777 in line(axes, "loss").get_xdata()
+    assert len(lines(axes)["loss"].get_xdata()) <= 2_000
+    assert 77_777 in lines(axes)["loss"].get_xdata()
 
 
 def test_several_traces_are_refused():

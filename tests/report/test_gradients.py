@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import slow
 from kits.pictures import axes_with, lines
 
-from minijaxnet import check_grad
 from minijaxnet.report.gradients import (
     DifferenceErrors,
     branches,
@@ -81,14 +81,11 @@ def test_no_error_and_an_endless_one_are_seen_as_such(axes):
     "leaves",
     [
         [leaf(error=np.nan, tolerance=np.inf, share_wrong=1.0)],
-        *(
-            pytest.param(leaves, marks=pytest.mark.slow)
-            for leaves in (
-                [],
-                [leaf(error=0.0, tolerance=0.0)],
-                [leaf(error=1e-300), leaf("$x_1$ <b>" * 20, error=1e300, share_wrong=1.0)],
-                [leaf("none", 0.0), leaf("some", precision_ratio=3.0), leaf("endless", np.inf, share_wrong=0.5)],
-            )
+        *slow(
+            [],
+            [leaf(error=0.0, tolerance=0.0)],
+            [leaf(error=1e-300), leaf("$x_1$ <b>" * 20, error=1e300, share_wrong=1.0)],
+            [leaf("none", 0.0), leaf("some", precision_ratio=3.0), leaf("endless", np.inf, share_wrong=0.5)],
         ),
     ],
 )
@@ -109,19 +106,6 @@ def test_the_verdicts_fit_into_a_line():
     right = report(leaf())
     assert verdict_line(right).startswith("right: ") and "algebra pass" in verdict_line(right)
     assert worst_element(right) == ""
-
-
-@pytest.mark.slow
-def test_a_real_check_is_drawn(tmp_path):
-    def gradient(w):
-        return {"slope": 2.02 * w["slope"], "offset": jnp.ones(())}
-
-    args = ({"slope": jnp.array([1.0, -2.0]), "offset": jnp.array(0.5)},)
-    told = check_grad(lambda w: jnp.sum(w["slope"] ** 2) + w["offset"], gradient, args)
-    axes = axes_with(lambda axes: draw_errors(axes, told), tmp_path)
-    assert lines(axes)["difference, too large"].get_xdata().tolist() == [told.leaves["['slope']"].error]
-    assert "worst: ['slope'][" in axes.get_xlabel()
-    axes_with(lambda axes: draw_precision(axes, told), tmp_path)
 
 
 def test_differences_have_two_branches_with_the_slopes_of_theory():
@@ -149,14 +133,7 @@ def test_a_direction_of_another_structure_is_named():
 
 
 @pytest.mark.parametrize(
-    "errors",
-    [
-        np.full(40, np.nan),
-        *(
-            pytest.param(errors, marks=pytest.mark.slow)
-            for errors in (np.zeros(40), np.full(40, np.inf), np.ones(40), 0.5 ** np.arange(40))
-        ),
-    ],
+    "errors", [np.full(40, np.nan), *slow(np.zeros(40), np.full(40, np.inf), np.ones(40), 0.5 ** np.arange(40))]
 )
 def test_any_errors_can_be_drawn(errors, tmp_path):
     found = DifferenceErrors(0.5 ** np.arange(40), {"float32": errors, "float64": errors})

@@ -3,24 +3,16 @@
 import xml.etree.ElementTree as ET
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from kits.pictures import swept
+from kits.timings import comparison
 
-from minijaxnet import check_grad, descend, fit, gradient_descent, sweep
-from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.report import notebook, style
 from minijaxnet.run import FitResult
 from minijaxnet.tables import html_of
 from minijaxnet.trace import FLAT, OUT_OF_STEPS, Trace
 from minijaxnet.verify import GradReport, LeafReport, Verdict
-
-BATCH = (np.ones(2, np.float32), np.full(2, 3, np.float32))
-
-
-def objective(w, batch):
-    return jnp.mean((w * batch[0] - batch[1]) ** 2)
 
 
 def fitted(taken=30, status=OUT_OF_STEPS, names=("train_loss", "test_loss")):
@@ -35,31 +27,12 @@ def checked():
 
 
 def compared():
-    wobble = 1 + 0.01 * np.sin(np.arange(20))
-    arms = {name: ArmTiming(0.5, seconds * wobble) for name, seconds in (("<i>", 1e-4), ("b & c", 2e-4))}
-    return StepComparison("<i>", arms, 1e-4 * wobble[::-1], np.ones(20), {"cpu": "one"})
+    return comparison({"<i>": 1, "b & c": 2})
 
 
 def ended():
-    return swept([[1, 2], [0.1, 0.2], [np.inf, np.inf]], learning_rate=np.array([0.01, 0.1, 1e9]), seed=np.arange(2))
-
-
-def really_fitted():
-    descent = gradient_descent(objective, 0.1)
-    return fit(descent, descent.init(0.0), BATCH, steps=30, measure=lambda w: {"train_loss": w, "test_loss": 2 * w})
-
-
-def really_checked():
-    return check_grad(lambda w: w["<b>"] ** 3, lambda w: {"<b>": 2 * w["<b>"] ** 2}, ({"<b>": jnp.array(2.0)},))
-
-
-def really_swept():
-    def run(learning_rate, key):
-        descent = gradient_descent(objective, learning_rate)
-        return descend(descent, descent.init(jax.random.normal(key)), BATCH, steps=50)[1]
-
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    return sweep(run, {"learning_rate": np.array([0.01, 0.1, 1e9]), "key": keys})
+    keys = jax.random.wrap_key_data(np.zeros((2, 2), np.uint32))
+    return swept([[1, 2], [0.1, 0.2], [np.inf, np.inf]], learning_rate=np.array([0.01, 0.1, 1e9]), key=keys)
 
 
 RESULTS = {
@@ -67,17 +40,10 @@ RESULTS = {
     checked: "Gradient by hand: NOT RIGHT: ",
     compared: "Steps, against <i>: b & c is slower",
     ended: "Sweep: 6 descents, 2 diverged; lowest: ",
-    really_fitted: "Descent: took 30 steps",
-    really_checked: "Gradient by hand: NOT RIGHT: ",
-    really_swept: "Sweep: 6 descents, 2 diverged; lowest: ",
 }
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(make, marks=[pytest.mark.slow] * make.__name__.startswith("really")) for make in RESULTS],
-    ids=lambda make: make.__name__,
-)
+@pytest.fixture(scope="module", params=RESULTS, ids=lambda make: make.__name__)
 def told(request):
     """What a result is to say, the result, and its page."""
     result = request.param()

@@ -41,6 +41,11 @@ class Reader(HTMLParser):
         return [(tag, attributes, "".join(said)) for tag, attributes, said in self.elements if tag in tags]
 
 
+def of(*players: Any, **parts: Any) -> str:
+    """A page of one section."""
+    return page(Page("t", [], [Section("s", **({"players": players} | parts))]))
+
+
 @pytest.fixture(scope="module")
 def plain() -> str:
     return page(whole())
@@ -72,29 +77,22 @@ def test_names_are_shown_as_they_are_and_never_become_markup(plain: str):
     assert data_of(text)[1]["names"] == [NASTY, "u"]
 
 
-def test_there_is_one_first_heading_and_no_level_is_left_out(plain: str):
-    levels = [int(tag[1]) for tag, _, _ in Reader(plain).all("h1", "h2", "h3", "h4", "h5", "h6")]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
+def test_headings_have_levels_pictures_names_and_tables_headings_with_a_scope(plain: str):
+    read = Reader(plain)
+    levels = [int(tag[1]) for tag, _, _ in read.all("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert levels[0] == levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-
-
-def test_every_picture_has_a_name(plain: str):
-    svgs = Reader(plain).all("svg")
+    svgs = read.all("svg")
     assert len(svgs) == 4
     assert all(attributes["role"] == "img" and attributes["aria-label"] for _, attributes, _ in svgs)
-    assert all(attributes["alt"] for _, attributes, _ in Reader(plain).all("img"))
-
-
-def test_tables_have_a_caption_and_headings_with_a_scope(plain: str):
-    read = Reader(plain)
+    assert all(attributes["alt"] for _, attributes, _ in read.all("img"))
     assert len(read.all("caption")) == len(read.all("table")) == 1
     assert [attributes["scope"] for _, attributes, _ in read.all("th")] == ["col", "col", "row", "row"]
 
 
 def test_a_number_is_shown_short_and_kept_in_full():
     rows = [("float32", np.float32(0.1)), ("third", 1 / 3), ("many", 12_345_678), ("none", None), ("yes", True)]
-    text = page(Page("t", [], [Section("s", tables=[Table("c", ("name", "value"), rows)])]))
+    text = of(tables=[Table("c", ("name", "value"), rows)])
     cells = Reader(text).all("td")
     assert [said for _, _, said in cells] == ["0.1", "0.333333", "12345678", "", "True"]
     assert [attributes.get("data-full") for _, attributes, _ in cells] == [None, repr(1 / 3), None, None, None]
@@ -125,7 +123,7 @@ def test_the_page_asks_the_network_for_nothing(plain: str):
 
 def test_a_page_of_a_million_steps_stays_small():
     n = 1_000_000
-    text = page(Page("long", [], [Section("s", players=[one_weight(n), two_weights(n)], pictures=[picture()])]))
+    text = of(one_weight(n), two_weights(n), pictures=[picture()])
     assert len(text.encode()) < 3e6
     for data in data_of(text):
         assert len(data["at"]) <= 1_000
@@ -138,7 +136,7 @@ def test_fine_curves_and_surfaces_stay_small_and_keep_their_ends():
     around, axes = np.linspace(1, 6, 100_000), (np.linspace(-2, 2, 500), np.linspace(0, 1, 700))
     one = one_weight()._replace(curve=Curve(around, bowl(around)))
     two = two_weights()._replace(axes=axes, surface=axes[0][:, None] + axes[1])
-    text = page(Page("fine", [], [Section("s", players=[one, two])]))
+    text = of(one, two)
     assert len(text.encode()) < 5e5
     first, second = data_of(text)
     assert (first["curve"][0][0], first["curve"][0][-1]) == (1, 6)
@@ -149,14 +147,14 @@ def test_fine_curves_and_surfaces_stay_small_and_keep_their_ends():
 
 def test_stops_are_the_recorded_numbers_to_the_last_bit():
     player = one_weight(3_000)
-    data = data_of(page(Page("t", [], [Section("s", players=[player])])))[0]
+    data = data_of(of(player))[0]
     assert data["at"][:40] == list(range(40))
     assert np.array_equal(data["stops"], np.array(player.stops)[:, data["at"]])
 
 
 def test_narrow_numbers_are_written_short():
     stops = Stops(*(np.asarray([value], np.float32) for value in (0.1, 2.24, -24, 0.24)))
-    data = data_of(page(Page("t", [], [Section("s", players=[one_weight()._replace(stops=stops)])])))[0]
+    data = data_of(of(one_weight()._replace(stops=stops)))[0]
     assert data["stops"] == [[0.1], [2.24], [-24], [0.24]]
 
 
@@ -168,13 +166,8 @@ def test_what_is_not_finite_is_valid_json():
     one = one_weight()._replace(stops=stops, curve=Curve(around, losses), curvature=nan)
     two = two_weights()
     two.surface[3, 4], two.path[-1], two.losses[-1] = nan, inf, nan
-    first, second = data_of(page(Page("t", [], [Section("s", players=[one, two])])))
-    assert first["stops"] == [
-        [1, "Infinity", "NaN"],
-        [2, "Infinity", "NaN"],
-        [3, "-Infinity", "NaN"],
-        [4, "Infinity", "NaN"],
-    ]
+    first, second = data_of(of(one, two))
+    assert first["stops"] == [[i, "-Infinity" if i == 3 else "Infinity", "NaN"] for i in (1, 2, 3, 4)]
     assert first["curve"][0] == [0, 0.5, 1, 1.5, 2, 2.5, 3]
     assert first["curvature"] is None
     assert second["surface"][3][4] == "NaN"
@@ -182,55 +175,44 @@ def test_what_is_not_finite_is_valid_json():
 
 
 def test_slopes_of_a_parabola_need_not_be_given():
-    first = data_of(page(Page("t", [], [Section("s", players=[one_weight()])])))[0]
+    first = data_of(of(one_weight()))[0]
     weights, _, slopes = np.array(first["curve"])
     np.testing.assert_allclose(slopes, 6 * (3 * weights - 10), rtol=1e-9)
 
 
 def test_an_empty_page_and_a_single_stop_are_pages():
     assert "<nav" not in page(Page("t", [], []))
-    assert "<h2" in page(Page("t", [], [Section("s", players=[one_weight(1), two_weights(1)])]))
+    assert "<h2" in of(one_weight(1), two_weights(1))
+
+
+ONE, TWO = one_weight(), two_weights()
 
 
 @pytest.mark.parametrize(
-    ("report", "message"),
+    ("parts", "message"),
     [
-        (Page("t", [Verdict("good", "x")], []), "verdicts: got the kind 'good'; expected one of ok, warning"),
+        ({"tables": [Table("c", ("a", "b"), [(1,)])]}, "table 'c': got a row of 1 cells; expected 2"),
+        ({"pictures": [Picture("p", "a", "<script>")]}, "picture 'p': got '<script>'"),
+        ({"players": [ONE._replace(learning_rate=0.0)]}, "learning_rate: got 0.0; expected a positive"),
+        ({"players": [ONE._replace(stops=Stops([1], [1, 2], [1], [1]))]}, r"stops: got shapes \[\(1,\), \(2,\)\]"),
         (
-            Page("t", [], [Section("s", tables=[Table("c", ("a", "b"), [(1,)])])]),
-            "table 'c': got a row of 1 cells; expected 2",
-        ),
-        (Page("t", [], [Section("s", pictures=[Picture("p", "a", "<script>")])]), "picture 'p': got '<script>'"),
-        (
-            Page("t", [], [Section("s", players=[one_weight()._replace(learning_rate=0.0)])]),
-            "learning_rate: got 0.0; expected a positive",
-        ),
-        (
-            Page("t", [], [Section("s", players=[one_weight()._replace(stops=Stops([1], [1, 2], [1], [1]))])]),
-            r"stops: got shapes \[\(1,\), \(2,\)\]",
-        ),
-        (
-            Page("t", [], [Section("s", players=[one_weight()._replace(curve=Curve([1, 0], [1, 1]))])]),
+            {"players": [ONE._replace(curve=Curve([1, 0], [1, 1]))]},
             "curve: got 2 finite points; expected 2 or more, their weights rising",
         ),
-        (
-            Page("t", [], [Section("s", players=[one_weight()._replace(curve=Curve([0, 1], [1]))])]),
-            "curve: got shapes",
-        ),
-        (
-            Page("t", [], [Section("s", players=[two_weights()._replace(surface=np.zeros((3, 21)))])]),
-            r"surface: got shape \(3, 21\); expected \(21, 21\)",
-        ),
-        (
-            Page("t", [], [Section("s", players=[two_weights()._replace(axes=([0, 1, 3], [0, 1]))])]),
-            "axes: got shape",
-        ),
-        (Page("t", [], [Section("s", players=[two_weights()._replace(path=np.zeros(3))])]), r"path: got shape \(3,\)"),
+        ({"players": [ONE._replace(curve=Curve([0, 1], [1]))]}, "curve: got shapes"),
+        ({"players": [TWO._replace(surface=np.zeros((3, 21)))]}, r"surface: got shape \(3, 21\); expected \(21, 21\)"),
+        ({"players": [TWO._replace(axes=([0, 1, 3], [0, 1]))]}, "axes: got shape"),
+        ({"players": [TWO._replace(path=np.zeros(3))]}, r"path: got shape \(3,\)"),
     ],
 )
-def test_what_does_not_fit_is_named(report: Page, message: str):
+def test_what_does_not_fit_is_named(parts: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        page(report)
+        of(**parts)
+
+
+def test_a_verdict_of_no_kind_is_named():
+    with pytest.raises(ValueError, match="verdicts: got the kind 'good'; expected one of ok, warning"):
+        page(Page("t", [Verdict("good", "x")], []))
 
 
 def test_without_jinja2_the_error_says_what_to_install(monkeypatch):

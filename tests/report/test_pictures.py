@@ -53,10 +53,6 @@ def test_the_descent_of_one_weight_is_a_bowl_that_moves(tmp_path, monkeypatch):
     np.testing.assert_array_equal(seen[0][0].losses, player.curve.losses)
 
 
-def test_pages_without_pictures_of_their_own_leave_none(tmp_path):
-    assert write_pictures(Page("t", [], []), tmp_path / "none") == [] and (tmp_path / "none").is_dir()
-
-
 def test_a_format_that_is_none_is_refused(tmp_path, drawn):
     with pytest.raises(ValueError, match=r"expected one that ends in .png, .svg or .pdf"):
         write_pictures(Page("t", [], [Section("s", pictures=[drawn("Loss")])]), tmp_path, "jpeg")

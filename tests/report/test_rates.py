@@ -1,12 +1,11 @@
 """Pictures of a sweep: medians, and where descents diverge."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import slow
 from kits.pictures import axes_with, lines, swept
 
-from minijaxnet import descend, gradient_descent, sweep
 from minijaxnet.report.rates import draw_ends, draw_heat, draw_rates, draw_sweep
 
 RATES = np.array([0.01, 0.1, 1.0, 10.0])
@@ -27,12 +26,8 @@ def test_the_median_and_the_band_are_quantiles_of_the_seeds(axes):
     draw_rates(axes, [0.1, 1.0], losses)
     assert lines(axes)["median of 11"].get_ydata().tolist() == [6.0, 60.0]
     (band,) = (found for found in axes.collections if found.get_label() == "10 % to 90 %")
-    assert {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()} == {
-        (0.1, 2.0),
-        (1.0, 20.0),
-        (1.0, 100.0),
-        (0.1, 10.0),
-    }
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(0.1, 2.0), (1.0, 20.0), (1.0, 100.0), (0.1, 10.0)}
 
 
 def test_diverged_seeds_are_triangles_with_their_counts(axes):
@@ -56,17 +51,14 @@ def test_theorys_edge_is_a_line(axes):
     "rates, losses",
     [
         ([0.1, 0.2], [[np.nan, 1.0], [np.nan, np.inf]]),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                (RATES, LOSSES),
-                ([0.1], [[1.0]]),
-                ([0.1], [[np.inf]]),
-                ([0.1, 0.2], [[np.nan], [np.nan]]),
-                ([0.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
-                ([-1.0, 100.0], [[-5.0, 1.0], [0.0, 1e30]]),
-                (np.geomspace(1e-3, 1, 64), np.full((64, 4), np.inf)),
-            )
+        *slow(
+            (RATES, LOSSES),
+            ([0.1], [[1.0]]),
+            ([0.1], [[np.inf]]),
+            ([0.1, 0.2], [[np.nan], [np.nan]]),
+            ([0.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
+            ([-1.0, 100.0], [[-5.0, 1.0], [0.0, 1e30]]),
+            (np.geomspace(1e-3, 1, 64), np.full((64, 4), np.inf)),
         ),
     ],
 )
@@ -93,9 +85,7 @@ def test_a_heat_map_shows_medians_and_crosses(axes):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("rate", "scale")
 
 
-@pytest.mark.parametrize(
-    "value", [np.inf, *(pytest.param(value, marks=pytest.mark.slow) for value in (np.nan, 0.0, -3.0, 2.0))]
-)
+@pytest.mark.parametrize("value", [np.inf, *slow(np.nan, 0.0, -3.0, 2.0)])
 def test_a_heat_map_of_one_value_is_drawn(value, tmp_path):
     axes_with(lambda axes: draw_heat(axes, [1.0], np.arange(3), np.full((1, 3), value), ("a", "b")), tmp_path)
 
@@ -117,23 +107,6 @@ def test_a_sweep_over_two_settings_is_a_heat_map(axes):
     assert image.get_array().filled(-1).tolist() == [[1.0, 2.0, -1.0], [5.0, 6.0, -1.0]]
     assert lines(axes)["diverged"].get_xdata().tolist() == [2, 2]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "start")
-
-
-@pytest.mark.slow
-def test_a_real_sweep_is_drawn(tmp_path):
-    def run(learning_rate, start=1.0, key=None):
-        descent = gradient_descent(lambda w, batch: w**2, learning_rate)
-        return descend(descent, descent.init(start * jnp.ones(())), (), steps=400)[1]
-
-    keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    result = sweep(run, {"key": keys, "learning_rate": np.array([0.01, 0.1, 0.3, 5.0])})
-    axes = axes_with(lambda axes: draw_sweep(axes, result, edge=1.0), tmp_path)
-    assert np.allclose(lines(axes)["median of 3"].get_ydata()[:3], result.losses[0, :3])
-    assert lines(axes)["all diverged"].get_xdata().tolist() == [5.0]
-    rates, starts = np.array([0.01, 0.1, 5.0]), np.array([1.0, 2.0])
-    result = sweep(run, {"learning_rate": rates, "key": keys, "start": starts})
-    axes = axes_with(lambda axes: draw_sweep(axes, result), tmp_path)
-    assert np.allclose(axes.get_images()[0].get_array()[:, :2], result.losses[:2, 0].T)
 
 
 def test_a_sweep_over_keys_alone_is_drawn_over_their_places(axes):

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import slow
 from kits.pages import told
 
 import minijaxnet as mjn
@@ -32,15 +33,10 @@ def rows_of(name, values, **rest):
 @pytest.mark.parametrize(
     ("dtype", "values"),
     [
-        pytest.param(jnp.bfloat16, [8, 4, 2], id="bfloat16"),
-        pytest.param(
-            jnp.float32,
-            [8, np.nextafter(np.float32(8), 9)],
-            id="a step of one unit in the last place",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(jnp.float32, [3e7, 3e7 + 2], id="large", marks=pytest.mark.slow),
+        (jnp.bfloat16, [8, 4, 2]),
+        *slow((jnp.float32, [8, np.nextafter(np.float32(8), 9)]), (jnp.float32, [3e7, 3e7 + 2])),
     ],
+    ids=["bfloat16", "a step of one unit in the last place", "large"],
 )
 def test_a_weight_that_has_few_neighbours_in_its_dtype_has_a_player(dtype, values):
     [section, *_] = shown(told(rows_of("a", values)), known({"a": np.asarray(8, dtype)}, dtype=dtype))
@@ -54,9 +50,7 @@ def test_a_weight_that_has_few_neighbours_in_its_dtype_has_a_player(dtype, value
 
 
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize(
-    ("a", "b"), [(3.3e6, 1e6), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((100.0, 0.0), (0.0, 1e9)))]
-)
+@pytest.mark.parametrize(("a", "b"), [(3.3e6, 1e6), *slow((100.0, 0.0), (0.0, 1e9))])
 def test_two_weights_that_move_little_for_their_size_have_a_player(a, b):
     params = {"a": np.float32(a), "b": np.float32(b)}
     rows = [row | {"params/b": b} for row in rows_of("a", [a, a + 0.1])]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from kits.marks import slow
 from kits.pages import told
+from kits.timings import comparison
 
-from minijaxnet.bench import ArmTiming, StepComparison
 from minijaxnet.report.page import Verdict
 from minijaxnet.report.story import tell
 from minijaxnet.run.folder import read_json
@@ -16,13 +17,9 @@ from minijaxnet.verify import Verdict as Found
     "rows",
     [
         [{"step": i, "loss": -i, "gradient_norm": 10.0**-i, "a<b>$_": 1, "test_a<b>$_": 2} for i in range(300)],
-        pytest.param(
-            [{"step": 0, "loss": float("nan"), "gradient_norm": float("inf"), "train_loss": -1.0, "test_loss": -1.0}],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            [dict(step=i, loss=1.0, gradient_norm=0.0, train_loss=1.0, test_loss=float("nan")) for i in range(9)],
-            marks=pytest.mark.slow,
+        *slow(
+            [{"step": 0, "loss": np.nan, "gradient_norm": np.inf, "train_loss": -1, "test_loss": -1}],
+            [dict(step=i, loss=1, gradient_norm=0, train_loss=1, test_loss=np.nan) for i in range(9)],
         ),
     ],
     ids=["negative, and names with markup", "one that is not finite", "no variance"],
@@ -33,7 +30,7 @@ def test_whatever_was_logged_is_drawn(rows):
     assert len(section.tables[0].rows) <= 200 + 2
 
 
-@pytest.mark.parametrize("count", [2_000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_000, *slow(200_000)])
 def test_many_rows_are_thinned_and_a_spike_stays(count):
     rows = [{"step": i, "loss": 1.0, "gradient_norm": 1.0} for i in range(count)]
     rows[count // 2 + 345]["loss"] = 77.0
@@ -62,9 +59,7 @@ def test_the_first_verdict_is_how_the_run_ended(state, result, kind, words):
 def test_a_page_has_a_section_on_the_gradient_check_and_on_the_steps_and_on_a_sweep(tmp_path):
     leaf = LeafReport("['w']", (2,), 0.0, 1e-15, 1e-15, (1,), 1.0, 1.0, precision_ratio=0.5)
     checked = GradReport({"algebra": Found("pass", "so it is")}, {leaf.path: leaf})
-    wobble = 1 + np.arange(20) / 1000
-    arms = {name: ArmTiming(0.5, factor * wobble) for name, factor in (("hand", 1e-6), ("autodiff", 2e-6))}
-    found = StepComparison("autodiff", arms, 2e-6 * wobble[::-1], wobble, {"cpu": "one"})
+    found = comparison({"autodiff": 1, "hand": 0.5})
     found.save(tmp_path / "comparison.json")
     axes = {"axis_learning_rate": np.array([0.1, 1]), "axis_seed": np.arange(2)}
     np.savez(tmp_path / "sweep.npz", loss=np.ones((2, 2)), **axes)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from kits.marks import slow
+from kits.pictures import lines
 
 from minijaxnet.landscape import LossSurface
 from minijaxnet.report.style import figure, styled
@@ -19,17 +21,13 @@ def space():
         yield figure().add_subplot(projection="3d")
 
 
-def line(axes, label):
-    return next(line for line in axes.lines if line.get_label() == label)
-
-
 def texts(axes):
     return [axes.get_title("left"), *(text.get_text() for text in axes.texts)]
 
 
 def test_the_path_lies_on_the_surface(space):
     draw_surface(space, PLANE, PATH)
-    x, y, z = line(space, "path").get_data_3d()
+    x, y, z = lines(space)["path"].get_data_3d()
     np.testing.assert_array_equal(np.stack([x, y], axis=1), PATH)
     np.testing.assert_allclose(z, 2 * PATH[:, 0] + PATH[:, 1] + 4)
     space.figure.canvas.draw()
@@ -37,7 +35,7 @@ def test_the_path_lies_on_the_surface(space):
 
 def test_the_path_lies_at_its_own_losses_where_they_are_given(space):
     draw_surface(space, PLANE, PATH, path_losses=[5, 4, 3])
-    assert line(space, "path").get_data_3d()[2].tolist() == [5, 4, 3]
+    assert lines(space)["path"].get_data_3d()[2].tolist() == [5, 4, 3]
     with pytest.raises(ValueError, match="path_losses: got 2; expected one for each of 3 stops"):
         draw_surface(space, PLANE, PATH, path_losses=[5, 4])
 
@@ -45,7 +43,7 @@ def test_the_path_lies_at_its_own_losses_where_they_are_given(space):
 def test_losses_over_many_decades_are_drawn_as_logarithms(space):
     decades = LossSurface(OFFSETS, 10.0 ** (2 * OFFSETS[:, None] + 0 * OFFSETS))
     draw_surface(space, decades, [[1.0, 0.0], [-1.0, 0.0]])
-    np.testing.assert_allclose(line(space, "path").get_data_3d()[2], [2, -2])
+    np.testing.assert_allclose(lines(space)["path"].get_data_3d()[2], [2, -2])
     assert [text.get_text() for text in space.get_zticklabels()] == ["0.01", "0.1", "1", "10", "100"]
 
 
@@ -58,11 +56,11 @@ def test_logarithms_can_be_asked_for_where_a_loss_is_zero(space):
 
 def test_stops_beyond_the_picture_are_counted_and_nan_left_out(space):
     draw_surface(space, PLANE, [[5.0, 0.0], [0.5, 0.0], [np.nan, np.nan]])
-    assert line(space, "path").get_data_3d()[0].tolist() == [0.5]
+    assert lines(space)["path"].get_data_3d()[0].tolist() == [0.5]
     assert "1 stops beyond the picture" in texts(space)
 
 
-@pytest.mark.parametrize("broken", [np.inf, pytest.param(np.nan, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("broken", [np.inf, *slow(np.nan)])
 def test_losses_that_are_not_finite_are_told(space, axes, broken):
     losses = PLANE.losses.copy()
     losses[0, 0] = broken
@@ -75,7 +73,7 @@ def test_losses_that_are_not_finite_are_told(space, axes, broken):
         assert "no loss is finite" in texts(on)
 
 
-@pytest.mark.parametrize("height", [0.0, pytest.param(3.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("height", [0.0, *slow(3.0)])
 def test_a_flat_surface_is_drawn(space, axes, height):
     for draw, on in ((draw_surface, space), (draw_contour, axes)):
         draw(on, LossSurface(OFFSETS, np.full((5, 5), height)))
@@ -100,7 +98,7 @@ def test_bands_are_equal_steps_of_the_logarithm_where_losses_span_decades(axes):
 def test_each_path_has_its_letter_start_and_end(axes):
     draw_contour(axes, PLANE, [PATH, -PATH])
     assert texts(axes) == ["", "A", "B"]
-    np.testing.assert_array_equal(line(axes, "path 1").get_xydata(), -PATH)
+    np.testing.assert_array_equal(lines(axes)["path 1"].get_xydata(), -PATH)
     starts_and_ends = [marks.get_offsets()[0].tolist() for marks in axes.collections[1:]]
     assert starts_and_ends == [[0.9, -0.3], [0, 0], [-0.9, 0.3], [0, 0]]
 

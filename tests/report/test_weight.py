@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import slow
+from kits.pictures import lines
 from PIL import Image
 
 from minijaxnet.report import weight
@@ -33,10 +35,6 @@ def bowl_at(stops):
     """The lesson's bowl with other stops."""
     weights, stops = np.linspace(1, 6, 51), np.asarray(stops, float)
     return Bowl(weights, (3 * weights - 10) ** 2, stops, (3 * stops - 10) ** 2, 6 * (3 * stops - 10))
-
-
-def by_label(axes):
-    return {line.get_label(): line for line in axes.lines}
 
 
 def test_the_bowl_holds_the_lessons_losses_and_slopes(lesson):
@@ -69,7 +67,7 @@ def test_steps_that_were_not_taken_are_left_out():
     assert bowl_of(loss, np.float32([*STOPS, np.nan, np.nan]), BATCH).stops.tolist() == STOPS.tolist()
 
 
-@pytest.mark.parametrize("stops", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stops", [3, *slow(1)])
 def test_a_descent_that_stood_still_has_a_bowl(stops):
     bowl = bowl_of(loss, np.full(stops, 10 / 3, np.float32), BATCH)
     assert np.ptp(bowl.weights) > 1
@@ -84,10 +82,10 @@ def test_more_than_one_weight_is_refused():
 
 def test_the_tangent_has_the_slope_and_touches_the_stop(axes, lesson):
     draw_bowl(axes, lesson, at=0)
-    x, y = by_label(axes)["tangent"].get_data()
+    x, y = lines(axes)["tangent"].get_data()
     assert np.diff(y)[0] / np.diff(x)[0] == pytest.approx(-24)
     assert (x.mean(), y.mean()) == (pytest.approx(2), pytest.approx(16))
-    assert by_label(axes)["stop"].get_xydata().tolist() == [[2, 16]]
+    assert lines(axes)["stop"].get_xydata().tolist() == [[2, 16]]
     assert axes.get_title("left") == "stop 0\nw 2, loss 16, slope -24"
 
 
@@ -137,8 +135,8 @@ def test_long_numbers_above_a_panel_take_a_line_more():
     with styled():
         drawn = figure()
         draw_strip(drawn, bowl_at([-1.71234e10, 2.0]))
-    lines = [axes.get_title("left").split("\n") for axes in drawn.axes]
-    assert [len(each) for each in lines] == [3, 2] and lines[0][2].startswith("slope")
+    titles = [axes.get_title("left").split("\n") for axes in drawn.axes]
+    assert [len(each) for each in titles] == [3, 2] and titles[0][2].startswith("slope")
 
 
 def test_a_long_descent_is_thinned_to_few_frames(tmp_path, monkeypatch):
