@@ -5,8 +5,21 @@ No false alarm on ``RIGHT``, no miss on ``WRONG``, the leaf (and element) named,
 ``BLIND`` is wrong by less than rounding leaves of the truth.
 """
 
-from corpora import right_math, right_networks, right_numbers, vjp_right, vjp_wrong, wrong_content, wrong_shape
+from corpora import (
+    arrays,
+    elementwise,
+    linear,
+    losses,
+    magnitudes,
+    networks,
+    rules_elementwise,
+    rules_forms,
+    rules_layers,
+    sequences,
+)
 from corpora.kit import DTYPES, KINDS, WORKING, GradCase, Slip, Surrogate, VjpCase
+from corpora.rules_forms import SURROGATES
+from corpora.suspect import AUTODIFF_SUSPECT, BLIND
 
 __all__ = [
     "AUTODIFF_SUSPECT",
@@ -14,6 +27,7 @@ __all__ = [
     "DTYPES",
     "KINDS",
     "RIGHT",
+    "SUBJECTS",
     "SURROGATES",
     "WORKING",
     "WRONG",
@@ -23,17 +37,18 @@ __all__ = [
     "VjpCase",
 ]
 
-RIGHT: list[GradCase | VjpCase] = [
-    *right_math.RIGHT,
-    *right_networks.RIGHT,
-    *right_numbers.RIGHT,
-    *vjp_right.RIGHT,
+_MODULES = [
+    linear,
+    elementwise,
+    losses,
+    networks,
+    sequences,
+    arrays,
+    magnitudes,
+    rules_elementwise,
+    rules_layers,
+    rules_forms,
 ]
-WRONG: list[GradCase | VjpCase] = [
-    *wrong_shape.WRONG,
-    *wrong_content.WRONG,
-    *vjp_wrong.WRONG,
-]
-SURROGATES: list[Surrogate] = vjp_wrong.SURROGATES
-AUTODIFF_SUSPECT: list[GradCase] = right_numbers.AUTODIFF_SUSPECT
-BLIND: list[GradCase] = wrong_content.BLIND
+SUBJECTS = {module.__name__.removeprefix("corpora."): module.SUBJECT for module in _MODULES}
+RIGHT: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.right_ones]
+WRONG: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.wrong_ones]

@@ -81,17 +81,17 @@ class GradCase(NamedTuple):
 class VjpCase(NamedTuple):
     """A function with a custom rule in it.
 
-    ``reference`` goes to the checker where it cannot take the custom rules out by itself. ``plain`` is always there and
-    serves whoever judges the case: the same function without its custom rules.
+    ``plain`` is the same function without its custom rules, for whoever judges the case. ``reference`` goes to the
+    checker where it cannot take the rules out by itself.
     """
 
     name: str
     fun: Callable[..., Any]
+    plain: Callable[..., Any]
     args: Callable[[Any], tuple]
     reference: Callable[..., Any] | None = None
     order: int = 1
     slip: Slip | None = None
-    plain: Callable[..., Any] | None = None
     kink: bool = False
     rounding: float = 0.0
     keyed: bool = False
@@ -106,6 +106,47 @@ class Surrogate(NamedTuple):
 
     case: VjpCase
     words: tuple[str, ...]
+
+
+class Subject:
+    """The cases of one subject, right and wrong, all of one kind.
+
+    A wrong one is made from its twin, mostly a right one: the same function at the same arguments, with another rule.
+    """
+
+    def __init__(self, kind: type[GradCase] | type[VjpCase]) -> None:
+        self.kind, self.right_ones, self.wrong_ones = kind, [], []
+
+    def right(self, name: str, *fields: Any, **options: Any) -> Any:
+        case = self.kind(name, *fields, **options)
+        self.right_ones.append(case)
+        return case
+
+    def wrong(self, name: str, twin: Any, rule: Callable[..., Any], slip: Slip, **options: Any) -> None:
+        options["gradient" if self.kind is GradCase else "fun"] = rule
+        self.wrong_ones.append(twin._replace(name=name, slip=slip, **options))
+
+    def twin(self, plain: Callable, args: Callable[[Any], tuple], rule: Any = None, **options: Any) -> Any:
+        """A function at arguments, for wrong rules alone."""
+        return self.kind("", *((plain, rule) if self.kind is GradCase else (rule, plain)), args, **options)
+
+    # Of gradients only: what is done to one leaf of the twin's.
+
+    def factor(self, name: str, twin: Any, leaf: str, factor: float, kind: str = "factor") -> None:
+        self.wrong(name, twin, but(twin.gradient, leaf, times(factor)), Slip(kind, leaf, factor=factor))
+
+    def element(self, name: str, twin: Any, leaf: str, index: tuple[int, ...], factor: float) -> None:
+        self.wrong(name, twin, but(twin.gradient, leaf, at(index, factor)), Slip("element", leaf, index))
+
+    def transposed(self, name: str, twin: Any, leaf: str, change: Callable = jnp.transpose) -> None:
+        self.wrong(name, twin, but(twin.gradient, leaf, change), Slip("transposed", leaf))
+
+    def swapped(self, name: str, twin: Any, one: str, other: str) -> None:
+        def gradient(*args: Any) -> Any:
+            right = twin.gradient(*args)
+            return {**right, one: right[other], other: right[one]}
+
+        self.wrong(name, twin, gradient, Slip("swapped", None))
 
 
 # --- Arguments: given(maker, {"name": maker}, ...) is a function of the dtype ----------------------------------------

@@ -1,21 +1,28 @@
-"""Right gradients of plain losses: random keys, dtypes, trees, magnitudes; and where autodiff fails."""
-
-import math
+"""Gradients of losses with random keys, many dtypes, trees and shapes, and numbers of many magnitudes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from corpora.kit import GradCase, exactly, fixed, given, in_dtype, normal, random_key, summed, uniform, wide
-from corpora.right_math import OBLONG_LINEAR, linear_gradient, linear_loss, sinc_slope
+from corpora.kit import (
+    GradCase,
+    Slip,
+    Subject,
+    but,
+    exactly,
+    fixed,
+    given,
+    in_dtype,
+    normal,
+    random_key,
+    summed,
+    uniform,
+    wide,
+)
 
-RIGHT: list[GradCase] = []
-
-
-def right(name, loss, gradient, args, **options):
-    RIGHT.append(GradCase(name, loss, gradient, args, **options))
-
+SUBJECT = Subject(GradCase)
+right, wrong, twin = SUBJECT.right, SUBJECT.wrong, SUBJECT.twin
 
 # --- Keys, and what is held fixed -------------------------------------------------------------------------------------
 
@@ -25,13 +32,24 @@ def dropout_loss(w, x, key):
     return jnp.sum((jnp.where(keep, w / 0.75, 0) @ x) ** 2)
 
 
-def dropout_gradient(w, x, key):
-    keep = jax.random.bernoulli(key, 0.75, w.shape)
-    return jnp.where(keep, 2 * jnp.outer(jnp.where(keep, w / 0.75, 0) @ x, x) / 0.75, 0)
+def dropout_with(inner, outer):
+    def gradient(w, x, key):
+        keep = jax.random.bernoulli(key, 0.75, w.shape)
+        return jnp.where(keep, 2 * jnp.outer(jnp.where(keep, w / inner, 0) @ x, x) / outer, 0)
+
+    return gradient
 
 
-DROPOUT = given(normal(4, 4), normal(4), random_key(3))
-right("dropout", dropout_loss, dropout_gradient, DROPOUT, keyed=True)
+dropout = right(
+    "dropout", dropout_loss, dropout_with(0.75, 0.75), given(normal(4, 4), normal(4), random_key(3)), keyed=True
+)
+for name, rule, slip in [
+    ("slope not scaled", dropout_with(0.75, 1), Slip("dropout scale", "", factor=0.75)),
+    ("scaled by the share dropped", dropout_with(0.75, 0.25), Slip("dropout scale", "", factor=3)),
+    ("scaled nowhere", dropout_with(1, 1), Slip("dropout scale", "", factor=0.75**2)),
+    ("another mask", lambda w, x, key: dropout.gradient(w, x, jax.random.fold_in(key, 1)), Slip("other", "")),
+]:
+    wrong(f"dropout, {name}", dropout, rule, slip)
 
 
 def sample_loss(p, key):
@@ -44,13 +62,30 @@ def sample_gradient(p, key):
     return {"mean": p["mean"] + step, "log_scale": (p["mean"] + step) * step - 1}
 
 
-SAMPLE = given({"mean": normal(5), "log_scale": normal(5)}, random_key(1))
-right("Gaussian sample, reparametrised", sample_loss, sample_gradient, SAMPLE, keyed=True)
+sample = right(
+    "Gaussian sample, reparametrised",
+    sample_loss,
+    sample_gradient,
+    given({"mean": normal(5), "log_scale": normal(5)}, random_key(1)),
+    keyed=True,
+)
+wrong(
+    "Gaussian sample, entropy forgotten",
+    sample,
+    but(sample_gradient, "['log_scale']", lambda leaf: leaf + 1),
+    Slip("missing term", "['log_scale']"),
+)
 right(
     "around a mean held fixed",
     lambda x: jnp.sum((x - lax.stop_gradient(jnp.mean(x))) ** 4),
     lambda x: 4 * (x - jnp.mean(x)) ** 3,
     given(normal(6)),
+)
+wrong(
+    "around a mean that is not held fixed",
+    twin(lambda x: jnp.sum((x - jnp.mean(x)) ** 4), given(normal(6))),
+    lambda x: 4 * (x - jnp.mean(x)) ** 3,
+    Slip("missing term", ""),
 )
 right(
     "temporal difference, the target held fixed",
@@ -124,6 +159,21 @@ right(
     },
     given({"row": normal(1, 3), "column": normal(4, 1), "one": normal(1, 1)}),
 )
+wrong(
+    "size-1 axes, the column's rows lumped together",
+    twin(lambda p: jnp.sum((p["row"] * p["column"]) ** 2), given({"row": normal(1, 3), "column": normal(4, 1)})),
+    lambda p: {
+        "row": 2 * jnp.sum(p["row"] * p["column"] ** 2, axis=0, keepdims=True),
+        "column": jnp.full_like(p["column"], 2 * jnp.sum(p["row"] ** 2 * p["column"])),
+    },
+    Slip("broadcast", "['column']"),
+)
+wrong(
+    "scalar rate, not summed",
+    twin(lambda p, x: jnp.sum(p["rate"] * x), given({"rate": normal()}, normal(4))),
+    lambda p, x: {"rate": x},
+    Slip("broadcast", "['rate']"),
+)
 right(
     "another argument, with auxiliary output",
     lambda x, w, y: (jnp.mean((x @ w - y) ** 2), {"predictions": x @ w, "count": 3}),
@@ -132,15 +182,8 @@ right(
     argnums=1,
     has_aux=True,
 )
-right(
-    "value beside the gradient",
-    linear_loss,
-    lambda *args: (linear_loss(*args), linear_gradient(*args)),
-    OBLONG_LINEAR,
-    has_value=True,
-)
-MILLION = given(normal(1_000_000))
-right("a million elements", summed(jnp.sin), jnp.cos, MILLION)
+million = right("a million elements", summed(jnp.sin), jnp.cos, given(normal(1_000_000)))
+SUBJECT.element("one of a million elements", million, "", (123_456,), 1.001)
 right(
     "NumPy array returned",
     lambda x: jnp.sum(3 * x),
@@ -183,14 +226,22 @@ def unequal_gradient(p):
     return {"large": 1e8 * jnp.cos(p["large"]), "small": 1e-8 * jnp.cos(p["small"])}
 
 
-UNEQUAL = given({"large": normal(4), "small": normal(4)})
-right("leaves of 1e8 and 1e-8", unequal_loss, unequal_gradient, UNEQUAL)
-right(
+unequal = right(
+    "leaves of 1e8 and 1e-8", unequal_loss, unequal_gradient, given({"large": normal(4), "small": normal(4)})
+)
+SUBJECT.factor("leaf of 1e-8 doubled beside one of 1e8", unequal, "['small']", 2)
+flat = right(
     "softmax sums to 1: slope 0",
     lambda x: jnp.sum(jax.nn.softmax(x)),
     jnp.zeros_like,
     given(normal(4, 5)),
     rounding=1e-15,
+)
+wrong(
+    "softmax sums to 1, said to have a slope of a millionth",
+    flat,
+    lambda x: jnp.full_like(x, 1e-6),
+    Slip("other", ""),
 )
 right(
     "deviations sum to 0: slope 0",
@@ -242,96 +293,4 @@ right(
     summed(lambda x: jnp.sqrt(x + 1) - jnp.sqrt(x)),
     lambda x: -0.5 / (jnp.sqrt(x) * jnp.sqrt(x + 1) * (jnp.sqrt(x) + jnp.sqrt(x + 1))),
     given(exactly([1, 16, 100, 1000])),
-)
-
-# --- Where autodiff itself is not to be trusted -----------------------------------------------------------------------
-
-AUTODIFF_SUSPECT: list[GradCase] = []
-
-
-def suspect(name, loss, gradient, args, truth, **options):
-    AUTODIFF_SUSPECT.append(GradCase(name, loss, gradient, args, truth=truth, **options))
-
-
-def entropy(p, keep):
-    return -jnp.sum(jnp.where(keep, p * jnp.log(p), 0))
-
-
-suspect(
-    "p log p behind a mask",
-    entropy,
-    lambda p, keep: jnp.where(keep, -1 - jnp.log(jnp.where(keep, p, 1)), 0),
-    given(exactly([0.5, 0, 0.25, 0]), fixed([True, False, True, False], bool)),
-    lambda p, keep: np.array([math.log(2) - 1, 0, math.log(4) - 1, 0]),
-)
-suspect(
-    "square root behind a where",
-    summed(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0)),
-    lambda x: jnp.where(x > 0, 0.5 * lax.rsqrt(jnp.where(x > 0, x, 1)), 0),
-    given(exactly([4, -1, 0.25, -9])),
-    lambda x: np.array([0.25, 0, 1, 0]),
-)
-suspect(
-    "quotient behind a where",
-    summed(lambda x: jnp.where(x == 0, 1, jnp.sin(x) / x)),
-    sinc_slope,
-    given(exactly([0, 1, 2])),
-    lambda x: np.array([0, math.cos(1) - math.sin(1), math.cos(2) / 2 - math.sin(2) / 4]),
-)
-suspect(
-    "norm of a zero row",
-    lambda x: jnp.sum(jnp.sqrt(jnp.sum(x**2, axis=1)) ** 3),
-    lambda x: 3 * x * jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True)),
-    given(exactly([[3, 4], [0, 0]])),
-    lambda x: np.array([[45, 60], [0, 0]]),
-)
-suspect(
-    "naive softplus at 1000",
-    summed(lambda x: jnp.log(1 + jnp.exp(x))),
-    jax.nn.sigmoid,
-    given(exactly([1000, 0, -1000])),
-    lambda x: np.array([1, 0.5, 0]),
-)
-suspect(
-    "naive log-sum-exp at 1000",
-    lambda x: jnp.log(jnp.sum(jnp.exp(x))),
-    jax.nn.softmax,
-    given(exactly([1000, 1000, 990])),
-    lambda x: np.exp([0, 0, -10]) / (2 + math.exp(-10)),
-)
-suspect(
-    "naive log cosh at 800",
-    summed(lambda x: jnp.log((jnp.exp(x) + jnp.exp(-x)) / 2)),
-    jnp.tanh,
-    given(exactly([800, -1, 0])),
-    lambda x: np.array([1, -math.tanh(1), 0]),
-)
-suspect(
-    "softmax over a row that is masked out",
-    lambda x, keep: jnp.sum(jnp.where(keep[:, :1], jax.nn.softmax(x + jnp.where(keep, 0, -jnp.inf)), 0)[:, 0]),
-    lambda x, keep: jnp.where(keep, jnp.stack([s := jax.nn.softmax(x)[:, 0] * jax.nn.softmax(x)[:, 1], -s], axis=1), 0),
-    given(exactly([[1, 0], [2, 3]]), fixed([[True, True], [False, False]], bool)),
-    lambda x, keep: np.array([[s := math.e / (1 + math.e) ** 2, -s], [0, 0]]),
-)
-suspect(
-    "inverse cosine behind a clip",
-    summed(lambda x: jnp.where(jnp.abs(x) < 1, jnp.arccos(x), 0)),
-    lambda x: jnp.where(jnp.abs(x) < 1, -lax.rsqrt(jnp.where(jnp.abs(x) < 1, 1 - x * x, 1)), 0),
-    given(exactly([0, 2, 0.5, -3])),
-    lambda x: np.array([-1, 0, -1 / math.sqrt(0.75), 0]),
-)
-suspect(
-    "power behind a where",
-    summed(lambda x: jnp.where(x > 0, x**0.5, 0)),
-    lambda x: jnp.where(x > 0, 0.5 * jnp.where(x > 0, x, 1) ** -0.5, 0),
-    given(exactly([1, -4, 4])),
-    lambda x: np.array([0.5, 0, 0.25]),
-)
-suspect(
-    "hypotenuse of 1e200",
-    lambda p: jnp.sum(jnp.sqrt(p["x"] ** 2 + p["y"] ** 2)),
-    lambda p: {name: 1 / jnp.sqrt(1 + (p[other] / p[name]) ** 2) for name, other in (("x", "y"), ("y", "x"))},
-    given({"x": exactly([3e200]), "y": exactly([4e200])}),
-    lambda p: {"x": np.array([0.6]), "y": np.array([0.8])},
-    dtypes=("float64",),
 )

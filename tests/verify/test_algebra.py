@@ -1,0 +1,191 @@
+"""Are the two rules one function? Zeros, kinks, numbers that are not finite, and a hearing where autodiff fails."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.reports import passes, states
+
+import minijaxnet as mjn
+from minijaxnet import check_grad
+from minijaxnet.verify import check_grad_at
+
+
+def test_a_gradient_that_is_exactly_zero_has_no_room_for_error():
+    points = {off: (np.float32([1, 2]), np.float32(off)) for off in (0, 1e-30)}
+    reports = check_grad_at(lambda w, off: 0 * jnp.sum(w), lambda w, off: jnp.full_like(w, off), points)
+    assert reports[0].ok and not reports[1e-30].ok
+    worst = reports[1e-30].worst
+    assert worst is not None and (worst.reference, worst.share_wrong) == (0, 1)
+
+
+# --- Kinks ------------------------------------------------------------------------------------------------------------
+
+
+def test_relu_raises_no_false_alarm_at_its_kink_or_beside_it():
+    network = mjn.mlp((2, 3, 1), bias=False)
+    params = jax.tree.map(np.asarray, network.init(jax.random.key(0)))
+    x, zeros = np.array([[1.0, 2.0], [0.0, 3.0], [-1.0, 0.5]], np.float32), jax.tree.map(np.zeros_like, params)
+    one_hidden_node = {"weights": params[0]["weights"] * np.float32([1, 0, 1])}, params[1]
+    points = {
+        "nothing is zero": (params, x + np.float32(0.25)),
+        "inputs": (params, 0 * x),
+        "weights": (zeros, x),
+        "both": (zeros, 0 * x),
+        "one hidden node": (one_hidden_node, x),
+    }
+    points = {zero: (params, (x, np.float32([[1], [2], [3]]))) for zero, (params, x) in points.items()}
+    objective = mjn.objective(network, mjn.mean_squared_error)
+    by_hand = mjn.mlp_gradient((2, 3, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False)
+    for zero, report in check_grad_at(objective, by_hand, points, has_value=True).items():
+        assert report.ok, f"{zero}\n{report}"
+        assert states(report, "primal") == passes("primal"), zero
+
+
+@pytest.mark.slow
+def test_the_lessons_network_is_right_at_the_lessons_points():
+    network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
+    params = ({"weights": jnp.array([[2.0, 1.0], [1.0, 2.0]])}, {"weights": jnp.ones((2, 1))})
+    fns = {"activation": jax.nn.relu, "output_activation": jax.nn.relu, "bias": False}
+    by_hand = mjn.mlp_gradient((2, 2, 1), loss=mjn.mean_squared_error, **fns)
+    objective = mjn.objective(network, mjn.mean_squared_error)
+    assert check_grad(objective, by_hand, (params, mjn.lesson_points()), has_value=True).ok
+
+
+def test_a_kink_by_cancellation_raises_no_false_alarm_and_excuses_nothing_else():
+    def loss(w, off):
+        return jax.nn.relu(w[0] - w[1]) + jnp.sum(w**2)
+
+    def gradient(w, off):
+        return (1 + off) * (jnp.where(w[0] > w[1], jnp.array([1.0, -1.0]), 0) + 2 * w)
+
+    points = {off: (np.ones(2, np.float32), np.float32(off)) for off in (0, 1e-5)}
+    assert [report.ok for report in check_grad_at(loss, gradient, points).values()] == [True, False]
+
+
+def test_where_a_smooth_gradient_all_but_cancels_nothing_is_taken_for_a_kink():
+    def loss(w, x, off):
+        return jnp.sum(x[:, None] * jnp.tanh(w))
+
+    def gradient(w, x, off):
+        return (1 + off) * jnp.sum(x[:, None] * (1 - jnp.tanh(w) ** 2), axis=0)
+
+    args = np.float32([0.5, 1, -2]), np.float32([1, -0.9999])
+    points = {"right": (*args, np.float32(0)), "off by a hundred-millionth": (*args, np.float32(1e-8))}
+    reports = check_grad_at(loss, gradient, points)
+    assert {name: states(report, "algebra") for name, report in reports.items()} == {
+        "right": passes("algebra"),
+        "off by a hundred-millionth": {"algebra": "fail"},
+    }
+    for report in reports.values():
+        assert [leaf.note for leaf in report.leaves.values()] == [""]
+
+
+# --- Not finite -------------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_by_hand_where_autodiff_is_finite_is_infinitely_wrong():
+    def gradient(w):
+        return 3 * w**2 + jnp.where(w > 1, jnp.nan, 0)
+
+    report = check_grad(lambda w: jnp.sum(w**3), gradient, (np.float32([0.5, 2]),))
+    assert not report.ok
+    worst = report.worst
+    assert worst is not None
+    assert (worst.error, worst.index, worst.share_wrong) == (float("inf"), (1,), 0.5)
+    assert str(report)
+
+
+ZERO_FIRST, ZERO_LAST, NEGATIVE, ZEROS = [0, 1, 4], [1, 4, 0], [1, 4, -1], [0, 0, 0]
+RIGHT, WRONG, ALL_WRONG = [1, 1, 1], [1, 3, 1], [3, 3, 3]
+
+
+def reports_on_roots(*points):
+    """A report for each point and the factor on its gradient there: infinite at 0, NaN below."""
+
+    def loss(w, factor):
+        return jnp.sum(jnp.sqrt(w))
+
+    def gradient(w, factor):
+        return factor * 0.5 / jnp.sqrt(w)
+
+    args = {str(i): (np.float32(w), np.float32(factor)) for i, (w, factor) in enumerate(points)}
+    return check_grad_at(loss, gradient, args).values()
+
+
+def test_where_autodiff_is_not_finite_a_right_rule_is_not_accused():
+    for report in reports_on_roots((ZERO_FIRST, RIGHT), (ZERO_LAST, RIGHT), (NEGATIVE, RIGHT)):
+        assert states(report, "algebra") != {"algebra": "fail"}
+        assert states(report, "oracle") == {"oracle": "unchecked"}
+
+
+def test_where_autodiff_is_not_finite_nothing_is_called_right():
+    nan, right, wrong = reports_on_roots((NEGATIVE, RIGHT), (ZEROS, RIGHT), (ZEROS, ALL_WRONG))
+    assert states(nan, "algebra") == {"algebra": "unchecked"}
+    assert str(nan)
+    assert not nan.ok and not right.ok and not wrong.ok
+
+
+def test_beside_elements_that_are_not_finite_a_wrong_rule_is_not_called_right():
+    """Beside an infinite slope without a warning."""
+    with warnings.catch_warnings():
+        # Where the loss itself is NaN there is nothing to accuse anybody of.
+        warnings.filterwarnings("ignore", "invalid value", RuntimeWarning)
+        assert not any(report.ok for report in reports_on_roots((NEGATIVE, WRONG)))
+    for report in reports_on_roots((ZERO_FIRST, WRONG), (ZERO_LAST, WRONG)):
+        worst = report.worst
+        assert not report.ok
+        assert worst is not None and (worst.index, worst.share_wrong) == ((1,), pytest.approx(1 / 3))
+
+
+def test_an_infinite_argument_leaves_something_unchecked():
+    def gradient(w, b, by_hand):
+        return jnp.where(by_hand > 0, by_hand, b)
+
+    b = np.float32([1, np.inf, 2])
+    points = {name: (np.ones(3, np.float32), b, np.float32([0, hand, 0])) for name, hand in (("b", 0), ("3", 3))}
+    right, wrong = check_grad_at(lambda w, b, by_hand: jnp.sum(w * b), gradient, points).values()
+    assert "unchecked" in states(right).values()
+    assert states(right, "algebra") != {"algebra": "fail"}
+    assert not wrong.ok
+    assert str(wrong)
+
+
+@pytest.mark.slow
+def test_at_the_edge_of_the_domain_a_right_rule_is_not_accused():
+    def loss(w):
+        return jnp.sum((1 - w) ** 1.5)
+
+    report = check_grad(loss, lambda w: -1.5 * (1 - w) ** 0.5, (np.float32([1, 0.5]),))
+    assert states(report)["algebra"] != "fail"
+
+
+# --- The oracle's word ------------------------------------------------------------------------------------------------
+
+
+def test_where_autodiff_is_nan_finite_differences_side_with_a_right_rule():
+    def loss(w, slope, off):  # the NaN of the branch that is not taken comes through jnp.where
+        return jnp.sum(jnp.where(w > 0, jnp.sqrt(w), slope * w))
+
+    def gradient(w, slope, off):
+        return jnp.where(w > 0, 0.5 / jnp.sqrt(jnp.where(w > 0, w, 1)), slope + off)
+
+    cases = {"a slope": (-3, 0), "flat": (0, 0), "a slope, off": (-3, -0.5), "flat, off": (0, -0.5)}
+    w = np.float32([-1, 2, -3])
+    reports = check_grad_at(loss, gradient, {name: (w, *np.float32(case)) for name, case in cases.items()})
+    assert {name: report.ok for name, report in reports.items()} == {name: "off" not in name for name in cases}
+    for name in ("a slope", "flat"):
+        (leaf,) = reports[name].leaves.values()
+        assert "autodiff" in leaf.note and "2 of 3" in leaf.note
+
+
+def test_a_surrogate_gradient_is_compared_with_autodiff_and_the_oracle_says_that_it_is_one():
+    def loss(w):
+        return jnp.sum((w + jax.lax.stop_gradient(jnp.round(w) - w)) ** 2)
+
+    report = check_grad(loss, lambda w: 2 * jnp.round(w), (np.float32([0.8, -2.3]),))
+    assert report.ok
+    assert states(report, "oracle") == {"oracle": "unchecked"}
+    assert "surrogate" in report.verdicts["oracle"].reason

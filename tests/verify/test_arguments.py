@@ -1,0 +1,202 @@
+"""What the gradient checker takes, and what it refuses, by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.reports import states, wrong_leaves
+
+from minijaxnet import check_grad
+from minijaxnet.verify import check_grad_at
+
+
+def cubes(w):
+    return jnp.sum(w**3)
+
+
+def cubes_gradient(w):
+    return 3 * w**2
+
+
+ONES = np.ones(2, np.float32)
+
+# --- Structure --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gradient", "complaint"),
+    [
+        (lambda w: {"a": w["a"]}, "missing"),
+        (lambda w: {**w, "c": w["a"]}, "too many"),
+        (lambda w: w["a"], "expected"),
+        (lambda w: {"a": w["a"][:1], "b": w["b"]}, r"\['a'\]: got float32\[1\]; expected float32\[2\]"),
+        (lambda w: {"a": w["a"], "b": w["b"].astype(jnp.bfloat16)}, r"\['b'\]: got bfloat16\[3\]; expected float32"),
+        (lambda w: (1.0, w), "expected"),
+    ],
+    ids=["missing", "too many", "bare", "shape", "dtype", "value_and_grad without has_value"],
+)
+def test_a_gradient_of_another_structure_fails_structure_and_is_not_compared(gradient, complaint):
+    args = ({"a": ONES, "b": np.ones(3, np.float32)},)
+    report = check_grad(lambda w: jnp.sum(w["a"]) + jnp.sum(w["b"] ** 2), gradient, args)
+    assert not report.ok
+    assert states(report) == {"structure": "fail", "algebra": "unchecked", "precision": "unchecked"}
+    assert (report.leaves, report.worst) == ({}, None)
+    with pytest.raises(AssertionError, match=complaint):
+        raise AssertionError(report.verdicts["structure"].reason)
+
+
+@pytest.mark.parametrize("kind", [lambda loss: loss[None], lambda loss: None], ids=["shape (1,)", "None"])
+def test_a_loss_beside_the_gradient_that_is_no_scalar_fails(kind):
+    report = check_grad(cubes, lambda w: (kind(cubes(w)), cubes_gradient(w)), (ONES,), has_value=True)
+    assert not report.ok
+    assert states(report, "structure") == {"structure": "fail"}
+    assert "the value is not like the loss" in report.verdicts["structure"].reason
+
+
+# --- Which argument ---------------------------------------------------------------------------------------------------
+
+
+def product(a, b):
+    return jnp.sum(a) * jnp.sum(b**2)
+
+
+@pytest.mark.parametrize(
+    ("argnums", "expected"),
+    [(0, "2"), (1, "3"), (-1, "3"), ((0, 1), "23"), ([0, 1], "23"), ((1, 0), "32"), ((-1,), "3")],
+)
+def test_argnums_choose_the_argument_or_several_in_any_order(argnums, expected):
+    """As the structure asked for tells, which needs nothing compiled."""
+
+    def gradient(a, b):
+        wrong = tuple(jnp.ones(int(n) + 5) for n in expected)
+        return wrong if isinstance(argnums, tuple | list) else wrong[0]
+
+    report = check_grad(product, gradient, (np.ones(2, np.float32), np.ones(3, np.float32)), argnums=argnums)
+    reason = report.verdicts["structure"].reason
+    assert [f"got float32[{int(n) + 5}]; expected float32[{n}]" in reason for n in expected] == [True] * len(expected)
+
+
+def test_several_argnums_take_a_tuple_of_gradients_in_their_order():
+    def gradient(a, b, factor):
+        return factor * 2 * jnp.sum(a) * b, jnp.full_like(a, jnp.sum(b**2))
+
+    points = {factor: (np.float32([1, 2]), np.float32([3, 5, 0.5]), np.float32(factor)) for factor in (1, 1.5)}
+    reports = check_grad_at(lambda a, b, factor: product(a, b), gradient, points, argnums=(1, 0))
+    assert reports[1].ok, str(reports[1])
+    assert wrong_leaves(reports[1.5]) == {"[1]"}
+    bare = check_grad(product, lambda a, b: b, points[1][:2], argnums=(1, 0))
+    assert states(bare, "structure") == {"structure": "fail"}
+
+
+@pytest.mark.parametrize("argnums", [2, (0, 2), -3, True, (0, True), "a", (0, 1.0), 1.0, None, (0, 0)], ids=str)
+def test_argnums_that_name_no_argument_are_refused_by_name(argnums):
+    with pytest.raises((TypeError, ValueError), match="argnums: "):
+        check_grad(product, lambda a, b: (b, a), (ONES, ONES), argnums=argnums)
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("leaf", "complaint"),
+    [
+        (np.arange(3), "got dtype int32; expected a real floating dtype"),
+        (np.ones(3, bool), "got dtype bool; expected a real floating dtype"),
+        (np.ones(3, np.complex64), "got dtype complex64; complex numbers are not supported"),
+    ],
+)
+def test_a_leaf_that_cannot_be_descended_on_is_refused_with_its_path(leaf, complaint):
+    with pytest.raises(TypeError, match=rf"args\[0\]\['n'\]: {complaint}"):
+        check_grad(lambda w: jnp.sum(w["w"]), lambda w: w, ({"w": ONES, "n": leaf},))
+
+
+def test_a_key_among_the_params_is_refused():
+    with pytest.raises(TypeError, match=r"args\[1\].*: got dtype key<fry>"):
+        check_grad(lambda w, key: jnp.sum(w), lambda w, key: w, (ONES, jax.random.key(0)), argnums=1)
+
+
+@pytest.mark.parametrize("order", [0, 3, True, "2"])
+def test_an_order_that_is_not_1_or_2_is_refused_by_name(order):
+    with pytest.raises(ValueError, match="order: got"):
+        check_grad(cubes, cubes_gradient, (ONES,), order=order)
+
+
+def test_args_that_are_not_a_tuple_are_refused_by_name():
+    with pytest.raises(TypeError, match=r"args: got a .*; expected a tuple"):
+        check_grad(cubes, cubes_gradient, ONES)
+
+
+@pytest.mark.parametrize("loss", [lambda w: w**3, lambda w: 3, lambda w: (cubes(w), w), lambda w: None])
+def test_a_function_that_is_no_scalar_loss_is_refused_by_name(loss):
+    with pytest.raises(TypeError, match=r"loss: got .*; expected a real floating scalar"):
+        check_grad(loss, cubes_gradient, (ONES,))
+
+
+@pytest.mark.parametrize("bad", [lambda w: cubes_gradient(w), lambda w: (1.0, 2.0, w), lambda w: None])
+def test_has_value_without_a_pair_is_refused_by_name(bad):
+    with pytest.raises(TypeError, match=r"gradient: got a .*; expected \(value, gradient\)"):
+        check_grad(cubes, bad, (ONES,), has_value=True)
+
+
+def test_a_tree_without_leaves_is_refused():
+    with pytest.raises(ValueError, match=r"args\[0\]: got a tree without leaves; expected something to differentiate"):
+        check_grad(lambda w: jnp.float32(1), lambda w: (), ((),))
+
+
+@pytest.mark.parametrize(
+    ("args", "place"),
+    [
+        ((ONES, np.array([1.0, np.nan])), r"args\[1\]: got NaN at \[1\]"),
+        ((np.nan, ONES), r"args\[0\]: got NaN; expected"),
+        ((ONES, {"a": [np.ones((2, 2)), np.diag([1.0, np.nan])]}), r"args\[1\]\['a'\]\[1\]: got NaN at \[1, 1\]"),
+    ],
+    ids=["vector", "scalar", "in a tree"],
+)
+def test_nan_in_the_arguments_is_refused_with_its_place(args, place):
+    with pytest.raises(ValueError, match=place):
+        check_grad(lambda w, b: jnp.sum(w), lambda w, b: jnp.ones_like(w), args)
+
+
+# --- What is taken ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_integers_booleans_and_keys_in_the_other_arguments_are_carried_along():
+    def loss(w, batch, key):
+        kept = jax.random.bernoulli(key, 0.5, w.shape)
+        return jnp.sum(jnp.where(batch["mask"], (w * kept) ** 2, 0)[batch["index"]])
+
+    def gradient(w, batch, key):
+        kept = jax.random.bernoulli(key, 0.5, w.shape)
+        counts = jnp.zeros(w.shape, w.dtype).at[batch["index"]].add(1)
+        return jnp.where(batch["mask"], 2 * w * kept, 0) * counts * batch["factor"]
+
+    batch = {"mask": jnp.array([True, False] * 4), "index": jnp.array([0, 0, 2, 3, 4, 5, 6])}
+    points = {
+        name: (jnp.linspace(0.1, 1, 8), {**batch, "factor": jnp.float32(factor)}, jax.random.key(3))
+        for name, factor in {"right": 1, "a millionth too much": 1 + 1e-6}.items()
+    }
+    reports = check_grad_at(loss, gradient, points)
+    assert reports["right"].ok, str(reports["right"])
+    assert not reports["a millionth too much"].ok
+
+
+def test_python_and_numpy_numbers_and_leaves_without_elements_are_arguments_as_well():
+    numbers = {
+        "python": 2.0,
+        "numpy": np.float32(2),
+        "array": np.array([2.0, 0.1]),
+        "list": [2.0, 0.1],
+        "none": np.ones((0, 3)),
+    }
+
+    def loss(w, factor):
+        return sum(cubes(leaf) for leaf in jax.tree.leaves(w))
+
+    def gradient(w, factor):
+        return jax.tree.map(lambda leaf: factor * cubes_gradient(leaf), w)
+
+    right, wrong = check_grad_at(loss, gradient, {1: (numbers, 1.0), 2: (numbers, 2.0)}).values()
+    assert right.ok, str(right)
+    assert wrong_leaves(wrong) == {*wrong.leaves} - {"['none']"}
+    assert str(wrong)

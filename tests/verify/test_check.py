@@ -1,0 +1,329 @@
+"""The gradient checker: what is wrong it finds and names, what is right it never accuses."""
+
+import functools
+import itertools
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kits.reports import failures, passes, states, wrong_leaves
+
+import minijaxnet as mjn
+from minijaxnet import check_grad
+from minijaxnet.verify import check_grad_at
+
+# --- A two-layer network whose matrices are all square, so that a slip need not show in a shape ----------------------
+
+WIDTH = 3
+DECAY = 0.25
+
+
+def loss_of(params, batch, slip):
+    hidden = jnp.tanh(batch[0] @ params["into"] + params["bias"])
+    return jnp.mean((hidden @ params["out"] - batch[1]) ** 2) + DECAY * jnp.sum(params["into"] ** 2)
+
+
+def gradient_of(params, batch, slip):
+    """The gradient by hand, with a slip of the pen: its place in ``SLIPS``."""
+    x, y = batch
+    hidden = jnp.tanh(x @ params["into"] + params["bias"])
+    slope = 2 * (hidden @ params["out"] - y) / y.size
+    delta = slope @ params["out"].T * (1 - hidden) * (1 + hidden)
+    into, bias, out = x.T @ delta + 2 * DECAY * params["into"], jnp.sum(delta, axis=0), hidden.T @ slope
+    gradients = {
+        "none": (into, bias, out),
+        "one element by a millionth": (into, bias, out.at[1, 2].multiply(1 + 1e-6)),
+        "sign of a bias": (into, -bias, out),
+        "transposed weights": (into, bias, out.T),
+        "mean for sum": (into, jnp.mean(delta, axis=0), out),
+        "no weight decay": (x.T @ delta, bias, out),
+        "a row of zeros": (into.at[2].set(0), bias, out),
+        "bias over the wrong axis": (into, jnp.sum(delta, axis=1), out),
+        "layers swapped": (out, bias, into),
+        "a factor of two": (2 * into, 2 * bias, 2 * out),
+    }
+    assert [*gradients] == [*SLIPS]
+    return {
+        name: jnp.stack(leaves)[slip]
+        for name, leaves in zip(("into", "bias", "out"), zip(*gradients.values(), strict=True), strict=True)
+    }
+
+
+# The leaves that each is in, and what its hint says.
+SLIPS = {
+    "none": (set(), ""),
+    "one element by a millionth": ({"out"}, r"one element is wrong, \(1, 2\)"),
+    "sign of a bias": ({"bias"}, "the sign is wrong: a factor -1"),
+    "transposed weights": ({"out"}, "transposed"),
+    "mean for sum": ({"bias"}, "mean .* sum"),
+    "no weight decay": ({"into"}, "missing.* 0.5 times"),
+    "a row of zeros": ({"into"}, "one slice is wrong, index 2 of axis 0"),
+    "bias over the wrong axis": ({"bias"}, "axis 1 .* axis 0"),
+    "layers swapped": ({"into", "out"}, r"it is the gradient of \['out'\]: the two are swapped"),
+    "a factor of two": ({"into", "bias", "out"}, "twice what it should be: a factor 2"),
+}
+
+
+@functools.cache
+def report_on_slips(dtype="float32"):
+    """A report for each slip. Which one it is, is an argument: one compiled program serves all, in every dtype."""
+    draw = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(draw.normal(size=shape), dtype)
+
+    with jax.enable_x64(dtype == "float64"):
+        params = {"into": normal(WIDTH, WIDTH), "bias": normal(WIDTH), "out": normal(WIDTH, WIDTH)}
+        batch = normal(WIDTH, WIDTH), normal(WIDTH, WIDTH)
+        slips = SLIPS if dtype == "float32" else ["none", "one element by a millionth"]
+        points = {slip: (params, batch, jnp.int32(number)) for number, slip in enumerate(slips)}
+        return check_grad_at(loss_of, gradient_of, points)
+
+
+DTYPES = ["float32", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("bfloat16", "float64"))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_right_rule_passes_in_every_dtype(dtype):
+    report = report_on_slips(dtype)["none"]
+    assert states(report) == passes("structure", "algebra", "precision", "oracle", "transforms"), str(report)
+    assert report.ok and report.hints == ()
+    assert all(leaf.ok and leaf.precision_ratio > 0 for leaf in report.leaves.values())
+
+
+@pytest.mark.parametrize("slip", [*SLIPS][1:])
+def test_a_slip_is_found_and_its_leaves_are_named(slip):
+    report, (leaves, words) = report_on_slips()[slip], SLIPS[slip]
+    expected = {f"['{leaf}']" for leaf in leaves}
+    assert not report.ok
+    assert states(report) == {
+        **passes("structure", "oracle"),
+        "algebra": "fail",
+        "precision": "unchecked",
+        "transforms": "unchecked",
+    }
+    assert wrong_leaves(report) == expected
+    assert all(leaf.ok == (leaf.error <= leaf.tolerance) for leaf in report.leaves.values())
+    assert all(leaf.precision_ratio is None for leaf in report.leaves.values())
+    assert all(path in report.verdicts["algebra"].reason for path in expected)
+    worst = report.worst
+    assert worst is not None and worst.path in expected
+    assert worst.finite_difference == pytest.approx(worst.reference, rel=1e-6)
+    assert {hint.split(": ")[0] for hint in report.hints} <= expected
+    assert any(re.search(words, hint) for hint in report.hints), report.hints
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_millionth_in_one_element_is_found_in_every_dtype_and_the_element_is_named(dtype):
+    report = report_on_slips(dtype)["one element by a millionth"]
+    worst = report.worst
+    assert worst is not None and (worst.path, worst.index) == ("['out']", (1, 2))
+    assert worst.share_wrong == pytest.approx(1 / 9)
+    assert worst.hand / worst.reference == pytest.approx(1 + 1e-6, rel=1e-9)
+    assert "worst: ['out'][1, 2]: by hand" in str(report)
+
+
+def test_a_row_of_zeros_is_named_by_its_row():
+    worst = report_on_slips()["a row of zeros"].worst
+    assert worst is not None and (worst.index[0], worst.hand) == (2, 0)
+    assert worst.share_wrong == pytest.approx(1 / 3)
+
+
+# --- Real networks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_right_rule_for_a_real_network_passes_with_its_loss():
+    sizes, classes = (3, 4, 2), jnp.array([0, 1, 1, 0])  # relu: where it has its kink, in test_algebra.py
+    network = mjn.mlp(sizes, activation=jnp.tanh)
+    params, x = network.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 3))
+    objective = mjn.objective(network, mjn.softmax_cross_entropy)
+    by_hand = mjn.mlp_gradient(sizes, activation=jnp.tanh, loss=mjn.softmax_cross_entropy)
+    report = check_grad(objective, by_hand, (params, mjn.Batch(x, classes)), has_value=True)
+    assert report.ok, str(report)
+    assert states(report)["primal"] == "pass"
+
+
+@pytest.mark.slow
+def test_the_rule_of_another_network_is_found():
+    network = mjn.mlp((3, 4, 2), activation=jnp.tanh, bias=False)
+    params = network.init(jax.random.key(0))
+    batch = jax.random.normal(jax.random.key(1), (4, 3)), jax.random.normal(jax.random.key(2), (4, 2))
+    # The rule for another activation has the right structure everywhere.
+    wrong = mjn.mlp_gradient((3, 4, 2), activation=jax.nn.sigmoid, loss=mjn.mean_squared_error, bias=False)
+    objective = mjn.objective(network, mjn.mean_squared_error)
+    assert failures(check_grad(objective, wrong, (params, batch), has_value=True)) == {"primal", "algebra"}
+
+
+SIZES, N_POINTS = (2, 2, 2), 2
+
+
+def of_shape(*shape):
+    count, moderate = int(np.prod(shape)), st.floats(-2, 2, width=32).map(lambda value: round(value, 3))
+    values = st.lists(moderate, min_size=count, max_size=count)
+    return values.map(lambda numbers: np.array(numbers, np.float32).reshape(shape))
+
+
+LAYERS = st.tuples(
+    *(
+        st.fixed_dictionaries({"weights": of_shape(n_in, n_out), "bias": of_shape(n_out)})
+        for n_in, n_out in itertools.pairwise(SIZES)
+    )
+)
+BATCHES = st.tuples(of_shape(N_POINTS, SIZES[0]), of_shape(N_POINTS, SIZES[-1]))
+
+
+@pytest.mark.slow
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)  # each compiles a program of its own
+@given(
+    points=st.lists(st.tuples(LAYERS, BATCHES), min_size=4, max_size=4),
+    fn=st.sampled_from([jax.nn.relu, jnp.tanh, jax.nn.sigmoid]),
+)
+def test_no_right_rule_is_accused_anywhere(points, fn):
+    objective = mjn.objective(mjn.mlp(SIZES, activation=fn), mjn.mean_squared_error)
+    by_hand = mjn.mlp_gradient(SIZES, activation=fn, loss=mjn.mean_squared_error)
+    reports = check_grad_at(objective, by_hand, dict(enumerate(points)), has_value=True)
+    assert all(report.ok for report in reports.values()), str(reports)
+
+
+# --- The loss beside the gradient -----------------------------------------------------------------------------------
+
+
+def cubes(w):
+    return jnp.sum(w**3)
+
+
+def cubes_gradient(w):
+    return 3 * w**2
+
+
+W = np.arange(4, dtype=np.float32)
+
+
+def test_a_wrong_loss_beside_a_right_gradient_fails_primal_alone():
+    def by_hand(w, number):
+        loss = cubes(w)
+        return jnp.stack([loss * (1 + 1e-9), loss + 1, -loss, loss * jnp.nan])[number], cubes_gradient(w)
+
+    wrong = ("a billionth", "one too many", "negated", "NaN")
+    points = {name: (W, jnp.int32(number)) for number, name in enumerate(wrong)}
+    for name, report in check_grad_at(lambda w, number: cubes(w), by_hand, points, has_value=True).items():
+        assert not report.ok, name
+        assert states(report) == {
+            **passes("structure", "primal", "algebra", "precision", "oracle", "transforms"),
+            "primal": "fail",
+        }, f"{name}\n{report}"
+        assert "forward pass" in report.hints[0], name
+        assert "36" in report.verdicts["primal"].reason, name
+
+
+def test_without_has_value_there_is_no_verdict_on_the_loss():
+    assert "primal" not in report_on_slips()["none"].verdicts
+
+
+def test_a_loss_with_aux_is_checked_as_well():
+    def loss(w, factor):
+        return cubes(w), {"hidden": w, "count": 3}
+
+    points = {factor: (W, np.float32(factor)) for factor in (1, 2)}
+    reports = check_grad_at(loss, lambda w, factor: factor * cubes_gradient(w), points, has_aux=True)
+    assert {factor: report.ok for factor, report in reports.items()} == {1: True, 2: False}
+
+
+def test_a_loss_that_is_infinite_on_both_sides_is_the_functions_own():
+    def loss(w):
+        return cubes(w) + jnp.inf
+
+    report = check_grad(loss, lambda w: (jnp.inf, cubes_gradient(w)), (W,), has_value=True)
+    assert states(report)["primal"] == "pass"
+
+
+# --- Several points ---------------------------------------------------------------------------------------------------
+
+
+def test_several_points_have_the_reports_they_have_one_by_one():
+    def gradient(w):
+        return cubes_gradient(w) * jnp.where(w > 5, 2, 1)
+
+    points = {"small": (W[:3],), "large": (W[:3] + 5,)}
+    reports = check_grad_at(cubes, gradient, points)
+    assert {name: wrong_leaves(report) for name, report in reports.items()} == {"small": set(), "large": {"(leaf)"}}
+    for name, args in points.items():
+        assert check_grad(cubes, gradient, args).to_dict() == reports[name].to_dict()
+
+
+def test_points_of_another_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"points\['b'\]: not like the first"):
+        check_grad_at(cubes, cubes_gradient, {"a": (jnp.ones(2),), "b": (jnp.ones(3),)})
+
+
+# --- The process is left as it was ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_no_flag_is_changed_whether_the_check_returns_or_raises(x64):
+    calls = itertools.count()
+
+    def raising(w):
+        if next(calls):  # the first call is by shape alone
+            raise RuntimeError("in the middle")
+        return cubes_gradient(w)
+
+    before = dict(jax.config.values)
+    with jax.enable_x64(x64):
+        check_grad(cubes, cubes_gradient, (jnp.arange(4.0),))
+        with pytest.raises(RuntimeError, match="in the middle"):
+            check_grad(cubes, raising, (W,))
+        assert jax.config.jax_enable_x64 is x64
+        assert jnp.ones(1).dtype == (jnp.float64 if x64 else jnp.float32)
+    assert not jax.config.jax_enable_x64
+    assert dict(jax.config.values) == before
+
+
+def test_a_check_works_where_jit_is_disabled():
+    with jax.disable_jit():
+        assert check_grad(cubes, cubes_gradient, (W,)).ok
+
+
+def test_checks_in_several_threads_do_not_meet():
+    def right(i):
+        return check_grad(cubes, cubes_gradient, (W[: i + 2],)).ok
+
+    def wrong(i):
+        report = check_grad(cubes, lambda w: cubes_gradient(w).at[i].add(1), (W[: i + 2],))
+        return report.worst.index, jnp.ones(1).dtype
+
+    with ThreadPoolExecutor(4) as pool:
+        rights, wrongs = pool.map(right, range(2)), pool.map(wrong, range(2))
+        assert list(rights) == [True] * 2
+        assert list(wrongs) == [((i,), jnp.float32) for i in range(2)]
+
+
+def test_the_arguments_are_left_as_they_were_and_the_same_seed_gives_the_same_report():
+    args = ({"a": jnp.arange(1.0, 3), "b": jnp.array([[0.1, -2.0]])},)
+    before = jax.tree.map(np.array, args)
+
+    def bowls(w):
+        return jnp.sum(w["a"] ** 2) + jnp.sum(w["b"] ** 2)
+
+    def gradient(w):
+        return jax.tree.map(lambda leaf: 2 * leaf, w)
+
+    first, again = (check_grad(bowls, gradient, args, seed=5).to_dict() for _ in range(2))
+    assert first == again
+    chex.assert_trees_all_equal(args, before, strict=True)
+
+
+def test_assert_grad_is_silent_on_a_right_rule_and_raises_the_whole_report_of_a_wrong_one():
+    mjn.assert_grad(cubes, cubes_gradient, (W,))
+    with pytest.raises(mjn.GradientMismatch, match="NOT RIGHT") as raised:
+        mjn.assert_grad(cubes, lambda w: 2 * cubes_gradient(w), (W,))
+    assert isinstance(raised.value, AssertionError)
+    assert str(raised.value).strip() == str(raised.value.report)
+    assert raised.value.report.hints == ("(leaf): twice what it should be: a factor 2",)

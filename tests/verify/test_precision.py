@@ -1,0 +1,88 @@
+"""Rounding is no slip, and a rule that rounds far worse than autodiff is told so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.reports import passes, states
+
+import minijaxnet as mjn
+from minijaxnet import check_grad
+from minijaxnet.verify import check_grad_at
+
+SURE = (10.0, 20.0, 30.0)
+
+
+@pytest.mark.slow
+def test_a_classifier_that_is_sure_and_right_has_a_right_gradient():
+    reports = check_grad_at(
+        lambda z: mjn.softmax_cross_entropy(z, jnp.arange(3)),
+        lambda z: (jax.nn.softmax(z) - jnp.eye(3)) / 3,
+        {logit: (np.float32([[logit, 0, -1], [0, logit, 1], [-1, 0.5, logit]]),) for logit in SURE},
+    )
+    for logit, report in reports.items():
+        assert report.ok, f"{logit}\n{report}"
+
+
+@pytest.mark.slow
+def test_a_rule_more_precise_than_autodiff_is_right():
+    # The surprise at a yes as books write it, which cancels where the answer is sure.
+    reports = check_grad_at(
+        lambda z: jnp.mean(jnp.logaddexp(z, 0) - z),
+        lambda z: -jax.nn.sigmoid(-z) / 2,
+        {logit: (np.float32([logit, logit + 1]),) for logit in SURE},
+    )
+    for logit, report in reports.items():
+        assert report.ok, f"{logit}\n{report}"
+
+
+def test_a_rule_more_precise_than_autodiff_has_a_ratio_below_1():
+    def gradient(z):
+        return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)
+
+    report = check_grad(lambda z: jnp.sum(jax.nn.sigmoid(z)), gradient, (np.float32([4.5, 5.3]),))
+    assert report.ok, str(report)
+    assert states(report)["precision"] == "pass"
+    (leaf,) = report.leaves.values()
+    assert leaf.precision_ratio is not None and leaf.precision_ratio < 0.5
+
+
+def overflowing(z):
+    """The logistic function as written in books; ``exp`` leaves float32 at 89, float64 at 710."""
+    return jnp.exp(z) / (1 + jnp.exp(z))
+
+
+def detour(w):
+    """``2 w`` by way of numbers hundreds of times as large."""
+    return ((w + w[0]) ** 2 - w**2 - w[0] ** 2) / w[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "gradient", "args"),
+    [
+        # The first element's own slope, 4 w, is by hand as detour gives it; the others' is 2 w.
+        (lambda w: jnp.sum(w[1:] ** 2), lambda w: detour(w).at[0].set(0), [512, 1.1, 1.3, -0.7]),
+        pytest.param(lambda z: jnp.sum(jnp.logaddexp(z, 0)), overflowing, [1, 95], marks=pytest.mark.slow),
+    ],
+    ids=["cancellation", "overflow"],
+)
+def test_a_rule_that_is_right_but_unstable_fails_precision_and_not_algebra(loss, gradient, args):
+    report = check_grad(loss, gradient, (np.float32(args),))
+    assert not report.ok
+    assert states(report, "structure", "algebra", "precision") == {
+        **passes("structure", "algebra"),
+        "precision": "fail",
+    }, str(report)
+    assert "far less precise than autodiff in (leaf)" in report.verdicts["precision"].reason
+
+
+@pytest.mark.slow
+def test_an_unstable_rule_fails_precision_beside_a_key_too():
+    def loss(w, key):
+        return jnp.sum((w[1:] + jax.random.normal(key, (3,))) ** 2)
+
+    def by_hand(w, key):
+        return jnp.concatenate([jnp.zeros(1, w.dtype), detour(w)[1:] + 2 * jax.random.normal(key, (3,))])
+
+    report = check_grad(loss, by_hand, (np.float32([4096, 1.1, 1.3, -0.7]), jax.random.key(0)))
+    assert states(report)["precision"] == "fail", str(report)
