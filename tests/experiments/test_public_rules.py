@@ -30,21 +30,26 @@ def found(name, dtype, point):
     return public_rules().examine(name, rules()[name], dtype, point)
 
 
+SLOW = [
+    ("jax.nn.relu6", "bfloat16", "kinks"),
+    ("jax.nn.softplus", "float32", "edges"),
+    ("jax.nn.log1mexp", "float32", "edges"),
+    ("jnp.logaddexp", "float32", "equal"),
+    ("jnp.i0", "float32", "edges"),
+    ("jax.scipy.special.xlogy", "float64", "ordinary"),
+    ("jax.scipy.special.logit", "float32", "edges"),
+    ("jax.scipy.special.ndtr", "float32", "tails"),
+    ("optax.scale_gradient", "float32", "zero"),
+    ("optax.projections.projection_simplex", "float32", "corner"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "point"),
     [
         ("jax.nn.relu", "float32", "kinks"),
-        ("jax.nn.relu6", "bfloat16", "kinks"),
-        pytest.param("jax.nn.softplus", "float32", "edges", marks=pytest.mark.slow),
-        pytest.param("jax.nn.log1mexp", "float32", "edges", marks=pytest.mark.slow),
-        ("jnp.logaddexp", "float32", "equal"),
-        pytest.param("jnp.i0", "float32", "edges", marks=pytest.mark.slow),
-        ("jax.scipy.special.xlogy", "float64", "ordinary"),
-        pytest.param("jax.scipy.special.logit", "float32", "edges", marks=pytest.mark.slow),
-        ("jax.scipy.special.ndtr", "float32", "tails"),
         ("jax.nn.silu", "bfloat16", "edges"),
-        ("optax.scale_gradient", "float32", "zero"),
-        ("optax.projections.projection_simplex", "float32", "corner"),
+        *(pytest.param(*slow, marks=pytest.mark.slow) for slow in SLOW),
     ],
 )
 def test_a_right_rule_is_not_accused(name, dtype, point):

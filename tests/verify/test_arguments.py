@@ -72,8 +72,9 @@ def test_argnums_choose_the_argument_or_several_in_any_order(argnums, expected):
         return wrong if isinstance(argnums, tuple | list) else wrong[0]
 
     report = check_grad(product, gradient, (np.ones(2, np.float32), np.ones(3, np.float32)), argnums=argnums)
-    reason = report.verdicts["structure"].reason
-    assert [f"got float32[{int(n) + 5}]; expected float32[{n}]" in reason for n in expected] == [True] * len(expected)
+    assert (
+        f"got float32[{int(expected[0]) + 5}]; expected float32[{expected[0]}]" in report.verdicts["structure"].reason
+    )
 
 
 def test_several_argnums_take_a_tuple_of_gradients_in_their_order():
@@ -181,7 +182,7 @@ def test_integers_booleans_and_keys_in_the_other_arguments_are_carried_along():
     assert not reports["a millionth too much"].ok
 
 
-def test_python_and_numpy_numbers_and_leaves_without_elements_are_arguments_as_well():
+def test_numbers_leaves_without_elements_and_keys_are_arguments_as_well():
     numbers = {
         "python": 2.0,
         "numpy": np.float32(2),
@@ -190,13 +191,15 @@ def test_python_and_numpy_numbers_and_leaves_without_elements_are_arguments_as_w
         "none": np.ones((0, 3)),
     }
 
-    def loss(w, factor):
+    def loss(w, key):
         return sum(cubes(leaf) for leaf in jax.tree.leaves(w))
 
-    def gradient(w, factor):
-        return jax.tree.map(lambda leaf: factor * cubes_gradient(leaf), w)
+    def gradient(w, key):
+        factor = jnp.float32(jax.random.key_data(key)[1])
+        return jax.tree.map(lambda leaf: (factor * cubes_gradient(leaf)).astype(leaf.dtype), w)
 
-    right, wrong = check_grad_at(loss, gradient, {1: (numbers, 1.0), 2: (numbers, 2.0)}).values()
+    points = {seed: (numbers, jax.random.key(seed)) for seed in (1, 2)}
+    right, wrong = check_grad_at(loss, gradient, points).values()
     assert right.ok, str(right)
     assert wrong_leaves(wrong) == {*wrong.leaves} - {"['none']"}
     assert str(wrong)

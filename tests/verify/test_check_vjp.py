@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 from kits.reports import failures, passes, states, wrong_leaves
+from kits.rules import custom, sine
 
 import minijaxnet as mjn
 from minijaxnet import assert_vjp, check_vjp
@@ -17,110 +18,6 @@ from minijaxnet import assert_vjp, check_vjp
 X = np.float32([0.3, -1.2, 2.0])
 LITTLE = 1 + 1e-6
 SLOW = pytest.mark.slow
-
-
-def custom(fun, forward, backward, **options):
-    """A new function with a rule of its own; ``jax.custom_vjp`` of the same function twice would share one."""
-    ruled = jax.custom_vjp(lambda *args: fun(*args), **options)
-    ruled.defvjp(forward, backward)
-    return ruled
-
-
-def sine(backward=lambda x, c: jnp.cos(x) * c):
-    return custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, c: (backward(x, c),))
-
-
-# --- One rule, right or wrong by an argument: one program for all -----------------------------------------------------
-
-BACKWARD = {
-    "right": lambda x, c: jnp.cos(x) * c,
-    "a millionth": lambda x, c: LITTLE * jnp.cos(x) * c,
-    "negated": lambda x, c: -jnp.cos(x) * c,
-    "zeros": lambda x, c: 0 * x,
-    "clipped far off": lambda x, c: jnp.cos(x) * jnp.clip(c, -64, 64),
-    "undefined at zeros": lambda x, c: jnp.cos(x) * c * (jnp.sum(c**2) / jnp.sum(c**2)),
-    "clipped": lambda x, c: jnp.cos(x) * jnp.clip(c, -1, 1),
-    "ignored": lambda x, c: jnp.cos(x),
-    "squared": lambda x, c: jnp.cos(x) * c**2,
-    "without its sign": lambda x, c: jnp.cos(x) * jnp.abs(c),
-    "its sign alone": lambda x, c: jnp.cos(x) * jnp.sign(c),
-    "a constant added": lambda x, c: jnp.cos(x) * c + 1,
-    "a little constant added": lambda x, c: jnp.cos(x) * c + 1e-6,
-    "of degree one, and yet no sum": lambda x, c: jnp.cos(x) * jnp.cbrt(jnp.sum(c**3)),
-    "squashed where it is large": lambda x, c: jnp.cos(x) * jnp.where(jnp.abs(c) > 100, 0, c),
-}
-sine_of_choice = custom(
-    lambda number, x: jnp.sin(x),
-    lambda number, x: (jnp.sin(x), (number, x)),
-    lambda kept, c: (None, jnp.stack([back(kept[1], c) for back in BACKWARD.values()])[kept[0]].astype(c.dtype)),
-)
-
-
-@functools.cache
-def report_on(slip, dtype="float32", seed=0):
-    with jax.enable_x64(dtype == "float64"):
-        x = jnp.asarray(X, dtype)
-        return check_vjp(lambda x, number: sine_of_choice(number, x), (x, np.int32([*BACKWARD].index(slip))), seed=seed)
-
-
-@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(d, marks=SLOW) for d in ("bfloat16", "float64"))])
-def test_a_millionth_is_found_in_every_dtype(dtype):
-    assert report_on("right", dtype).ok
-    assert set(states(report_on("right", dtype)).values()) == {"pass"}
-    assert failures(report_on("a millionth", dtype)) == {"algebra"}
-    assert wrong_leaves(report_on("a millionth", dtype)) == {"[0]"}
-
-
-def slow_but(*usual):
-    """What pytest is to ask of a table: always these, the others where one has time."""
-    return lambda table: [name if name in usual else pytest.param(name, marks=SLOW) for name in table]
-
-
-NOT_LINEAR = {
-    "clipped": "linear",
-    "ignored": "ignores the cotangent",
-    "squared": "linear|too many",
-    "without its sign": "linear",
-    "its sign alone": "linear",
-    "a constant added": "linear|constant",
-    "a little constant added": "linear|constant",
-    "of degree one, and yet no sum": "linear",
-    "squashed where it is large": "linear",
-}
-
-
-@pytest.mark.parametrize("slip", slow_but("clipped", "ignored", "of degree one, and yet no sum")(NOT_LINEAR))
-def test_a_rule_that_is_not_linear_in_its_cotangent_fails_linearity_and_a_hint_says_how(slip):
-    report = report_on(slip)
-    assert "linearity" in failures(report) <= {"linearity", "algebra"}
-    assert not report.ok
-    hints = "; ".join(report.hints)
-    assert any(word in hints for word in NOT_LINEAR[slip].split("|")), hints
-    assert ("ignores" in hints) == (slip == "ignored"), hints
-
-
-def test_a_clipped_cotangent_fails_linearity_alone_where_it_is_not_clipped():
-    assert failures(report_on("clipped far off")) == {"linearity"}
-
-
-def test_a_rule_that_breaks_down_at_a_cotangent_of_zeros_fails_linearity_alone():
-    report = report_on("undefined at zeros")
-    assert failures(report) == {"linearity"}
-    assert "zeros" in report.verdicts["linearity"].reason
-
-
-def test_a_rule_of_zeros_is_linear_and_wrong():
-    report = report_on("zeros")
-    assert failures(report) == {"algebra"}
-    assert states(report, "linearity") == passes("linearity")
-    assert report.hints[0].startswith("[0]: zero everywhere")
-
-
-@pytest.mark.parametrize("seed", [1, pytest.param(2**31, marks=SLOW)])
-def test_a_verdict_does_not_hang_on_the_seed(seed):
-    assert report_on("right", seed=seed).ok
-    assert failures(report_on("a millionth", seed=seed)) == {"algebra"}
-    assert "linearity" in failures(report_on("clipped", seed=seed))
 
 
 # --- Rules of any kind, anywhere --------------------------------------------------------------------------------------
@@ -140,12 +37,12 @@ def by_backward():
 
 def by_tangent():
     ruled = jax.custom_jvp(lambda wrong, x: jnp.sin(x))
-    ruled.defjvp(
-        lambda primals, tangents: (
-            jnp.sin(primals[1]),
-            (factor(primals[0]) * jnp.cos(primals[1]) * tangents[1]).astype(tangents[1].dtype),
-        )
-    )
+
+    @ruled.defjvp
+    def _(primals, tangents):
+        (wrong, x), (_, t) = primals, tangents
+        return jnp.sin(x), (factor(wrong) * jnp.cos(x) * t).astype(t.dtype)
+
     return ruled
 
 
@@ -202,11 +99,10 @@ PLACES = {
 RULES = [
     ("by itself", by_tangent),
     ("jit of scan of cond of vmap", by_backward),
-    ("while", by_backward),
     *(
         pytest.param(place, rule, marks=SLOW)
         for place, rule in [
-            *((place, by_backward) for place in [*PLACES][:-1] if place != "while"),
+            *((place, by_backward) for place in [*PLACES][:-1]),
             *((place, by_tangent) for place in ("scan, carried", "cond", "jit")),
             ("by itself", of_degree),
             ("by itself", with_a_rule_inside),
@@ -231,6 +127,7 @@ def test_a_rule_of_any_kind_is_found_and_judged_wherever_it_is_called(place, rul
     assert wrong_leaves(wrong) == {"[0]"}
 
 
+@SLOW
 def test_jaxs_own_rules_are_right_at_their_kinks_too():
     assert_vjp(lambda x: (jax.nn.relu(x), jax.nn.relu6(x), jax.nn.softplus(x)), (np.float32([-2, 0, 1, 6]),))
 
@@ -269,7 +166,8 @@ def lookup_forward(params, batch, key):
     return lookup(params, batch, key), (params, batch, jax.random.bernoulli(key, 0.5, batch["mask"].shape))
 
 
-@pytest.mark.parametrize("slip", slow_but("none", "set for add")(IN_TREES))
+@SLOW
+@pytest.mark.parametrize("slip", IN_TREES)
 def test_integers_booleans_and_keys_are_carried_along_and_a_slip_in_a_tree_is_found_in_its_leaf_alone(slip):
     params = {"table": np.float32(np.arange(8).reshape(4, 2) / 4 - 0.9), "shift": np.float32([0.5, -1])}
     batch = {
@@ -297,7 +195,7 @@ def test_argnums_choose_what_is_judged():
     everything = check_vjp(half, args)
     assert set(everything.leaves) == {"[0]", "[1]"} and wrong_leaves(everything) == {"[1]"}
     assert check_vjp(half, args, argnums=0).ok
-    for argnums in (1, (1,), -1):
+    for argnums in ((1,), -1):
         report = check_vjp(half, args, argnums=argnums)
         assert set(report.leaves) == wrong_leaves(report) == {"[1]"}
 
@@ -316,7 +214,8 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("slip", slow_but("right", "swapped")(OUTPUTS))
+@SLOW
+@pytest.mark.parametrize("slip", OUTPUTS)
 def test_a_cotangent_given_to_another_output_or_to_none_is_found(slip):
     def both(number, x):
         return jnp.sin(x), x**2
@@ -354,7 +253,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("slip", slow_but("a billionth")(VALUES))
+@pytest.mark.parametrize("slip", ["a billionth", *(pytest.param(slip, marks=SLOW) for slip in [*VALUES][1:])])
 def test_a_forward_pass_of_another_value_fails_primal_alone(slip):
     def value(number, x):
         return jnp.stack([value(x) for value in VALUES.values()])[number]
@@ -370,65 +269,27 @@ def test_a_forward_pass_of_another_value_fails_primal_alone(slip):
     assert "forward pass" in report.hints[0]
 
 
-@pytest.mark.parametrize(
-    ("fun", "dtype", "complaint"),
-    [
-        (
-            sine(lambda x, c: (jnp.cos(x) * c).astype(jnp.float32)),
-            jnp.bfloat16,
-            r"args\[0\].*float32\[3\]; expected bfloat16\[3\]",
-        ),
-        (
-            custom(lambda x, y: x * y, lambda x, y: (x * y, (x, y)), lambda r, c: (r[1] * c,)),
-            np.float32,
-            "length",
-        ),
-        (product(lambda x, y, c: (x * c)[:1]), np.float32, "shape"),
-        (product(lambda x, y, c: {"y": x * c}), np.float32, "structure|type"),
-    ],
-    ids=["float32 for bfloat16", "a missing slope", "shape", "tree"],
-)
-def test_a_slope_of_another_structure_fails_structure_and_is_not_compared(fun, dtype, complaint):
-    report = check_vjp(fun, (X.astype(dtype),) * (1 if dtype == jnp.bfloat16 else 2))
+STRUCTURES = {
+    "a missing slope": (lambda r, c: (r[1] * c,), "length"),
+    "shape": (lambda r, c: (r[1] * c, (r[0] * c)[:1]), "shape"),
+    "tree": (lambda r, c: (r[1] * c, {"y": r[0] * c}), "structure|type"),
+    "float32 for bfloat16": (
+        lambda r, c: ((r[1] * c).astype(jnp.float32), r[0] * c),
+        r"args\[0\].*float32\[3\]; expected bfloat16\[3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", STRUCTURES)
+def test_a_slope_of_another_structure_fails_structure_and_is_not_compared(slip):
+    backward, complaint = STRUCTURES[slip]
+    x = X.astype(jnp.bfloat16) if "bfloat16" in slip else X
+    report = check_vjp(custom(lambda x, y: x * y, lambda x, y: (x * y, (x, y)), backward), (x, x))
     assert failures(report) == {"structure"}
     assert states(report, "algebra") == {"algebra": "unchecked"}
     assert report.leaves == {} and not report.ok
     with pytest.raises(AssertionError, match=complaint):
         raise AssertionError(report.verdicts["structure"].reason)
-
-
-@SLOW
-def test_a_rule_that_hides_a_dependence_fails_second_order_alone():
-    hiding = custom(jnp.sin, lambda x: (jnp.sin(x), lax.stop_gradient(jnp.cos(x))), lambda r, c: (r * c,))
-    assert check_vjp(hiding, (X,)).ok
-    report = check_vjp(hiding, (X,), order=2)
-    assert failures(report) == {"second order"}
-    assert any("hides a dependence" in hint for hint in report.hints)
-    for rule in (sine(), functools.partial(by_tangent(), False)):
-        assert states(check_vjp(rule, (X,), order=2), "second order") == passes("second order")
-
-
-def test_a_rule_that_is_right_but_unstable_fails_precision_alone():
-    def backward(x, c):
-        return ((c + 1024 * x) ** 2 - c**2 - (1024 * x) ** 2) / (2 * 1024 * x) * jnp.cos(x)
-
-    report = check_vjp(sine(backward), (X,))
-    assert "precision" in failures(report)
-    assert "algebra" not in failures(report)
-
-
-def test_a_rule_that_vmap_changes_fails_transforms_alone():
-    @jax.custom_batching.custom_vmap
-    def slope(x):
-        return jnp.cos(x)
-
-    @slope.def_vmap
-    def _(axis_size, in_batched, x):
-        return 2 * jnp.cos(x), in_batched[0]
-
-    report = check_vjp(sine(lambda x, c: slope(x) * c), (X,))
-    assert failures(report) == {"transforms"}
-    assert "vmap" in report.verdicts["transforms"].reason
 
 
 # --- The plain function -----------------------------------------------------------------------------------------------
@@ -440,7 +301,6 @@ def test_a_function_without_rules_is_unchecked_unless_a_reference_is_given():
     assert states(report, "algebra") == {"algebra": "unchecked"}
     assert "no custom rule" in report.verdicts["algebra"].reason
     assert check_vjp(jnp.sin, (X,), reference=lambda x: (jnp.exp(1j * x)).imag).ok
-    assert failures(check_vjp(jnp.sin, (X,), reference=lambda x: jnp.sin(x) * LITTLE)) == {"algebra"}
 
 
 @SLOW
@@ -525,20 +385,15 @@ def test_no_flag_is_changed_and_the_arguments_are_left_as_they_were(x64):
 @SLOW
 def test_checks_in_several_threads_do_not_meet():
     def check(i):
-        back = BACKWARD["a millionth" if i % 2 else "right"]
-        return check_vjp(sine(back), (jnp.arange(1.0, 3 + i),)).ok, jnp.ones(1).dtype
+        factor = LITTLE if i % 2 else 1.0
+        return check_vjp(sine(lambda x, c: factor * jnp.cos(x) * c), (jnp.arange(1.0, 3 + i),)).ok, jnp.ones(1).dtype
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(check, range(4))) == [(True, jnp.float32), (False, jnp.float32)] * 2
 
 
-def test_the_same_seed_gives_the_same_report():
-    again = report_on.__wrapped__("negated")
-    assert again.to_dict() == report_on("negated").to_dict()
-
-
 def test_assert_vjp_is_silent_on_a_right_rule_and_raises_the_whole_report_of_a_wrong_one():
     assert_vjp(sine(), (X,))
     with pytest.raises(mjn.GradientMismatch, match="NOT RIGHT") as raised:
-        assert_vjp(sine(BACKWARD["negated"]), (X,))
+        assert_vjp(sine(lambda x, c: -jnp.cos(x) * c), (X,))
     assert raised.value.report.hints[0].startswith("[0]: the sign is wrong")

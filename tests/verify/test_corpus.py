@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from corpora import AUTODIFF_SUSPECT, BLIND, KINDS, RIGHT, SUBJECTS, SURROGATES, WRONG, GradCase
+from kits import quick
 
 from minijaxnet import check_grad, check_vjp
 
@@ -25,6 +26,11 @@ WORDS = {
     "element": "one element|one slice",
     "cotangent": "cotangent",
     "second order": "second order",
+}
+# Slips of these kinds that no hint explains.
+UNEXPLAINED = {
+    "recurrent network, first two steps cut off",
+    "LSTM, output gate forgotten on the way to the cell",
 }
 # The verdict that a kind of slip is for, where it is not on the algebra.
 OWN = {"precision": "precision", "second order": "second order", "primal": "primal"}
@@ -113,11 +119,12 @@ def right_by_its_reference_only(surrogate, dtype):
 def each(judge, asked):
     """Ask a judge about cases in dtypes, all of them though some fail; what it returned of each."""
     found, failures = [], []
-    for case, dtype in asked:
-        try:
-            found.append((case, judge(case, dtype)))
-        except Exception as error:
-            failures.append(f"{getattr(case, 'name', case)}, {dtype}: {type(error).__name__}: {error}")
+    with quick.compilation():
+        for case, dtype in asked:
+            try:
+                found.append((case, judge(case, dtype)))
+            except Exception as error:
+                failures.append(f"{getattr(case, 'name', case)}, {dtype}: {type(error).__name__}: {error}")
     assert not failures, f"{len(failures)} of {len(asked)}\n\n" + "\n\n".join(failures)
     return found
 
@@ -129,42 +136,38 @@ def dtypes_of(case):
 
 def by_turns(cases):
     """Each case in the next of its dtypes; all of these for what is wrong in some dtypes only."""
+    asked = []
     for turn, case in enumerate(cases):
         dtypes = dtypes_of(case)
         some_only = case.slip is not None and case.slip.kind in ("precision", "structure")
-        yield from ((case, dtype) for dtype in (dtypes if some_only else [dtypes[turn % len(dtypes)]]))
+        asked += [(case, dtype) for dtype in (dtypes if some_only else [dtypes[turn % len(dtypes)]])]
+    return asked
 
 
 def sampled(names, cases):
     """The cases of these names, each in the next of its dtypes."""
     by_name = {name_of(case): case for case in cases}
     chosen = [by_name[name.strip()] for line in names.strip().splitlines() for name in line.split(" ; ")]
-    for turn, case in enumerate(chosen):
-        dtype = dtypes_of(case)[turn % len(dtypes_of(case))]
-        yield pytest.param(case, dtype, id=f"{name_of(case)}, {dtype}")
+    turns = [(case, dtypes_of(case)[turn % len(dtypes_of(case))]) for turn, case in enumerate(chosen)]
+    return [pytest.param(case, dtype, id=f"{name_of(case)}, {dtype}") for case, dtype in turns]
 
 
 # --- A sample, its dtypes taking turns --------------------------------------------------------------------------------
 
 SAMPLE_OF_RIGHT = """
-grad: Huber ; grad: maximum of equals, all to the first
-grad: another argument, with auxiliary output ; grad: computed in NumPy
-grad: sum with cancellation, the other way round ; vjp: cube, order two
-vjp: several outputs, one of them an index ; vjp: softplus, forward rule
+grad: Huber ; grad: maximum of equals, all to the first ; grad: computed in NumPy
+grad: sum with cancellation, the other way round ; vjp: sine, forward rule, order two
+vjp: several outputs, one of them an index
 """
 SAMPLE_OF_WRONG = """
-grad: leaf of 1e-8 doubled beside one of 1e8 ; grad: matrix product, oblong, b transposed
-vjp: product, factors swapped ; grad: mean squared error, bias summed over outputs
-grad: mean squared error, mean for the bias ; vjp: leaky relu, dead below 0
-vjp: SiLU, second term forgotten ; vjp: tanh, element 3 forgotten
-vjp: sine, cotangent ignored ; vjp: cube, slope held fixed
-grad: value a millionth too large ; grad: expm1 squared, by exp(x) - 1
-grad: a leaf too few ; vjp: product, None for what has a slope
-grad: sinc, unguarded at 0 ; grad: mean squared error, all by a thousandth
+vjp: leaky relu, dead below 0 ; grad: around a mean that is not held fixed ; vjp: sine, cotangent ignored
+vjp: cube, slope held fixed ; vjp: sine, its last value missed ; grad: expm1 squared, by exp(x) - 1
+grad: a leaf too few ; vjp: product, None for what has a slope ; grad: sinc, unguarded at 0
 grad: scalar rate, not summed ; grad: relu6, without its ceiling
-grad: dropout, slope not scaled ; grad: sort, permuted the other way
-grad: tanh, slope of the output taken twice
+grad: sort, permuted the other way ; grad: tanh, slope of the output taken twice
 """
+# In one program in test_check.py; and what draws from a key takes a second to compile.
+ELSEWHERE = {"factor", "transposed", "swapped", "axis", "mean for sum", "element", "relative", "dropout scale"}
 
 
 @pytest.mark.parametrize("case, dtype", sampled(SAMPLE_OF_RIGHT, RIGHT))
@@ -178,8 +181,12 @@ def test_a_wrong_rule_is_found_where_it_is_wrong_and_explained(case, dtype):
     assert not has_a_name(case) or explained(case, report), str(report)
 
 
-def test_every_kind_of_slip_is_in_the_sample():
-    assert {param.values[0].slip.kind for param in sampled(SAMPLE_OF_WRONG, WRONG)} == KINDS
+def test_nine_named_slips_in_ten_are_explained():
+    assert len(UNEXPLAINED) <= sum(map(bool, map(has_a_name, WRONG))) / 10
+
+
+def test_every_other_kind_of_slip_is_in_the_sample():
+    assert {param.values[0].slip.kind for param in sampled(SAMPLE_OF_WRONG, WRONG)} == KINDS - ELSEWHERE
 
 
 def test_a_rule_is_not_accused_where_autodiff_fails():
@@ -205,11 +212,9 @@ def test_no_right_rule_is_accused(subject):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", SUBJECTS)
-def test_every_wrong_rule_is_found_where_it_is_wrong_and_most_are_explained(subject):
-    found = each(convicts, list(by_turns(SUBJECTS[subject].wrong_ones)))
-    named = [(case, report) for case, report in found if has_a_name(case)]
-    unexplained = [f"{case.slip.kind}: {case.name}" for case, report in named if not explained(case, report)]
-    assert len(unexplained) <= len(named) / 10, unexplained
+def test_every_wrong_rule_is_found_where_it_is_wrong_and_explained(subject):
+    found = each(convicts, by_turns(SUBJECTS[subject].wrong_ones))
+    assert {case.name for case, report in found if has_a_name(case) and not explained(case, report)} <= UNEXPLAINED
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from corpora import AUTODIFF_SUSPECT, DTYPES, KINDS, RIGHT, SUBJECTS, SURROGATES, WRONG, VjpCase
+from kits import quick
 
 # For what changes with the corpus only.
 pytestmark = pytest.mark.slow
+
 
 # Rounding in float64, relative to the largest element of a leaf; and the least that a slip must stand out.
 SAME = 1e-12
@@ -82,23 +84,23 @@ def second(case, args):
     )
 
 
-def compiled_quickly(fun, *args):
+def compiled_quickly(fun):
     """Run once on small arguments: time saved in compilation is worth more than the fastest program."""
-    try:
-        return jax.jit(fun, compiler_options={"xla_backend_optimization_level": 0})(*args)
-    except jax.errors.JaxRuntimeError:  # an XLA without this option
-        return jax.jit(fun)(*args)
+    return jax.jit(fun, compiler_options=quick.options())
 
 
 def in_float64(cases, run=both):
-    """Each case, its arguments, and what ``run`` makes of it: one program for all that can be traced."""
+    """Each case, its arguments, and what ``run`` makes of it: one program for all but those apart."""
     if any(getattr(case, "clears", False) for case in cases):
         jax.clear_caches()
     with jax.enable_x64(True):
         args = [wide(case.args(jnp.float64)) for case in cases]
-        traced = [i for i, case in enumerate(cases) if getattr(case, "traceable", True)]
-        found = compiled_quickly(lambda args: {i: run(cases[i], args[i]) for i in traced}, args)
-        return [(case, args[i], found[i] if i in found else run(case, args[i])) for i, case in enumerate(cases)]
+        # What can't be traced; and what may call NumPy, which has float32 alone in another thread.
+        apart = [not getattr(case, "traceable", True) or getattr(case, "reference", None) for case in cases]
+        found = compiled_quickly(lambda args: {i: run(cases[i], args[i]) for i in range(len(cases)) if not apart[i]})(
+            args
+        )
+        return [(case, args[i], run(case, args[i]) if apart[i] else found[i]) for i, case in enumerate(cases)]
 
 
 def wide(tree):
@@ -292,7 +294,7 @@ def test_an_unstable_rule_is_right_in_float64_and_far_worse_than_autodiff_below(
     for case, _, ((hand, _), (truth, _)) in in_float64(of_kind("precision")):
         assert not differing(hand, truth, 1e-7), case.name
     for case in of_kind("precision"):
-        run = jax.jit(functools.partial(both, case))
+        run = compiled_quickly(functools.partial(both, case))
         for dtype in case.slip.dtypes:
             args, epsilon = case.args(jnp.dtype(dtype)), float(jnp.finfo(dtype).eps)
             (hand, _), (autodiff, _) = run(args)
@@ -318,7 +320,7 @@ def test_a_gradient_of_another_structure_cannot_pass_for_its_argument():
                     alike = False  # JAX says so itself
                 assert alike or dtype in case.slip.dtypes, case.name
                 if alike and dtype in case.slip.dtypes:  # None passes for a zero
-                    (hand, _), (truth, _) = jax.jit(functools.partial(both, case))(args)
+                    (hand, _), (truth, _) = compiled_quickly(functools.partial(both, case))(args)
                     assert set(differing(hand, truth, STANDS_OUT)) == {case.slip.leaf}, case.name
 
 
@@ -344,7 +346,7 @@ def test_where_autodiff_fails_the_rule_is_right(dtype):
     with jax.enable_x64(dtype == "float64"):
         cases = [case for case in AUTODIFF_SUSPECT if dtype in case.dtypes]
         args = [case.args(jnp.dtype(dtype)) for case in cases]
-        found = compiled_quickly(lambda args: list(map(both, cases, args)), args)
+        found = compiled_quickly(lambda args: list(map(both, cases, args)))(args)
         truths = [case.truth(*each) for case, each in zip(cases, args, strict=True)]
     for case, truth, ((hand, _), (autodiff, _)) in zip(cases, truths, found, strict=True):
         error = 16 * float(jnp.finfo(dtype).eps)

@@ -57,7 +57,11 @@ PROGRAMS = {
 }
 
 
-def all_programs(x):
+def usual(x):
+    return [PROGRAMS[name](x) for name in ("scan", "while", "cond", "checkpoint", "jit")]
+
+
+def everything(x):
     return [run(x) for run in PROGRAMS.values()]
 
 
@@ -65,12 +69,19 @@ def of_few_digits(x):
     return [PROGRAMS[name](x) for name in ("scan", "while", "jit", "sort and index")]
 
 
-def test_programs_carried_out_our_own_way_have_the_same_results():
-    expected = by_jax(all_programs, *VECTOR)
-    chex.assert_trees_all_close(carried_out(all_programs, VECTOR), expected, rtol=1e-13)
-    # Moves of size 0 change nothing, not a bit of it, whatever else they say.
-    still = carried_out(all_programs, VECTOR, size=0.0, shift=1.0, ramp=1.0, turn=1.0)
-    chex.assert_trees_all_close(still, expected, rtol=1e-13)
+EACH = pytest.mark.parametrize("programs", [usual, pytest.param(everything, marks=pytest.mark.slow)])
+
+
+@EACH
+def test_programs_carried_out_our_own_way_have_the_same_results(programs):
+    """Moves of size 0 change nothing, whatever else they say."""
+    still = carried_out(programs, VECTOR, size=0.0, shift=1.0, ramp=1.0, turn=1.0)
+    chex.assert_trees_all_close(still, by_jax(programs, *VECTOR), rtol=1e-13)
+
+
+@pytest.mark.slow
+def test_programs_carried_out_without_moves_have_the_same_results():
+    chex.assert_trees_all_close(carried_out(everything, VECTOR), by_jax(everything, *VECTOR), rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -99,9 +110,10 @@ def test_custom_rules_are_taken_out(kind, wrap):
     assert gradient.dtype == jnp.float32
 
 
-def test_how_far_the_end_moves_is_in_proportion_to_the_moves():
-    still = carried_out(all_programs, VECTOR)
-    small, large = (carried_out(all_programs, VECTOR, size=2.0**-k, random=0.0, shift=1.0) for k in (30, 20))
+@EACH
+def test_how_far_the_end_moves_is_in_proportion_to_the_moves(programs):
+    still = carried_out(programs, VECTOR, size=0.0)
+    small, large = (carried_out(programs, VECTOR, size=2.0**-k, random=0.0, shift=1.0) for k in (30, 20))
     for before, a, b in zip(still, small, large, strict=True):
         assert np.any(a != before)
         chex.assert_trees_all_close((b - before) * 2.0**-10, a - before, rtol=1e-3, atol=1e-14)

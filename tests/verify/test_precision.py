@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.reports import passes, states
+from kits.reports import failures, passes, states
+from kits.rules import sine
 
 import minijaxnet as mjn
-from minijaxnet import check_grad
+from minijaxnet import check_grad, check_vjp
 from minijaxnet.verify import check_grad_at
 
 SURE = (10.0, 20.0, 30.0)
@@ -86,3 +87,12 @@ def test_an_unstable_rule_fails_precision_beside_a_key_too():
 
     report = check_grad(loss, by_hand, (np.float32([4096, 1.1, 1.3, -0.7]), jax.random.key(0)))
     assert states(report)["precision"] == "fail", str(report)
+
+
+def test_a_custom_rule_that_is_right_but_unstable_fails_precision_alone():
+    def backward(x, c):
+        return ((c + 1024 * x) ** 2 - c**2 - (1024 * x) ** 2) / (2 * 1024 * x) * jnp.cos(x)
+
+    report = check_vjp(sine(backward), (np.float32([0.3, -1.2, 2.0]),))
+    assert "precision" in failures(report)
+    assert "algebra" not in failures(report)

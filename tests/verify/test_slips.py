@@ -1,7 +1,7 @@
 """Slips of the pen, planted at random in right rules: the checker misses none, and names the leaves they are in.
 
 A host is a right rule of the corpus with one argument more, which says what to do to its gradient: one compiled program
-serves all slips. Those of one host here; thousands by ``pytest -m slow``.
+serves all slips. Those of one host here; hundreds by ``pytest -m slow``.
 """
 
 import collections
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from corpora import RIGHT, GradCase
+from kits import quick
 
 from minijaxnet.verify import check_grad_at
 
@@ -25,25 +26,17 @@ HOSTS = {
     "matrix product, square": "float32",
     "bilinear form": "bfloat16",
     "mean squared error, square": "float64",
-    "SwiGLU": "float32",
     "embedding with repeated indices": "float32",
     "softmax cross-entropy, integer labels": "float32",
-    "quadratic form, not symmetric": "bfloat16",
     "arctan2": "float32",
     "tanh": "float64",
-    "log1p": "float32",
     "GELU by tanh": "bfloat16",
-    "einsum over a batch": "float32",
-    "reverse Kullback-Leibler": "float64",
     "triplet": "float32",
     "logistic regression with weight decay, NamedTuple": "float32",
     "layer norm": "bfloat16",
-    "softmax": "float32",
-    "attention": "float32",
     "linear recurrence": "float64",
     "leaves of 1e8 and 1e-8": "float32",
     "axes of size 1": "bfloat16",
-    "Rosenbrock's function, order two": "float32",
 }
 
 
@@ -121,7 +114,8 @@ def reports_on(host, slips):
 
     with jax.enable_x64(host.dtype == "float64"):
         points = {name: (*host.args, slip) for name, slip in slips.items()}
-        return check_grad_at(lambda *args: host.case.loss(*args[:-1]), hand, points)
+        with quick.compilation():
+            return check_grad_at(lambda *args: host.case.loss(*args[:-1]), hand, points)
 
 
 # --- Slips: (host, the leaf it is in, a generator) -> Slip ------------------------------------------------------------
@@ -301,11 +295,11 @@ def all_are_found(name, count, seed):
 
 
 def test_slips_planted_at_random_are_all_found():
-    planted = all_are_found("matrix product, square", 1, seed=0)
-    assert len(planted) == 13, planted
+    planted = all_are_found("arctan2", 1, seed=0)
+    assert len(planted) == 12, planted
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTS)
-def test_thousands_of_slips_planted_at_random_are_all_found(name):
-    assert all_are_found(name, 4, seed=1).total() >= 24
+def test_hundreds_of_slips_planted_at_random_are_all_found(name):
+    assert all_are_found(name, 2, seed=1).total() >= 16
