@@ -63,7 +63,7 @@ right("a scalar", my_cube, cube, given(normal()))
 right("no elements", my_cube, cube, given(normal(0, 3)))
 right("huge slopes", custom_elementwise(lambda x: 1e30 * x, lambda x: 1e30), lambda x: 1e30 * x, SOME)
 right("tiny values", my_cube, cube, given(normal(4, scale=1e-10)))
-million = right("a million elements", my_tanh, jnp.tanh, given(normal(1_000_000)))
+right("a million elements", my_tanh, jnp.tanh, given(normal(1_000_000)))
 right(
     "relu, slope 1 at 0",
     custom_elementwise(relu, lambda x: (x >= 0).astype(x.dtype)),
@@ -200,10 +200,10 @@ for name, case, slope, slip in [
     ("tanh, element 3 forgotten", tanh, lambda x: tanh_slope(x).at[3].set(0), Slip("element", "[0]", (3,))),
     ("tanh, slope from its output twice", tanh, lambda x: 1 - jnp.tanh(jnp.tanh(x)) ** 2, Slip("other", "[0]")),
     (
-        "one of a million elements",
-        million,
-        lambda x: tanh_slope(x).at[654_321].multiply(1.01),
-        Slip("element", "[0]", (654_321,)),
+        "one of a hundred thousand elements",
+        tanh._replace(args=given(normal(100_000))),
+        lambda x: tanh_slope(x).at[65_432].multiply(1.01),
+        Slip("element", "[0]", (65_432,)),
     ),
     (
         "cube over x, at 0",

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from corpora import AUTODIFF_SUSPECT, BLIND, KINDS, RIGHT, SUBJECTS, SURROGATES, WRONG, GradCase
-from kits import quick
 
 from minijaxnet import check_grad, check_vjp
 
@@ -29,8 +28,11 @@ WORDS = {
 }
 # Slips of these kinds that no hint explains.
 UNEXPLAINED = {
-    "recurrent network, first two steps cut off",
     "LSTM, output gate forgotten on the way to the cell",
+    "recurrent network, first two steps cut off",
+    "reverse Kullback-Leibler, not centred",
+    "softmax, over the batch",
+    "softmax, projected along the batch",
 }
 # The verdict that a kind of slip is for, where it is not on the algebra.
 OWN = {"precision": "precision", "second order": "second order", "primal": "primal"}
@@ -119,12 +121,11 @@ def right_by_its_reference_only(surrogate, dtype):
 def each(judge, asked):
     """Ask a judge about cases in dtypes, all of them though some fail; what it returned of each."""
     found, failures = [], []
-    with quick.compilation():
-        for case, dtype in asked:
-            try:
-                found.append((case, judge(case, dtype)))
-            except Exception as error:
-                failures.append(f"{getattr(case, 'name', case)}, {dtype}: {type(error).__name__}: {error}")
+    for case, dtype in asked:
+        try:
+            found.append((case, judge(case, dtype)))
+        except Exception as error:
+            failures.append(f"{getattr(case, 'name', case)}, {dtype}: {type(error).__name__}: {error}")
     assert not failures, f"{len(failures)} of {len(asked)}\n\n" + "\n\n".join(failures)
     return found
 
