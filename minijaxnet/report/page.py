@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     Attributes:
         title: above the picture.
         alt: what it shows, for those who cannot see it.
-        image: an SVG element, as from ``style.to_svg``, taken as it is; or a PNG, as from ``style.data_url``.
+        image: an SVG element, as from ``style.to_svg``, taken as it is.
         words: below the picture.
         figure: of matplotlib, to write the picture as a file; None if there is none.
     """
@@ -97,8 +97,8 @@ def page(report: Page) -> str:
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
-        ValueError: a kind of verdict that there is not, a row that does not fit its columns, an image that is neither
-            SVG nor PNG, a player whose arrays do not fit together.
+        ValueError: a kind of verdict that there is not, a row that does not fit its columns, an image that is no
+            SVG, a player whose arrays do not fit together.
 
     Example:
         >>> text = page(Page("line", [Verdict("ok", "The gradient is <right>.")], []))
@@ -159,12 +159,10 @@ def _cell(value: Any) -> dict[str, Any]:
     return {"text": text, "full": whole if whole != text else None, "number": number}
 
 
-def _svg(picture: Picture) -> str | None:
-    """The SVG element with the picture's name; None for a PNG."""
-    if picture.image.startswith("data:image/png;base64,"):
-        return None
+def _svg(picture: Picture) -> str:
+    """The SVG element with the picture's name."""
     if not picture.image.startswith("<svg"):
-        raise ValueError(f"picture {picture.title!r}: got {picture.image[:20]!r}...; expected an SVG element or a PNG")
+        raise ValueError(f"picture {picture.title!r}: got {picture.image[:20]!r}...; expected an SVG element")
     from markupsafe import Markup, escape
 
     return Markup(f'<svg role="img" aria-label="{escape(picture.alt)}"{picture.image[4:]}')

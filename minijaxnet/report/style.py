@@ -7,7 +7,6 @@ Source: Okabe and Ito, "Color Universal Design: how to make figures and presenta
 people", 2008.
 """
 
-import base64
 import io
 import re
 from pathlib import Path
@@ -106,23 +105,6 @@ def to_svg(figure: "Figure", name: str) -> str:
     svg = re.sub("<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(?<= id=")(?=[^"]+_\d+")', f"{slug(name)}-", svg)
     return svg.replace(INK, "currentColor")
-
-
-def to_png(figure: "Figure") -> bytes:
-    """The figure as a PNG on white."""
-    written = io.BytesIO()
-    with styled():
-        figure.savefig(written, format="png", facecolor="white", metadata={"Software": None})
-    return written.getvalue()
-
-
-def data_url(png: bytes) -> str:
-    """A PNG as an address that holds it.
-
-    >>> data_url(b"png")
-    'data:image/png;base64,cG5n'
-    """
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def save(figure: "Figure", path: str | Path) -> None:

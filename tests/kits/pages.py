@@ -8,7 +8,7 @@ import numpy as np
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
 from minijaxnet.report.story import Told
-from minijaxnet.report.style import data_url, figure, styled, to_png, to_svg
+from minijaxnet.report.style import figure, styled, to_svg
 
 NASTY = "</script><!--<b>&\"'\u2028$x_1$"
 
@@ -50,17 +50,12 @@ def picture(name: str = "Loss") -> Picture:
 
 def whole(name: str = "plain") -> Page:
     """A page with one of everything, each with this name in it."""
-    with styled():
-        made = figure(height=1)
-        made.subplots()
-        png = data_url(to_png(made))
     sections = [
         Section(
             f"Descent {name}", f"{name}\n\nAgain.", [one_weight(name=name), two_weights(name=name)], [picture(name)]
         ),
         Section(
             "Numbers",
-            pictures=[Picture(f"PNG {name}", f"Nothing of {name}.", png)],
             tables=[Table(f"Rows {name}", (name, "loss"), [(name, 1 / 3), ("b", float("nan"))])],
             texts=[Text(f"Text {name}", name)],
         ),
