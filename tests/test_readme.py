@@ -29,7 +29,8 @@ def trained():
 
 def test_the_three_jobs_fit_into_ten_lines_each_and_run(trained, capsys):
     assert all(len(job.strip().splitlines()) <= 10 for job in (DESCEND, VERIFY, BENCHMARK))
-    names = dict(trained)
+    x, y = trained["train"]
+    names = trained | {"train": (x[:100], y[:100])}
     for block in (VERIFY, BENCHMARK, ON_DEVICES, OWN_RULE):
         run(block, names)
     assert trained["trace"].loss[-1] < 0.1 < trained["trace"].loss[0]

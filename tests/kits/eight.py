@@ -20,18 +20,21 @@ ENTRIES = [f"ignore:Error {verb} persistent compilation cache entry:UserWarning"
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONWARNINGS": ",".join(["error", *ENTRIES])}
 
 
-def assert_all_hold(file, prefix):
-    """All functions of a file whose names begin so, carried out in such a process."""
+def assert_all_hold(prefix, *files):
+    """All functions of some files whose names begin so, carried out in such a process."""
     code = "import sys; from kits.eight import carry_out; carry_out(*sys.argv[1:])"
-    [(code, out, err)] = ended([python(code, file, prefix, PYTHONPATH=os.pathsep.join(sys.path), **FLAGS)], timeout=600)
+    [(code, out, err)] = ended(
+        [python(code, prefix, *files, PYTHONPATH=os.pathsep.join(sys.path), **FLAGS)], timeout=600
+    )
     assert (code, out.splitlines()[-1:]) == (0, ["all hold"]), out + err
 
 
-def carry_out(file, prefix):
+def carry_out(prefix, *files):
     """Carry out all checks, and tell of all that do not hold."""
-    checks = {name: check for name, check in vars(load_module(file)).items() if name.startswith(prefix)}
+    found = [item for file in files for item in vars(load_module(file)).items()]
+    checks = [(name, check) for name, check in found if name.startswith(prefix)]
     failed = []
-    for name, check in checks.items():
+    for name, check in checks:
         try:
             check()
         except (Exception, pytest.fail.Exception):

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from kits.command import rows_in
-from kits.eight import assert_all_hold, called, exchanged, weights
+from kits.eight import called, exchanged, weights
 from kits.processes import LINE
 
 import minijaxnet as mjn
@@ -22,11 +22,6 @@ from minijaxnet.run import load_checkpoint, save_checkpoint
 SIZES = (64, 16, 10)
 PLAIN = mjn.objective(mjn.mlp(SIZES), mjn.softmax_cross_entropy)
 BY_HAND = mjn.with_gradient(PLAIN, mjn.mlp_gradient(SIZES, activation=jax.nn.relu, loss=mjn.softmax_cross_entropy))
-
-
-@pytest.mark.parametrize("prefix", ["check_", pytest.param("long_check_", marks=pytest.mark.slow)])
-def test_on_eight_devices(prefix):
-    assert_all_hold(__file__, prefix)
 
 
 def points(count):

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from kits.eight import assert_all_hold, called, collectives, exchanged, weights
+from kits.eight import called, collectives, exchanged, weights
 
 import minijaxnet as mjn
 from minijaxnet.cli import sweep as cli_sweep
@@ -38,11 +38,6 @@ DATA = points(32, 64, 10)
 CLASSIFIER, LINES = weights(64, 16, 10), weights(2, 2, 1)
 CLASSIFIES = mjn.objective(mjn.mlp((64, 16, 10)), mjn.softmax_cross_entropy)
 FITS = mjn.objective(mjn.mlp((2, 2, 1)), mjn.mean_squared_error)
-
-
-@pytest.mark.parametrize("prefix", ["check_", pytest.param("long_check_", marks=pytest.mark.slow)])
-def test_on_eight_devices(prefix):
-    assert_all_hold(__file__, prefix)
 
 
 def drops_out(params, batch, key):
