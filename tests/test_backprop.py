@@ -95,7 +95,7 @@ def test_the_gradient_by_hand_is_autodiffs_in_either_layout(layout, monkeypatch)
 )
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_operation_by_operation_too_at_depths_1_to_6_and_in_narrower_dtypes(
+def test_the_gradient_by_hand_is_autodiffs_operation_by_operation_too_at_depths_1_to_6_in_any_dtype(
     activation, loss, dtype, layout, monkeypatch
 ):
     monkeypatch.setattr(backprop, "faster_layout", lambda points, sizes: LAYOUTS[layout])

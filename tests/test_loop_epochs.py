@@ -152,7 +152,7 @@ def test_any_integer_serves_as_a_batch_size_and_a_number_of_epochs(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.int64, np.int8, jnp.int32])
-def test_so_it_does_under_jit(kind):
+def test_under_jit_too_any_integer_serves_as_a_batch_size_and_a_number_of_epochs(kind):
     _, ids = ids_by_epoch(3)
     three, four = kind(3), kind(4)
     jitted = jax.jit(lambda key: run(three, key, batch_size=four)[1].aux)
