@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kits.command import call
+from kits.processes import in_time
 
 from minijaxnet.cli import launch
 
@@ -37,7 +38,8 @@ def launched(tmp_path, monkeypatch, capfd):
         for rank, program in enumerate(programs):
             Path(f"{rank}.py").write_text(f"import os, pathlib, signal, sys, time\n{program}\n")
         before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-        code = launch.launch(["run", "line.py"], len(programs))
+        with in_time():
+            code = launch.launch(["run", "line.py"], len(programs))
         assert before == {each: signal.getsignal(each) for each in before}
         return code, capfd.readouterr().err
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kits.command import control_characters, rows_in
-from kits.processes import LINE, MINIJAXNET, commands, ended, python, said, started
+from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, python, said, started
 
 SHARES = (
     LINE.replace("*, noise=0.0", "*, process_id=0, num_processes=1")
@@ -74,9 +74,10 @@ def children(process):
 
 
 def wait_for_checkpoint(process, runs):
-    while not list(runs.glob("*/checkpoints/step-*")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    with in_time():
+        while not list(runs.glob("*/checkpoints/step-*")):
+            assert process.poll() is None
+            time.sleep(0.02)
 
 
 ON_TWO_DEVICES = """
@@ -137,9 +138,10 @@ def test_one_of_two_that_is_asked_stops_both_and_it_goes_on_in_one(line):
     assert code == 130 and "stopped by SIGINT" in out, err
     at = json.loads((folder / "result.json").read_text())["steps_taken"]
     goes_on = started([*MINIJAXNET, "resume", folder, "--processes", 1, "--devices", 1], cwd=line)
-    while rows_in(folder)[-1]["step"] <= at:
-        assert goes_on.poll() is None
-        time.sleep(0.05)
+    with in_time():
+        while rows_in(folder)[-1]["step"] <= at:
+            assert goes_on.poll() is None
+            time.sleep(0.05)
     goes_on.terminate()
     [(code, out, err)] = ended([goes_on])
     assert code == 143 and f"went on from step {at:,}" in out and "float32 on cpu" in out, err
@@ -217,8 +219,9 @@ def test_killed_at_many_moments_it_ends_in_time_and_comes_to_the_same_bits(line)
         runs = line / f"killed-{attempt}"
         flags = ("--processes", 2, "--runs", runs, "--steps", 2_000, "--resume-latest")
         killed = run(line, *flags)
-        while len(children(killed)) < 2:
-            time.sleep(0.01)
+        with in_time():
+            while len(children(killed)) < 2:
+                time.sleep(0.01)
         victim = children(killed)[draw.randrange(2)]
         time.sleep(draw.uniform(0, 12))
         if killed.poll() is None and Path(f"/proc/{victim}").exists():

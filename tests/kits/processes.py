@@ -1,6 +1,8 @@
 """Several processes for tests: started together, ended together, never waited for in vain."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -23,6 +25,23 @@ experiment = mjn.Experiment(
     defaults=mjn.Settings(steps=300, learning_rate=0.01),
 )
 """
+
+
+@contextlib.contextmanager
+def in_time():
+    """An error where something in this process would be waited for without end."""
+
+    def too_long(signum, frame):
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(120)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
 
 MINIJAXNET = [sys.executable, "-P", "-m", "minijaxnet"]
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import re
-import signal
 import socket
 import struct
 import tracemalloc
@@ -21,6 +20,7 @@ import safetensors
 import safetensors.flax
 import safetensors.numpy
 from kits.checkpoints import TREE, assert_same_bits, good_file, parts
+from kits.processes import in_time
 
 from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
 from minijaxnet.run import checkpoint_format as format_module
@@ -248,16 +248,8 @@ def test_no_copies_of_the_data_are_made(tmp_path):
 
 @pytest.fixture
 def no_waiting():
-    """An error where a pipe would be waited for without end."""
-
-    def too_long(signum, frame):
-        raise AssertionError("it waits")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(120)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with in_time():  # not for a pipe
+        yield
 
 
 def refused_kind(path):

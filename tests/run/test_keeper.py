@@ -19,7 +19,7 @@ from kits.fits import (
     minibatches,
     with_draws,
 )
-from kits.processes import python
+from kits.processes import in_time, python
 
 import minijaxnet as mjn
 from minijaxnet.run import fit, load_checkpoint
@@ -282,9 +282,10 @@ def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
     for attempt in range(2):
         process = python(KILLED, stopped, attempt > 0, PYTHONPATH=os.pathsep.join(sys.path))
         try:
-            while not (stopped / "checkpoints").is_dir() or max([0, *steps_in(stopped)]) <= reached[-1]:
-                assert process.poll() is None
-                time.sleep(0.01)
+            with in_time():
+                while not (stopped / "checkpoints").is_dir() or max([0, *steps_in(stopped)]) <= reached[-1]:
+                    assert process.poll() is None
+                    time.sleep(0.01)
             time.sleep(draw.uniform(0, 0.3))
         finally:
             process.kill()
