@@ -19,7 +19,7 @@ QUICK = {
     "inputs": ("a label too high", "a label NaN", "labels in a column", "labels in words"),
     "numbers": ("NaN and infinity in a checkpoint", "the checkpoint of another optimizer"),
     "reading": ("cut off at every 64th byte", "an extra leaf", "a pickle", "overlapping offsets", "a pipe", "no file"),
-    "writing": ("two runs on one folder", "a read-only folder", "all checkpoints damaged"),
+    "writing": ("a read-only folder", "all checkpoints damaged"),
 }
 
 # What is not survived yet: a reason each; strict, so that what is mended must leave this list.

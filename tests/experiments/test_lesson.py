@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import slow
 
 import minijaxnet as mjn
 from minijaxnet.experiment import Experiment, load_experiment, number_options
@@ -75,7 +76,7 @@ def test_an_experiments_defaults_take_its_loss_downhill(name):
     assert np.isfinite(seen(state.params)).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["loss_surface", *slow(*(name for name in NAMES if name != "loss_surface"))])
 def test_what_an_experiment_prints_fits_a_terminal_and_holds_no_nan(name, capsys):
     load(name).main()
     printed = capsys.readouterr().out
