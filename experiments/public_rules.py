@@ -17,7 +17,7 @@ from jax.experimental.ode import odeint
 
 import minijaxnet as mjn
 from minijaxnet.tables import figure, text_table
-from minijaxnet.verify.interpret import equations
+from minijaxnet._jaxpr import equations
 
 QUESTIONS = (
     "structure",

@@ -1,37 +1,113 @@
 """What is passed to a check: arguments, which of them are differentiated, and a loss, each checked by name."""
 
+import contextlib
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.pytrees import array_type
+from minijaxnet.verify.problem import only
 
 UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
 
 
-def checked_args(args: Any) -> tuple[Any, ...]:
-    """The arguments as arrays."""
+class Arguments(NamedTuple):
+    """Arguments taken apart: the arrays among their leaves, and the rest, which is bound as it is.
+
+    Attributes:
+        leaves: the arrays.
+        paths: their names, by the signature of the function.
+        places: for each of them, in which argument it is.
+        rebuilt: ``rebuilt(*leaves)``, the arguments with these instead.
+        heads: the names of the arguments themselves.
+        bound: of what is bound, in which argument it is, its name and its value.
+    """
+
+    leaves: list[jax.Array]
+    paths: list[str]
+    places: list[int]
+    rebuilt: Callable[..., tuple[Any, ...]]
+    heads: list[str]
+    bound: list[tuple[int, str, Any]]
+
+
+def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True) -> Arguments:
+    """The arguments of a function, checked; ``floats``: whether Python's own floats are arrays."""
     if not isinstance(args, tuple | list):
         raise TypeError(f"args: got a {type(args).__name__}; expected a tuple of arguments")
+    heads = _parameter_names(function, len(args))
+    everything, treedef = jax.tree.flatten(tuple(args))
+    paths, places = [], []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
+        places.append(path[0].idx)
+        paths.append(heads[path[0].idx] + jax.tree_util.keystr(path[1:]))
+    is_array = [_is_array(leaf, floats=floats) for leaf in everything]
 
-    def convert(path: tuple[Any, ...], leaf: Any) -> Any:
-        name = f"args{jax.tree_util.keystr(path)}"
-        try:
-            array = jnp.asarray(leaf)
-        except TypeError:
-            raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array") from None
-        if jnp.issubdtype(array.dtype, jnp.floating):
-            bad = np.argwhere(np.isnan(np.asarray(array).astype(np.float64)))
-            if len(bad):
-                place = list(map(int, bad[0]))
-                raise ValueError(f"{name}: got NaN{f' at {place}' if place else ''}; expected numbers")
-            array = jax.lax.convert_element_type(array, array.dtype)
-        return array
+    def rebuilt(*leaves: Any) -> tuple[Any, ...]:
+        rest = iter(leaves)
+        return jax.tree.unflatten(
+            treedef, [next(rest) if mine else x for mine, x in zip(is_array, everything, strict=True)]
+        )
 
-    return jax.tree_util.tree_map_with_path(convert, tuple(args))
+    arrays = [_checked(x, path) for x, path, mine in zip(everything, paths, is_array, strict=True) if mine]
+    bound = [found for *found, mine in zip(places, paths, everything, is_array, strict=True) if not mine]
+    places, paths = only(places, is_array), only(paths, is_array)
+    return Arguments(arrays, paths, places, rebuilt, heads, [tuple(found) for found in bound])
+
+
+def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:
+    """The arguments taken apart so that a function takes them: Python's floats are bound where they can't be arrays.
+
+    What JAX says of arguments that a rule wants as they are (``nondiff_argnums``) is kept, with what to write.
+    """
+    arguments = taken_apart(args, function)
+    try:
+        tried(arguments)
+    except Exception as error:
+        numbers = [leaf for leaf in jax.tree.leaves(tuple(args)) if isinstance(leaf, float | complex)]
+        arrays = [leaf for leaf in jax.tree.leaves(tuple(args)) if hasattr(leaf, "dtype")]
+        if numbers and arrays:
+            with contextlib.suppress(Exception):
+                bound = taken_apart(args, function, floats=False)
+                tried(bound)
+                return bound
+        name = getattr(function, "__name__", "fun")
+        note = "raised where the arguments were traced as arrays; bind those that it wants as they are"
+        error.add_note(f"{note}, as in lambda x: {name if name.isidentifier() else 'fun'}(x, 3)")
+        raise
+    return arguments
+
+
+def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
+    """The names of the first few parameters of a function; those that it doesn't tell by their place."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        found = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):
+        found = []
+    return [*found[:count], *(f"args[{i}]" for i in range(len(found[:count]), count))]
+
+
+def _is_array(leaf: Any, *, floats: bool) -> bool:
+    return hasattr(leaf, "dtype") or (floats and isinstance(leaf, float | complex)) or hasattr(leaf, "__jax_array__")
+
+
+def _checked(leaf: Any, name: str) -> jax.Array:
+    try:
+        array = jnp.asarray(leaf)
+    except TypeError:
+        raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array") from None
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        bad = np.argwhere(np.isnan(np.asarray(array).astype(np.complex128)))
+        if len(bad):
+            place = list(map(int, bad[0]))
+            raise ValueError(f"{name}: got NaN{f' at {place}' if place else ''}; expected numbers")
+        array = jax.lax.convert_element_type(array, array.dtype)
+    return array
 
 
 def checked_order(order: Any) -> int:
@@ -54,32 +130,22 @@ def checked_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     return tuple(i % count for i in chosen)
 
 
-def check_differentiable(target: Any, where: str) -> None:
-    """Refuse a tree that is empty, or holds anything but real floating leaves."""
-    leaves = jax.tree_util.tree_flatten_with_path(target)[0]
-    if not leaves:
-        raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
-    for path, leaf in leaves:
-        check_real(leaf, f"{where}{jax.tree_util.keystr(path)}")
+def check_inexact(leaf: Any, name: str) -> None:
+    """Refuse what is neither floating nor complex."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a floating or complex dtype")
 
 
-def check_real(leaf: Any, name: str) -> None:
-    """Refuse what is not real and floating."""
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"{name}: got dtype {leaf.dtype}; complex numbers are not supported, split them into two")
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a real floating dtype")
-
-
-def checked_loss(loss: Callable[..., Any], args: tuple[Any, ...], has_aux: bool) -> Any:
-    """The shape of the loss, a scalar."""
+def checked_loss(loss: Callable[..., Any], args: tuple[Any, ...], has_aux: bool, holomorphic: bool) -> Any:
+    """The shape of the loss, a scalar; ``holomorphic``: whether it may be complex."""
     value = jax.eval_shape(loss, *args)
     if has_aux:
         if not (isinstance(value, tuple | list) and len(value) == 2):
             raise TypeError(f"loss: got a {type(value).__name__}; expected (loss, aux), as has_aux=True says")
         value = value[0]
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype is None or shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    kind = jnp.inexact if holomorphic else jnp.floating
+    if dtype is None or shape != () or not jnp.issubdtype(dtype, kind):
         got = type(value).__name__ if dtype is None else array_type(value)
         raise TypeError(f"loss: got {got}; expected a real floating scalar")
     return value

@@ -10,18 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from minijaxnet.pytrees import leaf_name, structure_difference
+from minijaxnet.pytrees import structure_difference
 from minijaxnet.verify.arguments import (
-    check_differentiable,
+    Arguments,
+    bound_where_needed,
+    check_inexact,
     checked_argnums,
-    checked_args,
     checked_loss,
     checked_order,
     shapes_of,
+    taken_apart,
     typed,
 )
-from minijaxnet.verify.flat import chosen_leaves, derivatives, of_moved, only, paths_of
+from minijaxnet.verify.problem import Problem, derivatives, of_moved, only
 from minijaxnet.verify.report import GradReport, misbuilt, raise_unless_ok
 
 
@@ -74,7 +77,7 @@ def check_grad(
     arithmetic", 1997; Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
     """
     options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
-    return check_grad_at(loss, gradient, {"": args}, **options)[""]
+    return grad_checker(loss, gradient, args, **options)(args)
 
 
 def check_grad_at(
@@ -88,7 +91,7 @@ def check_grad_at(
     order: int = 1,
     seed: int = 0,
 ) -> dict[str, GradReport]:
-    """``check_grad`` at several points of the same structure, shapes, dtypes and placement, compiled once.
+    """``check_grad`` at several points of the same structure, shapes and placement, compiled once.
 
     Args:
         loss: as for ``check_grad``, like all that follows but ``points``.
@@ -110,26 +113,88 @@ def check_grad_at(
         >>> {name: report.ok for name, report in reports.items()}
         {'ones': True, 'twos': False}
     """
-    from minijaxnet.verify.judge import judge  # 15 ms: imported where used
-    from minijaxnet.verify.question import Question, prepare
-
-    checked = {name: checked_args(args) for name, args in points.items()}
-    args, *others = checked.values()
-    for name, other in zip([*checked][1:], others, strict=True):
-        if difference := structure_difference(other, args):
+    first, *others = points.values()
+    for name, other in zip([*points][1:], others, strict=True):
+        if difference := structure_difference(other, first):
             raise ValueError(f"points[{name!r}]: not like the first one: {difference}")
-    order, chosen = checked_order(order), checked_argnums(argnums, len(args))
-    target = args[chosen[0]] if isinstance(argnums, int) else tuple(args[i] for i in chosen)
-    where = f"args[{argnums}]" if isinstance(argnums, int) else "args"
-    check_differentiable(target, where)
-    treedef, moved = jax.tree.structure(args), chosen_leaves(args, chosen)
+    options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
+    at = grad_checker(loss, gradient, first, **options)
+    return {name: at(args) for name, args in points.items()}
+
+
+def grad_checker(
+    loss: Callable[..., Any],
+    gradient: Callable[..., Any],
+    like: tuple[Any, ...],
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    has_value: bool = False,
+    order: int = 1,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda stage: None,
+) -> Callable[[tuple[Any, ...]], GradReport]:
+    """``check_grad`` made ready for arguments of certain shapes: call what it returns with them, in any dtypes.
+
+    Args:
+        loss: as for ``check_grad``, like all that follows but ``like`` and ``tell``.
+        gradient: by hand.
+        like: arguments of the shapes to come.
+        argnums: the argument, or several.
+        has_aux: whether the loss returns ``(loss, aux)``.
+        has_value: whether ``gradient`` returns ``(value, gradient)``.
+        order: 1 or 2.
+        seed: of random directions and signs.
+        tell: told what is being done.
+
+    Returns:
+        ``check(args)``, a report.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> check = grad_checker(lambda w: jnp.sum(w**2), lambda w: 2 * w, (jnp.ones(2),))
+        >>> check((jnp.full(2, 3.0),)).ok
+        True
+    """
+    from minijaxnet.verify.evaluation import compile_problem  # 15 ms: imported where used
+    from minijaxnet.verify.judge import judge
+
+    tell("tracing and compiling both rules")
+    order = checked_order(order)
+
+    def shape_of_loss(arguments: Arguments) -> Any:
+        args = arguments.rebuilt(*arguments.leaves)
+        chosen = checked_argnums(argnums, len(args))
+        holomorphic = all(
+            jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+            for leaf, place in zip(arguments.leaves, arguments.places, strict=True)
+            if place in chosen
+        )
+        return checked_loss(lambda *leaves: loss(*arguments.rebuilt(*leaves)), arguments.leaves, has_aux, holomorphic)
+
+    arguments = bound_where_needed(like, loss, shape_of_loss)
+    value_shape, leaves = shape_of_loss(arguments), arguments.leaves
+    args = arguments.rebuilt(*leaves)
+    chosen = checked_argnums(argnums, len(args))
+    single = isinstance(argnums, int)
+    target = args[chosen[0]] if single else tuple(args[i] for i in chosen)
+    moved = [place in chosen for place in arguments.places]
+    names = only(arguments.paths, moved)
+    for place, path, leaf in arguments.bound:
+        if place in chosen:
+            raise TypeError(f"{path}: got {leaf!r}; expected an array, to differentiate with respect to")
+    if not any(moved):
+        where = f"args[{argnums}]" if single else "args"
+        raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
+    for path, leaf in zip(names, only(leaves, moved), strict=True):
+        check_inexact(leaf, path)
 
     def scalar(*leaves: Any) -> Any:
-        value = loss(*jax.tree.unflatten(treedef, leaves))
+        value = loss(*arguments.rebuilt(*leaves))
         return value[0] if has_aux else value
 
-    def by_hand(*args: Any) -> tuple[Any, Any]:
-        returned = gradient(*args)
+    def by_hand(*leaves: Any) -> tuple[Any, Any]:
+        returned = gradient(*arguments.rebuilt(*leaves))
         if not has_value:
             return (), returned
         if not (isinstance(returned, tuple | list) and len(returned) == 2):
@@ -138,38 +203,70 @@ def check_grad_at(
         value, returned = returned
         return (value[0] if has_aux and isinstance(value, tuple | list) else value), returned
 
-    value_shape = checked_loss(loss, args, has_aux)
-    value, slope = shapes_of(by_hand, args)
+    value, slope = shapes_of(by_hand, leaves)
     if has_value and (difference := structure_difference(value, value_shape)):
-        return dict.fromkeys(points, misbuilt(f"the value is not like the loss: {difference}"))
+        return _always(misbuilt(f"the value is not like the loss: {difference}"))
     if difference := structure_difference(typed(slope, target), target):
-        return dict.fromkeys(points, misbuilt(f"the gradient is not like {where}: {difference}"))
+        where = "the argument" if single else "the arguments"
+        return _always(misbuilt(f"the gradient is not like {where}: {difference}"))
 
     def in_order(slope: Any) -> Any:
-        return slope if isinstance(argnums, int) else [slope[chosen.index(i)] for i in sorted(chosen)]
+        return slope if single else [slope[chosen.index(i)] for i in sorted(chosen)]
 
     def hand(*leaves: Any) -> list[Any]:
-        value, slope = by_hand(*jax.tree.unflatten(treedef, leaves))
+        value, slope = by_hand(*leaves)
         return jax.tree.leaves((value, in_order(slope)))
 
+    holomorphic = jnp.issubdtype(value_shape.dtype, jnp.complexfloating)
+
     def reference(*leaves: Any) -> list[Any]:
-        value, slopes = jax.value_and_grad(of_moved(scalar, leaves, moved))(only(leaves, moved))
+        of_chosen = jax.value_and_grad(of_moved(scalar, leaves, moved), holomorphic=holomorphic)
+        value, slopes = of_chosen(only(leaves, moved))
         return [value, *slopes] if has_value else list(slopes)
 
-    curved = derivatives(hand, reference, int(has_value), moved, jax.tree.leaves(args), seed) if order == 2 else None
-    paths = [f"args{path}" for path in paths_of(args)]
-    names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(args[chosen[0]])[0]]
-    names = names if isinstance(argnums, int) else only(paths_of(args), moved)
-    question = Question(hand, reference, scalar, paths, moved, names, int(has_value), [], curved=curved)
-    examiner = prepare(question, jax.tree.leaves(args))
-    return {name: judge(examiner, jax.tree.leaves(args), seed) for name, args in checked.items()}
+    second = derivatives(hand, reference, int(has_value), moved, leaves, seed) if order == 2 else None
+    if single:  # one argument: its leaves by their own names
+        names = [name.removeprefix(arguments.heads[chosen[0]]) or name for name in names]
+    problem = Problem(
+        hand,
+        reference,
+        (lambda *leaves: jnp.real(scalar(*leaves))) if holomorphic else scalar,
+        arguments.paths,
+        moved,
+        names,
+        int(has_value),
+        [],
+        second_order=second,
+    )
+    compiled = compile_problem(problem, leaves)
+
+    def check(args: tuple[Any, ...]) -> GradReport:
+        floats = not any(isinstance(leaf, float | complex) for *_, leaf in arguments.bound)
+        return judge(compiled, taken_apart(args, loss, floats=floats).leaves, seed, tell)
+
+    return check
 
 
-def assert_grad(*arguments: Any, **options: Any) -> None:
+def _always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
+    return lambda args: report
+
+
+def assert_grad(
+    loss: Callable[..., Any],
+    gradient: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    has_value: bool = False,
+    order: int = 1,
+    seed: int = 0,
+) -> None:
     """Like ``check_grad``, for a test: raise ``GradientMismatch`` with the whole report if the gradient is not right.
 
     Example:
         >>> import jax.numpy as jnp
         >>> assert_grad(lambda w: jnp.sum(w**2), lambda w: 2 * w, (jnp.arange(3.0),))
     """
-    raise_unless_ok(check_grad(*arguments, **options))
+    options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
+    raise_unless_ok(check_grad(loss, gradient, args, **options))

@@ -1,5 +1,6 @@
 """Are the custom derivative rules within a function right? Against autodiff of the same function without them."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._jaxpr import equations
 from minijaxnet.pytrees import structure_difference
-from minijaxnet.verify.arguments import check_real, checked_argnums, checked_args, checked_order
-from minijaxnet.verify.flat import Flat, chosen_leaves, derivatives, first, of_moved, only, paths_of
-from minijaxnet.verify.report import GradReport, Verdict, misbuilt, raise_unless_ok
+from minijaxnet.verify.arguments import (
+    Arguments,
+    bound_where_needed,
+    check_inexact,
+    checked_argnums,
+    checked_order,
+    taken_apart,
+)
+from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
+from minijaxnet.verify.report import GradReport, misbuilt, raise_unless_ok
+
+# What a rule for the way back goes by in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
+_BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
 
 
 def check_vjp(
@@ -57,45 +69,68 @@ def check_vjp(
 
     Source: the JAX documentation, "Custom derivative rules".
     """
-    from minijaxnet.verify.interpret import equations, interpret  # 15 ms: imported where used
+    return vjp_checker(fun, args, reference=reference, argnums=argnums, order=order, seed=seed)(args)
+
+
+def vjp_checker(
+    fun: Callable[..., Any],
+    like: tuple[Any, ...],
+    *,
+    reference: Callable[..., Any] | None = None,
+    argnums: int | Sequence[int] | None = None,
+    order: int = 1,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda stage: None,
+) -> Callable[[tuple[Any, ...]], GradReport]:
+    """``check_vjp`` made ready for arguments of certain shapes, as ``grad_checker`` makes ``check_grad``.
+
+    Example:
+        >>> check = vjp_checker(jax.nn.relu, (jnp.ones(3),))
+        >>> check((jnp.full(3, -1.0),)).ok
+        True
+    """
+    from minijaxnet.verify.evaluation import compile_problem  # 15 ms: imported where used
+    from minijaxnet.verify.interpreter import interpret
     from minijaxnet.verify.judge import judge
-    from minijaxnet.verify.question import Question, prepare
 
-    args, order = checked_args(args), checked_order(order)
-    chosen = tuple(range(len(args))) if argnums is None else checked_argnums(argnums, len(args))
-    leaves, treedef = jax.tree.flatten(args)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    moved = [mine and real for mine, real in zip(chosen_leaves(args, chosen), floating, strict=True)]
-    for path, leaf in zip(only(paths_of(args), moved), only(leaves, moved), strict=True):
-        check_real(leaf, f"args{path}")
-    if not any(moved):
-        raise TypeError("args: got no floating leaf; expected one at least, to differentiate with respect to")
+    tell("tracing and compiling both rules")
+    order = checked_order(order)
 
-    def flat(function: Callable[..., Any]) -> Flat:
+    def flat(function: Callable[..., Any], arguments: Arguments) -> Flat:
         def call(*leaves: Any) -> list[Any]:
-            results = jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves)))
+            results = jax.tree.leaves(function(*arguments.rebuilt(*leaves)))
             return [x for x in results if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
 
         return call
 
-    whole = flat(fun)
-    closed = jax.make_jaxpr(whole)(*leaves)
+    def traced(arguments: Arguments) -> Any:
+        return jax.make_jaxpr(flat(fun, arguments))(*arguments.leaves)
+
+    arguments = bound_where_needed(like, fun, traced)
+    leaves, whole, closed = arguments.leaves, flat(fun, arguments), traced(arguments)
     outputs, n = closed.out_avals, len(leaves)
+    count = len(arguments.heads)
+    chosen = tuple(range(count)) if argnums is None else checked_argnums(argnums, count)
+    moved = [
+        place in chosen and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+        for place, leaf in zip(arguments.places, leaves, strict=True)
+    ]
+    if argnums is not None:
+        for path, leaf, place in zip(arguments.paths, leaves, arguments.places, strict=True):
+            if place in chosen:
+                check_inexact(leaf, path)
+    if not any(moved):
+        raise TypeError("args: got no floating leaf; expected one at least, to differentiate with respect to")
     if not outputs:
         raise TypeError("fun: got no floating output; expected one at least")
-    for output in outputs:
-        check_real(output, "fun: its output")
     custom = {eqn.primitive.name for eqn in equations(closed)}
-    has_vjp, has_jvp = (any(name.startswith(kind) for name in custom) for kind in ("custom_vjp", "custom_jvp"))
-    if reference is None and not (has_vjp or has_jvp):
-        why = "fun holds no custom rule, and no reference= was given"
-        return GradReport({"structure": Verdict("pass", why), "algebra": Verdict("unchecked", why)}, {})
+    has_vjp, has_jvp = (any(name.startswith(kinds) for name in custom) for kinds in (_BACKWARD_RULES, ("custom_jvp",)))
 
     def recovered(*leaves: Any) -> list[Any]:
         closed = jax.make_jaxpr(whole)(*leaves)
         return interpret(getattr(closed, "jaxpr", closed), closed.consts, leaves, wide=False)
 
-    plain = recovered if reference is None else flat(reference)
+    plain = recovered if reference is None else flat(reference, arguments)
 
     def pulled(function: Flat, value: Flat) -> Flat:
         """The value, and the gradients that a cotangent is pulled back to; ``value`` says what the value should be."""
@@ -110,51 +145,98 @@ def check_vjp(
 
     def objective(*everything: Any) -> Any:
         pairs = zip(plain(*everything[:n]), everything[n:], strict=True)
-        return sum(jnp.sum(x * c.astype(x.dtype)) for x, c in pairs)
+        return sum(jnp.real(jnp.sum(x * c.astype(x.dtype))) for x, c in pairs)
 
     # A reference that was given may be a surrogate, of another value: the function without its rule has its own.
     hand, by_autodiff = pulled(whole, whole), pulled(plain, plain if reference is None else whole)
     draw = np.random.default_rng(seed)
-    # Of few digits, so that they are the same in every dtype.
-    cotangents = [jnp.asarray(np.round(draw.normal(size=out.shape) * 16) / 16 + 1 / 32, out.dtype) for out in outputs]
-    everything = [*leaves, *cotangents]
+    everything = [*leaves, *(_cotangent(draw, out) for out in outputs)]
     try:
         shapes = jax.eval_shape(hand, *everything)[len(outputs) :]
     except Exception as error:
         if re.search(r"custom.(vjp|jvp)", str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
-            return misbuilt(" ".join(str(error).split()))
+            return _always(misbuilt(" ".join(str(error).split())))
         error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
         raise
-    try:
-        jax.eval_shape(by_autodiff, *everything)
-    except Exception as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"fun: without its custom rules it can't be differentiated ({why}); expected reference=, the plain function"
-        ) from error
-    names = only(paths_of(args), moved)
+    names = only(arguments.paths, moved)
     for name, got, leaf in zip(names, shapes, only(leaves, moved), strict=True):
         if difference := structure_difference(got, leaf):
-            return misbuilt(f"the gradient is not like args{name}: {difference}")
+            return _always(misbuilt(f"the gradient is not like {name}: {difference}"))
+
+    why_none, subject = "", "derivative rule against autodiff"
+    if reference is None and not (has_vjp or has_jvp):
+        why_none, subject = "fun holds no custom rule", "autodiff against finite differences"
+    else:
+        try:
+            jax.eval_shape(by_autodiff, *everything)
+        except Exception as error:
+            if reference is not None:
+                error.add_note("check_vjp: raised by reference=, where it was differentiated")
+                raise
+            why = str(error).strip().splitlines()[0]
+            why_none = f"without its custom rules fun can't be differentiated ({why})"
+            subject = "derivative rule against finite differences"
 
     still, all_moved = [False] * len(outputs), [True] * len(outputs)
-    forward = curved = None
-    if has_jvp and not has_vjp:
+    forward = second = None
+    if why_none:
+        forward = (lambda *all_of: hand(*all_of)[: len(outputs)], first(plain, n))
+    elif has_jvp and not has_vjp:
         forward = derivatives(first(whole, n), first(plain, n), 0, [*moved, *still], everything, seed)
-    if order == 2:
-        curved = derivatives(hand, by_autodiff, len(outputs), [*moved, *all_moved], everything, seed)
-    paths = [*(f"args{path}" for path in paths_of(args)), *(f"cotangent[{i}]" for i in range(len(outputs)))]
-    places = list(range(n, n + len(outputs)))
-    question = Question(
-        hand, by_autodiff, objective, paths, [*moved, *still], names, len(outputs), places, forward, curved
+    if order == 2 and not why_none:
+        second = derivatives(hand, by_autodiff, len(outputs), [*moved, *all_moved], everything, seed)
+    problem = Problem(
+        hand,
+        None if why_none else by_autodiff,
+        objective,
+        [*arguments.paths, *(f"cotangent[{i}]" for i in range(len(outputs)))],
+        [*moved, *still],
+        names,
+        len(outputs),
+        list(range(n, n + len(outputs))),
+        forward,
+        second,
+        subject,
+        why_none,
     )
-    return judge(prepare(question, everything), everything, seed)
+    compiled = compile_problem(problem, everything)
+    floats = not any(isinstance(leaf, float | complex) for *_, leaf in arguments.bound)
+
+    def check(args: tuple[Any, ...]) -> GradReport:
+        leaves = taken_apart(args, fun, floats=floats).leaves
+        draw = np.random.default_rng(seed)
+        dtypes = [x.dtype for x in jax.eval_shape(whole, *leaves)]
+        return judge(compiled, [*leaves, *map(functools.partial(_cotangent, draw), outputs, dtypes)], seed, tell)
+
+    return check
 
 
-def assert_vjp(*arguments: Any, **options: Any) -> None:
+def _cotangent(draw: np.random.Generator, like: Any, dtype: Any = None) -> jax.Array:
+    """A random cotangent for an output, of few digits, so that it is the same in every dtype."""
+    dtype = like.dtype if dtype is None else dtype
+
+    def numbers() -> np.ndarray:
+        return np.round(draw.normal(size=like.shape) * 16) / 16 + 1 / 32
+
+    return jnp.asarray(numbers() + 1j * numbers() if jnp.issubdtype(dtype, jnp.complexfloating) else numbers(), dtype)
+
+
+def _always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
+    return lambda args: report
+
+
+def assert_vjp(
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    reference: Callable[..., Any] | None = None,
+    argnums: int | Sequence[int] | None = None,
+    order: int = 1,
+    seed: int = 0,
+) -> None:
     """Like ``check_vjp``, for a test: raise ``GradientMismatch`` with the whole report if a rule is not right.
 
     Example:
         >>> assert_vjp(jax.nn.relu, (jnp.arange(-2.0, 3.0),))
     """
-    raise_unless_ok(check_vjp(*arguments, **options))
+    raise_unless_ok(check_vjp(fun, args, reference=reference, argnums=argnums, order=order, seed=seed))

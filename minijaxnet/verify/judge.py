@@ -1,70 +1,110 @@
-"""From a question and a point to a report."""
+"""From a problem and a point to a report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.algebra import Compared, algebra, compare, leaf_report, typical_sizes
-from minijaxnet.verify.behaviour import agrees, linearity, transforms
-from minijaxnet.verify.evidence import EPSILON, to_host
+from minijaxnet.verify import finite_differences
+from minijaxnet.verify.algebra import algebra, compare_all, verdict
+from minijaxnet.verify.compared import Compared, leaf_report
+from minijaxnet.verify.evaluation import Compiled, Evaluation, as_real, evaluate
 from minijaxnet.verify.hints import Wrong, explain, guess
-from minijaxnet.verify.interpret import equations
 from minijaxnet.verify.mutants import changed, cotangent_ignored
-from minijaxnet.verify.oracle import Estimate
 from minijaxnet.verify.placement import placement
 from minijaxnet.verify.precision import precision
-from minijaxnet.verify.question import REACHES, Examiner, Look, look_at
-from minijaxnet.verify.report import GradReport, Verdict, listed
+from minijaxnet.verify.report import GradReport, Verdict
+from minijaxnet.verify.rounding import Rounding, measure_rounding, tolerances
+from minijaxnet.verify.transforms import agrees, linearity, repeatable, transforms
 
-# Operations without a slope of their own: whoever gives them one means a surrogate.
-_FLAT = ("stop_gradient", "round", "floor", "ceil", "sign")
 _NOT_PASSED = Verdict("unchecked", "the algebra did not pass")
 
 
-def judge(examiner: Examiner, leaves: Sequence[Any], seed: int) -> GradReport:
-    """Pass all verdicts but that on the structure, which has been passed when there is a question."""
-    question = examiner.question
-    verdicts = {"structure": Verdict("pass", "the gradient is like its argument")}
-    hints: list[str] = []
+def judge(compiled: Compiled, leaves: Sequence[Any], seed: int, tell: Callable[[str], None]) -> GradReport:
+    """Pass all verdicts but that on the structure, which has been passed when there is a problem."""
     with jax.enable_x64(True), jax.disable_jit(False):
-        look = look_at(examiner, leaves, seed)
-        if question.n_values:
-            verdicts["primal"] = _primal(look)
-            if verdicts["primal"].state == "fail":
-                hints.append("the rule's own forward pass is not the function's: differentiated, its value is another")
-        compared = algebra(look)
-        verdicts["algebra"] = _algebra_verdict(look, compared)
-        good, ratios = verdicts["algebra"].state == "pass", [None] * len(compared)
-        if not good:
-            hints += _explained(look, compared) + _surrogate(look, compared)
-        verdicts["precision"], ratios = precision(look, compared) if good else (_NOT_PASSED, ratios)
-        verdicts["oracle"] = _oracle(look)
-        if question.cotangents:
-            verdicts["linearity"], hint = linearity(look)
-            hints += [hint] if hint else []
-        verdicts["transforms"] = transforms(look) if good else _NOT_PASSED
-        known = verdicts["algebra"].state != "unchecked"
-        if (found := placement(look, compared, good=good)) is not None:
-            verdicts["placement"] = found[0]
-            hints += found[1]
-        if question.forward is not None:
-            verdicts["forward"] = agrees(look, question.forward, "forward mode") if known else _NOT_PASSED
-        if question.curved is not None:
-            what = "the gradient's own derivative"
-            verdicts["second order"] = agrees(look, question.curved, what, question.names) if known else _NOT_PASSED
-            if good and verdicts["second order"].state == "fail":
-                hints.append("second order only is wrong, value and gradient are right: the rule hides a dependence")
-    dtype = np.result_type(*look.dtypes())
-    reports = [leaf_report(c, dtype, ratio) for c, ratio in zip(compared, ratios, strict=True)]
-    return GradReport(verdicts, {report.path: report for report in reports}, tuple(hints))
+        tell("comparing in float64")
+        at = evaluate(compiled, leaves, seed, tell)
+        seen = measure_rounding(at)
+        judged = _by_finite_differences if compiled.problem.reference is None else _by_reference
+        return judged(at, seen)
 
 
-def _primal(look: Look) -> Verdict:
-    for i in range(look.question.n_values):
-        result = compare(look.evidence, i, "value")
+def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
+    problem, first = at.problem, at.problem.n_values
+    verdicts, hints = _structure(), []
+    at, results = algebra(at, seen)
+    compared = results[first:]
+    if problem.n_values:
+        verdicts["primal"] = _primal(results[:first])
+        if verdicts["primal"].state == "fail":
+            hints.append("the rule's own forward pass is not the function's: differentiated, its value is another")
+    verdicts["algebra"] = verdict(at, seen, compared)
+    good = verdicts["algebra"].state == "pass"
+    ratios: list[float | None] = [None] * len(compared)
+    if not good:
+        at.tell("looking for the slip")
+        hints += _explained(at, compared) + _surrogate(at, compared)
+    verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
+    verdicts["oracle"] = finite_differences.oracle(at)
+    _behaviour(at, seen, verdicts, hints, good=good)
+    known = verdicts["algebra"].state != "unchecked"
+    if (found := placement(at, compared, good=good)) is not None:
+        verdicts["placement"] = found[0]
+        hints += found[1]
+    if problem.forward is not None:
+        verdicts["forward"] = agrees(at, problem.forward, "forward mode") if known else _NOT_PASSED
+    if problem.second_order is not None:
+        what = "the gradient's own derivative"
+        second = agrees(at, problem.second_order, what, problem.names) if known else _NOT_PASSED
+        verdicts["second order"] = second
+        if good and second.state == "fail":
+            hints.append("second order only is wrong, value and gradient are right: the rule hides a dependence")
+    return _reported(at, verdicts, compared, ratios, hints)
+
+
+def _by_finite_differences(at: Evaluation, seen: Rounding) -> GradReport:
+    """Where there is no other reference."""
+    at = at._replace(tolerances=tolerances(at, seen))
+    verdicts, hints = _structure(), []
+    at.tell("finite differences")
+    compared, verdicts["algebra"] = finite_differences.by_finite_differences(at)
+    if at.problem.forward is not None:
+        verdicts["primal"] = agrees(at, at.problem.forward, "the value")
+    verdicts["precision"] = Verdict("unchecked", at.problem.why_no_reference)
+    _behaviour(at, seen, verdicts, hints, good=verdicts["algebra"].state == "pass")
+    return _reported(at, verdicts, compared, [None] * len(compared), hints)
+
+
+def _structure() -> dict[str, Verdict]:
+    return {"structure": Verdict("pass", "the gradient is like its argument")}
+
+
+def _behaviour(at: Evaluation, seen: Rounding, verdicts: dict[str, Verdict], hints: list[str], *, good: bool) -> None:
+    """The verdicts on what a rule has to do beside having the right values."""
+    if (found := repeatable(at, seen)) is not None:
+        verdicts["repeatable"] = found
+    if at.problem.cotangents:
+        verdicts["linearity"], hint = linearity(at)
+        hints += [hint] if hint else []
+    verdicts["transforms"] = transforms(at) if good else _NOT_PASSED
+
+
+def _reported(
+    at: Evaluation,
+    verdicts: dict[str, Verdict],
+    compared: Sequence[Compared],
+    ratios: Sequence[float | None],
+    hints: Sequence[str],
+) -> GradReport:
+    reports = [leaf_report(*each) for each in zip(compared, at.dtypes(), ratios, strict=True)]
+    return GradReport(verdicts, {report.path: report for report in reports}, tuple(hints), at.problem.subject)
+
+
+def _primal(results: Sequence[Compared]) -> Verdict:
+    for result in results:
         same = (result.hand == result.reference) | (np.isnan(result.hand) & np.isnan(result.reference))
         if (result.wrong | (result.undecided & ~same)).any():
             k = result.worst
@@ -72,73 +112,34 @@ def _primal(look: Look) -> Verdict:
     return Verdict("pass", "the value is the function's own")
 
 
-def _algebra_verdict(look: Look, compared: Sequence[Compared]) -> Verdict:
-    if wrong := [c.name for c in compared if c.wrong.any()]:
-        return Verdict("fail", f"wrong beyond rounding in {listed(wrong)}")
-    if undecided := [c.name for c in compared if c.undecided.any()]:
-        why = "autodiff suspect: the function or its gradient is not finite there, and finite differences do not settle"
-        return Verdict("unchecked", f"{why}: {listed(undecided)}")
-    pair = look.examiner.pair
-    notes = sorted({rule.note for rule in (pair.hand, pair.reference) if rule.note})
-    return Verdict("pass", "; ".join(["equal to rounding in float64, every element of every leaf", *notes]))
-
-
-def _oracle(look: Look) -> Verdict:
-    """Do finite differences in random directions confirm autodiff?"""
-    truths = look.evidence.reference[look.question.n_values :]
-    if not all(np.isfinite(truth).all() for truth in truths):
-        return Verdict("unchecked", "autodiff's gradient is not finite here")
-    draw, worst = np.random.default_rng(look.seed), EPSILON
-    for _ in range(2):
-        direction = [draw.choice((-1.0, 1.0), size=x.shape) * typical_sizes(x) for x in look.differentiated()]
-        parts = [float(np.sum(truth * way)) for truth, way in zip(truths, direction, strict=True)]
-        value, size = sum(parts), max(map(abs, (*parts, sum(parts))))
-        sharp: list[Estimate] = []
-        for reach in REACHES:
-            estimate = look.slope(direction, reach)
-            sharp += [estimate] if estimate.settles(size, 1e-3) else []
-            if sharp and sharp[-1].agrees(value, size):
-                break
-        if not sharp:
-            return Verdict("unchecked", "finite differences do not settle here")
-        if not sharp[-1].agrees(value, size):
-            program = look.examiner.objective[0].program
-            flat = sorted({eqn.primitive.name for eqn in equations(program)} & set(_FLAT))
-            why = f"a surrogate, by {' and '.join(flat)}" if flat else "a kink, or a surrogate"
-            values = f"finite differences give {sharp[-1].value:.6g}, autodiff {value:.6g}"
-            return Verdict("unchecked", f"the function's own slope seems another ({values}): {why}")
-        worst = max(worst, abs(sharp[-1].value - value) / max(size, np.finfo(np.float64).tiny))
-    return Verdict("pass", f"finite differences agree with autodiff to {worst:.0e}")
-
-
-def _surrogate(look: Look, compared: Sequence[Compared]) -> list[str]:
+def _surrogate(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
     """Whether a rule within a function gives a slope to what has none: on purpose, then."""
     flat = [c.name for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
-    if not look.question.cotangents or not flat:
+    if not at.problem.cotangents or not flat:
         return []
-    why = f"the function is flat in {listed(flat)} where the rule is not"
+    why = f"the function is flat in {', '.join(flat)} where the rule is not"
     return [f"{why}: if it is meant as a surrogate, such as a straight-through estimate, pass reference="]
 
 
-def _explained(look: Look, compared: Sequence[Compared]) -> list[str]:
+def _explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
     """How each wrong leaf is wrong, as far as the usual slips explain it."""
     truths = {c.name: c.reference for c in compared}
-    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in look.wide]
-    named = zip(look.question.paths, look.wide, is_key, strict=True)
-    arguments = {path: to_host(x) for path, x, key in named if not key}
+    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
+    named = zip(at.problem.paths, at.wide, is_key, strict=True)
+    arguments = {path: as_real(x) for path, x, key in named if not key}
     slips = {}
-    for i, (c, params) in enumerate(zip(compared, look.differentiated(), strict=True)):
+    for i, (c, params) in enumerate(zip(compared, at.differentiated(), strict=True)):
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
             slips[i] = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
     sentences: dict[int, str] = {}
-    ways = (
-        lambda slips: cotangent_ignored(look, slips),
+    attempts = (
+        lambda slips: cotangent_ignored(at, slips),
         lambda slips: {i: explain(slip) for i, slip in slips.items()},
-        lambda slips: changed(look, slips),
+        lambda slips: changed(at, slips),
         lambda slips: {i: guess(slip) for i, slip in slips.items()},
     )
-    for explained in ways:
+    for explained in attempts:
         found = explained({i: slip for i, slip in slips.items() if i not in sentences})
         sentences |= {i: sentence for i, sentence in found.items() if sentence}
     return [sentences[i] for i in sorted(sentences)]

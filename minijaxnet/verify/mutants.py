@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from minijaxnet.verify.evidence import to_host
-from minijaxnet.verify.flat import of_moved, only
+from minijaxnet._jaxpr import equations
+from minijaxnet.verify.evaluation import Evaluation, as_real, compile_together, outputs
 from minijaxnet.verify.hints import Wrong
-from minijaxnet.verify.interpret import bind, equations, interpret
-from minijaxnet.verify.question import Look
+from minijaxnet.verify.interpreter import bind, interpret
+from minijaxnet.verify.problem import of_moved, only
 
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
@@ -29,14 +29,14 @@ _ELEMENTWISE = _FORGETTABLE | set("add add_any convert_element_type copy div max
 Change = tuple[str, Callable[[list[Any]], Any]]
 
 
-def cotangent_ignored(look: Look, slips: Mapping[int, Wrong]) -> dict[int, str]:
+def cotangent_ignored(at: Evaluation, slips: Mapping[int, Wrong]) -> dict[int, str]:
     """For each wrong leaf, by its place, which of several cotangents its rule ignores, if that is it."""
-    return _explained(slips, _without_a_cotangent(look))
+    return _explained(slips, _without_a_cotangent(at))
 
 
-def changed(look: Look, slips: Mapping[int, Wrong]) -> dict[int, str]:
+def changed(at: Evaluation, slips: Mapping[int, Wrong]) -> dict[int, str]:
     """For each wrong leaf, by its place, the first change that gives the hand rule's numbers, where there is one."""
-    kinds = (kind(look) for kind in (_otherwise, _taken_as_fixed, _over_another_axis))
+    kinds = (kind(at) for kind in (_otherwise, _taken_as_fixed, _over_another_axis))
     return _explained(slips, itertools.chain.from_iterable(kinds))
 
 
@@ -48,25 +48,25 @@ def _explained(slips: Mapping[int, Wrong], tried: Iterator[tuple[str, Sequence[A
 
     for sentence, gradients in tried:
         for leaf, slip in slips.items():
-            if leaf not in found and slip.equal(to_host(gradients[leaf]), slip.hand):
+            if leaf not in found and slip.equal(as_real(np.conj(gradients[leaf])), slip.hand):
                 found[leaf] = f"{slip.path}: {sentence}"
         if len(found) == len(slips):
             break
     return found
 
 
-def _without_a_cotangent(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
+def _without_a_cotangent(at: Evaluation) -> Iterator[tuple[str, Sequence[Any]]]:
     """The gradients when one of several cotangents is forgotten."""
-    cotangents = look.question.cotangents
+    cotangents = at.problem.cotangents
     for i, place in enumerate(cotangents if len(cotangents) > 1 else []):
-        leaves = [0 * x if k == place else x for k, x in enumerate(look.wide)]
-        gradients = look.examiner.pair(leaves)[1][look.question.n_values :]
+        leaves = [0 * x if k == place else x for k, x in enumerate(at.wide)]
+        gradients = outputs(at.compiled, leaves)[1][at.problem.n_values :]
         yield f"the cotangent of output {i} is ignored", gradients
 
 
-def _otherwise(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
+def _otherwise(at: Evaluation) -> Iterator[tuple[str, Sequence[Any]]]:
     """The gradients when one operation of their program is done otherwise."""
-    rule = look.examiner.pair.reference
+    rule = at.compiled.reference
     # The backward pass comes last, and is where slips are made.
     candidates = [(eqn, change) for eqn in _operations(rule.program) for change in _changes(eqn)][::-1][:_MOST_CHANGES]
     changes: dict[int, list[tuple[int, Callable[[list[Any]], Any]]]] = {}
@@ -82,15 +82,15 @@ def _otherwise(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
                 result = jnp.where(which == number, change(operands), result)
             return [result]
 
-        return interpret(rule.program, consts, leaves, instead=instead)[look.question.n_values :]
+        return interpret(rule.program, consts, leaves, instead=instead)[at.problem.n_values :]
 
     sentences = [f"{sentence}{_where(eqn)}" for eqn, (sentence, _) in candidates]
-    yield from _one_by_one(sentences, gradients, rule.consts, look.wide)
+    yield from _one_by_one(sentences, gradients, rule.consts, at.wide)
 
 
-def _taken_as_fixed(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
+def _taken_as_fixed(at: Evaluation) -> Iterator[tuple[str, Sequence[Any]]]:
     """The gradients when one value within the function, or all its sums, are taken as fixed."""
-    rule, moved = look.examiner.objective[0], look.question.moved
+    rule, moved = at.compiled.objective, at.problem.moved
     places = [eqn for eqn in _operations(rule.program) if len(eqn.outvars) == 1 and _is_real(eqn.outvars[0])]
     numbers = {id(eqn): number for number, eqn in enumerate(places)}
     sums = {id(eqn) for eqn in places if eqn.primitive.name == "reduce_sum" and eqn.outvars[0].aval.shape}
@@ -113,12 +113,12 @@ def _taken_as_fixed(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
     how = "a term is missing: nothing flows back through"
     sentences = [f"{how} {eqn.primitive.name}{_where(eqn)}" for eqn in places]
     sentences += [f"{how} the sums and means: these statistics are taken as fixed"] if len(sums) > 1 else []
-    yield from _one_by_one(sentences, gradients, rule.consts, look.wide)
+    yield from _one_by_one(sentences, gradients, rule.consts, at.wide)
 
 
-def _over_another_axis(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
+def _over_another_axis(at: Evaluation) -> Iterator[tuple[str, Sequence[Any]]]:
     """The gradients when one sum, or all alike, are over another axis, and broadcast back."""
-    rule = look.examiner.pair.reference
+    rule = at.compiled.reference
     sums = [eqn for eqn in _operations(rule.program) if eqn.primitive.name == "reduce_sum"]
     sums = [eqn for eqn in sums if eqn.outvars[0].aval.shape]
     alike: dict[Any, list[Any]] = {}
@@ -142,12 +142,12 @@ def _over_another_axis(look: Look) -> Iterator[tuple[str, Sequence[Any]]]:
                 return _followed(eqn, operands)
 
             try:
-                results = interpret(rule.program, rule.consts, look.wide, instead=instead)
+                results = interpret(rule.program, rule.consts, at.wide, instead=instead)
             except (TypeError, ValueError):  # the change does not fit what follows
                 continue
             words = f"axis {_listed(axes)} where it should be over axis {_listed(right)}"
             sentence = f"the wrong axis: a {'mean' if as_mean else 'sum'} over {words}{_where(group[0])}"
-            yield sentence, results[look.question.n_values :]
+            yield sentence, results[at.problem.n_values :]
 
 
 def _followed(eqn: Any, operands: list[Any]) -> list[Any] | None:
@@ -171,7 +171,7 @@ def _one_by_one(
     if not sentences:
         return
     try:
-        program = jax.jit(gradients).lower(consts, leaves, np.int32(0)).compile()
+        (program,) = compile_together([jax.jit(gradients).lower(consts, leaves, np.int32(0))])
     except Exception:  # no reverse mode through a loop, or a shape that the change does not bear: no hint is lost
         return
     for number, sentence in enumerate(sentences):

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minijaxnet.verify.algebra import Compared
-from minijaxnet.verify.evidence import Rule, compile_together, distance, in_short, to_host
-from minijaxnet.verify.interpret import equations, interpret
-from minijaxnet.verify.question import Look, is_spread
+from minijaxnet._jaxpr import equations
+from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.evaluation import Evaluation, Traced, as_real, compile_together, in_short, is_spread
+from minijaxnet.verify.interpreter import interpret
 from minijaxnet.verify.report import Verdict, listed
+from minijaxnet.verify.rounding import distance
 
 # Operations in which the author says what each device does.
 BY_DEVICE = frozenset(("shard_map", "custom_partitioning"))
@@ -38,30 +39,30 @@ class _Fault(NamedTuple):
     expected: float
 
 
-def placement(look: Look, compared: Sequence[Compared], *, good: bool) -> tuple[Verdict, list[str]] | None:
+def placement(at: Evaluation, compared: Sequence[Compared], *, good: bool) -> tuple[Verdict, list[str]] | None:
     """The verdict, and hints; None where all arguments are on one device.
 
     Both rules are carried out in float64 on arguments placed as they came, and each device's copy of each element is
     held against autodiff's with the arguments on one device, within the measured rounding.
 
     Args:
-        look: at the point.
+        at: the point.
         compared: the gradients on one device.
         good: whether these are right.
     """
-    devices = {device for leaf in look.leaves if is_spread(leaf) for device in leaf.sharding.device_set}
+    devices = {device for leaf in at.leaves if is_spread(leaf) for device in leaf.sharding.device_set}
     if not devices:
         return None
-    pair, over = look.examiner.pair, f"over {len(devices)} devices"
+    pair, over = at.compiled, f"over {len(devices)} devices"
     if pair.hand.program is None:
         return Verdict("unchecked", pair.hand.note), []
     if not good and not BY_DEVICE & {eqn.primitive.name for eqn in equations(pair.hand.program)}:
         return Verdict("unchecked", "the algebra did not pass"), []
     there = [
         jax.device_put(wide, leaf.sharding) if is_spread(leaf) else wide
-        for leaf, wide in zip(look.leaves, look.wide, strict=True)
+        for leaf, wide in zip(at.leaves, at.wide, strict=True)
     ]
-    calls = [(pair.hand, there), (pair.reference, there), (pair.reference, look.wide)]
+    calls = [(pair.hand, there), (pair.reference, there), (pair.reference, at.wide)]
     try:
         programs = compile_together([_lowered(rule, leaves) for rule, leaves in calls])
     except Exception as error:
@@ -69,14 +70,14 @@ def placement(look: Look, compared: Sequence[Compared], *, good: bool) -> tuple[
     by_hand, by_autodiff, alone = (
         program(rule.consts, leaves) for program, (rule, leaves) in zip(programs, calls, strict=True)
     )
-    truths, first = list(map(to_host, alone)), look.question.n_values
-    names = [*["the value"] * first, *look.question.names]
+    truths, first = list(map(as_real, alone)), at.problem.n_values
+    names = [*["the value"] * first, *at.problem.names]
     for who, results in (("the gradient by hand", by_hand), ("autodiff's gradient", by_autodiff)):
         wrong, hints = "", {}
         for i in [*range(first, len(names)), *range(first)]:  # gradients first
-            truth, tolerance, copies = truths[i], look.evidence.tolerance(i), list(_copies(results[i]))
+            truth, tolerance, copies = truths[i], at.tolerances[i], list(_copies(results[i]))
             if i >= first and results is by_hand:
-                truth = np.where(compared[i - first].excused, look.evidence.hand[i], truth)
+                truth = np.where(compared[i - first].excused, at.hand[i], truth)
             if (fault := _worst(copies, truth, tolerance)) is None:
                 continue
             place = list(fault.place) if fault.place else ""
@@ -89,13 +90,13 @@ def placement(look: Look, compared: Sequence[Compared], *, good: bool) -> tuple[
     return Verdict("pass", f"{over} both equal autodiff on one device, in each device's copy of every element"), []
 
 
-def _lowered(rule: Rule, leaves: Sequence[Any]) -> Any:
+def _lowered(rule: Traced, leaves: Sequence[Any]) -> Any:
     return jax.jit(lambda consts, leaves: interpret(rule.program, consts, leaves)).lower(rule.consts, leaves)
 
 
 def _copies(result: Any) -> Iterator[_Copy]:
     for shard in result.addressable_shards:
-        yield _Copy(shard.device.id, shard.index, to_host(shard.data))
+        yield _Copy(shard.device.id, shard.index, as_real(shard.data))
 
 
 def _worst(copies: Sequence[_Copy], truth: np.ndarray, tolerance: np.ndarray) -> _Fault | None:

@@ -6,51 +6,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.algebra import Compared
-from minijaxnet.verify.evidence import EPSILON, SIZES, distance, pair_of, to_host, trace
-from minijaxnet.verify.interpret import Moves, equations
-from minijaxnet.verify.question import Look
+from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.evaluation import EPSILON, Evaluation, as_given, as_real, on_host, outputs, widened
 from minijaxnet.verify.report import Verdict, listed
+from minijaxnet.verify.rounding import Rounding, distance, enlarged_errors
 
 # Far worse is more than so many times autodiff's own error; where errors are only estimated, more than so many.
 _WORSE, _WORSE_ESTIMATED = 8, 64
-_DRAWS = ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator")
+_ENLARGED = 2.0**-40
 
 Ratios = list[float | None]
 
 
-def precision(look: Look, compared: Sequence[Compared]) -> tuple[Verdict, Ratios]:
+def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> tuple[Verdict, Ratios]:
     """The verdict, and for each gradient the hand rule's error over autodiff's.
 
-    A rule fails where its largest error in a leaf exceeds 8 times autodiff's (measured, or estimated from enlarged
-    roundings, whichever is larger), plus what one unit in the last place of the inputs does, plus the rounding of the
-    result; or where it is not finite and autodiff is.
+    Both rules are carried out in the working dtype, here and with all inputs moved by one unit in their last place, and
+    held against float64. A rule fails where its largest error in a leaf exceeds 8 times autodiff's, plus what one unit
+    in the last place of the inputs does, plus the rounding of the result; or where it is not finite and autodiff is.
+    Where autodiff itself is not finite, there is nothing to compare it with.
     """
-    if all(dtype == np.float64 for dtype in look.dtypes()):
-        return _by_estimate(look)
-    if look.examiner.in_working is None:
-        return Verdict("unchecked", look.examiner.why_not_in_working), [None] * len(compared)
-    hand, autodiff = (list(map(to_host, results)) for results in look.examiner.in_working(*look.leaves))
-    look = _as_drawn(look)
-    coarsest = max(float(jnp.finfo(dtype).eps) for dtype in look.dtypes())
-    spread = _moved_by(look, Moves(size=coarsest))
-    ulp = [x * coarsest / SIZES[0] for x in _moved_by(look, Moves(size=SIZES[0], inputs=1.0))]
+    at.tell("measuring rounding errors in the working dtype")
+    if all(dtype in (np.float64, np.complex128) for dtype in at.dtypes()):
+        return _in_float64(at, seen)
+    working = at.compiled.working(at.leaves)
+    if working.program is None:
+        return Verdict("unchecked", working.why_not), [None] * len(compared)
+    coarsest = max(float(jnp.finfo(dtype).eps) for dtype in at.dtypes())
+    here = _in_working(at, at.leaves, at.reference)
+    moved, slopes = [], []
+    for sign in (1.0, -1.0):
+        leaves = [_one_unit(x, mine, sign, at.seed) for x, mine in zip(at.leaves, at.problem.moved, strict=True)]
+        reference = outputs(at.compiled, [widened(leaf) for leaf in leaves])[1]
+        moved.append(_in_working(at, leaves, reference))
+        slopes.append([float(np.max(distance(a, b), initial=0.0)) for a, b in zip(reference, at.reference, strict=True)])
     ratios, too_coarse = [], []
-    for i, (name, dtype) in enumerate(zip(look.question.names, look.dtypes(), strict=True)):
-        k, limits = look.question.n_values + i, jnp.finfo(dtype)
-        truth = look.evidence.reference[k]
-        right = np.where(compared[i].excused, look.evidence.hand[k], truth)
+    for i, (name, dtype) in enumerate(zip(at.problem.names, at.dtypes(), strict=True)):
+        k, limits = at.problem.n_values + i, jnp.finfo(dtype)
+        hand, autodiff, truth = here[0][k], here[1][k], at.reference[k]
+        comparable = np.isfinite(truth) & np.isfinite(autodiff)
+        right = np.where(compared[i].excused, at.hand[k], truth)
         largest = float(np.max(np.abs(truth), initial=0.0, where=np.isfinite(truth)))
         floor = max(float(limits.eps) * largest, float(limits.tiny))
-        mine, own = (float(np.max(distance(x, y), initial=0.0)) for x, y in ((hand[k], right), (autodiff[k], truth)))
-        broken = ~np.isfinite(hand[k]) & np.isfinite(autodiff[k]) & np.isfinite(right)
-        ratios.append(max(mine, floor / 2) / max(own, floor / 2))
-        if broken.any() or mine > _WORSE * max(own, spread[k]) + ulp[k] + 4 * floor:
-            too_coarse.append(name)
+        mine = _largest(hand, right, comparable)
+        own = max(_largest(autodiff, truth, comparable), *(_largest(m[1][k], m[2][k], comparable) for m in moved))
+        broken = ~np.isfinite(hand) & comparable & np.isfinite(right)
+        ratios.append(max(mine, floor / 2) / max(own, floor / 2) if comparable.any() else None)
+        if broken.any() or mine > _WORSE * own + max(s[k] for s in slopes) + 4 * floor:
+            too_coarse.append((i, mine, floor, bool(broken.any())))
+    if too_coarse:
+        _, spread = enlarged_errors(at, coarsest)
+        n = at.problem.n_values
+        too_coarse = [
+            at.problem.names[i]
+            for i, mine, floor, broken in too_coarse
+            if broken or mine > _WORSE * spread[n + i] + max(s[n + i] for s in slopes) + 4 * floor
+        ]
     if too_coarse:
         return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
-    names = ", ".join(sorted({dtype.name for dtype in look.dtypes()}))
+    names = ", ".join(sorted({dtype.name for dtype in at.dtypes()}))
+    if not any(ratio is not None for ratio in ratios):
+        return Verdict("unchecked", "autodiff is not finite: there is no error of its own to compare with"), ratios
     return Verdict("pass", f"in {names} its rounding error goes {_compared(ratios)}"), ratios
+
+
+def _in_working(
+    at: Evaluation, leaves: Sequence[jax.Array], truth: list[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """What both rules return in the working dtype, and the truth there."""
+    hand, reference = at.compiled.working(at.leaves).program(*leaves)
+    return on_host(at.problem, hand), on_host(at.problem, reference), truth
+
+
+def _one_unit(leaf: jax.Array, moved: bool, sign: float, seed: int) -> jax.Array:
+    """A leaf moved by a unit in the last place or two, at random up or down."""
+    if not moved:
+        return leaf
+    draw, real = np.random.default_rng((seed, leaf.size)), as_real(widened(leaf))
+    real = real * (1 + sign * float(jnp.finfo(leaf.dtype).eps) * draw.choice((-1.0, 1.0), size=real.shape))
+    return jax.device_put(as_given(real, leaf.dtype).astype(leaf.dtype), leaf.sharding)
+
+
+def _largest(got: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+    return float(np.max(distance(got, truth), initial=0.0, where=mask))
 
 
 def _compared(ratios: Ratios) -> str:
@@ -58,41 +96,28 @@ def _compared(ratios: Ratios) -> str:
     return "no further than autodiff's" if worst <= 1 else f"at most {worst:.2g} times as far as autodiff's"
 
 
-def _by_estimate(look: Look) -> tuple[Verdict, Ratios]:
-    """In float64 there is no truth to measure by: how far enlarged roundings take the two rules is compared instead."""
-    ulp = [x * EPSILON / SIZES[0] for x in _moved_by(look, Moves(size=SIZES[0], inputs=1.0))]
+def _in_float64(at: Evaluation, seen: Rounding) -> tuple[Verdict, Ratios]:
+    """In float64 there is no truth to measure by: what rounding does to each rule nearby is compared instead."""
     ratios, too_coarse = [], []
-    for k, name in enumerate(look.question.names, start=look.question.n_values):
-        doubts, truth = (look.evidence.hand_doubt[k], look.evidence.reference_doubt[k]), look.evidence.reference[k]
+    for k, name in enumerate(at.problem.names, start=at.problem.n_values):
+        truth = at.reference[k]
         known = np.isfinite(truth)
         floor = EPSILON * float(np.max(np.abs(truth), initial=0.0, where=known))
-        mine, own = (max(float(np.max(doubt, initial=0.0, where=known)), floor) for doubt in doubts)
-        ratios.append(mine / own if own else None)
-        if mine > _WORSE_ESTIMATED * own + ulp[k]:
-            too_coarse.append(name)
+        mine, own, slope = (
+            float(np.max(x[k], initial=0.0, where=known)) for x in (seen.hand, seen.reference, seen.slope)
+        )
+        ratios.append(max(mine, floor) / max(own, floor) if floor else None)
+        if mine > _WORSE_ESTIMATED * max(own, floor) + slope:
+            too_coarse.append((k, name, floor, slope))
     if too_coarse:
-        return Verdict("fail", f"enlarged roundings take it far further than autodiff in {listed(too_coarse)}"), ratios
-    return Verdict("pass", f"in float64 enlarged roundings take it {_compared(ratios)}"), ratios
-
-
-def _moved_by(look: Look, moves: Moves) -> list[float]:
-    """How far moves take each result of the reference, at most."""
-    largest = [0.0] * len(look.evidence.reference)
-    for probe in range(2):
-        _, moved = look.examiner.pair(look.wide, moves._replace(seed=np.uint32((look.seed + 50 + probe) % 2**32)))
-        for i, (x, before) in enumerate(zip(moved, look.evidence.reference, strict=True)):
-            largest[i] = max(largest[i], float(np.max(distance(x, before), initial=0.0)))
-    return largest
-
-
-def _as_drawn(look: Look) -> Look:
-    """The same with the random numbers of the working dtype: float64 would draw others."""
-    question, program = look.question, look.examiner.pair.reference.program
-    if not any(eqn.primitive.name in _DRAWS for eqn in equations(program)):
-        return look
-    with jax.enable_x64(False):
-        rules = [trace(rule, look.leaves, look.leaves) for rule in (question.hand, question.reference)]
-    pair = pair_of(rules[0], rules[1], question.moved)
-    hand, reference = pair(look.wide)
-    evidence = look.evidence._replace(hand=hand, reference=reference)
-    return look._replace(examiner=look.examiner._replace(pair=pair), evidence=evidence)
+        hand, own = (
+            [error * EPSILON / _ENLARGED for error in errors] for errors in enlarged_errors(at, _ENLARGED)
+        )
+        too_coarse = [
+            name
+            for k, name, floor, slope in too_coarse
+            if max(hand[k], floor) > _WORSE_ESTIMATED * max(own[k], floor) + slope
+        ]
+    if too_coarse:
+        return Verdict("fail", f"its roundings go far further than autodiff's in {listed(too_coarse)}"), ratios
+    return Verdict("pass", f"in float64 its rounding error goes {_compared(ratios)}"), ratios

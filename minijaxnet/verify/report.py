@@ -74,15 +74,27 @@ class GradReport:
         hints: sentences that say how a wrong gradient is wrong.
     """
 
-    def __init__(self, verdicts: dict[str, Verdict], leaves: dict[str, LeafReport], hints: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        verdicts: dict[str, Verdict],
+        leaves: dict[str, LeafReport],
+        hints: tuple[str, ...] = (),
+        subject: str = "gradient by hand against autodiff",
+    ):
         """Keep what was found."""
-        self.verdicts, self.leaves, self.hints = verdicts, leaves, hints
+        self.verdicts, self.leaves, self.hints, self.subject = verdicts, leaves, hints, subject
 
     @property
     def ok(self) -> bool:
         """False if a verdict is "fail", or if the algebra could not be checked."""
         states = {name: verdict.state for name, verdict in self.verdicts.items()}
         return "fail" not in states.values() and states.get("algebra") == "pass"
+
+    @property
+    def headline(self) -> str:
+        """"right", "NOT RIGHT", or "unchecked" where nothing failed and the algebra could not be checked."""
+        failed = any(verdict.state == "fail" for verdict in self.verdicts.values())
+        return "right" if self.ok else "NOT RIGHT" if failed else "unchecked"
 
     @property
     def worst(self) -> LeafReport | None:
@@ -104,7 +116,7 @@ class GradReport:
 
     def __str__(self) -> str:
         """The verdicts, a table of the leaves, the worst element and the hints, in at most 100 columns."""
-        lines = [f"gradient by hand against autodiff: {'right' if self.ok else 'NOT RIGHT'}"]
+        lines = [f"{self.subject}: {self.headline}"]
         for name, (state, reason) in self.verdicts.items():
             lines += _wrapped(f"  {name:<12} {state:<10}", reason)
         lines += ["", self._table()] if self.leaves else []

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minijaxnet.verify.interpret import Moves, interpret
+from minijaxnet.verify.interpreter import Perturbation, interpret
 
 
 @functools.cache
@@ -21,8 +21,8 @@ def way_of(function, shape, dtype, moved):
 def carried_out(function, x, dtype=np.float64, **moves):
     """The function of a float64 argument by ``interpret``."""
     with jax.enable_x64(True):
-        settings = Moves(**moves)._asdict().items()
-        settings = Moves(**{k: np.asarray(v, np.uint32 if k == "seed" else np.float64) for k, v in settings})
+        settings = Perturbation(**moves)._asdict().items()
+        settings = Perturbation(**{k: np.asarray(v, np.uint32 if k == "seed" else np.float64) for k, v in settings})
         run = way_of(function, np.shape(x), np.dtype(dtype), bool(moves))
         return [np.asarray(x) for x in run(np.float64(x), settings)]
 
@@ -74,7 +74,7 @@ EACH = pytest.mark.parametrize("programs", [usual, pytest.param(everything, mark
 
 @EACH
 def test_programs_carried_out_our_own_way_have_the_same_results(programs):
-    """Moves of size 0 change nothing, whatever else they say."""
+    """Perturbation of size 0 change nothing, whatever else they say."""
     still = carried_out(programs, VECTOR, size=0.0, shift=1.0, ramp=1.0, turn=1.0)
     chex.assert_trees_all_close(still, by_jax(programs, *VECTOR), rtol=1e-13)
 

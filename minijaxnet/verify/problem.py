@@ -1,13 +1,45 @@
-"""Functions of trees as functions of flat leaves, of which some are differentiated."""
+"""What is asked of a hand-derived gradient, on flat arguments: two rules that should be one, and a scalar to try."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Flat = Callable[..., list[Any]]
+
+
+class Problem(NamedTuple):
+    """What is to be judged, all of it on flat arguments.
+
+    Attributes:
+        hand: ``hand(*leaves) -> [*values, *gradients]``.
+        reference: the same by autodiff of the plain function; None where there is none to be had.
+        objective: ``objective(*leaves)``, the real scalar whose gradient it is.
+        paths: the names of the arguments.
+        moved: which of them are differentiated; there is a gradient for each.
+        names: the names of the gradients.
+        n_values: how many values come before the gradients.
+        cotangents: where among the leaves the cotangents are; none for a plain gradient.
+        forward: the same pair of rules for forward mode, where there is one.
+        second_order: the same pair of rules for the derivative of the gradient, where it is asked for.
+        subject: what is judged, in words for the report.
+        why_no_reference: why there is none.
+    """
+
+    hand: Flat
+    reference: Flat | None
+    objective: Callable[..., Any]
+    paths: list[str]
+    moved: list[bool]
+    names: list[str]
+    n_values: int
+    cotangents: list[int]
+    forward: tuple[Flat, Flat] | None = None
+    second_order: tuple[Flat, Flat] | None = None
+    subject: str = "gradient by hand against autodiff"
+    why_no_reference: str = ""
 
 
 def only(values: Sequence[Any], moved: Sequence[bool]) -> list[Any]:
@@ -40,7 +72,7 @@ def derivatives(
     forward = _derivative(hand, skip, moved, seed, reverse=False)
     try:
         reverse = "custom_lin" in str(jax.make_jaxpr(forward)(*leaves))  # where JAX will refuse
-    except TypeError:
+    except (TypeError, NotImplementedError):
         reverse = True
     if reverse:
         forward = _derivative(hand, skip, moved, seed, reverse=True)
@@ -55,8 +87,8 @@ def _derivative(function: Flat, skip: int, moved: Sequence[bool], seed: int, *, 
         if reverse:
             results, pull = jax.vjp(last, start)
             return list(pull([jnp.asarray(draw.normal(size=x.shape), x.dtype) for x in results])[0])
-        ways = [jnp.asarray(draw.normal(size=x.shape), x.dtype) for x in start]
-        return list(jax.jvp(last, (start,), (ways,))[1])
+        directions = [jnp.asarray(draw.normal(size=x.shape), x.dtype) for x in start]
+        return list(jax.jvp(last, (start,), (directions,))[1])
 
     return derivative
 
@@ -64,8 +96,3 @@ def _derivative(function: Flat, skip: int, moved: Sequence[bool], seed: int, *, 
 def chosen_leaves(args: tuple[Any, ...], chosen: Sequence[int]) -> list[bool]:
     """For each leaf of the arguments, whether it is in one of those chosen."""
     return [i in chosen for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
-
-
-def paths_of(args: tuple[Any, ...]) -> list[str]:
-    """The names of all leaves of the arguments."""
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(args)[0]]

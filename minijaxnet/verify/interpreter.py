@@ -1,0 +1,380 @@
+"""Carry out a traced program our own way: in float64, without its custom rules, and with its results perturbed.
+
+JAX traces a function once; its jaxpr can then be read operation by operation. Here every float is widened to float64
+and every complex number to complex128, whatever dtype was written; a function with a derivative rule of its own is
+replaced by its plain body; and results can be perturbed, to see how much the program amplifies that.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minijaxnet._jaxpr import equations, is_literal
+
+
+class Perturbation(NamedTuple):
+    """How far to move results; all are scalars, float64 but for the seed, so that any values share a program.
+
+    A value v becomes ``v * (1 + size * s)``, a zero becomes ``lift * s``, where
+    ``s = random * (+1 or -1) + shift + ramp * (from 1 at the first element to -1 at the last) + turn * (1, then -1)``.
+    The signs come from a hash of the value's bits, its place and the seed, so that loops need no counter (Parker,
+    "Monte Carlo arithmetic", 1997).
+
+    Attributes:
+        size: the relative perturbation of what is rounded to float64.
+        lift: what takes a zero off its kink.
+        random: how much of s is a random sign.
+        shift: the part of s that is the same everywhere.
+        ramp: the part of s that falls with the element's place.
+        turn: the part of s that changes its sign from one array to the next.
+        inputs: 1 to perturb what is differentiated, too, and 0 not to.
+        narrow: the perturbation of what comes in fewer digits than float64 has (numbers that stand in the program,
+            results of host callbacks), in units of its own epsilon.
+        seed: of the random signs, uint32.
+    """
+
+    size: Any = 0.0
+    lift: Any = 0.0
+    random: Any = 1.0
+    shift: Any = 0.0
+    ramp: Any = 0.0
+    turn: Any = 0.0
+    inputs: Any = 0.0
+    narrow: Any = 0.0
+    seed: Any = np.uint32(0)
+
+    def arrays(self) -> "Perturbation":
+        """The same as arrays of the dtypes that a compiled program takes."""
+        as_dict = self._asdict().items()
+        return Perturbation(*(np.asarray(x, np.uint32 if name == "seed" else np.float64) for name, x in as_dict))
+
+
+# Operations whose result is one of their operands, or an exact function of it: there is nothing to round.
+_EXACT = frozenset(
+    """abs argmax argmin bitcast_convert_type broadcast_in_dim ceil clamp complex concatenate conj
+    convert_element_type copy copy_p cummax cummin device_put dynamic_slice dynamic_update_slice eq expand_dims floor
+    gather ge gt imag iota is_finite le lt max min ne neg nextafter optimization_barrier pad real reduce_and reduce_max
+    reduce_min reduce_or reduce_precision reshape rev round scatter scatter_max scatter_min select_and_gather_add
+    select_n sharding_constraint sign slice sort split squeeze stop_gradient top_k transpose""".split()
+)
+# Operations that add up: what rounds is inside, so their operands are perturbed, too.
+_SUMS = frozenset(
+    """cholesky conv_general_dilated cumlogsumexp cumprod cumsum dot_general eig eigh fft geqrf householder_product lu
+    lu_pivots_to_permutation qr reduce_prod reduce_sum reduce_window reduce_window_sum scatter-add scatter_add schur
+    select_and_scatter_add svd triangular_solve tridiagonal tridiagonal_solve""".split()
+)
+# Operations that only wrap a program; for those with a custom rule it is the plain function.
+_WRAPPERS = frozenset(
+    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit
+    linear_call pjit remat remat2""".split()
+)
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee")
+# Operations whose parameters hold a program of the operands' dtype, or to whom a float is a row of bits.
+_NATIVE = frozenset(
+    """bitcast_convert_type custom_linear_solve io_callback nextafter pallas_call pure_callback reduce reduce_window
+    scatter-add scatter-mul scatter scatter_add scatter_max scatter_min scatter_mul select_and_scatter
+    select_and_scatter_add""".split()
+)
+# Of these, the ones that compute in the dtype they were traced for: their results have no more digits than that.
+_COMPUTED_NARROW = frozenset(("custom_linear_solve", "io_callback", "pallas_call", "pure_callback"))
+_EPSILON = float(np.finfo(np.float64).eps)
+_DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "out_dtype", "dtype")
+
+Instead = Callable[[Any, list[Any]], list[Any] | None]
+
+
+class _Mode(NamedTuple):
+    """How a program is carried out; each perturbation takes its salt from a counter."""
+
+    perturbation: Perturbation | None
+    everything: bool
+    wide: bool
+    instead: Instead
+    salts: Iterator[int]
+
+
+def interpret(
+    program: Any,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    perturbation: Perturbation | None = None,
+    *,
+    everything: bool = True,
+    wide: bool = True,
+    instead: Instead = lambda eqn, operands: None,
+) -> list[Any]:
+    """The results of a jaxpr, its custom rules taken out.
+
+    Args:
+        program: a jaxpr.
+        consts: a value for each of its constants.
+        arguments: a value for each of its inputs.
+        perturbation: of results; None for none.
+        everything: whether to perturb all that is rounded, or only what comes in fewer digits than float64 has.
+        wide: whether to carry it out with every float in float64, where that is enabled.
+        instead: called with each operation and its operands; unless it returns None, that stands for their result.
+
+    Returns:
+        A value for each of its outputs.
+    """
+    mode = _Mode(perturbation, everything, wide, instead, itertools.count())
+    return _run(program, _all_wide(consts, mode), _all_wide(arguments, mode), mode)
+
+
+def narrow_places(program: Any) -> Iterator[str]:
+    """What in a program has fewer digits than float64, for good: numbers in it, and what is computed elsewhere."""
+    for eqn in equations(program):
+        for atom in eqn.invars:
+            if is_literal(atom) and _is_narrow(atom.aval) and rounded(atom.val, atom.aval.dtype).any():
+                yield f"the number {float(np.asarray(atom.val).real):.6g} of {atom.aval.dtype}"
+        if eqn.primitive.name in _COMPUTED_NARROW:
+            for atom in eqn.outvars:
+                if _is_narrow(atom.aval):
+                    yield f"{eqn.primitive.name} in {atom.aval.dtype}"
+
+
+def rounded(value: Any, dtype: Any) -> np.ndarray:
+    """Which elements of a value that came in a dtype may have lost digits there: not 2, not 0.5."""
+    if not jnp.issubdtype(dtype, jnp.inexact) or dtype in (np.float64, np.complex128):
+        return np.zeros(np.shape(value), bool)
+    wide = np.asarray(value).astype(np.complex128)
+    with np.errstate(invalid="ignore"):
+        parts = [np.isfinite(x) & ((x * 64) % 1 != 0) for x in (wide.real, wide.imag)]
+    return parts[0] | parts[1]
+
+
+def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _Mode) -> list[Any]:
+    jaxpr = getattr(program, "jaxpr", program)
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arguments), strict=True))
+
+    def read(atom: Any) -> Any:
+        return _literal(atom, mode) if is_literal(atom) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        if eqn.outvars:
+            results = _carry_out(eqn, [read(atom) for atom in eqn.invars], mode)
+            values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _run_inner(program: Any, arguments: Sequence[Any], mode: _Mode) -> list[Any]:
+    """A program inside a program, with constants of its own."""
+    return _run(program, _all_wide(getattr(program, "consts", ()), mode), arguments, mode)
+
+
+def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    name, params, moved = eqn.primitive.name, eqn.params, mode.perturbation
+
+    def inner(program: Any, arguments: Sequence[Any]) -> list[Any]:
+        return _run_inner(program, arguments, mode)
+
+    if name in _WRAPPERS:
+        return inner(next(params[key] for key in _BODIES if key in params), operands)
+    if name == "scan":
+        # What is scanned over has one axis less inside; JAX's versions name the counts differently.
+        body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+        n_rows, n_stacked = (
+            sum(outer.aval.ndim != inner.aval.ndim for outer, inner in zip(*pair, strict=True))
+            for pair in ((eqn.invars, body_jaxpr.invars), (eqn.outvars, body_jaxpr.outvars))
+        )
+        n_carry = len(eqn.outvars) - n_stacked
+        n_consts = len(eqn.invars) - n_carry - n_rows
+        consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
+
+        def body(carry: Any, row: Any) -> tuple[Any, Any]:
+            results = inner(params["jaxpr"], [*consts, *carry, *row])
+            return results[:n_carry], results[n_carry:]
+
+        end, stacked = lax.scan(body, carry, rows, length=params["length"], reverse=params["reverse"])
+        return [*end, *stacked]
+    if name == "while":
+        n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+        of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
+        return _while(params, of_cond, of_body, carry, mode)
+    if name == "cond":
+        branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
+        return lax.switch(operands[0], branches, *operands[1:])
+    if name == "shard_map":
+        return _on_each_device(params, operands, mode)
+    if name == "custom_linear_solve" and moved is not None:  # its solver, so that what rounds in there is seen
+        lengths, programs = params["const_lengths"], params["jaxprs"]
+        before = lengths.matvec + lengths.vecmat
+        after = before + lengths.solve + lengths.transpose_solve
+        return inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]])
+    if (program := expanded(eqn)) is not None:
+        return inner(program, operands)
+
+    if (results := mode.instead(eqn, operands)) is not None:
+        return results
+    if moved is None:
+        return bind(eqn, operands, wide=mode.wide)
+    if name in _COMPUTED_NARROW and mode.wide:
+        operands = _narrowed(operands, eqn.invars, mode)
+        return _narrowed(bind(eqn, operands), eqn.outvars, mode)
+    if not mode.everything:
+        return bind(eqn, operands, wide=mode.wide)
+    if name in _SUMS:
+        operands = [perturbed(operand, moved, next(mode.salts)) for operand in operands]
+    results = bind(eqn, operands, wide=mode.wide)
+    if name in _EXACT:
+        return results
+    if name in ("add", "add_any", "sub") and _is_inexact(results[0]):
+        # A sum is off by no more than its smaller term, which may be lost in it; but to leave a kink it is moved.
+        (before,) = results
+        after = perturbed(before, moved, next(mode.salts))
+        most = jnp.minimum(jnp.abs(operands[0]), jnp.abs(operands[1])) * (moved.size / _EPSILON)
+        capped = (jnp.abs(after - before) > most) & (moved.lift == 0)
+        return [jnp.where(capped, before + jnp.sign(after - before) * most, after)]
+    return [perturbed(result, moved, next(mode.salts)) for result in results]
+
+
+def expanded(eqn: Any) -> Any:
+    """The plain program of an operation that holds it as a function; None for any other."""
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
+    if "_prim" in eqn.params:  # JAX's new kind of primitive, which jax_custom_vjp3 makes of a custom_vjp, too
+        primitive = eqn.params["_prim"]
+        return jax.make_jaxpr(
+            lambda *flat: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, flat)))
+        )(*shapes)
+    if eqn.primitive.name == "pallas_call":
+        try:
+            from jax._src.pallas.hlo_interpreter import pallas_call_hlo_interpret
+        except ImportError:
+            return None
+        known = inspect.signature(pallas_call_hlo_interpret).parameters
+        params = {key: value for key, value in eqn.params.items() if key in known}
+        return jax.make_jaxpr(lambda *flat: pallas_call_hlo_interpret(*flat, **params))(*shapes)
+    return None
+
+
+def _on_each_device(params: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    """A program of each device, carried out there with its part of the operands."""
+    mapped = jax.shard_map(
+        lambda *parts: _run_inner(params["jaxpr"], parts, mode),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=list(params["out_specs"]),
+        check_vma=params["check_vma"],
+        # JAX 0.10 and 0.12 name them differently.
+        axis_names=set(params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]),
+    )
+    return list(mapped(*operands))
+
+
+def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any], mode: _Mode) -> list[Any]:
+    """A loop; under vmap with a condition for each replica, which then rests while others go on.
+
+    Perturbed, an iteration might never settle: it makes as many rounds as it does when left alone.
+    """
+    still = mode._replace(perturbation=None)
+
+    def goes_on(carry: list[Any]) -> Any:
+        return _run_inner(params["cond_jaxpr"], [*of_cond, *carry], still)[0]
+
+    def one_round(carry: list[Any], awake: Any, mode: _Mode) -> list[Any]:
+        results = _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)
+        if not awake.ndim:
+            return results
+        masks = [awake.reshape(awake.shape + (1,) * (x.ndim - awake.ndim)) for x in carry]
+        return [jnp.where(mask, new, old) for mask, new, old in zip(masks, results, carry, strict=True)]
+
+    def counted(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+        awake = goes_on(state[1])
+        return state[0] + awake, one_round(state[1], awake, still)
+
+    none = jnp.zeros_like(goes_on(carry), jnp.int32)
+    rounds, end = lax.while_loop(lambda state: jnp.any(goes_on(state[1])), counted, (none, carry))
+    if mode.perturbation is None or not mode.everything:
+        return end
+    return lax.fori_loop(0, jnp.max(rounds), lambda k, carry: one_round(carry, k < rounds, mode), carry)
+
+
+def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
+    """The operation itself, on float64 whatever it was traced for; where that cannot be, in its own dtypes."""
+    params = dict(eqn.params)
+    if wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
+        if eqn.primitive.name == "reduce_precision":
+            return operands
+        if eqn.primitive.name in _NATIVE:
+            pairs = zip(operands, eqn.invars, strict=True)
+            operands = [lax.convert_element_type(x, v.aval.dtype) if _is_narrow(v.aval) else x for x, v in pairs]
+        else:
+            for key in _DTYPE_PARAMS:
+                if (dtype := params.get(key)) is not None and jnp.issubdtype(dtype, jnp.inexact):
+                    params[key] = wide_dtype(dtype)
+    results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(params))
+    results = results if eqn.primitive.multiple_results else [results]
+    return [_wide(result) for result in results] if wide else list(results)
+
+
+def perturbed(value: Any, moved: Perturbation, salt: int) -> Any:
+    """A floating or complex value moved, any other as it is."""
+    if not _is_inexact(value) or value.size == 0:
+        return value
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        return lax.complex(perturbed(value.real, moved, 2 * salt), perturbed(value.imag, moved, 2 * salt + 1))
+    place = lax.iota(jnp.uint64, value.size).reshape(value.shape)
+    bits = lax.bitcast_convert_type(value, jnp.uint64)
+    # Odd multipliers with well mixed bits, as in splitmix64 (Steele, Lea and Flood, 2014).
+    bits = bits ^ (place * np.uint64(0x9E3779B97F4A7C15))
+    bits = bits + (moved.seed.astype(jnp.uint64) + np.uint64(salt + 1)) * np.uint64(0xD1B54A32D192ED03)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    random = jnp.where(bits >> np.uint64(63) == 0, 1.0, -1.0)
+    falling = 1 - 2 * place.astype(jnp.float64) / max(value.size - 1, 1)
+    s = moved.random * random + moved.shift + moved.ramp * falling + moved.turn * (1 - 2 * (salt % 2))
+    return jnp.where((value == 0) & (moved.lift > 0), moved.lift * s, value * (1 + moved.size * s))
+
+
+def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]:
+    """Values that have the digits of the dtypes they were traced for, perturbed in the last of these."""
+    moved = mode.perturbation
+    if moved is None:
+        return values
+    salts = mode.salts
+
+    def one(value: Any, atom: Any) -> Any:
+        if not _is_narrow(atom.aval):
+            return value
+        size = moved.narrow * float(jnp.finfo(atom.aval.dtype).eps)
+        return perturbed(value, Perturbation(size=size, seed=moved.seed), next(salts))
+
+    return [one(value, atom) for value, atom in zip(values, atoms, strict=True)]
+
+
+def _literal(atom: Any, mode: _Mode) -> Any:
+    (value,) = _all_wide([jnp.asarray(atom.val, atom.aval.dtype)], mode)
+    if mode.perturbation is None or not _is_narrow(atom.aval) or not rounded(atom.val, atom.aval.dtype).any():
+        return value
+    return _narrowed([value], [atom], mode)[0]
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float64, or complex128 for a complex dtype."""
+    return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
+
+
+def _is_narrow(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and dtype not in (np.float64, np.complex128)
+
+
+def _is_inexact(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.inexact)
+
+
+def _all_wide(values: Sequence[Any], mode: _Mode) -> list[Any]:
+    return [_wide(value) for value in values] if mode.wide else list(values)
+
+
+def _wide(value: Any) -> Any:
+    if not _is_inexact(value) and not isinstance(value, float | complex):
+        return value
+    value = jnp.asarray(value)
+    return lax.convert_element_type(value, wide_dtype(value.dtype))

@@ -1,0 +1,220 @@
+"""What rounding does to two rules, measured: first by moving the inputs, and where that leaves a doubt, everything.
+
+Moved by a few float64 roundings, the inputs change two right rules alike, while every rounding within them falls out
+anew: how far the difference of the two then moves is their rounding error, and the second difference of one rule,
+``f(x + d) - 2 f(x) + f(x - d)``, is its own. That takes no program but the two rules. Where it does not explain a
+difference, both rules are compiled once more with every rounding enlarged to a relative ``size`` far above float64's
+epsilon: how far the end then moves, over ``size``, is how much the program amplifies rounding errors.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minijaxnet.verify.evaluation import EPSILON, Evaluation, moved_consts, narrowest_consts, nearby, outputs
+from minijaxnet.verify.interpreter import Perturbation
+
+Arrays = list[np.ndarray]
+
+# How many times what was seen at a few nearby points a rounding error may be.
+_SEEN = 64
+# The same for what comes in fewer digits than float64.
+_SEEN_NARROW = 32
+_PAIRS, _MORE_PAIRS = 2, 6
+# Of the largest number around: what moves by more than this was no rounding, but a kink.
+_KINK = 2.0**-30
+# Two sizes of enlarged roundings: what is smooth answers in proportion to both, a kink within reach does not.
+SIZES = (2.0**-40, 2.0**-24)
+_PROBES = 3
+# How many times its estimate by enlarged roundings an error may be: a random walk's, from a few walks.
+_ENLARGED = 1024
+# Off a kink to either side, at random, and with the first or the last of several equals on top.
+_SIDES = (
+    Perturbation(random=0.0, shift=1.0),
+    Perturbation(random=0.0, shift=-1.0),
+    Perturbation(random=0.0, ramp=1.0),
+    Perturbation(random=0.0, ramp=-1.0),
+    Perturbation(random=0.0, turn=1.0),
+    Perturbation(random=0.0, turn=-1.0),
+    *(Perturbation(seed=np.uint32(100 + i)) for i in range(6)),
+)
+_LIFTS = (1e-150, 1e-100)
+# So many times smaller, perturbations do as much to what stands on a kink, and as many times less to what is smooth.
+_NEARER = 64
+
+
+class Rounding(NamedTuple):
+    """What rounding does at a point; a list of arrays each, one for each result of the rules.
+
+    Attributes:
+        apart: how far the difference of the two rules was seen to move.
+        hand: the rounding error of the hand rule alone, the largest seen.
+        reference: that of autodiff.
+        slope: how far one unit in the last place of float64 in all inputs moves autodiff's result.
+        narrow: what half a unit in the last place of constants, numbers and callbacks of fewer digits does.
+        narrow_kinds: what these are.
+        unrepeatable: how far the hand rule's results differ when it is called again.
+    """
+
+    apart: Arrays
+    hand: Arrays
+    reference: Arrays
+    slope: Arrays
+    narrow: Arrays
+    narrow_kinds: list[str]
+    unrepeatable: Arrays
+
+
+def measure_rounding(at: Evaluation) -> Rounding:
+    """What is seen of rounding at a few points nearby."""
+    exact = (at.hand, at.reference or at.hand)
+    again = outputs(at.compiled, at.wide)[0]
+    zeros = [np.zeros_like(x) for x in at.hand]
+    seen = Rounding(zeros, zeros, zeros, zeros, zeros, [], list(map(distance, again, at.hand)))
+    if any(x.any() for x in seen.unrepeatable):
+        again = outputs(at.compiled, at.wide)[0]
+        seen = seen._replace(unrepeatable=_larger(seen.unrepeatable, map(distance, again, at.hand)))
+    seen = _nearby(at, exact, seen, range(_PAIRS))
+    if any((distance(h, r) > t).any() for h, r, t in zip(*exact, tolerances(at, seen), strict=True)):
+        seen = _nearby(at, exact, seen, range(_PAIRS, _PAIRS + _MORE_PAIRS))
+    kinds = narrowest_consts(at.compiled)
+    if kinds:
+        seen = seen._replace(narrow=_by_narrow(at, exact), narrow_kinds=kinds)
+    return seen
+
+
+def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
+    """How far apart rounding can bring the two rules, for each element of each result."""
+    found = []
+    for hand, reference, apart, narrow, again in zip(
+        at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, strict=True
+    ):
+        size = np.maximum(_finite_size(hand), _finite_size(reference))
+        found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again)
+    return found
+
+
+def enlarged_tolerances(at: Evaluation, seen: Rounding) -> Arrays:
+    """The same, with the rounding error from programs whose roundings are enlarged."""
+    at.tell("enlarging every rounding")
+    exact = outputs(at.compiled, at.wide, enlarged=True)
+    small, large = (_moved_by(at, exact, Perturbation(size=size)) for size in SIZES)
+    errors = [
+        [EPSILON * np.minimum(a / SIZES[0], b / SIZES[1]) for a, b in zip(*rule, strict=True)]
+        for rule in zip(small, large, strict=True)
+    ]
+    if at.compiled.hand.program is None:
+        errors[0] = errors[1]
+    without = tolerances(at, seen._replace(apart=[np.zeros_like(x) for x in seen.apart]))
+    return [_ENLARGED * (a + b) + c for a, b, c in zip(*errors, without, strict=True)]
+
+
+def enlarged_errors(at: Evaluation, size: float) -> tuple[list[float], list[float]]:
+    """How far enlarged roundings take each result of the two rules, at most."""
+    exact = outputs(at.compiled, at.wide, enlarged=True)
+    hand, reference = _moved_by(at, exact, Perturbation(size=size), seed=50)
+    return [float(np.max(x, initial=0.0)) for x in hand], [float(np.max(x, initial=0.0)) for x in reference]
+
+
+def one_sided_derivatives(at: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The least and the largest value of each element of the reference, just off the kinks that it may stand on.
+
+    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down, and
+    not what the perturbation itself does to a smooth function, which is large where most of a sum cancels.
+    """
+    at.tell("looking to both sides of kinks")
+
+    def extremes(size: float, lift: float) -> tuple[Arrays, Arrays]:
+        low = high = at.reference
+        for inputs, side in itertools.product((0.0, 1.0), _SIDES):
+            by = side._replace(size=size, lift=lift, inputs=inputs)
+            off = outputs(at.compiled, at.wide, by, enlarged=True)[1]
+            off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, at.reference, strict=True)]
+            low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
+        return low, high
+
+    (low, high), (other_low, other_high) = (extremes(SIZES[0], lift) for lift in _LIFTS)
+    near_low, near_high = extremes(SIZES[0] / _NEARER, _LIFTS[0])
+    bounds = []
+    for i, there in enumerate(at.reference):
+        slack = at.tolerances[i] + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
+        steady = np.isfinite(there) & np.isfinite(slack)
+        steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
+        # Random moves need not find the same corner of several kinks again: halfway between the two, in magnitude.
+        steady &= distance(high[i], low[i]) <= math.sqrt(_NEARER) * distance(near_high[i], near_low[i])
+        bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
+    return bounds
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``|a - b|``, 0 where one of them is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(a - b)
+    return np.where(np.isfinite(apart), apart, 0.0)
+
+
+def _nearby(at: Evaluation, exact: tuple[Arrays, Arrays], seen: Rounding, pairs: range) -> Rounding:
+    """More of what is seen, at points to both sides of this one."""
+    scale = max((float(np.max(_finite_size(x), initial=0.0)) for rule in exact for x in rule), default=0.0)
+    difference = _difference(*exact)
+    for pair in pairs:
+        sides = []
+        for sign in (1.0, -1.0):
+            seed = at.seed + 10 * pair
+            consts = [nearby(rule.consts, seed, sign) for rule in (at.compiled.hand, at.compiled.reference)]
+            hand, reference = outputs(at.compiled, nearby(at.wide, seed, sign), consts=consts)
+            sides.append((hand, reference or hand))
+            apart = [
+                np.where(moved <= _KINK * scale, moved, 0.0)
+                for moved in map(distance, _difference(*sides[-1]), difference)
+            ]
+            slopes = [x / 4 for x in map(distance, sides[-1][1], exact[1])]  # moved by at most 8 epsilon
+            seen = seen._replace(apart=_larger(seen.apart, apart), slope=_larger(seen.slope, slopes))
+        own = []
+        for i, middle in enumerate(exact):
+            with np.errstate(invalid="ignore", over="ignore"):
+                second = [np.abs(a - b + (c - b)) for a, b, c in zip(sides[0][i], middle, sides[1][i], strict=True)]
+            own.append([np.where(np.isfinite(x) & (x <= _KINK * scale), x / 2, 0.0) for x in second])
+        seen = seen._replace(hand=_larger(seen.hand, own[0]), reference=_larger(seen.reference, own[1]))
+    return seen
+
+
+def _by_narrow(at: Evaluation, exact: tuple[Arrays, Arrays]) -> Arrays:
+    """What half a unit in the last place does of whatever has fewer digits than float64, to the difference."""
+    difference = _difference(*exact)
+    most = [np.zeros_like(x) for x in difference]
+    for probe in range(_PROBES):
+        consts = [moved_consts(rule.consts, at.seed + probe) for rule in (at.compiled.hand, at.compiled.reference)]
+        by = Perturbation(narrow=0.5, seed=np.uint32((at.seed + probe) % 2**32))
+        hand, reference = outputs(at.compiled, at.wide, by, consts)
+        most = _larger(most, map(distance, _difference(hand, reference or hand), difference))
+    return most
+
+
+def _moved_by(at: Evaluation, exact: tuple[Arrays, Arrays], by: Perturbation, seed: int = 0) -> tuple[Arrays, Arrays]:
+    """How far each rule's results move, at most."""
+    largest = ([np.zeros_like(x) for x in exact[0]], [np.zeros_like(x) for x in exact[1]])
+    for probe in range(_PROBES):
+        moved = outputs(
+            at.compiled, at.wide, by._replace(seed=np.uint32((at.seed + seed + probe) % 2**32)), enlarged=True
+        )
+        largest = tuple(
+            _larger(most, map(distance, before, after))
+            for most, before, after in zip(largest, exact, moved, strict=True)
+        )
+    return largest
+
+
+def _difference(hand: Arrays, reference: Arrays) -> Arrays:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [a - b for a, b in zip(hand, reference, strict=True)]
+
+
+def _larger(a: Arrays, b: object) -> Arrays:
+    return list(map(np.maximum, a, b))
+
+
+def _finite_size(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x), np.abs(x), 0.0)
