@@ -16,8 +16,8 @@ from jax import lax
 from jax.experimental.ode import odeint
 
 import minijaxnet as mjn
-from minijaxnet.tables import figure, text_table
 from minijaxnet._jaxpr import equations
+from minijaxnet.tables import figure, text_table
 
 QUESTIONS = (
     "structure",

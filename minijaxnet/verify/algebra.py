@@ -1,6 +1,7 @@
 """Are two rules the same function? Element by element in float64; kinks and errors of autodiff are given a hearing."""
 
 from collections.abc import Sequence
+
 import numpy as np
 
 from minijaxnet.verify.compared import Compared, compare, excused_at_kinks

@@ -21,6 +21,7 @@ class Arguments(NamedTuple):
     Attributes:
         leaves: the arrays.
         paths: their names, by the signature of the function.
+        given: their names by their place in ``args``.
         places: for each of them, in which argument it is.
         rebuilt: ``rebuilt(*leaves)``, the arguments with these instead.
         heads: the names of the arguments themselves.
@@ -29,6 +30,7 @@ class Arguments(NamedTuple):
 
     leaves: list[jax.Array]
     paths: list[str]
+    given: list[str]
     places: list[int]
     rebuilt: Callable[..., tuple[Any, ...]]
     heads: list[str]
@@ -41,10 +43,10 @@ def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True)
         raise TypeError(f"args: got a {type(args).__name__}; expected a tuple of arguments")
     heads = _parameter_names(function, len(args))
     everything, treedef = jax.tree.flatten(tuple(args))
-    paths, places = [], []
-    for path, _ in jax.tree_util.tree_flatten_with_path(tuple(args))[0]:
-        places.append(path[0].idx)
-        paths.append(heads[path[0].idx] + jax.tree_util.keystr(path[1:]))
+    found = [path for path, _ in jax.tree_util.tree_flatten_with_path(tuple(args))[0]]
+    places = [path[0].idx for path in found]
+    paths = [heads[place] + jax.tree_util.keystr(path[1:]) for place, path in zip(places, found, strict=True)]
+    given = [f"args{jax.tree_util.keystr(path)}" for path in found]
     is_array = [_is_array(leaf, floats=floats) for leaf in everything]
 
     def rebuilt(*leaves: Any) -> tuple[Any, ...]:
@@ -53,10 +55,10 @@ def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True)
             treedef, [next(rest) if mine else x for mine, x in zip(is_array, everything, strict=True)]
         )
 
-    arrays = [_checked(x, path) for x, path, mine in zip(everything, paths, is_array, strict=True) if mine]
-    bound = [found for *found, mine in zip(places, paths, everything, is_array, strict=True) if not mine]
-    places, paths = only(places, is_array), only(paths, is_array)
-    return Arguments(arrays, paths, places, rebuilt, heads, [tuple(found) for found in bound])
+    arrays = [_checked(x, path) for x, path, mine in zip(everything, given, is_array, strict=True) if mine]
+    bound = [each for *each, mine in zip(places, given, everything, is_array, strict=True) if not mine]
+    places, paths, given = only(places, is_array), only(paths, is_array), only(given, is_array)
+    return Arguments(arrays, paths, given, places, rebuilt, heads, [tuple(each) for each in bound])
 
 
 def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:
@@ -133,7 +135,7 @@ def checked_argnums(argnums: Any, count: int) -> tuple[int, ...]:
 def check_inexact(leaf: Any, name: str) -> None:
     """Refuse what is neither floating nor complex."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a floating or complex dtype")
+        raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a real floating dtype, or a complex one")
 
 
 def checked_loss(loss: Callable[..., Any], args: tuple[Any, ...], has_aux: bool, holomorphic: bool) -> Any:

@@ -186,7 +186,7 @@ def grad_checker(
     if not any(moved):
         where = f"args[{argnums}]" if single else "args"
         raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
-    for path, leaf in zip(names, only(leaves, moved), strict=True):
+    for path, leaf in zip(only(arguments.given, moved), only(leaves, moved), strict=True):
         check_inexact(leaf, path)
 
     def scalar(*leaves: Any) -> Any:

@@ -116,7 +116,7 @@ def vjp_checker(
         for place, leaf in zip(arguments.places, leaves, strict=True)
     ]
     if argnums is not None:
-        for path, leaf, place in zip(arguments.paths, leaves, arguments.places, strict=True):
+        for path, leaf, place in zip(arguments.given, leaves, arguments.places, strict=True):
             if place in chosen:
                 check_inexact(leaf, path)
     if not any(moved):

@@ -61,7 +61,7 @@ def excused_at_kinks(result: Compared, low: np.ndarray, high: np.ndarray) -> Com
     slack = result.tolerance + 1e-9 * (np.abs(low) + np.abs(high))
     with np.errstate(invalid="ignore"):  # infinite slopes
         between = (result.hand >= low - slack) & (result.hand <= high + slack)
-    excused = result.wrong & ((high - low) > slack) & between
+        excused = result.wrong & (high - low > slack) & between
     if not excused.any():
         return result
     k = tuple(int(i) for i in np.argwhere(excused)[0])

@@ -39,13 +39,15 @@ class Traced(NamedTuple):
 
     Attributes:
         program: its jaxpr; None where it can't be traced, or there is no function.
-        consts: the arrays that it closes over.
+        consts: the arrays that it closes over, widened.
+        const_dtypes: the dtypes that they came in.
         call: the function itself, ``call(*arguments) -> results``.
         note: what keeps it from being float64 throughout; "" if nothing.
     """
 
     program: Any
-    consts: Sequence[Any]
+    consts: list[Any]
+    const_dtypes: list[Any]
     call: Flat
     note: str = ""
 
@@ -126,10 +128,8 @@ class Evaluation(NamedTuple):
 
     def value(self, differentiated: Sequence[np.ndarray]) -> float:
         """The objective where what is differentiated is this."""
-        rest = iter(differentiated)
-        leaves = [
-            as_given(next(rest), x.dtype) if moved else x for x, moved in zip(self.wide, self.problem.moved, strict=True)
-        ]
+        rest, pairs = iter(differentiated), zip(self.wide, self.problem.moved, strict=True)
+        leaves = [as_given(next(rest), x.dtype) if moved else x for x, moved in pairs]
         return float(self.compiled.value(self.compiled.objective.consts, leaves))
 
 
@@ -142,7 +142,7 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
         if drawn:  # float64 would draw other numbers than the dtype one works in
             hand = trace(problem.hand, leaves, leaves, x64=False)
         like = (leaves, leaves) if drawn else (wide, leaves)
-        reference = Traced(None, [], lambda *_: [])
+        reference = Traced(None, [], [], lambda *_: [])
         if problem.reference is not None:
             reference = trace(problem.reference, *like, x64=not drawn)
         objective = trace(lambda *leaves: [problem.objective(*leaves)], *like, x64=not drawn)
@@ -300,7 +300,7 @@ def nearby(values: Sequence[Any], seed: int, sign: float) -> list[Any]:
     def one(value: Any) -> Any:
         if not jnp.issubdtype(value.dtype, jnp.inexact):
             return value
-        real = as_real(widened(value))
+        real = as_real(value)
         draw = np.random.default_rng((seed, zlib.crc32(real.tobytes())))
         moved = real * (1 + sign * _NEARBY * draw.choice((-2.0, -1.0, 1.0, 2.0), size=real.shape))
         return as_given(moved, value.dtype)
@@ -308,24 +308,21 @@ def nearby(values: Sequence[Any], seed: int, sign: float) -> list[Any]:
     return [one(value) for value in values]
 
 
-def moved_consts(consts: Sequence[Any], seed: int) -> list[Any]:
-    """Arrays that a rule closes over, moved by half a unit in the last place of the dtype they came in."""
+def moved_consts(traced: Traced, seed: int) -> list[Any]:
+    """The arrays that a rule closes over, moved by half a unit in the last place of the dtype they came in."""
 
-    def one(value: Any) -> Any:
-        if not jnp.issubdtype(value.dtype, jnp.inexact):
+    def one(value: Any, dtype: Any) -> Any:
+        if not (mask := rounded(value, dtype)).any():
             return value
-        real = as_real(widened(value))
-        mask = rounded(value, value.dtype)
-        if not mask.any():
-            return as_given(real, value.dtype)
-        mask = np.stack([mask, mask], -1) if jnp.issubdtype(value.dtype, jnp.complexfloating) else mask
+        real = as_real(value)
+        mask = np.stack([mask, mask], -1) if np.iscomplexobj(value) else mask
         draw = np.random.default_rng((seed, zlib.crc32(real.tobytes())))
         # What was summed up may be small, and its rounding that of the terms.
         typical = np.maximum(np.abs(real), np.sqrt(np.mean(np.square(real))))
-        half = 0.5 * float(jnp.finfo(value.dtype).eps) * typical
+        half = 0.5 * float(jnp.finfo(dtype).eps) * typical
         return as_given(real + np.where(mask, draw.choice((-1.0, 1.0), size=real.shape) * half, 0.0), value.dtype)
 
-    return [one(value) for value in consts]
+    return list(map(one, traced.consts, traced.const_dtypes))
 
 
 def narrowest_consts(compiled: Compiled) -> list[str]:
@@ -333,14 +330,10 @@ def narrowest_consts(compiled: Compiled) -> list[str]:
     found = []
     for traced in (compiled.hand, compiled.reference):
         if traced.program is not None:
-            found += [f"an array of {x.dtype}" for x in traced.consts if rounded_anywhere(x)]
+            pairs = zip(traced.consts, traced.const_dtypes, strict=True)
+            found += [f"an array of {dtype}" for x, dtype in pairs if rounded(x, dtype).any()]
             found += narrow_places(traced.program)
     return sorted(set(found))
-
-
-def rounded_anywhere(value: Any) -> bool:
-    """Whether an array may have lost digits."""
-    return bool(rounded(value, value.dtype).any()) if jnp.issubdtype(value.dtype, jnp.inexact) else False
 
 
 def trace(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x64: bool = True) -> Traced:
@@ -357,7 +350,7 @@ def trace(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x
         with jax.enable_x64(x64):
             closed = jax.make_jaxpr(function)(*arguments)
     except UNTRACEABLE:
-        return Traced(None, [], function, "it can't be traced: it was called as it is")
+        return Traced(None, [], [], function, "it can't be traced: it was called as it is")
     except Exception as error:
         with jax.enable_x64(False):
             try:
@@ -367,7 +360,8 @@ def trace(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x
         note = f"it fails in float64 ({in_short(error)}): its numbers have fewer digits"
     if not note and x64 and (place := _narrowest_cast(closed)):
         note = place
-    return Traced(getattr(closed, "jaxpr", closed), list(closed.consts), function, note)
+    consts, dtypes = list(map(widened, closed.consts)), [x.dtype for x in closed.consts]
+    return Traced(getattr(closed, "jaxpr", closed), consts, dtypes, function, note)
 
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify import finite_differences
-from minijaxnet.verify.algebra import algebra, compare_all, verdict
+from minijaxnet.verify.algebra import algebra, verdict
 from minijaxnet.verify.compared import Compared, leaf_report
 from minijaxnet.verify.evaluation import Compiled, Evaluation, as_real, evaluate
 from minijaxnet.verify.hints import Wrong, explain, guess

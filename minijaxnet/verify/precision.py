@@ -39,9 +39,9 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
         leaves = [_one_unit(x, mine, sign, at.seed) for x, mine in zip(at.leaves, at.problem.moved, strict=True)]
         reference = outputs(at.compiled, [widened(leaf) for leaf in leaves])[1]
         moved.append(_in_working(at, leaves, reference))
-        slopes.append([float(np.max(distance(a, b), initial=0.0)) for a, b in zip(reference, at.reference, strict=True)])
+        slopes.append([float(np.max(x, initial=0.0)) for x in map(distance, reference, at.reference)])
     ratios, too_coarse = [], []
-    for i, (name, dtype) in enumerate(zip(at.problem.names, at.dtypes(), strict=True)):
+    for i, dtype in enumerate(at.dtypes()):
         k, limits = at.problem.n_values + i, jnp.finfo(dtype)
         hand, autodiff, truth = here[0][k], here[1][k], at.reference[k]
         comparable = np.isfinite(truth) & np.isfinite(autodiff)
@@ -110,9 +110,7 @@ def _in_float64(at: Evaluation, seen: Rounding) -> tuple[Verdict, Ratios]:
         if mine > _WORSE_ESTIMATED * max(own, floor) + slope:
             too_coarse.append((k, name, floor, slope))
     if too_coarse:
-        hand, own = (
-            [error * EPSILON / _ENLARGED for error in errors] for errors in enlarged_errors(at, _ENLARGED)
-        )
+        hand, own = ([error * EPSILON / _ENLARGED for error in errors] for errors in enlarged_errors(at, _ENLARGED))
         too_coarse = [
             name
             for k, name, floor, slope in too_coarse

@@ -92,7 +92,7 @@ class GradReport:
 
     @property
     def headline(self) -> str:
-        """"right", "NOT RIGHT", or "unchecked" where nothing failed and the algebra could not be checked."""
+        """ "right", "NOT RIGHT", or "unchecked" where nothing failed and the algebra could not be checked."""
         failed = any(verdict.state == "fail" for verdict in self.verdicts.values())
         return "right" if self.ok else "NOT RIGHT" if failed else "unchecked"
 

@@ -186,7 +186,7 @@ def _by_narrow(at: Evaluation, exact: tuple[Arrays, Arrays]) -> Arrays:
     difference = _difference(*exact)
     most = [np.zeros_like(x) for x in difference]
     for probe in range(_PROBES):
-        consts = [moved_consts(rule.consts, at.seed + probe) for rule in (at.compiled.hand, at.compiled.reference)]
+        consts = [moved_consts(rule, at.seed + probe) for rule in (at.compiled.hand, at.compiled.reference)]
         by = Perturbation(narrow=0.5, seed=np.uint32((at.seed + probe) % 2**32))
         hand, reference = outputs(at.compiled, at.wide, by, consts)
         most = _larger(most, map(distance, _difference(hand, reference or hand), difference))

@@ -100,7 +100,7 @@ def transforms(at: Evaluation) -> Verdict:
             if _unlike(got[i], alone[i], at.tolerances[i]):
                 return Verdict("fail", f"under vmap it returns something else in {name}")
     limit = ", vmap over floats alone: its keys draw other numbers there" if None in axes else ""
-    return Verdict("pass", f"alone and under vmap it is the same, jitted{limit}")
+    return Verdict("pass", f"the same alone and under vmap, both jitted{limit}")
 
 
 def agrees(at: Evaluation, rules: tuple[Flat, Flat], what: str, names: Sequence[str] = ()) -> Verdict:

@@ -55,7 +55,7 @@ def test_a_millionth_in_a_custom_rule_is_found_in_every_dtype(dtype):
     assert report_on("right", dtype).ok
     assert set(states(report_on("right", dtype)).values()) == {"pass"}
     assert failures(report_on("a millionth", dtype)) == {"algebra"}
-    assert wrong_leaves(report_on("a millionth", dtype)) == {"[0]"}
+    assert wrong_leaves(report_on("a millionth", dtype)) == {"x"}
 
 
 def test_the_same_seed_gives_the_same_report():
@@ -107,7 +107,7 @@ def test_a_rule_of_zeros_is_linear_and_wrong():
     report = report_on("zeros")
     assert failures(report) == {"algebra"}
     assert states(report, "linearity") == passes("linearity")
-    assert report.hints[0].startswith("[0]: zero everywhere")
+    assert report.hints[0].startswith("x: zero everywhere")
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
@@ -160,15 +160,6 @@ def test_a_right_gradient_that_hides_a_dependence_fails_second_order_alone():
     assert not report.ok
     assert not_passed(report) == ["second order"]
     assert len(report.hints) == 1 and "hides a dependence" in report.hints[0]
-
-
-def test_a_rule_that_is_another_one_without_jit_fails_transforms_alone():
-    def undecided(w):
-        return cubes_gradient(w) * (1 if isinstance(w, jax.core.Tracer) else 2)
-
-    report = check_grad(cubes, undecided, (W,))
-    assert not report.ok
-    assert not_passed(report) == ["transforms"]
 
 
 @SLOW

@@ -1,6 +1,7 @@
 """The checker of custom rules: under the rule it finds the plain function, and judges the rule by it."""
 
 import functools
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import chex
@@ -124,7 +125,7 @@ def test_a_rule_of_any_kind_is_found_and_judged_wherever_it_is_called(place, rul
         assert set(states(right).values()) == {"pass"}
     assert failures(wrong) == ({"algebra", "forward"} if rule is by_tangent else {"algebra"}), str(wrong)
     assert ("forward" in right.verdicts) == (rule is by_tangent)
-    assert wrong_leaves(wrong) == {"[0]"}
+    assert wrong_leaves(wrong) == {"x"}
 
 
 @SLOW
@@ -143,9 +144,9 @@ def lookup(params, batch, key):
 
 IN_TREES = {
     "none": None,
-    "set for add": "[0]['table']",
-    "mean for sum": "[0]['shift']",
-    "norm forgotten": "[0]['table']",
+    "set for add": "args[0]['table']",
+    "mean for sum": "args[0]['shift']",
+    "norm forgotten": "args[0]['table']",
 }
 
 
@@ -176,7 +177,7 @@ def test_integers_booleans_and_keys_are_carried_along_and_a_slip_in_a_tree_is_fo
         "slip": np.int32([*IN_TREES].index(slip)),
     }
     report = check_vjp(custom(lookup, lookup_forward, lookup_back), (params, batch, jax.random.key(3)))
-    assert set(report.leaves) == {"[0]['table']", "[0]['shift']"}
+    assert set(report.leaves) == {"args[0]['table']", "args[0]['shift']"}
     if path := IN_TREES[slip]:
         assert "algebra" in failures(report)
         assert wrong_leaves(report) == {path}
@@ -193,17 +194,17 @@ def product(second=lambda x, y, c: x * c):
 def test_argnums_choose_what_is_judged():
     half, args = product(lambda x, y, c: None), (X, X + 1)
     everything = check_vjp(half, args)
-    assert set(everything.leaves) == {"[0]", "[1]"} and wrong_leaves(everything) == {"[1]"}
+    assert set(everything.leaves) == {"args[0]", "args[1]"} and wrong_leaves(everything) == {"args[1]"}
     assert check_vjp(half, args, argnums=0).ok
     for argnums in ((1,), -1):
         report = check_vjp(half, args, argnums=argnums)
-        assert set(report.leaves) == wrong_leaves(report) == {"[1]"}
+        assert set(report.leaves) == wrong_leaves(report) == {"args[1]"}
 
 
 @SLOW
 def test_several_argnums_may_come_in_any_order():
     assert check_vjp(product(), (X, X + 1)).ok
-    assert wrong_leaves(check_vjp(product(lambda x, y, c: None), (X, X + 1), argnums=(1, 0))) == {"[1]"}
+    assert wrong_leaves(check_vjp(product(lambda x, y, c: None), (X, X + 1), argnums=(1, 0))) == {"args[1]"}
 
 
 OUTPUTS = {
@@ -240,7 +241,7 @@ def test_a_rule_of_with_gradient_is_judged_like_any_other():
 
     assert check_vjp(mjn.with_gradient(objective, by_hand), args, argnums=0).ok
     report = check_vjp(mjn.with_gradient(objective, halved), args, argnums=0)
-    assert wrong_leaves(report) == {"[0][0]['weights']", "[0][0]['bias']"}
+    assert wrong_leaves(report) == {"args[0][0]['weights']", "args[0][0]['bias']"}
 
 
 # --- What else a rule can get wrong -----------------------------------------------------------------------------------
@@ -295,11 +296,10 @@ def test_a_slope_of_another_structure_fails_structure_and_is_not_compared(slip):
 # --- The plain function -----------------------------------------------------------------------------------------------
 
 
-def test_a_function_without_rules_is_unchecked_unless_a_reference_is_given():
+def test_a_function_without_rules_is_held_against_finite_differences_unless_a_reference_is_given():
     report = check_vjp(jnp.sin, (X,))
-    assert not report.ok
-    assert states(report, "algebra") == {"algebra": "unchecked"}
-    assert "no custom rule" in report.verdicts["algebra"].reason
+    assert report.ok, str(report)
+    assert re.search("by finite differences, to .*: fun holds no custom rule", report.verdicts["algebra"].reason)
     assert check_vjp(jnp.sin, (X,), reference=lambda x: (jnp.exp(1j * x)).imag).ok
 
 
@@ -329,10 +329,12 @@ def called_back(x):
         pytest.param(called_back, lambda x, c: jnp.cos(x) * c, jnp.sin, id="callback", marks=SLOW),
     ],
 )
-def test_a_function_that_only_its_rule_can_differentiate_asks_for_a_reference(fun, backward, reference):
+def test_a_function_that_only_its_rule_can_differentiate_is_judged_by_finite_differences(fun, backward, reference):
     ruled = custom(fun, lambda x: (fun(x), x), lambda x, c: (backward(x, c),))
-    with pytest.raises(ValueError, match="expected reference="):
-        check_vjp(ruled, (X,))
+    report = check_vjp(ruled, (X,))
+    assert report.ok and "can't be differentiated" in report.verdicts["algebra"].reason, str(report)
+    wrong = custom(fun, lambda x: (fun(x), x), lambda x, c: (1.001 * backward(x, c),))
+    assert failures(check_vjp(wrong, (X,))) == {"algebra"}
     report = check_vjp(ruled, (X,), reference=reference)
     assert report.ok, str(report)
     assert failures(check_vjp(ruled, (X,), reference=lambda x: reference(x) * LITTLE)) == {"algebra"}
@@ -344,8 +346,6 @@ def test_a_function_that_only_its_rule_can_differentiate_asks_for_a_reference(fu
 @pytest.mark.parametrize(
     ("fun", "args", "options", "error", "complaint"),
     [
-        (sine(), (X + 0j,), {}, TypeError, r"args\[0\]: got dtype complex64; complex numbers are not supported"),
-        (lambda x: sine()(x) + 0j, (X,), {}, TypeError, "fun: its output: got dtype complex64; complex numbers"),
         (lambda x: x > 0, (X,), {}, TypeError, "fun: got no floating output"),
         (sine(), (np.arange(3),), {}, TypeError, "args: got no floating leaf"),
         (sine(), X, {}, TypeError, "args: got a .*; expected a tuple"),
@@ -354,7 +354,7 @@ def test_a_function_that_only_its_rule_can_differentiate_asks_for_a_reference(fu
         (sine(), (X,), {"argnums": (True,)}, TypeError, "argnums: got"),
         (sine(), (X,), {"order": 3}, ValueError, "order: got 3; expected 1 or 2"),
     ],
-    ids=["complex", "complex output", "no float out", "no float in", "no tuple", "NaN", "argnums", "bool", "order"],
+    ids=["no float out", "no float in", "no tuple", "NaN", "argnums", "bool", "order"],
 )
 def test_what_cannot_be_checked_is_refused_by_name(fun, args, options, error, complaint):
     with pytest.raises(error, match=complaint):
@@ -397,4 +397,4 @@ def test_assert_vjp_is_silent_on_a_right_rule_and_raises_the_whole_report_of_a_w
     assert_vjp(sine(), (X,))
     with pytest.raises(mjn.GradientMismatch, match="NOT RIGHT") as raised:
         assert_vjp(sine(lambda x, c: -jnp.cos(x) * c), (X,))
-    assert raised.value.report.hints[0].startswith("[0]: the sign is wrong")
+    assert raised.value.report.hints[0].startswith("args[0]: the sign is wrong")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from corpora import AUTODIFF_SUSPECT, BLIND, KINDS, RIGHT, SUBJECTS, SURROGATES, WRONG, GradCase
+from kits.reports import named
 
 from minijaxnet import check_grad, check_vjp
 
@@ -63,7 +64,9 @@ def convicts(case, dtype):
     """Not ok, by the verdict that the kind of slip is for, with the leaf and the element named; the report."""
     report, slip = report_on(case, dtype), case.slip
     failed = {name for name, verdict in report.verdicts.items() if verdict.state == "fail"}
-    path = None if slip.leaf is None else slip.leaf or "(leaf)"
+    path = slip.leaf
+    if path is not None:
+        path = named(*((case.loss, path, case.argnums) if isinstance(case, GradCase) else (case.fun, path)))
     assert not report.ok, str(report)
     if own := "structure" if "structure" in failed else OWN.get(slip.kind):
         assert own in failed, str(report)

@@ -96,7 +96,7 @@ def host_of(name):
         floats = [jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(args)]
         wide = [np.asarray(x, np.float64) if real else x for x, real in zip(jax.tree.leaves(args), floats, strict=True)]
         truth = jax.jit(jax.grad(case.loss))(*jax.tree.unflatten(jax.tree.structure(args), wide))
-    paths = [jax.tree_util.keystr(path) or "(leaf)" for path, _ in jax.tree_util.tree_leaves_with_path(args[0])]
+    paths = [jax.tree_util.keystr(path) or "args[0]" for path, _ in jax.tree_util.tree_leaves_with_path(args[0])]
     on_host = ([np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (args[0], truth))
     return Host(case, dtype, args, paths, *on_host)
 
