@@ -8,11 +8,12 @@ from kits.reports import failures
 
 
 def chosen(right):
-    for kind, cases in KINDS.items():
-        for case in cases.cases:
-            if case.right == right:
-                marks = [pytest.mark.slow] if case.slow else []
-                yield pytest.param(case, id=f"{kind}: {case.name}", marks=marks)
+    return [
+        pytest.param(case, id=f"{name}: {case.name}", marks=[pytest.mark.slow] if case.slow else [])
+        for name, kind in KINDS.items()
+        for case in kind.cases
+        if case.right == right
+    ]
 
 
 @pytest.mark.parametrize("case", chosen(right=True))
