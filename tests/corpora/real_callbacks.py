@@ -14,12 +14,11 @@ KIND = Kind()
 right, wrong = KIND.right, KIND.wrong
 
 
-def on_host(function, *args, shape=None, vmap_method="expand_dims"):
-    """A NumPy function in float64, its results in the dtype of the first argument, as everybody writes it."""
-    like = args[0] if shape is None else shape
-    result = jax.ShapeDtypeStruct(like.shape, args[0].dtype)
+def on_host(function, *args, shape=None, dtype=jnp.float32, vmap_method="expand_dims"):
+    """A NumPy function that computes in float64 and returns float32, whatever it is given."""
+    result = jax.ShapeDtypeStruct(args[0].shape if shape is None else shape, dtype)
     return jax.pure_callback(
-        lambda *args: np.asarray(function(*(np.asarray(x, np.float64) for x in args))).astype(result.dtype),
+        lambda *args: np.asarray(function(*(np.asarray(x, np.float64) for x in args)), dtype),
         result,
         *args,
         vmap_method=vmap_method,
@@ -37,6 +36,26 @@ def host_sine(x):
 sine = right("sine by NumPy", elementwise(host_sine, jnp.cos), (X,), plain=jnp.sin, options={"reference": jnp.sin})
 wrong("sine by NumPy, sign of the slope", sine, elementwise(host_sine, lambda x: -jnp.cos(x)))
 wrong("sine by NumPy, a thousandth too steep", sine, elementwise(host_sine, lambda x: 1.001 * jnp.cos(x)))
+
+
+def host_sine_alike(x):
+    return on_host(np.sin, x, dtype=x.dtype)
+
+
+alike = right(
+    "sine by NumPy, in the dtype that it is given",
+    elementwise(host_sine_alike, jnp.cos),
+    (X,),
+    plain=jnp.sin,
+    options={"reference": jnp.sin},
+    slow=True,
+)
+wrong(
+    "sine by NumPy, in the dtype that it is given, half of it",
+    alike,
+    elementwise(host_sine_alike, lambda x: jnp.cos(x) / 2),
+    slow=True,
+)
 
 gamma = right(
     "digamma by SciPy in the gradient alone",
@@ -136,7 +155,7 @@ MATRIX = f32([2, 0.5, -0.3], [0.1, 1.5, 0.4], [-0.7, 0.2, 1.1])
 
 
 def host_solve(a, b):
-    return on_host(np.linalg.solve, a, b[..., None], shape=b[..., None], vmap_method="broadcast_all")[..., 0]
+    return on_host(np.linalg.solve, a, b[..., None], shape=(*b.shape, 1), vmap_method="broadcast_all")[..., 0]
 
 
 def rule_of_solve(backward):
