@@ -188,7 +188,7 @@ NOISE = Kind()
 right, wrong = NOISE.right, NOISE.wrong
 
 
-def noisy(value, size):
+def noisy(size):
     """A callback with a state: each call is off by another relative amount."""
     calls = itertools.count()
 
@@ -196,13 +196,20 @@ def noisy(value, size):
         with_state = np.random.default_rng(next(calls)).normal(size=np.shape(x))
         return (np.asarray(x) * (1 + size * with_state)).astype(np.asarray(x).dtype)
 
-    return jax.pure_callback(shaken, jax.ShapeDtypeStruct(value.shape, value.dtype), value, vmap_method="expand_dims")
+    def shake(value):
+        return jax.pure_callback(
+            shaken, jax.ShapeDtypeStruct(value.shape, value.dtype), value, vmap_method="expand_dims"
+        )
+
+    return shake
 
 
 def cosine(size, factor=1.0):
-    return lambda x: noisy(factor * jnp.cos(x), size)
+    shake = noisy(size)
+    return lambda x: shake(factor * jnp.cos(x))
 
 
+SHAKE = noisy(1e-9)
 WIDE = X.astype(np.float64)
 steady = {"plain": jnp.sin, "x64": True}
 little = right("a slope that is shaken by a billionth", elementwise(jnp.sin, cosine(1e-9)), (WIDE,), **steady)
@@ -228,8 +235,8 @@ value_too = right(
     "value and slope that are shaken by a billionth",
     ruled(
         jnp.sin,
-        lambda x: (noisy(jnp.sin(x), 1e-9), x),
-        lambda x, c: (noisy(jnp.cos(x), 1e-9) * c,),
+        lambda x: (SHAKE(jnp.sin(x)), x),
+        lambda x, c: (SHAKE(jnp.cos(x)) * c,),
     ),
     (WIDE,),
     slow=True,
@@ -240,8 +247,8 @@ wrong(
     value_too,
     ruled(
         jnp.sin,
-        lambda x: (noisy(jnp.sin(x), 1e-9), x),
-        lambda x, c: (-noisy(jnp.sin(x), 1e-9) * c,),
+        lambda x: (SHAKE(jnp.sin(x)), x),
+        lambda x, c: (-SHAKE(jnp.sin(x)) * c,),
     ),
     slow=True,
 )

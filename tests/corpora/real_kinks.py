@@ -1,4 +1,4 @@
-"""Arguments on a kink that a constant makes, ``0 + 1`` against ``0 + 1``: any slope between those of the sides is right.
+"""Arguments on a kink that a constant makes, ``0 + 1`` against ``0 + 1``: any slope between the sides is right.
 
 The wrong ones are outside of the subdifferential, by Clarke's definition: the hull of the slopes nearby.
 """
