@@ -138,6 +138,12 @@ right(
     plain=hard_sigmoid,
     slow=True,
 )
+right(
+    "hard sigmoid at its corners, inside at one and outside at the other",
+    elementwise(hard_sigmoid, lambda x: jnp.where((x >= -3) & (x < 3), 1 / 6, 0)),
+    (CORNERS,),
+    plain=hard_sigmoid,
+)
 wrong(
     "hard sigmoid at its corners, slope of both sides added up",
     corner,
@@ -200,9 +206,22 @@ def at_shift(scale_of_w, scale_of_b):
     return slope
 
 
+def between(p):
+    slope = jnp.heaviside(p["w"] + p["b"], 0.5)
+    return {"w": slope, "b": slope}
+
+
+def torn(p):
+    """Each between the slopes of the two sides, but by no move of w and b together."""
+    total = p["w"] + p["b"]
+    return {"w": jnp.heaviside(total, 1.0), "b": jnp.heaviside(total, 0.0)}
+
+
 shift = right("relu of w + b with b = -w, slope of the right", shifted_relu, (OPPOSITE,), at_shift(1.0, 1.0))
 wrong("relu of w + b with b = -w, half as steep again", shift, at_shift(1.5, 1.5))
 wrong("relu of w + b with b = -w, sign of b", shift, at_shift(1.0, -1.0))
+right("relu of w + b with b = -w, slope between", shifted_relu, (OPPOSITE,), between, slow=True)
+wrong("relu of w + b with b = -w, w from the right and b from the left", shift, torn, slow=True)
 
 
 def pooled(x):
