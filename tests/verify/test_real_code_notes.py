@@ -197,9 +197,7 @@ def test_the_first_line_of_the_error_has_leaf_size_and_hint():
 
 
 @pytest.mark.slow
-def test_nothing_judged_reads_unchecked_and_sizes_that_say_nothing_are_left_out():
-    report = mjn.check_grad(lambda w: jnp.sum(w**3), lambda w: w[:1], (f32(0.5, -1.2),))
-    assert "structure" in failures(report)
-    zero = mjn.check_grad(lambda w: jnp.sum(w**3), lambda w: 3 * w**2 + 1, (f32(0, 0),))
-    assert "algebra" in failures(zero)
-    assert not re.search(r"e[+]?[2-9]\d ulps", str(zero)), str(zero)
+def test_sizes_in_last_places_that_say_nothing_are_left_out():
+    report = mjn.check_grad(lambda w: jnp.sum(w**3), lambda w: 3 * w**2 + 1, (f32(0, 0),))
+    assert "algebra" in failures(report)
+    assert not re.search(r"e[+]?[2-9]\d ulps", str(report)), str(report)
