@@ -45,6 +45,26 @@ wrong(
     lambda w: (2 * w.astype(jnp.float32) ** 2).astype(w.dtype),
 )
 
+masked = right(
+    "a mask cast to float32",
+    lambda w: jnp.sum(jax.nn.relu(w) ** 2),
+    (W,),
+    lambda w: 2 * w * (w > 0).astype(jnp.float32),
+)
+wrong("a mask cast to float32, of the other side", masked, lambda w: 2 * w * (w < 0).astype(jnp.float32))
+RANKS = np.int32([2, 0, 1, 2])
+counted = right(
+    "integers cast to float32",
+    lambda w, n: jnp.sum(n * w**2) / n.size,
+    (W, RANKS),
+    lambda w, n: 2 * n.astype(jnp.float32) * w / jnp.float32(n.size),
+)
+wrong(
+    "integers cast to float32, divided by their sum",
+    counted,
+    lambda w, n: 2 * n.astype(jnp.float32) * w / jnp.sum(n).astype(jnp.float32),
+)
+
 # --- RMSNorm in bfloat16, computed in float32 -------------------------------------------------------------------------
 
 EPS = 1e-6

@@ -65,6 +65,33 @@ def rule_of(run, forward_kernel, backward_kernel, interpret):
     return ruled(lambda x: on(forward_kernel, x), forward, lambda y, c: (on(backward_kernel, y, c),))
 
 
+def cap_forward_wide(x, out):
+    out[...] = (3 * jnp.tanh(x[...].astype(jnp.float32) / 3)).astype(out.dtype)
+
+
+def cap_backward_wide(y, c, out):
+    out[...] = (c[...].astype(jnp.float32) * (1 - (y[...].astype(jnp.float32) / 3) ** 2)).astype(out.dtype)
+
+
+def cap_backward_wide_unscaled(y, c, out):
+    out[...] = (c[...].astype(jnp.float32) * (1 - y[...].astype(jnp.float32) ** 2)).astype(out.dtype)
+
+
+half = INTERPRETED.right(
+    "tanh kernel in bfloat16, computed in float32",
+    rule_of(kernel_on, cap_forward_wide, cap_backward_wide, True),
+    (X.astype(jnp.bfloat16),),
+    plain=cap,
+    options={"reference": cap},
+    slow=True,
+)
+INTERPRETED.wrong(
+    "tanh kernel in bfloat16, value not scaled on the way back",
+    half,
+    rule_of(kernel_on, cap_forward_wide, cap_backward_wide_unscaled, True),
+    slow=True,
+)
+
 # --- Softmax, row by row ----------------------------------------------------------------------------------------------
 
 

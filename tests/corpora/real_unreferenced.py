@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.scipy.linalg import expm
 from jax.scipy.sparse.linalg import cg
 
-from corpora.real_kit import Kind, elementwise, f32, ruled, tangent
+from corpora.real_kit import Kind, drawn, elementwise, f32, ruled, tangent
 
 KIND = Kind()
 right, wrong = KIND.right, KIND.wrong
@@ -91,6 +91,24 @@ wrong(
     "a primitive of one's own, a thousandth off",
     primitive,
     primitive_sine("my_nearly_sine", lambda x: 1.001 * jnp.cos(x)),
+)
+
+# Many elements: not one by one, but in directions.
+MANY = drawn(3000, seed=12)
+right("sums of many elements", jnp.cumsum, (MANY,), slow=True, **BY_DIFFERENCES)
+many = right(
+    "a primitive of one's own, of many elements",
+    primitive_sine("my_sine_of_many", jnp.cos),
+    (MANY,),
+    plain=jnp.sin,
+    slow=True,
+    **BY_DIFFERENCES,
+)
+wrong(
+    "a primitive of one's own, of many elements, right where they are positive",
+    many,
+    primitive_sine("my_half_sine_of_many", lambda x: jnp.where(x > 0, jnp.cos(x), 1.01 * jnp.cos(x))),
+    slow=True,
 )
 
 # --- Solvers that only their rule can differentiate -------------------------------------------------------------------
