@@ -1,0 +1,36 @@
+"""The checker on code as people write it: silent on right rules, and a small slip beside each of them is found."""
+
+import re
+
+import pytest
+from corpora.real_code import KINDS
+from kits.reports import failures
+
+
+def chosen(right):
+    return [
+        pytest.param(case, id=f"{name}: {case.name}", marks=[pytest.mark.slow] if case.slow else [])
+        for name, kind in KINDS.items()
+        for case in kind.cases
+        if case.right == right
+    ]
+
+
+@pytest.mark.parametrize("case", chosen(right=True))
+def test_a_right_rule_passes(case):
+    report = case.report()
+    assert failures(report) == set(), str(report)
+    assert report.ok or case.hesitates, str(report)
+    assert re.search(case.says, report.verdicts["algebra"].reason), str(report)
+
+
+@pytest.mark.parametrize("case", chosen(right=False))
+def test_a_wrong_rule_is_found(case):
+    report = case.report()
+    assert not report.ok, str(report)
+    assert case.fails in failures(report), str(report)
+
+
+def test_the_names_are_different():
+    names = [case.name for kind in KINDS.values() for case in kind.cases]
+    assert len(set(names)) == len(names)
