@@ -26,6 +26,7 @@ class Arguments(NamedTuple):
         rebuilt: ``rebuilt(*leaves)``, the arguments with these instead.
         heads: the names of the arguments themselves.
         bound: of what is bound, in which argument it is, its name and its value.
+        numbers: whether Python's floats, and single integers, are arrays.
     """
 
     leaves: list[jax.Array]
@@ -35,10 +36,11 @@ class Arguments(NamedTuple):
     rebuilt: Callable[..., tuple[Any, ...]]
     heads: list[str]
     bound: list[tuple[int, str, Any]]
+    numbers: bool
 
 
-def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True) -> Arguments:
-    """The arguments of a function, checked; ``floats``: whether Python's own floats are arrays."""
+def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True) -> Arguments:
+    """The arguments of a function, checked; ``numbers``: whether Python's floats, and single integers, are arrays."""
     if not isinstance(args, tuple | list):
         raise TypeError(f"args: got a {type(args).__name__}; expected a tuple of arguments")
     heads = _parameter_names(function, len(args))
@@ -47,7 +49,7 @@ def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True)
     places = [path[0].idx for path in found]
     paths = [heads[place] + jax.tree_util.keystr(path[1:]) for place, path in zip(places, found, strict=True)]
     given = [f"args{jax.tree_util.keystr(path)}" for path in found]
-    is_array = [_is_array(leaf, floats=floats) for leaf in everything]
+    is_array = [_is_array(leaf, numbers=numbers) for leaf in everything]
 
     def rebuilt(*leaves: Any) -> tuple[Any, ...]:
         rest = iter(leaves)
@@ -58,11 +60,11 @@ def taken_apart(args: Any, function: Callable[..., Any], *, floats: bool = True)
     arrays = [_checked(x, path) for x, path, mine in zip(everything, given, is_array, strict=True) if mine]
     bound = [each for *each, mine in zip(places, given, everything, is_array, strict=True) if not mine]
     places, paths, given = only(places, is_array), only(paths, is_array), only(given, is_array)
-    return Arguments(arrays, paths, given, places, rebuilt, heads, [tuple(each) for each in bound])
+    return Arguments(arrays, paths, given, places, rebuilt, heads, [tuple(each) for each in bound], numbers)
 
 
 def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:
-    """The arguments taken apart so that a function takes them: Python's floats are bound where they can't be arrays.
+    """The arguments taken apart so that a function takes them: numbers are bound where they can't be arrays.
 
     What JAX says of arguments that a rule wants as they are (``nondiff_argnums``) is kept, with what to write.
     """
@@ -70,16 +72,17 @@ def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[
     try:
         tried(arguments)
     except Exception as error:
-        numbers = [leaf for leaf in jax.tree.leaves(tuple(args)) if isinstance(leaf, float | complex)]
-        arrays = [leaf for leaf in jax.tree.leaves(tuple(args)) if hasattr(leaf, "dtype")]
-        if numbers and arrays:
+        bound = taken_apart(args, function, numbers=False)
+        if 0 < len(bound.leaves) < len(arguments.leaves):
             with contextlib.suppress(Exception):
-                bound = taken_apart(args, function, floats=False)
                 tried(bound)
                 return bound
-        name = getattr(function, "__name__", "fun")
-        note = "raised where the arguments were traced as arrays; bind those that it wants as they are"
-        error.add_note(f"{note}, as in lambda x: {name if name.isidentifier() else 'fun'}(x, 3)")
+        name = getattr(function, "__name__", "")
+        call = f"lambda x: {name if name.isidentifier() else 'fun'}(x, 3)"
+        how = f"each array among the arguments is traced; bind those that are wanted as they are, as in {call}"
+        if isinstance(error, (*UNTRACEABLE, jax.errors.UnexpectedTracerError)):
+            raise TypeError(f"args: {' '.join(str(error).split())[:300]}...; {how}") from error
+        error.add_note(how)
         raise
     return arguments
 
@@ -94,8 +97,12 @@ def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
     return [*found[:count], *(f"args[{i}]" for i in range(len(found[:count]), count))]
 
 
-def _is_array(leaf: Any, *, floats: bool) -> bool:
-    return hasattr(leaf, "dtype") or (floats and isinstance(leaf, float | complex)) or hasattr(leaf, "__jax_array__")
+def _is_array(leaf: Any, *, numbers: bool) -> bool:
+    if isinstance(leaf, float | complex) and not hasattr(leaf, "dtype"):
+        return numbers
+    if isinstance(leaf, type) or not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+        return hasattr(leaf, "__jax_array__")
+    return numbers or leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def _checked(leaf: Any, name: str) -> jax.Array:

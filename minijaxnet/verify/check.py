@@ -241,8 +241,7 @@ def grad_checker(
     compiled = compile_problem(problem, leaves)
 
     def check(args: tuple[Any, ...]) -> GradReport:
-        floats = not any(isinstance(leaf, float | complex) for *_, leaf in arguments.bound)
-        return judge(compiled, taken_apart(args, loss, floats=floats).leaves, seed, tell)
+        return judge(compiled, taken_apart(args, loss, numbers=arguments.numbers).leaves, seed, tell)
 
     return check
 

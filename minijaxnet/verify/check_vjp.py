@@ -200,10 +200,9 @@ def vjp_checker(
         why_none,
     )
     compiled = compile_problem(problem, everything)
-    floats = not any(isinstance(leaf, float | complex) for *_, leaf in arguments.bound)
 
     def check(args: tuple[Any, ...]) -> GradReport:
-        leaves = taken_apart(args, fun, floats=floats).leaves
+        leaves = taken_apart(args, fun, numbers=arguments.numbers).leaves
         draw = np.random.default_rng(seed)
         dtypes = [x.dtype for x in jax.eval_shape(whole, *leaves)]
         return judge(compiled, [*leaves, *map(functools.partial(_cotangent, draw), outputs, dtypes)], seed, tell)

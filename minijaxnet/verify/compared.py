@@ -56,23 +56,6 @@ def compare(name: str, hand: np.ndarray, reference: np.ndarray, tolerance: np.nd
     return result._replace(wrong=(result.errors > result.tolerance) & ~undecided, undecided=undecided)
 
 
-def excused_at_kinks(result: Compared, low: np.ndarray, high: np.ndarray) -> Compared:
-    """A value between the slopes to both sides of a kink is a convention, not an error."""
-    slack = result.tolerance + 1e-9 * (np.abs(low) + np.abs(high))
-    with np.errstate(invalid="ignore"):  # infinite slopes
-        between = (result.hand >= low - slack) & (result.hand <= high + slack)
-        excused = result.wrong & (high - low > slack) & between
-    if not excused.any():
-        return result
-    k = tuple(int(i) for i in np.argwhere(excused)[0])
-    place = f" in {list(k)}" if k else ""
-    note = (
-        f"at a kink{place} the slope may be from {low[k]:.6g} to {high[k]:.6g}: "
-        f"by hand {result.hand[k]:.6g}, by autodiff {result.reference[k]:.6g}"
-    )
-    return result._replace(wrong=result.wrong & ~excused, excused=excused, note=note)
-
-
 def leaf_report(result: Compared, dtype: Any, precision_ratio: float | None) -> LeafReport:
     """The figures of a leaf."""
     complex_numbers = jnp.issubdtype(dtype, jnp.complexfloating)

@@ -16,6 +16,7 @@ from minijaxnet.pytrees import is_keys
 from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpreter import (
     Perturbation,
+    computed_narrow,
     interpret,
     narrow_places,
     perturbed,
@@ -69,6 +70,8 @@ class Compiled(NamedTuple):
         objective: the scalar.
         pair: both rules in float64, in one program.
         value: the scalar in float64.
+        noise: the relative rounding error of a value of the objective: more than float64's where a callback has less.
+        iterates: whether the objective iterates to a tolerance of its own.
         mapped: the hand rule under vmap, in float64; or why there is none.
         working: makes the rules in the dtypes one works in, for arguments like those given.
         enlarged: makes the program of both rules whose roundings can be made larger.
@@ -80,6 +83,8 @@ class Compiled(NamedTuple):
     objective: Traced
     pair: Any
     value: Any
+    noise: float
+    iterates: bool
     mapped: Any
     working: Callable[[Sequence[Any]], Working]
     enlarged: Callable[[], Any]
@@ -181,6 +186,8 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
         objective,
         compiled["pair"],
         compiled.get("value"),
+        max([EPSILON, *(float(jnp.finfo(dtype).eps) for dtype in computed_narrow(objective.program))]),
+        any(eqn.primitive.name == "while" for eqn in equations(objective.program)),
         compiled.get("mapped", mapped),
         working_for,
         enlarged,
@@ -312,7 +319,8 @@ def moved_consts(traced: Traced, seed: int) -> list[Any]:
     """The arrays that a rule closes over, moved by half a unit in the last place of the dtype they came in."""
 
     def one(value: Any, dtype: Any) -> Any:
-        if not (mask := rounded(value, dtype)).any():
+        mask, dtype = rounded(value, dtype)
+        if not mask.any():
             return value
         real = as_real(value)
         mask = np.stack([mask, mask], -1) if np.iscomplexobj(value) else mask
@@ -331,7 +339,8 @@ def narrowest_consts(compiled: Compiled) -> list[str]:
     for traced in (compiled.hand, compiled.reference):
         if traced.program is not None:
             pairs = zip(traced.consts, traced.const_dtypes, strict=True)
-            found += [f"an array of {dtype}" for x, dtype in pairs if rounded(x, dtype).any()]
+            lost = [rounded(x, dtype) for x, dtype in pairs]
+            found += [f"an array in {dtype}" for mask, dtype in lost if mask.any()]
             found += narrow_places(traced.program)
     return sorted(set(found))
 

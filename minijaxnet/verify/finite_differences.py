@@ -23,6 +23,10 @@ _PLAIN = 1e-4
 _MOST_ELEMENTS, _DIRECTIONS, _SAFE = 64, 4, 20
 # Operations without a slope of their own: whoever gives them one means a surrogate.
 _FLAT = ("stop_gradient", "round", "floor", "ceil", "sign")
+# What a comparison with them may come to.
+_RIGHT, _WRONG, _UNDECIDED, _AT_KINK = 0.0, 1.0, 2.0, 3.0
+# So far apart may two answers be of what iterates to a tolerance of its own.
+_ITERATED = 1e-6
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -65,7 +69,7 @@ class Estimate(NamedTuple):
         return Estimate(*(x * factor for x in self))
 
 
-def derivative(function: Callable[[float], float]) -> Estimate:
+def derivative(function: Callable[[float], float], noise: float = EPSILON) -> Estimate:
     """The derivative at 0, by differences of falling width, extrapolated to width 0.
 
     ``(f(h) - f(-h)) / 2h = f'(0) + c_2 h^2 + c_4 h^4 + ...``: two widths h and h/s give
@@ -75,6 +79,7 @@ def derivative(function: Callable[[float], float]) -> Estimate:
 
     Args:
         function: of one number, smooth near 0 at the scale of 1.
+        noise: the relative rounding error of its values.
 
     Returns:
         The estimate; its error is infinite where no width gives a finite difference.
@@ -90,31 +95,41 @@ def derivative(function: Callable[[float], float]) -> Estimate:
     Source: Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
     """
     middle = function(0.0)
-    slopes, jumps = [], []
+    slope, jump = _Limit(first_power=2), _Limit(first_power=1)
     with np.errstate(invalid="ignore", over="ignore"):
         for level in range(_LEVELS):
             h = _FIRST_STEP / _SHRINK**level
             right, left = function(h), function(-h)
-            rounding = 2 * np.finfo(np.float64).eps * (abs(right) + abs(left)) / h
-            slopes.append(((right - left) / (2 * h), rounding))
-            jumps.append(((right - middle - (middle - left)) / h, 2 * rounding))
-        value, error = _extrapolated(slopes, first_power=2)
-        jump, jump_error = _extrapolated(jumps, first_power=1)
-    return Estimate(value, error, jump, jump_error)
+            rounding = 2 * noise * (abs(right) + abs(left)) / h
+            if np.isfinite(middle):
+                apart = right - middle - (middle - left)
+            else:  # as where a formula divides 0 by 0: from two points on either side
+                apart = function(2 * h) - right - (left - function(-2 * h))
+            sharper = slope.refined((right - left) / (2 * h), rounding)
+            sharper |= jump.refined(apart / h, 2 * rounding)
+            if not sharper and slope.error <= 1e-8 * abs(slope.value):
+                break
+    return Estimate(slope.value, slope.error, jump.value, jump.error)
 
 
-def _extrapolated(columns: list[tuple[float, float]], first_power: int) -> tuple[float, float]:
+class _Limit:
     """The limit of values at falling widths, whose error has every second power of the width, and its error."""
-    best, previous = (float("nan"), float("inf")), []
-    for value, rounding in columns:
-        row = [value]
-        for i, before in enumerate(previous):
-            row.append(row[i] + (row[i] - before) / (_SHRINK ** (2 * i + first_power) - 1))
-            error = max(abs(row[i + 1] - row[i]), abs(row[i + 1] - before)) + rounding
-            if np.isfinite(row[i + 1]) and error < best[1]:
-                best = float(row[i + 1]), float(error)
-        previous = row
-    return best
+
+    def __init__(self, first_power: int):
+        self.first_power = first_power
+        self.value, self.error = float("nan"), float("inf")
+        self._row: list[float] = []
+
+    def refined(self, value: float, rounding: float) -> bool:
+        """Take in the value at the next width; whether the limit is sharper by it."""
+        row, before = [value], self.error
+        for i, last in enumerate(self._row):
+            row.append(row[i] + (row[i] - last) / (_SHRINK ** (2 * i + self.first_power) - 1))
+            error = max(abs(row[i + 1] - row[i]), abs(row[i + 1] - last)) + rounding
+            if np.isfinite(row[i + 1]) and error < self.error:
+                self.value, self.error = float(row[i + 1]), float(error)
+        self._row = row
+        return self.error < before
 
 
 def typical_sizes(leaf: np.ndarray) -> np.ndarray:
@@ -134,7 +149,7 @@ def slope(at: Evaluation, direction: Sequence[np.ndarray], step_scale: float) ->
     def along(step: float) -> float:
         return at.value([x + step_scale * step * d for x, d in zip(start, direction, strict=True)])
 
-    return derivative(along).scaled(1 / step_scale)
+    return derivative(along, at.compiled.noise).scaled(1 / step_scale)
 
 
 def slope_of(at: Evaluation, leaf: int, direction: np.ndarray, step_scale: float = 1.0) -> Estimate:
@@ -192,6 +207,7 @@ def heard(at: Evaluation, results: list[Compared]) -> list[Compared]:
             none = np.zeros_like(mask)
             result = result._replace(wrong=none, undecided=none, excused=result.excused | mask, note=note)
         elif mask.any():
+            result = _condemned(at, i, result)
             unit, scale = np.zeros(result.hand.shape), typical_sizes(at.differentiated()[i])
             unit[result.worst] = scale[result.worst]
             estimate = slope_of(at, i, unit)
@@ -199,6 +215,25 @@ def heard(at: Evaluation, results: list[Compared]) -> list[Compared]:
                 result = result._replace(finite_difference=estimate.value / float(scale[result.worst]))
         found.append(result)
     return found
+
+
+def _condemned(at: Evaluation, leaf: int, result: Compared) -> Compared:
+    """A leaf of which finite differences judge the elements where autodiff is not finite, while these are few."""
+    places = np.argwhere(result.undecided)
+    if len(places) > _MOST_ELEMENTS or not np.isfinite(result.hand[result.undecided]).all():
+        return result
+    wrong, undecided, reference, tolerance = (
+        x.copy() for x in (result.wrong, result.undecided, result.reference, result.tolerance)
+    )
+    scale = typical_sizes(at.differentiated()[leaf])
+    for place in map(tuple, places):
+        unit = np.zeros_like(scale)
+        unit[place] = scale[place]
+        _, estimate, slack, state = _held(at, leaf, result.hand, unit)
+        if state != _UNDECIDED:
+            wrong[place], undecided[place] = state == _WRONG, False
+            reference[place], tolerance[place] = estimate, slack
+    return result._replace(wrong=wrong, undecided=undecided, reference=reference, tolerance=tolerance)
 
 
 def stops_gradients(at: Evaluation) -> bool:
@@ -291,17 +326,22 @@ def by_finite_differences(at: Evaluation) -> tuple[list[Compared], Verdict]:
         figures = [_held(at, i, hand, direction) for direction in directions]
         shape = hand.shape if len(figures) == hand.size else (len(figures),)
         by_hand, estimates, errors, states = (np.reshape(x, shape) for x in np.transpose(figures))
-        result = Compared(name, by_hand, estimates, errors, states == 1, states == 2, states == 3)
-        if (known := np.isfinite(errors) & (states == 0)).any():
+        result = Compared(name, by_hand, estimates, errors, states == _WRONG, states == _UNDECIDED, states == _AT_KINK)
+        if (known := np.isfinite(errors) & (states == _RIGHT)).any():
             sharpest = max(sharpest, float(np.max(errors[known])) / max(float(np.max(np.abs(by_hand))), _TINY))
-        if (states == 3).any():
+        if (states == _AT_KINK).any():
             result = result._replace(note="at a kink: between the slopes to both sides")
         results.append(result)
-    return results, _numerical_verdict(results, sharpest, at.problem.why_no_reference)
+    if stops_gradients(at):  # its value's own slope is no witness against what is meant
+        results = [r._replace(wrong=np.zeros_like(r.wrong), undecided=r.undecided | r.wrong) for r in results]
+    why = at.problem.why_no_reference
+    if at.compiled.iterates:
+        why += "; what iterates to a tolerance of its own may be off by a millionth"
+    return results, _numerical_verdict(results, sharpest, why)
 
 
 def _held(at: Evaluation, leaf: int, hand: np.ndarray, direction: np.ndarray) -> tuple[float, float, float, float]:
-    """By hand, by finite differences, how far apart they may be; 0 right, 1 wrong, 2 undecided, 3 right at a kink."""
+    """By hand, by finite differences, how far apart they may be, and what that means."""
     units = float(np.max(direction)) if np.count_nonzero(direction) == 1 else 1.0
     mine = float(np.sum(np.where(direction != 0, hand, 0.0) * direction))
     largest = float(np.max(np.abs(hand), initial=0.0, where=np.isfinite(hand)))
@@ -309,20 +349,21 @@ def _held(at: Evaluation, leaf: int, hand: np.ndarray, direction: np.ndarray) ->
     size = max(abs(mine) if np.isfinite(mine) else 0.0, largest * float(np.max(np.abs(direction))))
     sharp = [e for e in estimates if e.settles(max(size, abs(e.value)), 1e-3)]
     best = min(estimates, key=lambda e: e.error)
-    slack = [_SAFE * e.error + _SAFE * EPSILON * size for e in sharp]
-    found = (mine / units, best.value / units, (_SAFE * (best.error + EPSILON * size)) / units)
+    least = (_ITERATED if at.compiled.iterates else _SAFE * EPSILON) * size
+    slack = [_SAFE * e.error + least for e in sharp]
+    found = (mine / units, best.value / units, (_SAFE * best.error + least) / units)
     if np.isfinite(mine) and any(abs(mine - e.value) <= s for e, s in zip(sharp, slack, strict=True)):
         k = next(i for i, (e, s) in enumerate(zip(sharp, slack, strict=True)) if abs(mine - e.value) <= s)
-        return mine / units, sharp[k].value / units, slack[k] / units, 0.0
+        return mine / units, sharp[k].value / units, slack[k] / units, _RIGHT
     if np.isfinite(mine) and any(e.between(mine, size) for e in sharp):
-        return *found, 3.0
+        return *found, _AT_KINK
     agreed = [
         (a, b)
         for i, a in enumerate(sharp)
         for b in sharp[i + 1 :]
         if abs(a.value - b.value) <= _SAFE * (a.error + b.error) + 1e-7 * size and a.smooth(size)
     ]
-    return *found, 1.0 if agreed else 2.0
+    return *found, _WRONG if agreed else _UNDECIDED
 
 
 def _numerical_verdict(results: Sequence[Compared], sharpest: float, why: str) -> Verdict:

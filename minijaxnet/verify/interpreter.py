@@ -131,22 +131,37 @@ def narrow_places(program: Any) -> Iterator[str]:
     """What in a program has fewer digits than float64, for good: numbers in it, and what is computed elsewhere."""
     for eqn in equations(program):
         for atom in eqn.invars:
-            if is_literal(atom) and _is_narrow(atom.aval) and rounded(atom.val, atom.aval.dtype).any():
-                yield f"the number {float(np.asarray(atom.val).real):.6g} of {atom.aval.dtype}"
-        if eqn.primitive.name in _COMPUTED_NARROW:
-            for atom in eqn.outvars:
-                if _is_narrow(atom.aval):
-                    yield f"{eqn.primitive.name} in {atom.aval.dtype}"
+            if is_literal(atom) and hasattr(atom.aval, "dtype"):
+                lost, dtype = rounded(atom.val, atom.aval.dtype)
+                if lost.any():
+                    yield f"{float(np.asarray(atom.val).real):.6g} in {dtype}"
+    for dtype in computed_narrow(program):
+        yield f"what a callback returns in {dtype}"
 
 
-def rounded(value: Any, dtype: Any) -> np.ndarray:
-    """Which elements of a value that came in a dtype may have lost digits there: not 2, not 0.5."""
-    if not jnp.issubdtype(dtype, jnp.inexact) or dtype in (np.float64, np.complex128):
-        return np.zeros(np.shape(value), bool)
-    wide = np.asarray(value).astype(np.complex128)
-    with np.errstate(invalid="ignore"):
-        parts = [np.isfinite(x) & ((x * 64) % 1 != 0) for x in (wide.real, wide.imag)]
-    return parts[0] | parts[1]
+def computed_narrow(program: Any) -> Iterator[Any]:
+    """The dtypes of fewer digits than float64 that parts of a program compute in, for good."""
+    for eqn in equations(program):
+        if eqn.primitive.name in _COMPUTED_NARROW and expanded(eqn) is None:
+            yield from (atom.aval.dtype for atom in eqn.outvars if _is_narrow(atom.aval))
+
+
+def rounded(value: Any, dtype: Any) -> tuple[np.ndarray, Any]:
+    """Which elements of a value may have lost digits before they came, not 2 and not 0.5; and in which dtype.
+
+    A float64 that is a float32 of more than 11 bits has been one: by chance that is one in 2^29.
+    """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return np.zeros(np.shape(value), bool), dtype
+    wide, full = np.asarray(value).astype(np.complex128), dtype in (np.float64, np.complex128)
+
+    def lost(x: np.ndarray) -> np.ndarray:
+        if not full:
+            return np.isfinite(x) & ((x * 64) % 1 != 0)
+        return np.isfinite(x) & (x.astype(np.float32) == x) & ((np.frexp(x)[0] * 2**11) % 1 != 0)
+
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        return lost(wide.real) | lost(wide.imag), np.dtype(np.float32) if full else dtype
 
 
 def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _Mode) -> list[Any]:
@@ -337,22 +352,21 @@ def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]
     moved = mode.perturbation
     if moved is None:
         return values
-    salts = mode.salts
+    pairs = zip(values, atoms, strict=True)
+    return [_in_last_digit(x, v.aval.dtype, moved) if _is_narrow(v.aval) else x for x, v in pairs]
 
-    def one(value: Any, atom: Any) -> Any:
-        if not _is_narrow(atom.aval):
-            return value
-        size = moved.narrow * float(jnp.finfo(atom.aval.dtype).eps)
-        return perturbed(value, Perturbation(size=size, seed=moved.seed), next(salts))
 
-    return [one(value, atom) for value, atom in zip(values, atoms, strict=True)]
+def _in_last_digit(value: Any, dtype: Any, moved: Perturbation) -> Any:
+    """A value perturbed in the last digit of a dtype; the same one alike wherever it stands."""
+    return perturbed(value, Perturbation(size=moved.narrow * float(jnp.finfo(dtype).eps), seed=moved.seed), 0)
 
 
 def _literal(atom: Any, mode: _Mode) -> Any:
     (value,) = _all_wide([jnp.asarray(atom.val, atom.aval.dtype)], mode)
-    if mode.perturbation is None or not _is_narrow(atom.aval) or not rounded(atom.val, atom.aval.dtype).any():
+    if mode.perturbation is None or not hasattr(atom.aval, "dtype"):
         return value
-    return _narrowed([value], [atom], mode)[0]
+    lost, dtype = rounded(atom.val, atom.aval.dtype)
+    return _in_last_digit(value, dtype, mode.perturbation) if lost.any() else value
 
 
 def wide_dtype(dtype: Any) -> Any:

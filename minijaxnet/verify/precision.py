@@ -46,21 +46,22 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
         hand, autodiff, truth = here[0][k], here[1][k], at.reference[k]
         comparable = np.isfinite(truth) & np.isfinite(autodiff)
         right = np.where(compared[i].excused, at.hand[k], truth)
-        largest = float(np.max(np.abs(truth), initial=0.0, where=np.isfinite(truth)))
+        largest = float(np.max(np.abs(right), initial=0.0, where=np.isfinite(right)))
         floor = max(float(limits.eps) * largest, float(limits.tiny))
         mine = _largest(hand, right, comparable)
         own = max(_largest(autodiff, truth, comparable), *(_largest(m[1][k], m[2][k], comparable) for m in moved))
         broken = ~np.isfinite(hand) & comparable & np.isfinite(right)
         ratios.append(max(mine, floor / 2) / max(own, floor / 2) if comparable.any() else None)
-        if broken.any() or mine > _WORSE * own + max(s[k] for s in slopes) + 4 * floor:
-            too_coarse.append((i, mine, floor, bool(broken.any())))
+        allowed = max(s[k] for s in slopes) + 4 * floor + 8 * float(np.max(seen.unrepeatable[k], initial=0.0))
+        if broken.any() or mine > _WORSE * own + allowed:
+            too_coarse.append((i, mine, allowed, bool(broken.any())))
     if too_coarse:
         _, spread = enlarged_errors(at, coarsest)
         n = at.problem.n_values
         too_coarse = [
             at.problem.names[i]
-            for i, mine, floor, broken in too_coarse
-            if broken or mine > _WORSE * spread[n + i] + max(s[n + i] for s in slopes) + 4 * floor
+            for i, mine, allowed, broken in too_coarse
+            if broken or mine > _WORSE * spread[n + i] + allowed
         ]
     if too_coarse:
         return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
@@ -107,6 +108,7 @@ def _in_float64(at: Evaluation, seen: Rounding) -> tuple[Verdict, Ratios]:
             float(np.max(x[k], initial=0.0, where=known)) for x in (seen.hand, seen.reference, seen.slope)
         )
         ratios.append(max(mine, floor) / max(own, floor) if floor else None)
+        slope += 8 * float(np.max(seen.unrepeatable[k], initial=0.0))
         if mine > _WORSE_ESTIMATED * max(own, floor) + slope:
             too_coarse.append((k, name, floor, slope))
     if too_coarse:

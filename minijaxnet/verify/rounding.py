@@ -7,8 +7,6 @@ difference, both rules are compiled once more with every rounding enlarged to a 
 epsilon: how far the end then moves, over ``size``, is how much the program amplifies rounding errors.
 """
 
-import itertools
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -30,19 +28,6 @@ SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
 # How many times its estimate by enlarged roundings an error may be: a random walk's, from a few walks.
 _ENLARGED = 1024
-# Off a kink to either side, at random, and with the first or the last of several equals on top.
-_SIDES = (
-    Perturbation(random=0.0, shift=1.0),
-    Perturbation(random=0.0, shift=-1.0),
-    Perturbation(random=0.0, ramp=1.0),
-    Perturbation(random=0.0, ramp=-1.0),
-    Perturbation(random=0.0, turn=1.0),
-    Perturbation(random=0.0, turn=-1.0),
-    *(Perturbation(seed=np.uint32(100 + i)) for i in range(6)),
-)
-_LIFTS = (1e-150, 1e-100)
-# So many times smaller, perturbations do as much to what stands on a kink, and as many times less to what is smooth.
-_NEARER = 64
 
 
 class Rounding(NamedTuple):
@@ -92,7 +77,8 @@ def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
         at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, strict=True
     ):
         size = np.maximum(_finite_size(hand), _finite_size(reference))
-        found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again)
+        own = 1e-6 * np.max(size, initial=0.0) if at.problem.reference is None and at.compiled.iterates else 0.0
+        found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again + own)
     return found
 
 
@@ -116,36 +102,6 @@ def enlarged_errors(at: Evaluation, size: float) -> tuple[list[float], list[floa
     exact = outputs(at.compiled, at.wide, enlarged=True)
     hand, reference = _moved_by(at, exact, Perturbation(size=size), seed=50)
     return [float(np.max(x, initial=0.0)) for x in hand], [float(np.max(x, initial=0.0)) for x in reference]
-
-
-def one_sided_derivatives(at: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The least and the largest value of each element of the reference, just off the kinks that it may stand on.
-
-    Only what does not depend on how far off: the slopes to both sides of a kink, not a formula that breaks down, and
-    not what the perturbation itself does to a smooth function, which is large where most of a sum cancels.
-    """
-    at.tell("looking to both sides of kinks")
-
-    def extremes(size: float, lift: float) -> tuple[Arrays, Arrays]:
-        low = high = at.reference
-        for inputs, side in itertools.product((0.0, 1.0), _SIDES):
-            by = side._replace(size=size, lift=lift, inputs=inputs)
-            off = outputs(at.compiled, at.wide, by, enlarged=True)[1]
-            off = [np.where(np.isfinite(x), x, there) for x, there in zip(off, at.reference, strict=True)]
-            low, high = list(map(np.minimum, low, off)), list(map(np.maximum, high, off))
-        return low, high
-
-    (low, high), (other_low, other_high) = (extremes(SIZES[0], lift) for lift in _LIFTS)
-    near_low, near_high = extremes(SIZES[0] / _NEARER, _LIFTS[0])
-    bounds = []
-    for i, there in enumerate(at.reference):
-        slack = at.tolerances[i] + 1e-6 * (np.abs(low[i]) + np.abs(high[i]))
-        steady = np.isfinite(there) & np.isfinite(slack)
-        steady &= (distance(low[i], other_low[i]) <= slack) & (distance(high[i], other_high[i]) <= slack)
-        # Random moves need not find the same corner of several kinks again: halfway between the two, in magnitude.
-        steady &= distance(high[i], low[i]) <= math.sqrt(_NEARER) * distance(near_high[i], near_low[i])
-        bounds.append((np.where(steady, low[i], there), np.where(steady, high[i], there)))
-    return bounds
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
