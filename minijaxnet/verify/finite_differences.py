@@ -1,7 +1,7 @@
 """Derivatives that owe nothing to autodiff: finite differences with their own error estimate."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -237,9 +237,17 @@ def _condemned(at: Evaluation, leaf: int, result: Compared) -> Compared:
 
 
 def stops_gradients(at: Evaluation) -> bool:
-    """Whether the function stops a gradient on purpose, somewhere."""
+    """Whether the function stops a gradient on purpose somewhere, and not just within a function of JAX's own."""
     program = at.compiled.objective.program
-    return program is not None and any(eqn.primitive.name == "stop_gradient" for eqn in equations(program))
+    stops = [eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient"] if program else []
+    return any("/jax/_src/" not in _caller(eqn) for eqn in stops)
+
+
+def _caller(eqn: Any) -> str:
+    """The file whose code called for an operation, through the machinery of ``stop_gradient``."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    own = ("core.py", "lax/lax.py", "tree_util.py", "traceback_util.py")
+    return next((frame.file_name for frame in frames if not frame.file_name.endswith(own)), "")
 
 
 def _acquitted(at: Evaluation, leaf: int, result: Compared, doubtful: np.ndarray) -> bool:

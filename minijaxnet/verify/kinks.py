@@ -5,7 +5,6 @@ the largest slope found; and where several elements stand on the same kink, as a
 lie together in the convex hull of the gradients to all sides (Clarke, "Optimization and nonsmooth analysis", 1983).
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +29,7 @@ _LIFTS = (1e-150, 1e-100)
 # So many times smaller, perturbations do as much to what stands on a kink, and as many times less to what is smooth.
 _NEARER = 64
 # So many more sides, drawn at random, show which elements stand on the same kink; so many elements are looked at.
-_MORE_SIDES, _MOST_JOINT = 96, 48
+_MORE_SIDES, _MOST_JOINT = 256, 48
 
 
 def excused_at_kinks(at: Evaluation, results: Sequence[Compared]) -> list[Compared]:
@@ -53,19 +52,15 @@ def _jointly(at: Evaluation, results: Sequence[Compared], bounds: Sequence[tuple
     if not 1 < len(places) <= _MOST_JOINT:
         return True
     rows = [[off[i][k] for i, k in places] for off in _off_kinks(at, _more_sides(at.seed))]
-    low, high = (np.array([bounds[i][side][k] for i, k in places]) for side in (0, 1))
     mine, seen = np.array([results[i].hand[k] for i, k in places]), np.array(rows)
-    return all(_in_hull(mine[group], seen[:, group]) for group in _groups(seen, low, high))
+    return all(_in_hull(mine[group], seen[:, group]) for group in _groups(seen))
 
 
-def _groups(seen: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[list[int]]:
-    """The elements that stand on the same kink: pairs of sides that should have come up, and never did."""
-    up = (seen > (low + high) / 2).astype(float)
-    count = len(up)
-    tied = np.zeros((up.shape[1],) * 2, bool)
-    for a, b in itertools.product((up, 1 - up), repeat=2):
-        expected, found = np.outer(a.mean(axis=0), b.mean(axis=0)) * count, a.T @ b
-        tied |= (expected >= 5) & (found == 0)
+def _groups(seen: np.ndarray) -> Iterator[list[int]]:
+    """The elements that stand on the same kink: those whose slopes hang together from side to side."""
+    apart = seen - seen.mean(axis=0)
+    size = np.maximum(np.sqrt(np.sum(apart**2, axis=0)), np.finfo(np.float64).tiny)
+    tied = np.abs((apart / size).T @ (apart / size)) > 4 / math.sqrt(len(seen))
     left = set(range(len(tied)))
     while left:
         group, new = set(), {left.pop()}
@@ -76,15 +71,15 @@ def _groups(seen: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[lis
         yield sorted(group)
 
 
-def _in_hull(point: np.ndarray, corners: np.ndarray) -> bool:
-    """Whether a point is a mean of corners, with some weights; to a millionth."""
+def _in_hull(point: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether a point is a mean of what was seen, with some weights, to a millionth; true where not all may be seen."""
     from scipy.optimize import nnls
 
-    if len(point) == 1:
+    size = max(float(np.max(np.abs(seen))), np.finfo(np.float64).tiny)
+    corners, counts = np.unique(np.round(seen / size, 7), axis=0, return_counts=True)
+    if len(point) == 1 or np.sum(counts == 1) > 0.05 * len(seen):  # by Good and Turing, so much is still unseen
         return True
-    corners = np.unique(corners, axis=0)
-    size = max(float(np.max(np.abs(corners))), np.finfo(np.float64).tiny)
-    system = np.vstack([corners.T / size, np.ones(len(corners))])
+    system = np.vstack([corners.T, np.ones(len(corners))])
     return nnls(system, np.append(point / size, 1.0))[1] <= 1e-6
 
 
