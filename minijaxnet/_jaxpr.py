@@ -34,3 +34,17 @@ def equations(program: Any) -> Iterator[Any]:
 def is_literal(atom: Any) -> bool:
     """Whether an operand is a number that stands in the program."""
     return hasattr(atom, "val")
+
+
+# Operations that only call a program; for those with a custom rule it is the plain function.
+_CALLS = frozenset(
+    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit
+    linear_call pjit remat remat2""".split()
+)
+
+
+def called(eqn: Any) -> Any:
+    """The program that an operation does nothing but call, without a rule of its own; None for any other operation."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee") if key in eqn.params)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from minijaxnet._jaxpr import inner_programs
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import array_type, floating_arrays, named_leaves, structure_difference
 
@@ -261,8 +262,8 @@ def _losses(
 def _bytes_made(program: Any) -> int:
     """The bytes of all intermediates: more than is alive at any time, but known without compiling anything."""
     total = 0
-    for equation in program.eqns:
-        inside = sum(_bytes_made(inner) for inner in equation.params.values() if hasattr(inner, "eqns"))
+    for equation in getattr(program, "jaxpr", program).eqns:
+        inside = sum(map(_bytes_made, inner_programs(equation)))
         made = sum(math.prod(out.aval.shape) * out.aval.dtype.itemsize for out in equation.outvars)
         total += max(inside, made)
     return total

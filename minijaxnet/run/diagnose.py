@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr
 
+from minijaxnet._jaxpr import called, is_literal
 from minijaxnet.pytrees import l2_norm, named_leaves
 
 _PACKAGE = Path(__file__).parents[1]
@@ -54,14 +55,13 @@ def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) ->
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
+        return atom.val if is_literal(atom) else values[atom]
 
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        inner = _inner(eqn.params) if len(eqn.invars) == len(getattr(_inner(eqn.params), "in_avals", ())) else None
-        if inner is not None and eqn.primitive.name not in ("scan", "while", "cond"):
-            outputs: list[Any] = []
-            yield from _carry_out(inner.jaxpr, inner.consts, inputs, outputs)
+        outputs: list[Any] = []
+        if (inner := called(eqn)) is not None:
+            yield from _carry_out(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, outputs)
         else:
             bound = eqn.primitive.get_bind_params(eqn.params)
             functions, options = bound if isinstance(bound, tuple) else ([], eqn.params)
@@ -71,17 +71,6 @@ def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) ->
                 yield _sentence(eqn, inputs, outputs)
         values |= dict(zip(eqn.outvars, outputs, strict=True))
     results += [read(atom) for atom in jaxpr.outvars]
-
-
-def _inner(params: dict[str, Any]) -> ClosedJaxpr | None:
-    """The program within an operation that is only a call."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        found = params.get(name)
-        if isinstance(found, ClosedJaxpr):
-            return found
-        if isinstance(found, Jaxpr) and not found.constvars:
-            return ClosedJaxpr(found, ())
-    return None
 
 
 def _finite(leaf: Any) -> bool:

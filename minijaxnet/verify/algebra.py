@@ -6,10 +6,10 @@ import numpy as np
 
 from minijaxnet.verify.compared import Compared, compare
 from minijaxnet.verify.evaluation import Evaluation
-from minijaxnet.verify.finite_differences import heard, plainly_wrong
 from minijaxnet.verify.kinks import excused_at_kinks
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, enlarged_tolerances, tolerances
+from minijaxnet.verify.witness import heard, plainly_wrong
 
 
 def compare_all(at: Evaluation) -> list[Compared]:

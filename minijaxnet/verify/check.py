@@ -41,9 +41,13 @@ def check_grad(
 ) -> GradReport:
     """Hold a gradient written by hand against autodiff of the plain loss, element by element.
 
-    For every element of every leaf ``|by hand - autodiff| <= rounding``, both in float64, the rounding measured by
-    carrying out both programs with enlarged roundings; then the rounding errors of both in the dtype of the arguments;
-    then finite differences, ``jit`` against eager and ``vmap``, and with ``order=2`` the gradient's own derivative.
+    For every element of every leaf ``|by hand - autodiff| <= rounding``, both in float64 whatever dtypes are written,
+    the rounding measured at points a few roundings away, and where that leaves a doubt by enlarging every rounding;
+    then the rounding errors of both in the dtype of the arguments, finite differences, ``vmap``, and with ``order=2``
+    the gradient's own derivative. Constants that arrive rounded to fewer digits may be off in their last one.
+
+    Of a real loss of complex arguments ``z = x + iy`` the gradient is JAX's, ``du/dx - i du/dy``; a complex loss is
+    taken to be holomorphic, and its gradient is ``df/dz``.
 
     Where arguments are placed over several devices, as by ``replicate`` and ``shard_batch``, both rules are compiled
     for that placement, too, and each device's copy of the gradient is held against autodiff's on one device.
@@ -51,7 +55,8 @@ def check_grad(
     Args:
         loss: ``loss(*args)``, a real floating scalar, or ``(loss, aux)``.
         gradient: ``gradient(*args)``, like ``args[argnums]`` (a tuple of such for several argnums).
-        args: the arguments to check at; trees of arrays. Integer, boolean and key leaves are carried along.
+        args: the arguments to check at; trees of arrays. Integer, boolean and key leaves are carried along; what is no
+            array, such as an int, a bool or a text, is passed as it is.
         argnums: the argument that the gradient belongs to, or several.
         has_aux: whether the loss returns ``(loss, aux)``.
         has_value: whether ``gradient`` returns ``(value, gradient)``, as ``jax.value_and_grad`` does.
@@ -59,10 +64,11 @@ def check_grad(
         seed: of random directions and signs.
 
     Returns:
-        A report: ``print`` it, ask it for ``.ok``.
+        A report: ``print`` it, ask it for ``.ok``. Leaves go by their names in the signature of the loss.
 
     Raises:
-        TypeError: arguments that are not real floating where they are differentiated, a loss that is not a scalar.
+        TypeError: arguments that are neither floating nor complex where they are differentiated, a loss that is not a
+            scalar, arrays where a function wants numbers that it knows.
         ValueError: NaN in the arguments, ``argnums`` or ``order`` out of range, nothing to differentiate.
 
     Example:
@@ -74,7 +80,8 @@ def check_grad(
         (3,)
 
     Source: Higham, "Accuracy and stability of numerical algorithms", 2002, chapter 1; Parker, "Monte Carlo
-    arithmetic", 1997; Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
+    arithmetic", 1997; Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982; the JAX documentation, "The
+    autodiff cookbook", on complex numbers.
     """
     options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
     return grad_checker(loss, gradient, args, **options)(args)

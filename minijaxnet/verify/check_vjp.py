@@ -39,24 +39,27 @@ def check_vjp(
 
     With a random cotangent c for the outputs, ``vjp(fun)(c)`` is held against ``vjp(plain)(c)`` as ``check_grad`` does,
     and has to be linear in c. Rules of ``jax.custom_jvp`` are checked in forward mode, too. The plain function is
-    recovered by carrying out the program of ``fun`` with its custom rules taken out, through ``jit``, ``scan``,
-    ``cond``, ``while``, ``vmap``, ``shard_map`` and nesting.
+    recovered by carrying out the program of ``fun`` with its custom rules taken out (``custom_vjp``, ``custom_jvp``,
+    ``linear_call`` and JAX's primitives with an ``expand``), through ``jit``, ``scan``, ``cond``, ``while``, ``vmap``,
+    ``shard_map`` and nesting; a ``pallas_call`` is interpreted. Where there is no plain function that autodiff takes,
+    finite differences in float64 are the reference, and where there is no custom rule, autodiff is held against them.
 
     Args:
         fun: ``fun(*args)``, any tree of arrays: a ``jax.custom_vjp`` or ``jax.custom_jvp`` function, or one that calls
             some.
-        args: the arguments to check at; trees of arrays. Integer, boolean and key leaves are carried along.
+        args: the arguments to check at; trees of arrays, real or complex. Integer, boolean and key leaves are carried
+            along; what is no array, such as an int, a bool or a text, is passed as it is.
         reference: the plain function, where it can't be recovered or is to be another one (a surrogate).
         argnums: the arguments to differentiate; all floating leaves of all arguments if None.
         order: 2 to check the rule's own derivative, too.
         seed: of cotangents, random directions and signs.
 
     Returns:
-        A report, with leaves by their path in ``args``.
+        A report, with leaves by their names in the signature of ``fun``.
 
     Raises:
-        TypeError: arguments or outputs that are complex, no floating leaf or output.
-        ValueError: NaN in the arguments; a plain function that can't be differentiated: pass ``reference``.
+        TypeError: no floating leaf or output, arrays where a function wants numbers that it knows.
+        ValueError: NaN in the arguments.
 
     Example:
         >>> @jax.custom_vjp
@@ -65,7 +68,7 @@ def check_vjp(
         >>> double.defvjp(lambda x: (2 * x, None), lambda _, c: (3 * c,))
         >>> report = check_vjp(double, (jnp.ones(3),))
         >>> print(report.ok, report.hints)
-        False ('[0]: 1.5 times what it should be',)
+        False ('x: 1.5 times what it should be',)
 
     Source: the JAX documentation, "Custom derivative rules".
     """

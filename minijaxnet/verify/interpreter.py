@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from minijaxnet._jaxpr import equations, is_literal
+from minijaxnet._jaxpr import called, equations, is_literal
 
 
 class Perturbation(NamedTuple):
@@ -69,12 +69,6 @@ _SUMS = frozenset(
     lu_pivots_to_permutation qr reduce_prod reduce_sum reduce_window reduce_window_sum scatter-add scatter_add schur
     select_and_scatter_add svd triangular_solve tridiagonal tridiagonal_solve""".split()
 )
-# Operations that only wrap a program; for those with a custom rule it is the plain function.
-_WRAPPERS = frozenset(
-    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit
-    linear_call pjit remat remat2""".split()
-)
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee")
 # Operations whose parameters hold a program of the operands' dtype, or to whom a float is a row of bits.
 _NATIVE = frozenset(
     """bitcast_convert_type custom_linear_solve io_callback nextafter pallas_call pure_callback reduce reduce_window
@@ -189,8 +183,8 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     def inner(program: Any, arguments: Sequence[Any]) -> list[Any]:
         return _run_inner(program, arguments, mode)
 
-    if name in _WRAPPERS:
-        return inner(next(params[key] for key in _BODIES if key in params), operands)
+    if (program := called(eqn)) is not None:
+        return inner(program, operands)
     if name == "scan":
         # What is scanned over has one axis less inside; JAX's versions name the counts differently.
         body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])

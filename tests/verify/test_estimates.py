@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minijaxnet.verify.finite_differences import derivative
+from minijaxnet.verify.estimates import derivative
 
 
 @pytest.mark.parametrize(
