@@ -140,17 +140,18 @@ class Evaluation(NamedTuple):
 
 def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool = False) -> Compiled:
     """Trace and compile a problem for arguments like these; ``pair_only``: the two rules in float64, and no more."""
+    asked_for = jnp.result_type(float) == jnp.float64
     with jax.enable_x64(True), jax.disable_jit(False):
         wide = [widened(leaf) for leaf in leaves]
         hand = trace(problem.hand, wide, leaves)
         drawn = hand.program is not None and any(eqn.primitive.name in _DRAWS for eqn in equations(hand.program))
         if drawn:  # float64 would draw other numbers than the dtype one works in
-            hand = trace(problem.hand, leaves, leaves, x64=False)
-        like = (leaves, leaves) if drawn else (wide, leaves)
+            hand = trace(problem.hand, leaves, leaves, x64=asked_for)
+        like, x64 = ((leaves, leaves), asked_for) if drawn else ((wide, leaves), True)
         reference = Traced(None, [], [], lambda *_: [])
         if problem.reference is not None:
-            reference = trace(problem.reference, *like, x64=not drawn)
-        objective = trace(lambda *leaves: [problem.objective(*leaves)], *like, x64=not drawn)
+            reference = trace(problem.reference, *like, x64=x64)
+        objective = trace(lambda *leaves: [problem.objective(*leaves)], *like, x64=x64)
         lowered = {"pair": _pair(hand, reference).lower(wide, hand.consts, reference.consts, Perturbation().arrays())}
         mapped = hand.note
         if not pair_only:
@@ -158,7 +159,7 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
             lowered["value"] = value.lower(objective.consts, wide)
         if hand.program is not None and not pair_only:
             try:
-                lowered["mapped"] = _lowered_mapped(problem.hand, hand, wide, leaves if drawn else None)
+                lowered["mapped"] = _lowered_mapped(problem.hand, hand, wide, like[0], x64=x64)
             except Exception as error:
                 mapped = f"under vmap: {in_short(error)}"
     working = "not asked for" if pair_only else _working_lowered(problem, hand, leaves)
@@ -225,15 +226,13 @@ def _enlarged(hand: Traced, reference: Traced, moved: Sequence[bool]) -> Any:
     return jax.jit(both)
 
 
-def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], drawn_for: Sequence[Any] | None) -> Any:
+def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: Sequence[Any], *, x64: bool) -> Any:
     """The rule under vmap over two points, widened as it is alone."""
     axes = mapped_axes(rule, wide)
-    two = stacked(wide, wide, axes)
-    like = two if drawn_for is None else stacked(drawn_for, drawn_for, axes)
-    with jax.enable_x64(drawn_for is None):
-        closed = jax.make_jaxpr(jax.vmap(function, axes))(*like)
+    with jax.enable_x64(x64):
+        closed = jax.make_jaxpr(jax.vmap(function, axes))(*stacked(like, like, axes))
     run = jax.jit(lambda consts, leaves: interpret(closed.jaxpr, consts, leaves))
-    lowered = run.lower(closed.consts, two)
+    lowered = run.lower(closed.consts, stacked(wide, wide, axes))
     return _Bound(lowered, closed.consts)
 
 

@@ -72,9 +72,17 @@ _SUMS = frozenset(
 # Operations whose parameters hold a program of the operands' dtype, or to whom a float is a row of bits.
 _NATIVE = frozenset(
     """bitcast_convert_type custom_linear_solve io_callback nextafter pallas_call pure_callback reduce reduce_window
-    scatter-add scatter-mul scatter scatter_add scatter_max scatter_min scatter_mul select_and_scatter
-    select_and_scatter_add""".split()
+    select_and_scatter""".split()
 )
+# Operations whose program is theirs to make anew for another dtype.
+_SCATTERS = {
+    "scatter": lax.scatter,
+    "scatter_add": lax.scatter_add,
+    "scatter_mul": lax.scatter_mul,
+    "scatter_min": lax.scatter_min,
+    "scatter_max": lax.scatter_max,
+}
+_SCATTER_PARAMS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
 # Of these, the ones that compute in the dtype they were traced for: their results have no more digits than that.
 _COMPUTED_NARROW = frozenset(("custom_linear_solve", "io_callback", "pallas_call", "pure_callback"))
 _EPSILON = float(np.finfo(np.float64).eps)
@@ -310,6 +318,8 @@ def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     if wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
         if eqn.primitive.name == "reduce_precision":
             return operands
+        if scatter := _SCATTERS.get(eqn.primitive.name.replace("-", "_")):
+            return [scatter(*operands, **{key: params[key] for key in _SCATTER_PARAMS})]
         if eqn.primitive.name in _NATIVE:
             pairs = zip(operands, eqn.invars, strict=True)
             operands = [lax.convert_element_type(x, v.aval.dtype) if _is_narrow(v.aval) else x for x, v in pairs]

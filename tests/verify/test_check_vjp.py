@@ -241,7 +241,7 @@ def test_a_rule_of_with_gradient_is_judged_like_any_other():
 
     assert check_vjp(mjn.with_gradient(objective, by_hand), args, argnums=0).ok
     report = check_vjp(mjn.with_gradient(objective, halved), args, argnums=0)
-    assert wrong_leaves(report) == {"args[0][0]['weights']", "args[0][0]['bias']"}
+    assert wrong_leaves(report) == {"params[0]['weights']", "params[0]['bias']"}
 
 
 # --- What else a rule can get wrong -----------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def test_a_row_of_an_embedding_that_is_set_twice_is_not_taken_for_any_slice():
         lambda kept, c: (jnp.zeros_like(kept[0]).at[kept[1]].set(c), None),
     )
     assert "one slice" in check_grad(loss, set_for_add, (X,)).hints[0]  # it can't see an index that is no argument
-    assert "repeated in args[1]: set where add is meant" in check_vjp(looked_up, (X, jnp.asarray(index))).hints[0]
+    assert "repeated in index: set where add is meant" in check_vjp(looked_up, (X, jnp.asarray(index))).hints[0]
 
 
 @SLOW
@@ -206,4 +206,4 @@ def test_the_second_order_names_the_leaf():
     cube.defjvp(lambda primals, tangents: (cube(primals[0]), 3 * stop_gradient(primals[0]) ** 2 * tangents[0]))
     report = check_vjp(lambda tree: cube(tree["a"]) + tree["b"] ** 2, ({"a": X[0], "b": X[1]},), order=2)
     assert report.verdicts["second order"].state == "fail"
-    assert "in [0]['a']" in report.verdicts["second order"].reason
+    assert "in tree['a']" in report.verdicts["second order"].reason
