@@ -7,6 +7,7 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.folder import RESULT, read_config, read_json, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure, text_table
+from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 12
 
@@ -42,5 +43,5 @@ def main(arguments: Sequence[str]) -> int:
         lines = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
         print(f"\n{text_table(('step', *names), lines)}")
     if check := result.get("gradient_check"):
-        print(f"\ngradient by hand: {'right' if check.get('ok') else 'WRONG'}")
+        print(f"\n{subject_of(check)[0]}: {headline_of(check)}")
     return 0

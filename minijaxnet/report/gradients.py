@@ -13,6 +13,7 @@ from minijaxnet.pytrees import cast_floats, floating_arrays, structure_differenc
 from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
+from minijaxnet.verify.report import SUBJECT, headline_of, subject_of, values
 
 _ROOM = 10.0  # beyond the smallest and the largest, for what is zero or not finite
 _SEEN = (1e-60, 1e60)  # what is beyond stands at the edge
@@ -157,7 +158,7 @@ def branches(steps: np.ndarray, errors: np.ndarray) -> list[tuple[float, float, 
 
 
 def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
-    """How far the hand rule is from autodiff in each leaf, in float64, beside what rounding explains there.
+    """How far the rule is from its reference in each leaf, in float64, beside what rounding explains there.
 
     A dot within the tolerance, its bar, is right; a cross beyond it is wrong. Open circles at the left edge are no
     difference at all; a triangle at the right edge is one that is not finite. Below is the worst element.
@@ -168,7 +169,7 @@ def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
     """
     told = _told(report)
     leaves = list(told["leaves"].values())
-    title = f"gradient by hand: {'right' if told['ok'] else 'NOT RIGHT'}"
+    title = f"{subject_of(told)[0]}: {headline_of(told)}"
     if not leaves:
         axes.set_title(title)
         first = next((verdict["reason"] for verdict in told["verdicts"].values() if verdict["state"] == "fail"), "")
@@ -187,7 +188,7 @@ def draw_errors(axes: Any, report: GradReport | Mapping[str, Any]) -> None:
     shown = np.where(np.isfinite(errors), np.clip(errors, low, high), high)
     axes.hlines(y, low, shown, color=INK, linewidth=0.8)
     for where, marker, colour, label in (
-        ((errors > 0) & np.isfinite(errors) & ~wrong, "o", COLOURS["hand"], "difference from autodiff"),
+        ((errors > 0) & np.isfinite(errors) & ~wrong, "o", COLOURS["hand"], f"difference from {subject_of(told)[1]}"),
         ((errors > 0) & np.isfinite(errors) & wrong, "X", COLOURS["diverged"], "difference, too large"),
         (errors == 0, "o", COLOURS["hand"], "no difference"),
         (~np.isfinite(errors), ">", COLOURS["diverged"], "not finite"),
@@ -240,21 +241,23 @@ def verdict_line(report: GradReport | Mapping[str, Any]) -> str:
 
     >>> verdict_line({"ok": True, "verdicts": {"primal": {"state": "pass"}, "algebra": {"state": "pass"}}})
     'right: primal pass, algebra pass'
+    >>> verdict_line({"ok": False, "headline": "unchecked", "verdicts": {"algebra": {"state": "unchecked"}}})
+    'unchecked: algebra unchecked'
     """
     told = _told(report)
     each = ", ".join(f"{name} {verdict['state']}" for name, verdict in told["verdicts"].items())
-    return f"{'right' if told['ok'] else 'NOT RIGHT'}: {each}"
+    return f"{headline_of(told)}: {each}"
 
 
 def worst_element(report: GradReport | Mapping[str, Any]) -> str:
     """The element that is most wrong, with its values by hand and by autodiff; "" if none is wrong."""
-    leaves = [leaf for leaf in _told(report)["leaves"].values() if leaf["share_wrong"] != 0]
+    told = _told(report)
+    leaves = [leaf for leaf in told["leaves"].values() if leaf["share_wrong"] != 0]
     if not leaves:
         return ""
     worst = max(leaves, key=lambda leaf: _number(leaf["error"]) / (_number(leaf["tolerance"]) or math.ulp(0.0)))
-    values = (f"{_number(worst[key]):.5g}" for key in ("hand", "reference"))
     place = f"{worst['path']}{list(worst['index']) if worst['index'] else ''}"
-    return "{}: {} by hand, {} by autodiff".format(place, *values)
+    return f"{place}: {values(_number(worst['hand']), _number(worst['reference']), told.get('subject', SUBJECT))}"
 
 
 def _told(report: GradReport | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from minijaxnet.tables import figure as significant
 from minijaxnet.tables import html_of, html_table
 from minijaxnet.trace import DIVERGED, FLAT
 from minijaxnet.verify import GradReport
+from minijaxnet.verify.report import subject_of
 
 _ROW = 0.28  # inches a row of a table in a picture
 
@@ -53,7 +54,8 @@ def _of_check(result: GradReport) -> str:
     failed = [f"{name}: {reason}" for name, (state, reason) in result.verdicts.items() if state != "pass"]
     remarks = [*failed, *([f"worst: {worst}"] if worst else []), *result.hints]
     draw, height = (lambda axes: draw_errors(axes, result)), 1.6 + _ROW * len(result.leaves)
-    return _shown(f"Gradient by hand: {verdict_line(result)}", *result.cells(), remarks, draw, height)
+    judged = subject_of(result.to_dict())[0].capitalize()
+    return _shown(f"{judged}: {verdict_line(result)}", *result.cells(), remarks, draw, height)
 
 
 @html_of.register

@@ -20,9 +20,12 @@ from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_
 from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, read_json, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure as short
+from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 200
 _STATES = {"done": "ok", "diverged": "bad", "failed": "bad", "interrupted": "warning", "running": "warning"}
+
+_CHECKED = {"right": ("ok", "right"), "NOT RIGHT": ("bad", "WRONG"), "unchecked": ("warning", "unchecked")}
 
 
 class Known(NamedTuple):
@@ -154,7 +157,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
             f"the test loss from {short(first['test_loss'])} to {short(last['test_loss'])}{rest}.",
         )
     if check := result.get("gradient_check"):
-        yield Verdict("ok" if check["ok"] else "bad", f"The gradient by hand is {'right' if check['ok'] else 'WRONG'}.")
+        kind, how = _CHECKED[headline_of(check)]
+        yield Verdict(kind, f"The {subject_of(check)[0]} is {how}.")
     found = told.timing.get("step_comparison") or {}
     for arm, verdict in found.get("verdicts", {}).items():
         ratio = found["ratios"][arm]
@@ -222,12 +226,12 @@ def _gradient(told: Told) -> Iterator[Section]:
     if not check:
         return
     height = 1.6 + 0.25 * len(check["leaves"])
+    wanted = {" against ".join(subject_of(check)).capitalize(): draw_errors}
+    if any(leaf["precision_ratio"] is not None for leaf in check["leaves"].values()):
+        wanted["Error in the working precision"] = draw_precision
     pictures = (
         Wanted(title, verdict_line(check), lambda axes, draw=draw: draw(axes, check), height)
-        for title, draw in (
-            ("Gradient by hand against autodiff", draw_errors),
-            ("Error in the working precision", draw_precision),
-        )
+        for title, draw in wanted.items()
     )
     verdicts = Table(
         "Verdicts",

@@ -7,6 +7,9 @@ import numpy as np
 
 from minijaxnet.verify.report import LeafReport
 
+# Of the largest number in a leaf: the last place of what is smaller says nothing.
+_TINY = 2.0**-10
+
 
 class Compared(NamedTuple):
     """One result of the two rules, element by element; all arrays have its shape.
@@ -64,7 +67,8 @@ def leaf_report(result: Compared, dtype: Any, precision_ratio: float | None) -> 
         return LeafReport(result.name, shape, 0.0, 0.0, 0.0, (), 0.0, 0.0)
     k = result.worst
     error, hand, reference = float(result.errors[k]), float(result.hand[k]), float(result.reference[k])
-    unit = float(jnp.finfo(dtype).eps) * max(abs(reference), float(jnp.finfo(dtype).tiny))
+    largest = float(np.max(np.abs(result.reference), initial=0.0, where=np.isfinite(result.reference)))
+    telling = np.isfinite(reference) and abs(reference) > max(_TINY * largest, float(jnp.finfo(dtype).tiny))
     note = result.note
     if complex_numbers:  # the pair of a gradient is that of its conjugate
         sign, part, k = (-1 if k[-1] else 1), ("real", "imaginary")[k[-1]], k[:-1]
@@ -80,7 +84,7 @@ def leaf_report(result: Compared, dtype: Any, precision_ratio: float | None) -> 
         hand,
         reference,
         result.finite_difference,
-        error / unit if np.isfinite(reference) else float("nan"),
+        error / (float(jnp.finfo(dtype).eps) * abs(reference)) if telling else float("nan"),
         float(np.mean(result.wrong)),
         precision_ratio,
         note,

@@ -3,13 +3,14 @@
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from minijaxnet.tables import figure, html_of, text_table
 
 _COLUMNS = 100
+SUBJECT = "gradient by hand against autodiff"
 
 
 class Verdict(NamedTuple):
@@ -38,7 +39,8 @@ class LeafReport:
         hand: its value by the hand rule.
         reference: its value by autodiff.
         finite_difference: its value by finite differences; None unless it was asked for.
-        ulps: the error in units of the last place of the working dtype.
+        ulps: the error in units of the last place of the working dtype; NaN where the reference is tiny against its
+            leaf, for then they say nothing.
         share_wrong: the share of elements beyond their tolerance.
         precision_ratio: the hand rule's rounding error in the working dtype over autodiff's own; below 1 it is the
             more precise of the two. None where it was not measured.
@@ -79,10 +81,11 @@ class GradReport:
         verdicts: dict[str, Verdict],
         leaves: dict[str, LeafReport],
         hints: tuple[str, ...] = (),
-        subject: str = "gradient by hand against autodiff",
+        subject: str = SUBJECT,
     ):
         """Keep what was found."""
-        self.verdicts, self.leaves, self.hints, self.subject = verdicts, leaves, hints, subject
+        self.verdicts, self.leaves, self.subject = verdicts, leaves, subject
+        self.hints = _told_once(hints, leaves)
 
     @property
     def ok(self) -> bool:
@@ -93,18 +96,34 @@ class GradReport:
     @property
     def headline(self) -> str:
         """ "right", "NOT RIGHT", or "unchecked" where nothing failed and the algebra could not be checked."""
-        failed = any(verdict.state == "fail" for verdict in self.verdicts.values())
-        return "right" if self.ok else "NOT RIGHT" if failed else "unchecked"
+        return "right" if self.ok else "NOT RIGHT" if self._reasons("fail") else "unchecked"
+
+    def _reasons(self, state: str) -> list[str]:
+        return [f"{name}: {reason}" for name, (its, reason) in self.verdicts.items() if its == state]
 
     @property
     def worst(self) -> LeafReport | None:
         """The leaf whose error is largest against its tolerance; None if no leaf could be compared."""
         return max(self.leaves.values(), key=_excess, default=None)
 
+    @property
+    def summary(self) -> str:
+        """One line: the leaf that is most wrong, or the one that a hint is for, with its values; and the hint."""
+        wrong = {path: leaf for path, leaf in self.leaves.items() if not leaf.ok}
+        hinted = {path: rest for path, rest in map(_of_leaf, self.hints, [wrong] * len(self.hints)) if path}
+        leaf = next((wrong[path] for path in hinted), self.worst)
+        if leaf is None or leaf.ok:
+            reasons = self._reasons("fail") or self._reasons("unchecked") or ["nothing is wrong"]
+            return ": ".join((reasons[0], *self.hints[:1]))
+        hint = hinted.get(leaf.path) or next(iter(self.hints), "")
+        return ": ".join(filter(None, (place(leaf), values(leaf.hand, leaf.reference, self.subject), hint)))
+
     def to_dict(self) -> dict[str, Any]:
         """The whole report in JSON's own kinds; what is not finite becomes None."""
         return {
             "ok": self.ok,
+            "headline": self.headline,
+            "subject": self.subject,
             "verdicts": {name: verdict._asdict() for name, verdict in self.verdicts.items()},
             "leaves": {path: _plain(asdict(leaf)) for path, leaf in self.leaves.items()},
             "hints": list(self.hints),
@@ -122,12 +141,15 @@ class GradReport:
         lines += ["", self._table()] if self.leaves else []
         worst = self.worst
         if worst is not None and not worst.ok:
-            place = f"{worst.path}{list(worst.index) if worst.index else ''}"
-            how = f"by hand {worst.hand:.12g}, by autodiff {worst.reference:.12g}"
+            how = values(worst.hand, worst.reference, self.subject, digits=12)
             if worst.finite_difference is not None:
-                how += f", by finite differences {worst.finite_difference:.6g}"
-            share = f"{100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong"
-            lines += ["", *_wrapped("worst: ", f"{place}: {how}; off by {worst.ulps:.3g} ulps; {share}")]
+                how += f", {worst.finite_difference:.6g} by finite differences"
+            parts = [
+                f"{place(worst)}: {how}",
+                *([f"off by {worst.ulps:.3g} ulps"] if math.isfinite(worst.ulps) else []),
+            ]
+            parts.append(f"{100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong")
+            lines += ["", *_wrapped("worst: ", "; ".join(parts))]
         for path, leaf in self.leaves.items():
             lines += _wrapped("note:  ", f"{path}: {leaf.note}") if leaf.note else []
         for hint in self.hints:
@@ -140,19 +162,20 @@ class GradReport:
         return html_of(self)
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The table of the leaves: its columns, and a row a leaf."""
-        rows = [
-            (
-                path,
-                "x".join(map(str, leaf.shape)) or "scalar",
-                f"{leaf.error:.1e}",
-                f"{leaf.blind:.1e}",
-                "-" if leaf.precision_ratio is None else figure(leaf.precision_ratio, 3),
-                "pass" if leaf.ok else "FAIL",
-            )
-            for path, leaf in self.leaves.items()
-        ]
-        return ("leaf", "shape", "error", "blind below", "rounding / autodiff's", "algebra"), rows
+        """The table of the leaves: its columns, and a row a leaf; without rounding errors where none was measured."""
+        columns = {
+            "leaf": lambda leaf: leaf.path,
+            "shape": lambda leaf: "x".join(map(str, leaf.shape)) or "scalar",
+            "error": lambda leaf: f"{leaf.error:.1e}",
+            "blind below": lambda leaf: f"{leaf.blind:.1e}",
+            "rounding / autodiff's": lambda leaf: (
+                "-" if leaf.precision_ratio is None else figure(leaf.precision_ratio, 3)
+            ),
+            "algebra": lambda leaf: "pass" if leaf.ok else "FAIL",
+        }
+        if all(leaf.precision_ratio is None for leaf in self.leaves.values()):
+            del columns["rounding / autodiff's"]
+        return tuple(columns), [tuple(cell(leaf) for cell in columns.values()) for leaf in self.leaves.values()]
 
     def _table(self) -> str:
         (_, *columns), cells = self.cells()
@@ -165,11 +188,14 @@ class GradReport:
 
 
 class GradientMismatch(AssertionError):
-    """A gradient that is not right; ``report`` has the whole of what was found, and the text shows it."""
+    """A gradient that is not right; ``report`` has the whole of what was found, and the text shows it.
+
+    Its first line says which leaf is wrong, how, and the first hint.
+    """
 
     def __init__(self, report: GradReport):
         """Keep the report."""
-        super().__init__(f"\n{report}")
+        super().__init__(f"{report.summary}\n\n{report}")
         self.report = report
 
 
@@ -193,6 +219,33 @@ def raise_unless_ok(report: GradReport) -> None:
         raise GradientMismatch(report)
 
 
+def headline_of(told: Mapping[str, Any]) -> str:
+    """The headline of what ``to_dict`` made of a report."""
+    return "right" if told["ok"] else "unchecked" if told.get("headline") == "unchecked" else "NOT RIGHT"
+
+
+def subject_of(told: Mapping[str, Any]) -> tuple[str, str]:
+    """What was judged in what ``to_dict`` made of a report, and by what."""
+    judged, _, judge = told.get("subject", SUBJECT).partition(" against ")
+    return judged, judge
+
+
+def place(leaf: LeafReport) -> str:
+    """The element of a leaf that is worst."""
+    return f"{leaf.path}{list(leaf.index) if leaf.index else ''}"
+
+
+def values(hand: float, reference: float, subject: str, digits: int = 6) -> str:
+    """The two values of an element, and what they are by.
+
+    >>> values(3.0, 2.0, "gradient by hand against autodiff"), values(3.0, 2.0, "autodiff against finite differences")
+    ('3 by hand, 2 by autodiff', '3 by autodiff, 2 by finite differences')
+    """
+    judged, _, judge = subject.partition(" against ")
+    by = "autodiff" if judged == "autodiff" else "hand"
+    return f"{hand:.{digits}g} by {by}, {reference:.{digits}g} by {judge or 'autodiff'}"
+
+
 def listed(names: Sequence[str]) -> str:
     """The first few of several names.
 
@@ -200,6 +253,21 @@ def listed(names: Sequence[str]) -> str:
     'a, b, c and 1 more'
     """
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _told_once(hints: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
+    """Hints, each with all the leaves that it holds for."""
+    named: dict[str, list[str]] = {}
+    for path, sentence in map(_of_leaf, hints, [leaves] * len(hints)):
+        named.setdefault(sentence, []).extend([path] if path else [])
+    return tuple(f"{listed(paths)}: {sentence}" if paths else sentence for sentence, paths in named.items())
+
+
+def _of_leaf(hint: str, leaves: Collection[str]) -> tuple[str, str]:
+    """The leaf that a hint begins with, "" if with none, and the rest; of several leaves the first."""
+    paths, _, sentence = hint.partition(": ")
+    path = paths.split(", ")[0].split(" and ")[0]
+    return (path, sentence) if sentence and path in leaves else ("", hint)
 
 
 def _wrapped(head: str, text: str) -> list[str]:

@@ -105,7 +105,7 @@ def test_a_slip_is_found_and_its_leaves_are_named(slip):
     worst = report.worst
     assert worst is not None and worst.path in expected
     assert worst.finite_difference == pytest.approx(worst.reference, rel=1e-6)
-    assert {hint.split(": ")[0] for hint in report.hints} <= expected
+    assert {path for hint in report.hints for path in hint.split(": ")[0].split(", ")} <= expected
     assert any(re.search(words, hint) for hint in report.hints), report.hints
 
 
@@ -116,7 +116,7 @@ def test_a_millionth_in_one_element_is_found_in_every_dtype_and_the_element_is_n
     assert worst is not None and (worst.path, worst.index) == ("['out']", (1, 2))
     assert worst.share_wrong == pytest.approx(1 / 9)
     assert worst.hand / worst.reference == pytest.approx(1 + 1e-6, rel=1e-9)
-    assert "worst: ['out'][1, 2]: by hand" in str(report)
+    assert "worst: ['out'][1, 2]: " in str(report)
 
 
 def test_a_row_of_zeros_is_named_by_its_row():
@@ -316,5 +316,7 @@ def test_assert_grad_is_silent_on_a_right_rule_and_raises_the_whole_report_of_a_
     with pytest.raises(mjn.GradientMismatch, match="NOT RIGHT") as raised:
         mjn.assert_grad(cubes, lambda w: 2 * cubes_gradient(w), (W,))
     assert isinstance(raised.value, AssertionError)
-    assert str(raised.value).strip() == str(raised.value.report)
+    first, rest = str(raised.value).split("\n\n", 1)
+    assert first == "w[1]: 6 by hand, 3 by autodiff: twice what it should be: a factor 2"
+    assert rest == str(raised.value.report)
     assert raised.value.report.hints == ("w: twice what it should be: a factor 2",)
