@@ -12,7 +12,7 @@ from minijaxnet.processes import leave
 
 VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",
-    "check": "hold the hand gradient against autodiff, at awkward points and in three dtypes",
+    "check": "is a gradient by hand right, and the rules within a loss; or those of package.module:function",
     "bench": "time the step, by itself and against autodiff's and optax's",
     "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
     "list": "show the experiments of a folder",

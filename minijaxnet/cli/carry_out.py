@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
+from minijaxnet.cli.checks import checks_of
 from minijaxnet.cli.measured import log_every_of, measure_of
 from minijaxnet.cli.report import PAGE, leave_report
 from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
@@ -30,7 +31,7 @@ from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, 
 from minijaxnet.run.lock import hold
 from minijaxnet.tables import figure, text_table
 from minijaxnet.trace import DIVERGED
-from minijaxnet.verify import GradReport, check_grad
+from minijaxnet.verify import GradReport
 
 
 def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
@@ -69,7 +70,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
         report = _checked(experiment, mesh, params, first_batch(train, flags.batch_size), key)
     if not from_first(report is None or report.ok or flags.unchecked):
         if is_first():
-            print(f"\n{report}\n\nThe descent was not started: its gradient would lead it astray.")
+            why = "its gradient would lead it astray; --unchecked starts it all the same"
+            print(f"\n{report}\n\nThe descent was not started: {why}.")
         return 1
     if not is_first():
         return _code(run())
@@ -95,13 +97,19 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
 
 
 def _checked(experiment: Experiment, mesh: Mesh | None, params: Any, seen: Any, key: Any) -> GradReport | None:
-    """What is to be said of the gradient by hand, where there is one; placed as it will be, if that is all here."""
-    if experiment.value_and_gradient is None:
-        return None
+    """What is to be said of what is by hand, if anything is: what is wrong, or the gradient.
+
+    Placed as it will be, if that is all here.
+    """
     arguments = (params, seen) if key is None else (params, seen, key)
     if mesh is not None and jax.process_count() == 1:
         arguments = (replicate(mesh, params), shard_batch(mesh, seen), *replicate(mesh, arguments[2:]))
-    return check_grad(experiment.objective, experiment.value_and_gradient, arguments, has_value=True)
+    report = None
+    for check in checks_of(experiment, arguments).values():
+        report = check(arguments)
+        if not report.ok:
+            break
+    return report
 
 
 def _placed(

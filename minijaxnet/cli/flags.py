@@ -32,6 +32,12 @@ class Together:
     """For how long a process may not be heard from before it is taken for dead."""
 
 
+_DESCRIPTIONS = {
+    "check": "Check the gradient by hand of the experiment of a file, and the derivative rules within its loss; or "
+    "what a small file defines: args with loss and gradient, or args with fun; or the derivative rules of a function "
+    'by its name, as in: minijaxnet check my_package.module:function --args "jnp.ones(3), 2.0"',
+}
+
 # What one start is told and the next one anew: no settings of the run.
 EACH_START = ("coordinator", "num_processes", "process_id", "heartbeat_seconds", "resume_latest")
 
@@ -55,7 +61,7 @@ class RunFlags(Together, Settings):
     diagnose: bool = False
     """Name the first operation that was not finite, if it diverges."""
     unchecked: bool = False
-    """Descend though the gradient by hand is wrong."""
+    """Descend though the gradient by hand, or a derivative rule within the loss, is wrong."""
     report: bool = True
     """Leave a page in the run's folder, report.html, that tells what came out."""
 
@@ -64,6 +70,12 @@ class RunFlags(Together, Settings):
 class CheckFlags:
     """What ``minijaxnet check`` can be told, beside the experiment's own numbers."""
 
+    args: str | None = None
+    """The arguments of package.module:function, in Python, with np, jnp and jax at hand."""
+    quick: bool = False
+    """At the start alone, in one dtype."""
+    precision: Literal["float32", "bfloat16", "float64"] | None = None
+    """In this dtype alone; in all three if left out, or, if quick, in the experiment's own."""
     seed: int = 0
     """Of the start, and of whatever the check draws."""
     order: int = 1
@@ -179,7 +191,9 @@ def parse(
     flags = tyro.cli(
         flags_type,
         prog=f"minijaxnet {verb} {file}",
-        description=_summary(file) if experiment else f"{verb.capitalize()} the experiment of a file.",
+        description=_summary(file)
+        if experiment
+        else _DESCRIPTIONS.get(verb, f"{verb.capitalize()} the experiment of a file."),
         default=flags_type(**defaults),
         args=list(arguments),
     )

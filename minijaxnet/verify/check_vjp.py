@@ -24,6 +24,7 @@ from minijaxnet.verify.report import GradReport, misbuilt, raise_unless_ok
 
 # What a rule for the way back goes by in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
 _BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
+RULES = (*_BACKWARD_RULES, "custom_jvp")
 
 
 def check_vjp(

@@ -98,6 +98,7 @@ class _Mode(NamedTuple):
     everything: bool
     wide: bool
     instead: Instead
+    kept: Callable[[Any], bool]
     salts: Iterator[int]
 
 
@@ -110,6 +111,7 @@ def interpret(
     everything: bool = True,
     wide: bool = True,
     instead: Instead = lambda eqn, operands: None,
+    kept: Callable[[Any], bool] = lambda eqn: False,
 ) -> list[Any]:
     """The results of a jaxpr, its custom rules taken out.
 
@@ -121,11 +123,12 @@ def interpret(
         everything: whether to perturb all that is rounded, or only what comes in fewer digits than float64 has.
         wide: whether to carry it out with every float in float64, where that is enabled.
         instead: called with each operation and its operands; unless it returns None, that stands for their result.
+        kept: which operations to carry out as they are, such as a function with a rule that is to stay; not ``wide``.
 
     Returns:
         A value for each of its outputs.
     """
-    mode = _Mode(perturbation, everything, wide, instead, itertools.count())
+    mode = _Mode(perturbation, everything, wide, instead, kept, itertools.count())
     return _run(program, _all_wide(consts, mode), _all_wide(arguments, mode), mode)
 
 
@@ -191,6 +194,8 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     def inner(program: Any, arguments: Sequence[Any]) -> list[Any]:
         return _run_inner(program, arguments, mode)
 
+    if mode.kept(eqn):
+        return bind(eqn, operands, wide=mode.wide)
     if (program := called(eqn)) is not None:
         return inner(program, operands)
     if name == "scan":
