@@ -270,7 +270,8 @@ def _check_parts(names: Mapping[str, Any], file: str, flags: CheckFlags) -> int:
             raise UsageError(f"{file}: {name}: got {got}; expected a function")
         return names[name]
 
-    args, options = names["args"], {"order": flags.order, "seed": flags.seed}
+    args = names["args"]
+    options: dict[str, Any] = {"order": flags.order, "seed": flags.seed}
     if "fun" in names:
         fun, reference = take("fun"), names.get("reference")
         return _told(file, lambda tell: vjp_checker(fun, args, reference=reference, tell=tell, **options)(args))

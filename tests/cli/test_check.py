@@ -1,14 +1,22 @@
 """``minijaxnet check``: experiments, small files, functions by name."""
 
+import contextlib
+import io
 import json
+import re
+import sys
 import textwrap
 
+import jax
 import pytest
+from kits.command import unboxed
 from kits.lines import RIGHT, line
 from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
+from minijaxnet.cli.screen import Screen, screen
+from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 
 @pytest.fixture
@@ -29,35 +37,169 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 @pytest.mark.parametrize(
-    ("slope", "wrong", "precisions"),
-    [(WRONG, "negated", ("bfloat16",)), *slow((WRONG, "negated", PRECISIONS), (RIGHT, None, PRECISIONS))],
+    ("slope", "wrong", "precision"),
+    [(WRONG, "negated", "bfloat16"), *slow((WRONG, "negated", None), (RIGHT, None, None))],
     ids=["wrong at negative weights", "the same in three dtypes", "right"],
 )
 def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_where_it_is_wrong(
-    check, tmp_path, monkeypatch, slope, wrong, precisions
+    check, tmp_path, slope, wrong, precision
 ):
-    assert verb._PRECISIONS == PRECISIONS
-    monkeypatch.setattr(verb, "_PRECISIONS", precisions)
-    code, out, _ = check(line(slope), "--steps", "5", "--start", "0.25")
+    only = ("--precision", precision) if precision else ()
+    precisions = (precision,) if precision else PRECISIONS
+    code, out, _ = check(line(slope), "--steps", "5", "--start", "0.25", *only)
     assert code == (1 if wrong else 0)
     rows = {row.split("  ")[0]: row for row in out.splitlines()}
-    for point in ("start", "trained", "zeros", "negated", "times 1000", "times 0.001", "repeated rows"):
+    for point in verb._POINTS:
         assert rows[point].count("right") == (0 if point == wrong else len(precisions))
         assert rows[point].count("NOT RIGHT") == (len(precisions) if point == wrong else 0)
         assert all((f"--- {point}, {precision}" in out) == (point == wrong) for precision in precisions)
-    right, count = len(precisions) * (6 if wrong else 7), 7 * len(precisions)
-    assert f"line: {'NOT RIGHT' if wrong else 'right'} at {right} of {count} points" in out
+    wrong_ones, count = len(precisions) * (1 if wrong else 0), 7 * len(precisions)
+    end = f", NOT RIGHT at {wrong_ones}" if wrong else ""
+    assert f"\nline: right at {count - wrong_ones}{end} of {count} points" in out
     (folder,) = (tmp_path / "runs").iterdir()
-    found = json.loads((folder / "check.json").read_text())
-    assert tuple(found["reports"]) == precisions
-    assert found["reports"]["bfloat16"]["zeros"]["verdicts"]["algebra"]["state"] == "pass"
+    found = json.loads((folder / "check.json").read_text())["reports"]["gradient by hand"]
+    assert tuple(found) == precisions
+    assert found["bfloat16"]["zeros"]["verdicts"]["algebra"]["state"] == "pass"
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 
 
-def test_an_experiment_without_a_gradient_by_hand_is_refused(check):
-    code, _, err = check(line(RIGHT, by_hand=""))
-    assert code == 2
-    assert "no gradient by hand; expected value_and_gradient=" in err
+LEAF = LeafReport("['w']", (), 1.0, 1e-15, 1e-15, (), 2.0, 1.0, share_wrong=1.0)
+FAILED = GradReport({"algebra": Verdict("fail", "wrong")}, {"['w']": LEAF}, ("['w']: twice",))
+PASSED = GradReport({"algebra": Verdict("pass", "equal")}, {})
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Have every check pass at once, but for that of negated weights; what was made ready, and what was judged."""
+    made, seen = [], []
+
+    def checks_of(experiment, like, **options):
+        def judge(args):
+            weight = args[0]["w"]
+            seen.append((weight.dtype.name, float(weight)))
+            options["tell"]("judging")
+            return FAILED if weight < 0 else PASSED
+
+        made.append([leaf.dtype.name for leaf in jax.tree.leaves(like[0])])
+        return {"gradient by hand": judge}
+
+    monkeypatch.setattr(verb, "checks_of", checks_of)
+    return made, seen
+
+
+def test_all_points_in_all_dtypes_share_one_check_made_ready(check, judged):
+    code, out, _ = check(line(RIGHT), "--start", "0.25", "--steps", "0")
+    made, seen = judged
+    assert (code, made) == (1, [["float32"]])
+    weights = [0.25, 0.25, 0.0, -0.25, 250.0, 0.25 * 1e-3, 0.25]
+    assert seen == [(p, pytest.approx(w, rel=1e-2)) for p in PRECISIONS for w in weights]
+    assert "negated, bfloat16: NOT RIGHT: ['w']: 2 by hand, 1 by autodiff: twice\n" in out
+    assert "\nline: right at 18, NOT RIGHT at 3 of 21 points\n" in out
+
+
+def test_where_numbers_are_drawn_each_dtype_has_its_own_check(check, judged):
+    draws = line(RIGHT).replace("def loss(params, batch)", "def loss(params, batch, key)")
+    draws = draws.replace("value_and_gradient(params, batch)", "value_and_gradient(params, batch, key)")
+    check(draws, "--steps", "0")
+    assert judged[0] == [["float32"], ["bfloat16"], ["float64"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [((), "float32"), (("--precision", "float64"), "float64")], ids=["alone", "in a dtype"]
+)
+def test_quick_is_the_start_in_one_dtype(check, judged, flags, precision):
+    code, out, _ = check(line(RIGHT), "--quick", "--start", "0.25", *flags)
+    assert (code, judged[1]) == (0, [(precision, 0.25)])
+    assert out.splitlines()[:2] == [f"line: 1 point in {precision}", f"start, {precision}: right"]
+    assert "line: right at 1 of 1 point\n" in out
+
+
+def test_stopped_it_says_what_it_knows_so_far(check, judged, monkeypatch, tmp_path):
+    doing = []
+
+    @contextlib.contextmanager
+    def stopped_at_negated():
+        def tell(stage):
+            doing.append(stage)
+            if stage == "zeros, float32: judging":
+                raise KeyboardInterrupt
+
+        yield Screen(print, tell)
+
+    monkeypatch.setattr(verb, "screen", stopped_at_negated)
+    code, out, err = check(line(RIGHT), "--steps", "3")
+    assert (code, err) == (130, "stopped\n")
+    assert "start, float32: right\ntrained, float32: right\n" in out
+    assert re.search(r"point +float32\n-+\nstart +right\ntrained +right\n\n", out)
+    assert "line: right at 2 of 2 points\nstopped after 2 of 21 verdicts\n" in out
+    assert doing[1:] == [
+        "start, float32: judging",
+        "trained, float32: 3 steps of descent",
+        "trained, float32: judging",
+        "zeros, float32: judging",
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as rich asks."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_what_is_being_done_and_lines_in_full(monkeypatch):
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    with screen() as on:
+        on.tell("zeros, bfloat16: [comparing]")
+        on.say("a line [that] is longer than the terminal is wide: 1.0")
+    shown = terminal.getvalue()
+    assert re.search(r"zeros, bfloat16: \[comparing\].{0,20}0:00:00", shown)
+    assert "a line [that] is longer than the terminal is wide: 1.0" in shown
+
+
+def test_elsewhere_there_are_only_lines_each_at_once(monkeypatch):
+    class Pipe(io.StringIO):
+        flushed = ""
+
+        def flush(self):
+            self.flushed = self.getvalue()
+
+    monkeypatch.setattr("sys.stdout", pipe := Pipe())
+    with screen() as on:
+        on.tell("comparing")
+        on.say("start: right")
+        assert pipe.flushed == "start: right\n"
+
+
+def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):
+    code, out, _ = check(line(RIGHT, by_hand=""))
+    assert code == 0
+    assert "line: nothing was judged, for there is nothing by hand: no value_and_gradient=" in out
+    assert "right at" not in out and not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_rule_within_the_loss_is_found_and_named(check):
+    rule = """
+    @jax.custom_vjp
+    def squash(x):
+        return jnp.tanh(x)
+
+    squash.defvjp(lambda x: (jnp.tanh(x), x), lambda x, c: (1.5 * c * (1 - jnp.tanh(x) ** 2),))
+    """
+    text = (
+        line(RIGHT, by_hand="")
+        .replace("    def loss(", f"{rule}\n    def loss(")
+        .replace("jnp.tanh(params", "squash(params")
+    )
+    code, out, _ = check(text, "--quick")
+    assert code == 1
+    assert re.search(
+        r"start, float32: NOT RIGHT: params\['w'\]: .*: the derivative rule at fault is that of squash", out
+    )
+    assert "derivative rules (squash) against autodiff" in out
 
 
 SMALL = {
@@ -92,17 +234,44 @@ def test_a_small_file_without_a_rule_is_refused(check):
 
 
 def test_a_function_is_checked_by_its_name(capsys):
-    assert main(["check", "jax.nn:relu", "--args", "jnp.linspace(-1, 2, 5)"]) == 0
-    assert "gradient by hand against autodiff: right" in capsys.readouterr().out
+    assert main(["check", "jax.nn:relu", "--args", "jnp.linspace(-1, 2, 5),"]) == 0
+    assert "derivative rule against autodiff: right" in capsys.readouterr().out
+
+
+def test_a_function_of_the_current_folder_without_a_rule_is_held_against_finite_differences(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "my_functions_here.py").write_text("import jax.numpy as jnp\n\ndef f(x, y): return jnp.sin(x) * y\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    assert main(["check", "my_functions_here:f", "--args", "np.float32([1, 2]), 3.0"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("my_functions_here:f\nautodiff against finite differences: right\n")
+    assert "fun holds no custom rule" in out
+
+
+def test_help_mentions_functions_and_shows_how(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    out = unboxed(capsys.readouterr().out)
+    assert 'minijaxnet check my_package.module:function --args "jnp.ones(3), 2.0"' in out
+    assert main(["--help"]) == 0
+    assert "package.module:function" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["jax.nn:relu"], 'got nothing; expected --args with its arguments, as in --args "jnp.ones(3), 2.0"'),
-        (["jax.nn:nothing", "--args", "1.0"], "expected package.module:function"),
-        (["no.such.module:f", "--args", "1.0"], "expected package.module:function"),
-        (["jax.nn:relu", "--args", "jnp.ones("], "--args: got 'jnp.ones('"),
+        (["jax.nn:relu"], 'expected --args with its arguments, as in --args "jnp.ones(3), 2.0"'),
+        (["jax.nn:rely", "--args", "1.0"], "the module jax.nn has no 'rely'; did you mean relu?; expected package."),
+        (["jax.nn:relu.x", "--args", "1.0"], "has no 'x'; expected package.module:function, got jax.nn:relu.x"),
+        (["math:pi", "--args", "1.0"], "math:pi is a float; expected a function"),
+        (["no.such.module:f", "--args", "1.0"], "there is no module no, neither in the current folder nor where"),
+        (["jax.nn:relu", "--args", "jnp.ones("], "--args: got 'jnp.ones(': "),
+        (["jax.nn:relu", "--args", "nowhere"], "--args: got 'nowhere': NameError: name 'nowhere' is not defined;"),
+        (["jax.nn:relu", "--args", "1.0, 2.0"], "--args: got 2 arguments for relu(x"),
+        (["jax.nn:relu", "--args", "3"], "without a floating number; expected one at least"),
+        (["jax.numpy:dot", "--args", "jnp.ones(2), jnp.ones(3)"], "called with --args: float32[2], float32[3]"),
         (["no/such/file.py"], "there is no such file"),
         (["--steps", "3"], "expected the file of an experiment first"),
     ],
@@ -110,3 +279,8 @@ def test_a_function_is_checked_by_its_name(capsys):
 def test_what_cannot_be_checked_is_refused(arguments, complaint, capsys):
     assert main(["check", *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_arguments_are_not_for_experiments(check):
+    code, _, err = check(line(RIGHT), "--args", "1.0")
+    assert code == 2 and "--args: got '1.0' for it.py, an experiment; expected it for a function by its name" in err
