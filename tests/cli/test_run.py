@@ -334,6 +334,13 @@ def test_a_wrong_rule_within_the_loss_is_refused_before_the_descent_and_named(tm
     assert "The descent was not started" in called.out
 
 
+def test_a_wrong_hand_gradient_is_refused_where_the_rules_within_the_loss_are_right(tmp_path):
+    by_hand = RULED.replace("SLOPE", "0.5").replace("loss, data,", "loss, data, value_and_gradient=value_and_gradient,")
+    called = run(tmp_path, by_hand.replace("2 * jnp.mean(errors)}", "3 * jnp.mean(errors)}"))
+    assert (called.code, called.folder) == (1, None)
+    assert "gradient by hand against autodiff: NOT RIGHT" in called.out
+
+
 @pytest.mark.slow
 def test_a_right_rule_within_the_loss_is_told_of(tmp_path):
     called = run(tmp_path, RULED.replace("SLOPE", "0.5"))
