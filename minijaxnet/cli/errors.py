@@ -26,7 +26,8 @@ def show_error(error: Exception) -> int:
     if os.environ.get("MINIJAXNET_TRACEBACK") or not (own or isinstance(error, _EXPECTED)):
         raise error
     kind = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
-    print(*(f"minijaxnet: error: {kind}{error}", *getattr(error, "__notes__", ())), sep="\n", file=sys.stderr)
+    notes = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]  # of JAX's own frames
+    print(f"minijaxnet: error: {kind}{error}", *notes, sep="\n", file=sys.stderr)
     if own:
         print("in your code:", file=sys.stderr)
         print("".join(traceback.format_list(own[-3:])).rstrip(), file=sys.stderr)
