@@ -10,7 +10,7 @@ import pytest
 from jax.lax import stop_gradient
 
 from minijaxnet import check_grad, check_vjp
-from minijaxnet.verify.hints import Wrong, explain
+from minijaxnet.verify.hints import Wrong, explain, guess
 
 # --- The usual slips --------------------------------------------------------------------------------------------------
 
@@ -24,7 +24,8 @@ def hint_for(hand, reference=TRUTH, *, params=PARAMS):
     wrong = ~(np.abs(hand - reference) <= 1e-12) if hand.shape == reference.shape else np.ones(hand.shape, bool)
     others = {"['other']": OTHER}
     arguments = {"args[0]": params, "x": OTHER + 1, "index": INDEX, "batch": np.ones((7, 4))}
-    return explain(Wrong("[0]", hand, reference, np.full(reference.shape, 1e-14), wrong, params, others, arguments))
+    slip = Wrong("[0]", hand, reference, np.full(reference.shape, 1e-14), wrong, params, others, arguments)
+    return explain(slip) or guess(slip)
 
 
 def changed_at(index, by=1.0):
@@ -59,7 +60,7 @@ def changed_at(index, by=1.0):
     ],
 )
 def test_a_slip_is_named(hand, words):
-    assert re.match(rf"\[0\]: .*{words}", hint_for(hand)), hint_for(hand)
+    assert re.search(words, hint_for(hand)), hint_for(hand)
 
 
 def test_a_slip_that_is_none_of_the_usual_ones_has_no_name():
@@ -125,7 +126,7 @@ SLOW = pytest.mark.slow
     ("loss", "gradient", "args", "words"),
     [
         (centred, along_the_other_axis, ["x"], "wrong axis: .* axis 1 where .* over axis 0"),
-        (quadratic, lambda x, a: 2 * a @ x, ["row", "matrix"], "a term is missing.*as if they were equal"),
+        (quadratic, lambda x, a: 2 * a @ x, ["row", "matrix"], "transposed on the way: .*quadratic"),
         pytest.param(
             standardised,
             jax.grad(lambda x: standardised(x, stop_gradient)),
@@ -189,7 +190,7 @@ def test_a_row_of_an_embedding_that_is_set_twice_is_not_taken_for_any_slice():
         lambda kept, c: (jnp.zeros_like(kept[0]).at[kept[1]].set(c), None),
     )
     assert "one slice" in check_grad(loss, set_for_add, (X,)).hints[0]  # it can't see an index that is no argument
-    assert "repeated in args[1]: set where add is meant" in check_vjp(looked_up, (X, jnp.asarray(index))).hints[0]
+    assert "repeated in index: set where add is meant" in check_vjp(looked_up, (X, jnp.asarray(index))).hints[0]
 
 
 @SLOW
@@ -206,4 +207,4 @@ def test_the_second_order_names_the_leaf():
     cube.defjvp(lambda primals, tangents: (cube(primals[0]), 3 * stop_gradient(primals[0]) ** 2 * tangents[0]))
     report = check_vjp(lambda tree: cube(tree["a"]) + tree["b"] ** 2, ({"a": X[0], "b": X[1]},), order=2)
     assert report.verdicts["second order"].state == "fail"
-    assert "in [0]['a']" in report.verdicts["second order"].reason
+    assert "in tree['a']" in report.verdicts["second order"].reason
