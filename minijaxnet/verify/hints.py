@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# So many elements that agree are no chance.
+_EVIDENCE = 4
+
 
 class Wrong(NamedTuple):
     """A leaf of a gradient that is wrong, and what may explain it; all arrays are float64.
@@ -19,6 +22,7 @@ class Wrong(NamedTuple):
         params: the differentiated leaf itself.
         others: ``{path: true value}`` of the other leaves.
         arguments: ``{path: value}`` of all arguments.
+        pairs: whether the last axis has the real and the imaginary parts of complex numbers.
     """
 
     path: str
@@ -29,6 +33,7 @@ class Wrong(NamedTuple):
     params: np.ndarray
     others: dict[str, np.ndarray]
     arguments: dict[str, np.ndarray]
+    pairs: bool = False
 
     def equal(self, a: Any, b: Any) -> bool:
         """Whether two candidates are the same array, up to rounding."""
@@ -46,14 +51,21 @@ def explain(slip: Wrong) -> str:
     with np.errstate(all="ignore"):
         for find in _SLIPS:
             if sentence := find(slip):
-                return f"{slip.path}: {sentence}"
+                return sentence
     return ""
 
 
 def guess(slip: Wrong) -> str:
     """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
-    sentence = _repeated_index(slip, told_apart=False)
-    return f"{slip.path}: {sentence}" if sentence else ""
+    with np.errstate(all="ignore"):
+        tried = (
+            _repeated_index(slip, told_apart=False),
+            _one_slice(slip),
+            _far_or_near(slip),
+            _constant(slip),
+            _missing_term(slip, plain=False),
+        )
+    return next(filter(None, tried), "")
 
 
 def _not_finite(slip: Wrong) -> str:
@@ -85,32 +97,40 @@ def _factor(slip: Wrong) -> str:
 
 
 def _named_factor(c: float, slip: Wrong) -> str:
-    def near(value: float) -> bool:
-        return abs(c - value) <= 1e-9 * abs(value)
-
-    if near(-1):
-        return "the sign is wrong: a factor -1"
-    lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape)}
-    for n, path in sorted(lengths.items()):
-        if n > 2 and (near(n) or near(-n)):
-            return f"{c:g} times too large: a factor n = {n} (a size of {path}); a sum where a mean is meant"
-        if n > 2 and (near(1 / n) or near(-1 / n)):
-            sign = "-" if c < 0 else ""
-            return f"a factor {sign}1/n = {sign}1/{n} (a size of {path}); a mean where a sum is meant"
-    if near(2):
-        return "twice what it should be: a factor 2"
-    if near(0.5):
-        return "half of what it should be: a factor 1/2"
+    named = {-1.0: "the sign is wrong: a factor -1"}
+    lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape) if n > 2}
+    for (n, path), sign in itertools.product(sorted(lengths.items()), (1, -1)):
+        minus, size = "-" if sign < 0 else "", f"(a size of {path})"
+        named.setdefault(sign * n, f"{sign * n} times too large: a factor n = {n} {size}; a sum where a mean is meant")
+        named.setdefault(sign / n, f"a factor {minus}1/n = {minus}1/{n} {size}; a mean where a sum is meant")
+    named.setdefault(2.0, "twice what it should be: a factor 2")
+    named.setdefault(0.5, "half of what it should be: a factor 1/2")
     for value in (-2, -0.5, 4, 0.25):
-        if near(value):
-            return f"{value:g} times what it should be: a factor {value:g}"
-    return ""
+        named.setdefault(value, f"{value:g} times what it should be: a factor {value:g}")
+    return next((words for value, words in named.items() if abs(c - value) <= 1e-9 * abs(value)), "")
 
 
 def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
     for count in range(1, len(shape) + 1):
         for axes in itertools.combinations(shape, count):
             yield int(np.prod(axes))
+
+
+def _conjugate(slip: Wrong) -> str:
+    if slip.pairs and slip.equal(slip.hand * [1, -1], slip.reference):
+        return "it is the complex conjugate of what it should be: JAX's gradient is du/dx - i du/dy"
+    return ""
+
+
+def _shifted(slip: Wrong) -> str:
+    for axis in range(slip.hand.ndim - slip.pairs):
+        hand, right = np.moveaxis(slip.hand, axis, 0), np.moveaxis(slip.reference, axis, 0)
+        tolerance = np.moveaxis(slip.tolerance, axis, 0)[1:]
+        for way, a, b in (("later", hand[1:], right[:-1]), ("earlier", hand[:-1], right[1:])):
+            distinct = len(np.unique(np.round(b / max(np.max(np.abs(b), initial=0), 1e-300), 9)))
+            if distinct > 2 and slip._replace(tolerance=tolerance).equal(a, b):
+                return f"shifted by one along axis {axis}: each value is one place {way} than it should be"
+    return ""
 
 
 def _transposed(slip: Wrong) -> str:
@@ -128,18 +148,26 @@ def _swapped(slip: Wrong) -> str:
 
 
 def _one_side(slip: Wrong) -> str:
-    if not _same_shape(slip):
+    if not _same_shape(slip) or slip.pairs:
         return ""
     right = np.logical_not(slip.wrong)
     for side, where in (("x > 0", slip.params > 0), ("x < 0", slip.params < 0), ("x >= 0", slip.params >= 0)):
         elsewhere = slip.wrong[~where]
-        if where.sum() > 1 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
+        if where.sum() > 2 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
             return f"right only where {side} (x: the argument)"
-    size = np.abs(slip.params)
+    return ""
+
+
+def _far_or_near(slip: Wrong) -> str:
+    if not _same_shape(slip) or slip.pairs:
+        return ""
+    right, size = np.logical_not(slip.wrong), np.abs(slip.params)
     inside, outside = size[right], size[slip.wrong]
-    if inside.size > 1 and outside.size and inside.max() < outside.min():
+    if len(np.unique(inside[slip.hand[right] != 0])) < _EVIDENCE:
+        return ""
+    if outside.size and inside.max() < outside.min():
         return f"right up to |x| = {inside.max():.4g}, wrong from {outside.min():.4g} on: a branch for large arguments"
-    if inside.size > 1 and outside.size and outside.max() < inside.min():
+    if outside.size and outside.max() < inside.min():
         return f"wrong up to |x| = {outside.max():.4g}, right from {inside.min():.4g} on: a branch for small arguments"
     return ""
 
@@ -164,6 +192,11 @@ def _one_place(slip: Wrong) -> str:
     places = np.argwhere(slip.wrong)
     if len(places) == 1 and slip.wrong.size > 1:
         return f"one element is wrong, {tuple(map(int, places[0]))}"
+    return ""
+
+
+def _one_slice(slip: Wrong) -> str:
+    places = np.argwhere(slip.wrong)
     for axis in range(places.shape[1] if slip.wrong.size > 1 else 0):
         values = np.unique(places[:, axis])
         if len(values) == 1 and slip.wrong.shape[axis] > 1:
@@ -181,21 +214,30 @@ def _broadcast(slip: Wrong) -> str:
     return ""
 
 
-def _missing_term(slip: Wrong) -> str:
+def _missing_term(slip: Wrong, *, plain: bool = True) -> str:
+    """A multiple of something too many, or too few; ``plain``: by a factor of few digits, as people write them."""
     difference = slip.hand - slip.reference
     if not np.isfinite(difference).all():
         return ""
     candidates = [("the argument itself, as in weight decay", slip.params)]
     candidates += [(f"the gradient of {path}", other) for path, other in slip.others.items()]
     candidates += [(path, x) for path, x in slip.arguments.items() if x is not slip.params]
-    candidates += [("the sign of the argument, as in an L1 penalty", np.sign(slip.params))]
+    if np.ptp(np.sign(slip.params)):
+        candidates += [("the sign of the argument, as in an L1 penalty", np.sign(slip.params))]
     for name, term in candidates:
         if term.shape == difference.shape and (size := np.sum(term * term)):
             c = float(np.sum(difference * term) / size)
-            if c and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
+            short = not plain or abs(c - float(f"{c:.3g}")) < 1e-6 * abs(c)
+            if c and short and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
                 how = "a term is missing" if c < 0 else "there is a term too many"
                 return f"{how}: {abs(c):.6g} times {name}"
-    if difference.size > 1 and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
+    return ""
+
+
+def _constant(slip: Wrong) -> str:
+    difference = slip.hand - slip.reference
+    varied = len(np.unique(slip.reference)) >= _EVIDENCE and difference.flat[0]
+    if varied and slip.equal(slip.reference + difference.flat[0], slip.hand):
         return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
     return ""
 
@@ -225,12 +267,14 @@ def _same_shape(slip: Wrong) -> bool:
 _SLIPS: tuple[Callable[[Wrong], str], ...] = (
     _not_finite,
     _zero,
+    _conjugate,
     _repeated_index,
     _one_place,
     _factor,
     _transposed,
     _swapped,
     _one_side,
+    _shifted,
     _missing_term,
     _missing_factor,
     _broadcast,

@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify import finite_differences
 from minijaxnet.verify.algebra import algebra, verdict
 from minijaxnet.verify.compared import Compared, leaf_report
-from minijaxnet.verify.evaluation import Compiled, Evaluation, as_real, evaluate
-from minijaxnet.verify.hints import Wrong, explain, guess
-from minijaxnet.verify.mutants import changed, cotangent_ignored
+from minijaxnet.verify.convergence import not_converged
+from minijaxnet.verify.evaluation import Compiled, Evaluation, evaluate
+from minijaxnet.verify.mutants import explained
 from minijaxnet.verify.placement import placement
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.report import GradReport, Verdict
@@ -46,7 +45,8 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     ratios: list[float | None] = [None] * len(compared)
     if not good:
         at.tell("looking for the slip")
-        hints += _explained(at, compared) + _surrogate(at, compared)
+        hints += not_converged(at, compared) or explained(at, compared)
+        hints += _surrogate(at, compared, explained=bool(hints))
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
     _behaviour(at, seen, verdicts, hints, good=good)
@@ -71,6 +71,8 @@ def _by_finite_differences(at: Evaluation, seen: Rounding) -> GradReport:
     verdicts, hints = _structure(), []
     at.tell("finite differences")
     compared, verdicts["algebra"] = finite_differences.by_finite_differences(at)
+    if verdicts["algebra"].state == "fail":
+        hints += not_converged(at, compared)
     if at.problem.forward is not None:
         verdicts["primal"] = agrees(at, at.problem.forward, "the value")
     verdicts["precision"] = Verdict("unchecked", at.problem.why_no_reference)
@@ -112,34 +114,11 @@ def _primal(results: Sequence[Compared]) -> Verdict:
     return Verdict("pass", "the value is the function's own")
 
 
-def _surrogate(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """Whether a rule within a function gives a slope to what has none: on purpose, then."""
-    flat = [c.name for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
+def _surrogate(at: Evaluation, compared: Sequence[Compared], *, explained: bool) -> list[str]:
+    """Whether a rule within a function gives a slope to what has none: on purpose, then, unless a slip explains it."""
+    flat = [c for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
+    flat = [c.name for c in flat if not (explained and c.reference.any())]
     if not at.problem.cotangents or not flat:
         return []
     why = f"the function is flat in {', '.join(flat)} where the rule is not"
     return [f"{why}: if it is meant as a surrogate, such as a straight-through estimate, pass reference="]
-
-
-def _explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """How each wrong leaf is wrong, as far as the usual slips explain it."""
-    truths = {c.name: c.reference for c in compared}
-    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
-    named = zip(at.problem.paths, at.wide, is_key, strict=True)
-    arguments = {path: as_real(x) for path, x, key in named if not key}
-    slips = {}
-    for i, (c, params) in enumerate(zip(compared, at.differentiated(), strict=True)):
-        if c.wrong.any():
-            others = {name: truth for name, truth in truths.items() if name != c.name}
-            slips[i] = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
-    sentences: dict[int, str] = {}
-    attempts = (
-        lambda slips: cotangent_ignored(at, slips),
-        lambda slips: {i: explain(slip) for i, slip in slips.items()},
-        lambda slips: changed(at, slips),
-        lambda slips: {i: guess(slip) for i, slip in slips.items()},
-    )
-    for explained in attempts:
-        found = explained({i: slip for i, slip in slips.items() if i not in sentences})
-        sentences |= {i: sentence for i, sentence in found.items() if sentence}
-    return [sentences[i] for i in sorted(sentences)]
