@@ -8,12 +8,13 @@ from kits.reports import failures
 
 
 def chosen(right):
-    return [
-        pytest.param(case, id=f"{name}: {case.name}", marks=[pytest.mark.slow] if case.slow else [])
-        for name, kind in KINDS.items()
-        for case in kind.cases
-        if case.right == right
-    ]
+    """All cases; but for the first of each kind they are slow."""
+    found = []
+    for name, kind in KINDS.items():
+        cases = [case for case in kind.cases if case.right == right]
+        for i, case in enumerate(sorted(cases, key=lambda case: case.slow)):
+            found.append(pytest.param(case, id=f"{name}: {case.name}", marks=[pytest.mark.slow] if i else []))
+    return found
 
 
 @pytest.mark.parametrize("case", chosen(right=True))
