@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,9 @@ def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True
     arrays = [_checked(x, path) for x, path, mine in zip(everything, given, is_array, strict=True) if mine]
     bound = [each for *each, mine in zip(places, given, everything, is_array, strict=True) if not mine]
     places, paths, given = only(places, is_array), only(paths, is_array), only(given, is_array)
-    return Arguments(arrays, paths, given, places, rebuilt, heads, [tuple(each) for each in bound], numbers)
+    return Arguments(
+        arrays, paths, given, places, rebuilt, heads, [(place, name, value) for place, name, value in bound], numbers
+    )
 
 
 def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:
@@ -98,11 +100,10 @@ def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
 
 
 def _is_array(leaf: Any, *, numbers: bool) -> bool:
-    if isinstance(leaf, float | complex) and not hasattr(leaf, "dtype"):
-        return numbers
-    if isinstance(leaf, type) or not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-        return hasattr(leaf, "__jax_array__")
-    return numbers or leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.integer)
+    dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
+    if isinstance(leaf, type) or dtype is None or shape is None:
+        return (numbers and isinstance(leaf, float | complex)) or hasattr(leaf, "__jax_array__")
+    return numbers or shape != () or not jnp.issubdtype(dtype, jnp.integer)
 
 
 def _checked(leaf: Any, name: str) -> jax.Array:
@@ -145,7 +146,7 @@ def check_inexact(leaf: Any, name: str) -> None:
         raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a real floating dtype, or a complex one")
 
 
-def checked_loss(loss: Callable[..., Any], args: tuple[Any, ...], has_aux: bool, holomorphic: bool) -> Any:
+def checked_loss(loss: Callable[..., Any], args: Sequence[Any], has_aux: bool, holomorphic: bool) -> Any:
     """The shape of the loss, a scalar; ``holomorphic``: whether it may be complex."""
     value = jax.eval_shape(loss, *args)
     if has_aux:
@@ -160,7 +161,7 @@ def checked_loss(loss: Callable[..., Any], args: tuple[Any, ...], has_aux: bool,
     return value
 
 
-def shapes_of(rule: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def shapes_of(rule: Callable[..., Any], args: Sequence[Any]) -> Any:
     """What a rule returns, by shape; a rule that works on NumPy arrays is called."""
     try:
         return jax.eval_shape(rule, *args)

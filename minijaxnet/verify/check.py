@@ -163,7 +163,7 @@ def grad_checker(
         >>> check((jnp.full(2, 3.0),)).ok
         True
     """
-    from minijaxnet.verify.evaluation import compile_problem  # 15 ms: imported where used
+    from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
     from minijaxnet.verify.judge import judge
 
     tell("tracing and compiling both rules")

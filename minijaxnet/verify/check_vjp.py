@@ -93,7 +93,7 @@ def vjp_checker(
         >>> check((jnp.full(3, -1.0),)).ok
         True
     """
-    from minijaxnet.verify.evaluation import compile_problem  # 15 ms: imported where used
+    from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
     from minijaxnet.verify.interpreter import interpret
     from minijaxnet.verify.judge import judge
 

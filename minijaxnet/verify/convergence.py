@@ -14,7 +14,8 @@ from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
 from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.evaluation import Evaluation, Traced, compile_together, on_host
+from minijaxnet.verify.compilation import Traced, compile_together
+from minijaxnet.verify.evaluation import Evaluation, on_host
 from minijaxnet.verify.finite_differences import by_finite_differences
 from minijaxnet.verify.interpreter import Loops, interpret
 from minijaxnet.verify.problem import of_moved, only

@@ -7,8 +7,9 @@ import numpy as np
 
 from minijaxnet._jaxpr import equations
 from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.compilation import EPSILON
 from minijaxnet.verify.estimates import Estimate, derivative, typical_sizes
-from minijaxnet.verify.evaluation import EPSILON, Evaluation
+from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.report import Verdict, listed
 
 # How long steps are, in proportion to the arguments: shorter where kinks are in the way.

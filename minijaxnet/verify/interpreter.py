@@ -17,44 +17,7 @@ from jax import lax
 from jax._src import source_info_util
 
 from minijaxnet._jaxpr import called, equations, is_literal
-
-
-class Perturbation(NamedTuple):
-    """How far to move results; all are scalars, float64 but for the seed, so that any values share a program.
-
-    A value v becomes ``v * (1 + size * s)``, a zero becomes ``lift * s``, where
-    ``s = random * (+1 or -1) + shift + ramp * (from 1 at the first element to -1 at the last) + turn * (1, then -1)``.
-    The signs come from a hash of the value's bits, its place and the seed, so that loops need no counter (Parker,
-    "Monte Carlo arithmetic", 1997).
-
-    Attributes:
-        size: the relative perturbation of what is rounded to float64.
-        lift: what takes a zero off its kink.
-        random: how much of s is a random sign.
-        shift: the part of s that is the same everywhere.
-        ramp: the part of s that falls with the element's place.
-        turn: the part of s that changes its sign from one array to the next.
-        inputs: 1 to perturb what is differentiated, too, and 0 not to.
-        narrow: the perturbation of what comes in fewer digits than float64 has (numbers that stand in the program,
-            results of host callbacks), in units of its own epsilon.
-        seed: of the random signs, uint32.
-    """
-
-    size: Any = 0.0
-    lift: Any = 0.0
-    random: Any = 1.0
-    shift: Any = 0.0
-    ramp: Any = 0.0
-    turn: Any = 0.0
-    inputs: Any = 0.0
-    narrow: Any = 0.0
-    seed: Any = np.uint32(0)
-
-    def arrays(self) -> "Perturbation":
-        """The same as arrays of the dtypes that a compiled program takes."""
-        as_dict = self._asdict().items()
-        return Perturbation(*(np.asarray(x, np.uint32 if name == "seed" else np.float64) for name, x in as_dict))
-
+from minijaxnet.verify.perturbation import Perturbation, is_inexact, perturbed, rounded, wide_dtype
 
 # Operations whose result is one of their operands, or an exact function of it: there is nothing to round.
 _EXACT = frozenset(
@@ -156,7 +119,7 @@ def narrow_places(program: Any) -> Iterator[str]:
             if is_literal(atom) and hasattr(atom.aval, "dtype"):
                 lost, dtype = rounded(atom.val, atom.aval.dtype)
                 if lost.any():
-                    yield f"{float(np.asarray(atom.val).real):.6g} in {dtype}"
+                    yield f"{float(np.real(atom.val)):.6g} in {dtype}"
     for dtype in computed_narrow(program):
         yield f"what a callback returns in {dtype}"
 
@@ -166,24 +129,6 @@ def computed_narrow(program: Any) -> Iterator[Any]:
     for eqn in equations(program):
         if eqn.primitive.name in _COMPUTED_NARROW and expanded(eqn) is None:
             yield from (atom.aval.dtype for atom in eqn.outvars if _is_narrow(atom.aval))
-
-
-def rounded(value: Any, dtype: Any) -> tuple[np.ndarray, Any]:
-    """Which elements of a value may have lost digits before they came, not 2 and not 0.5; and in which dtype.
-
-    A float64 that is a float32 of more than 11 bits has been one: by chance that is one in 2^29.
-    """
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return np.zeros(np.shape(value), bool), dtype
-    wide, full = np.asarray(value).astype(np.complex128), dtype in (np.float64, np.complex128)
-
-    def lost(x: np.ndarray) -> np.ndarray:
-        if not full:
-            return np.isfinite(x) & ((x * 64) % 1 != 0)
-        return np.isfinite(x) & (x.astype(np.float32) == x) & ((np.frexp(x)[0] * 2**11) % 1 != 0)
-
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        return lost(wide.real) | lost(wide.imag), np.dtype(np.float32) if full else dtype
 
 
 def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _Mode) -> list[Any]:
@@ -270,7 +215,7 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     results = bind(eqn, operands, wide=mode.wide)
     if name in _EXACT:
         return results
-    if name in ("add", "add_any", "sub") and _is_inexact(results[0]):
+    if name in ("add", "add_any", "sub") and is_inexact(results[0]):
         # A sum is off by no more than its smaller term, which may be lost in it; but to leave a kink it is moved.
         (before,) = results
         after = perturbed(before, moved, next(mode.salts))
@@ -361,25 +306,6 @@ def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     return [_wide(result) for result in results] if wide else list(results)
 
 
-def perturbed(value: Any, moved: Perturbation, salt: int) -> Any:
-    """A floating or complex value moved, any other as it is."""
-    if not _is_inexact(value) or value.size == 0:
-        return value
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        return lax.complex(perturbed(value.real, moved, 2 * salt), perturbed(value.imag, moved, 2 * salt + 1))
-    place = lax.iota(jnp.uint64, value.size).reshape(value.shape)
-    bits = lax.bitcast_convert_type(value, jnp.uint64)
-    # Odd multipliers with well mixed bits, as in splitmix64 (Steele, Lea and Flood, 2014).
-    bits = bits ^ (place * np.uint64(0x9E3779B97F4A7C15))
-    bits = bits + (moved.seed.astype(jnp.uint64) + np.uint64(salt + 1)) * np.uint64(0xD1B54A32D192ED03)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    random = jnp.where(bits >> np.uint64(63) == 0, 1.0, -1.0)
-    falling = 1 - 2 * place.astype(jnp.float64) / max(value.size - 1, 1)
-    s = moved.random * random + moved.shift + moved.ramp * falling + moved.turn * (1 - 2 * (salt % 2))
-    return jnp.where((value == 0) & (moved.lift > 0), moved.lift * s, value * (1 + moved.size * s))
-
-
 def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]:
     """Values that have the digits of the dtypes they were traced for, perturbed in the last of these."""
     moved = mode.perturbation
@@ -402,18 +328,9 @@ def _literal(atom: Any, mode: _Mode) -> Any:
     return _in_last_digit(value, dtype, mode.perturbation) if lost.any() else value
 
 
-def wide_dtype(dtype: Any) -> Any:
-    """float64, or complex128 for a complex dtype."""
-    return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
-
-
 def _is_narrow(aval: Any) -> bool:
     dtype = getattr(aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and dtype not in (np.float64, np.complex128)
-
-
-def _is_inexact(value: Any) -> bool:
-    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.inexact)
 
 
 def _all_wide(values: Sequence[Any], mode: _Mode) -> list[Any]:
@@ -421,7 +338,7 @@ def _all_wide(values: Sequence[Any], mode: _Mode) -> list[Any]:
 
 
 def _wide(value: Any) -> Any:
-    if not _is_inexact(value) and not isinstance(value, float | complex):
+    if not is_inexact(value) and not isinstance(value, float | complex):
         return value
     value = jnp.asarray(value)
     return lax.convert_element_type(value, wide_dtype(value.dtype))

@@ -12,7 +12,7 @@ import numpy as np
 
 from minijaxnet.verify.compared import Compared
 from minijaxnet.verify.evaluation import Evaluation, outputs
-from minijaxnet.verify.interpreter import Perturbation
+from minijaxnet.verify.perturbation import Perturbation
 from minijaxnet.verify.rounding import SIZES, Arrays, distance
 
 # Off a kink to either side, at random, and with the first or the last of several equals on top.

@@ -17,10 +17,12 @@ from minijaxnet._jaxpr import equations, is_literal
 from minijaxnet.verify.axes import over_others, settled, ways
 from minijaxnet.verify.changes import changes, is_real, where
 from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.compilation import compile_together
 from minijaxnet.verify.derived import by_people, slopes
-from minijaxnet.verify.evaluation import Evaluation, as_real, compile_together, outputs
+from minijaxnet.verify.evaluation import Evaluation, outputs
 from minijaxnet.verify.hints import Wrong, explain, guess
 from minijaxnet.verify.interpreter import Loops, bind, interpret
+from minijaxnet.verify.numbers import as_real
 
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600

@@ -13,8 +13,10 @@ import numpy as np
 
 from minijaxnet._jaxpr import equations
 from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.evaluation import Evaluation, Traced, as_real, compile_together, in_short, is_spread
+from minijaxnet.verify.compilation import Traced, compile_together, in_short
+from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.interpreter import interpret
+from minijaxnet.verify.numbers import as_real, is_spread
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import distance
 

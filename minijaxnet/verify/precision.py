@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.evaluation import EPSILON, Evaluation, as_given, as_real, on_host, outputs, widened
+from minijaxnet.verify.compilation import EPSILON
+from minijaxnet.verify.evaluation import Evaluation, on_host, outputs
+from minijaxnet.verify.numbers import as_given, as_real, widened
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, distance, enlarged_errors
 

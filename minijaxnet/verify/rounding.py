@@ -7,12 +7,14 @@ difference, both rules are compiled once more with every rounding enlarged to a 
 epsilon: how far the end then moves, over ``size``, is how much the program amplifies rounding errors.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from minijaxnet.verify.evaluation import EPSILON, Evaluation, moved_consts, narrowest_consts, nearby, outputs
-from minijaxnet.verify.interpreter import Perturbation
+from minijaxnet.verify.compilation import EPSILON
+from minijaxnet.verify.evaluation import Evaluation, moved_consts, narrowest_consts, nearby, outputs
+from minijaxnet.verify.perturbation import Perturbation
 
 Arrays = list[np.ndarray]
 
@@ -156,9 +158,9 @@ def _moved_by(at: Evaluation, exact: tuple[Arrays, Arrays], by: Perturbation, se
         moved = outputs(
             at.compiled, at.wide, by._replace(seed=np.uint32((at.seed + seed + probe) % 2**32)), enlarged=True
         )
-        largest = tuple(
-            _larger(most, map(distance, before, after))
-            for most, before, after in zip(largest, exact, moved, strict=True)
+        largest = (
+            _larger(largest[0], map(distance, exact[0], moved[0])),
+            _larger(largest[1], map(distance, exact[1], moved[1])),
         )
     return largest
 
@@ -168,7 +170,7 @@ def _difference(hand: Arrays, reference: Arrays) -> Arrays:
         return [a - b for a, b in zip(hand, reference, strict=True)]
 
 
-def _larger(a: Arrays, b: object) -> Arrays:
+def _larger(a: Arrays, b: Iterable[np.ndarray]) -> Arrays:
     return list(map(np.maximum, a, b))
 
 

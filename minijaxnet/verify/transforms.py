@@ -7,16 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.compared import compare
-from minijaxnet.verify.evaluation import (
-    Evaluation,
-    compile_problem,
-    evaluate,
-    in_short,
-    mapped_axes,
-    on_host,
-    outputs,
-    stacked,
-)
+from minijaxnet.verify.compilation import compile_problem, in_short, mapped_axes, stacked
+from minijaxnet.verify.evaluation import Evaluation, evaluate, on_host, outputs
 from minijaxnet.verify.kinks import excused_at_kinks
 from minijaxnet.verify.problem import Flat, Problem
 from minijaxnet.verify.report import Verdict

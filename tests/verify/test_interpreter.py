@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minijaxnet.verify.interpreter import Perturbation, interpret
+from minijaxnet.verify.interpreter import interpret
+from minijaxnet.verify.perturbation import Perturbation
 
 
 @functools.cache

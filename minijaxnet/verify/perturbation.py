@@ -1,0 +1,91 @@
+"""How results are perturbed, to see how much a program amplifies rounding errors."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+class Perturbation(NamedTuple):
+    """How far to move results; all are scalars, float64 but for the seed, so that any values share a program.
+
+    A value v becomes ``v * (1 + size * s)``, a zero becomes ``lift * s``, where
+    ``s = random * (+1 or -1) + shift + ramp * (from 1 at the first element to -1 at the last) + turn * (1, then -1)``.
+    The signs come from a hash of the value's bits, its place and the seed, so that loops need no counter (Parker,
+    "Monte Carlo arithmetic", 1997).
+
+    Attributes:
+        size: the relative perturbation of what is rounded to float64.
+        lift: what takes a zero off its kink.
+        random: how much of s is a random sign.
+        shift: the part of s that is the same everywhere.
+        ramp: the part of s that falls with the element's place.
+        turn: the part of s that changes its sign from one array to the next.
+        inputs: 1 to perturb what is differentiated, too, and 0 not to.
+        narrow: the perturbation of what comes in fewer digits than float64 has (numbers that stand in the program,
+            results of host callbacks), in units of its own epsilon.
+        seed: of the random signs, uint32.
+    """
+
+    size: Any = 0.0
+    lift: Any = 0.0
+    random: Any = 1.0
+    shift: Any = 0.0
+    ramp: Any = 0.0
+    turn: Any = 0.0
+    inputs: Any = 0.0
+    narrow: Any = 0.0
+    seed: Any = np.uint32(0)
+
+    def arrays(self) -> "Perturbation":
+        """The same as arrays of the dtypes that a compiled program takes."""
+        as_dict = self._asdict().items()
+        return Perturbation(*(np.asarray(x, np.uint32 if name == "seed" else np.float64) for name, x in as_dict))
+
+
+def perturbed(value: Any, moved: Perturbation, salt: int) -> Any:
+    """A floating or complex value moved, any other as it is."""
+    if not is_inexact(value) or value.size == 0:
+        return value
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        return lax.complex(perturbed(value.real, moved, 2 * salt), perturbed(value.imag, moved, 2 * salt + 1))
+    place = lax.iota(jnp.uint64, value.size).reshape(value.shape)
+    bits = lax.bitcast_convert_type(value, jnp.uint64)
+    # Odd multipliers with well mixed bits, as in splitmix64 (Steele, Lea and Flood, 2014).
+    bits = bits ^ (place * np.uint64(0x9E3779B97F4A7C15))
+    bits = bits + (moved.seed.astype(jnp.uint64) + np.uint64(salt + 1)) * np.uint64(0xD1B54A32D192ED03)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    random = jnp.where(bits >> np.uint64(63) == 0, 1.0, -1.0)
+    falling = 1 - 2 * place.astype(jnp.float64) / max(value.size - 1, 1)
+    s = moved.random * random + moved.shift + moved.ramp * falling + moved.turn * (1 - 2 * (salt % 2))
+    return jnp.where((value == 0) & (moved.lift > 0), moved.lift * s, value * (1 + moved.size * s))
+
+
+def rounded(value: Any, dtype: Any) -> tuple[np.ndarray, Any]:
+    """Which elements of a value may have lost digits before they came, not 2 and not 0.5; and in which dtype.
+
+    A float64 that is a float32 of more than 11 bits has been one: by chance that is one in 2^29.
+    """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return np.zeros(np.shape(value), bool), dtype
+    wide, full = np.asarray(value).astype(np.complex128), dtype in (np.float64, np.complex128)
+
+    def lost(x: np.ndarray) -> np.ndarray:
+        if not full:
+            return np.isfinite(x) & ((x * 64) % 1 != 0)
+        return np.isfinite(x) & (x.astype(np.float32) == x) & ((np.frexp(x)[0] * 2**11) % 1 != 0)
+
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        return lost(wide.real) | lost(wide.imag), np.dtype(np.float32) if full else dtype
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float64, or complex128 for a complex dtype."""
+    return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
+
+
+def is_inexact(value: Any) -> bool:
+    """Whether a value is a floating or complex array."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.inexact)
