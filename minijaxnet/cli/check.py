@@ -165,8 +165,9 @@ def _conclude(experiment: str, found: Found) -> int:
     for what, precision, name, report in judged:
         if not report.ok:
             print(f"\n--- {f'{what}, ' if len(found) > 1 else ''}{name}, {precision}\n{report}")
+    kind = "point" if len(found) == 1 else "verdict"
     states = Counter(report.headline for *_, report in judged)
-    print(f"\n{experiment}: {', '.join(f'{how} at {n}' for how, n in states.items())} of {_counted(judged, 'point')}")
+    print(f"\n{experiment}: {', '.join(f'{how} at {n}' for how, n in states.items())} of {_counted(judged, kind)}")
     return 0 if [*states] == ["right"] else 1
 
 
