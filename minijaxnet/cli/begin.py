@@ -130,8 +130,17 @@ class Beginning(NamedTuple):
     draw_key: jax.Array | None
 
 
-def begin(experiment: Experiment, seed: int, precision: str, init_options: dict, data_options: dict) -> Beginning:
+def begin(
+    experiment: Experiment,
+    seed: int,
+    precision: str,
+    init_options: dict,
+    data_options: dict,
+    compiler_options: dict | None = None,
+) -> Beginning:
     """Draw an experiment's parameters and get its data, floats in the given precision.
+
+    With ``compiler_options`` the parameters may be others in their last places.
 
     Raises:
         ValueError: a seed out of range, data that cannot be used.
@@ -142,7 +151,8 @@ def begin(experiment: Experiment, seed: int, precision: str, init_options: dict,
     dtype = jnp.dtype(precision)
     train, test = (cast_floats(batch, dtype) for batch in _data(experiment, data_options))
     start_key, order_key, draw_key = keys_of(seed)
-    params = cast_floats(jax.jit(functools.partial(experiment.init, **init_options))(start_key), dtype)
+    init = jax.jit(functools.partial(experiment.init, **init_options), compiler_options=compiler_options)
+    params = cast_floats(init(start_key), dtype)
     return Beginning(params, train, test, order_key, draw_key if draws(experiment.objective) else None)
 
 

@@ -20,7 +20,7 @@ from minijaxnet.cli.checks import checks_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import CheckFlags, parse, split_file
 from minijaxnet.cli.screen import Screen, screen
-from minijaxnet.descent import gradient_descent
+from minijaxnet.descent import DescentState, gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, load_module
 from minijaxnet.loop import descend
 from minijaxnet.pytrees import array_type, cast_floats
@@ -29,6 +29,7 @@ from minijaxnet.tables import text_table
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.check import grad_checker
 from minijaxnet.verify.check_vjp import vjp_checker
+from minijaxnet.verify.compilation import quick_options
 
 _PRECISIONS = ("float32", "bfloat16", "float64")
 # The points, each by how it is made of the start, the trained parameters and the batch.
@@ -81,7 +82,9 @@ def _check_experiment(
         with screen() as on:
             on.say(f"{experiment.name}: {_counted(names, 'point')} in {', '.join(precisions)}")
             on.tell("data and the first parameters")
-            params, train, _, _, key = begin(experiment, flags.seed, "float32", init_options, data_options)
+            params, train, _, _, key = begin(
+                experiment, flags.seed, "float32", init_options, data_options, quick_options()
+            )
             batch = first_batch(train, experiment.defaults.batch_size)
             start = (params, batch) if key is None else (params, batch, key)
             _judge(found, experiment, start, names, precisions, flags, on)
@@ -127,7 +130,11 @@ def _judge(
     def trained() -> Any:
         tell(f"{flags.steps} steps of descent")
         descent = gradient_descent(experiment.objective, experiment.defaults.learning_rate)
-        return descend(descent, descent.init(params, *extra), batch, steps=flags.steps)[0].params
+
+        def ended(state: DescentState, batch: Any) -> Any:
+            return descend(descent, state, batch, steps=flags.steps)[0].params
+
+        return jax.jit(ended, compiler_options=quick_options())(descent.init(params, *extra), batch)
 
     params, batch, *extra = start
     options: dict[str, Any] = {"order": flags.order, "seed": flags.seed, "also_jax": True, "tell": tell}
@@ -158,8 +165,9 @@ def _conclude(experiment: str, found: Found) -> int:
     for what, precision, name, report in judged:
         if not report.ok:
             print(f"\n--- {f'{what}, ' if len(found) > 1 else ''}{name}, {precision}\n{report}")
+    kind = "point" if len(found) == 1 else "verdict"
     states = Counter(report.headline for *_, report in judged)
-    print(f"\n{experiment}: {', '.join(f'{how} at {n}' for how, n in states.items())} of {_counted(judged, 'point')}")
+    print(f"\n{experiment}: {', '.join(f'{how} at {n}' for how, n in states.items())} of {_counted(judged, kind)}")
     return 0 if [*states] == ["right"] else 1
 
 

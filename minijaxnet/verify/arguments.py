@@ -58,11 +58,10 @@ def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True
         )
 
     arrays = [_checked(x, path) for x, path, mine in zip(everything, given, is_array, strict=True) if mine]
-    bound = [each for *each, mine in zip(places, given, everything, is_array, strict=True) if not mine]
+    named = zip(places, given, everything, is_array, strict=True)
+    bound: list[tuple[int, str, Any]] = [(place, name, x) for place, name, x, mine in named if not mine]
     places, paths, given = only(places, is_array), only(paths, is_array), only(given, is_array)
-    return Arguments(
-        arrays, paths, given, places, rebuilt, heads, [(place, name, value) for place, name, value in bound], numbers
-    )
+    return Arguments(arrays, paths, given, places, rebuilt, heads, bound, numbers)
 
 
 def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:

@@ -245,14 +245,14 @@ def compile_together(lowered: Sequence[Any]) -> list[Any]:
 
     def compiled(program: Any) -> Any:
         with jax.enable_x64(wide):
-            return program.compile(compiler_options=_quick_options())
+            return program.compile(compiler_options=quick_options())
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(compiled, lowered))
 
 
 @functools.cache
-def _quick_options() -> dict[str, Any] | None:
+def quick_options() -> dict[str, Any] | None:
     """Options for quick compilation, if this XLA has them."""
     if jax.default_backend() != "cpu":
         return None

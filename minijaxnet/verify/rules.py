@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from minijaxnet._jaxpr import equations
+from minijaxnet._jaxpr import called, equations
 from minijaxnet.verify.check_vjp import RULES, vjp_checker
 from minijaxnet.verify.report import GradReport, listed
 
@@ -129,7 +129,7 @@ def _rule_of(eqn: Any) -> Rule | None:
     if not eqn.primitive.name.startswith(RULES):
         return None
     primitive = eqn.params.get("_prim")
-    program = eqn.params.get("call_jaxpr") or eqn.params.get("callee") or getattr(primitive, "traced", None)
+    program = called(eqn) or getattr(primitive, "traced", None)
     for _ in range(2):  # of what is traced the closed program, and of that the program
         program = getattr(program, "jaxpr", program)
     source = getattr(getattr(program, "debug_info", None), "func_src_info", None)

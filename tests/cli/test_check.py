@@ -222,7 +222,8 @@ def test_a_small_file_is_checked(kind, factor, check):
     text = "import jax, jax.numpy as jnp\nargs = (jnp.linspace(0.1, 2, 5),)\n" + SMALL[kind]
     code, out, _ = check(text.format(c=factor))
     if factor == 1:
-        assert (code, out.splitlines()[1]) == (0, "gradient by hand against autodiff: right")
+        judged = "derivative rule" if kind == "fun" else "gradient by hand"
+        assert (code, out.splitlines()[1]) == (0, f"{judged} against autodiff: right")
     else:
         assert code == 1 and "3 times what it should be" in out
 
