@@ -1,13 +1,15 @@
 """One walk over JAX's programs: the operations of a jaxpr, and the programs inside them."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 
 def inner_programs(eqn: Any) -> Iterator[Any]:
     """The programs that an operation holds: a loop's body, branches, what is called.
 
-    >>> import jax
     >>> closed = jax.make_jaxpr(jax.jit(lambda x: 2 * x))(1.0)
     >>> [len(program.eqns) for program in inner_programs(closed.eqns[0])]
     [1]
@@ -21,7 +23,6 @@ def inner_programs(eqn: Any) -> Iterator[Any]:
 def equations(program: Any) -> Iterator[Any]:
     """All operations of a program and of those inside it.
 
-    >>> import jax
     >>> [eqn.primitive.name for eqn in equations(jax.make_jaxpr(jax.jit(lambda x: 2 * x))(1.0))]
     ['jit', 'mul']
     """
@@ -48,3 +49,22 @@ def called(eqn: Any) -> Any:
     if eqn.primitive.name not in _CALLS:
         return None
     return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee") if key in eqn.params)
+
+
+def expanded(eqn: Any) -> Any:
+    """The plain program of an operation that holds it as a function; None for any other."""
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
+    if "_prim" in eqn.params:  # JAX's new kind of primitive, which jax_custom_vjp3 makes of a custom_vjp, too
+        primitive = eqn.params["_prim"]
+        return jax.make_jaxpr(
+            lambda *flat: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, flat)))
+        )(*shapes)
+    if eqn.primitive.name == "pallas_call":
+        try:
+            from jax._src.pallas.hlo_interpreter import pallas_call_hlo_interpret
+        except ImportError:
+            return None
+        known = inspect.signature(pallas_call_hlo_interpret).parameters
+        params = {key: value for key, value in eqn.params.items() if key in known}
+        return jax.make_jaxpr(lambda *flat: pallas_call_hlo_interpret(*flat, **params))(*shapes)
+    return None

@@ -5,7 +5,6 @@ and every complex number to complex128, whatever dtype was written; a function w
 replaced by its plain body; and results can be perturbed, to see how much the program amplifies that.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax._src import source_info_util
 
-from minijaxnet._jaxpr import called, equations, is_literal
+from minijaxnet._jaxpr import called, equations, expanded, is_literal
 from minijaxnet.verify.perturbation import Perturbation, is_inexact, perturbed, rounded, wide_dtype
 
 # Operations whose result is one of their operands, or an exact function of it: there is nothing to round.
@@ -223,25 +222,6 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
         capped = (jnp.abs(after - before) > most) & (moved.lift == 0)
         return [jnp.where(capped, before + jnp.sign(after - before) * most, after)]
     return [perturbed(result, moved, next(mode.salts)) for result in results]
-
-
-def expanded(eqn: Any) -> Any:
-    """The plain program of an operation that holds it as a function; None for any other."""
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
-    if "_prim" in eqn.params:  # JAX's new kind of primitive, which jax_custom_vjp3 makes of a custom_vjp, too
-        primitive = eqn.params["_prim"]
-        return jax.make_jaxpr(
-            lambda *flat: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, flat)))
-        )(*shapes)
-    if eqn.primitive.name == "pallas_call":
-        try:
-            from jax._src.pallas.hlo_interpreter import pallas_call_hlo_interpret
-        except ImportError:
-            return None
-        known = inspect.signature(pallas_call_hlo_interpret).parameters
-        params = {key: value for key, value in eqn.params.items() if key in known}
-        return jax.make_jaxpr(lambda *flat: pallas_call_hlo_interpret(*flat, **params))(*shapes)
-    return None
 
 
 def _on_each_device(params: Any, operands: list[Any], mode: _Mode) -> list[Any]:
