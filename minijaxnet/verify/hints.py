@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+# So many elements that agree are no chance.
+_EVIDENCE = 4
+
+
 class Wrong(NamedTuple):
     """A leaf of a gradient that is wrong, and what may explain it; all arrays are float64.
 
@@ -19,6 +23,7 @@ class Wrong(NamedTuple):
         params: the differentiated leaf itself.
         others: ``{path: true value}`` of the other leaves.
         arguments: ``{path: value}`` of all arguments.
+        pairs: whether the last axis has the real and the imaginary parts of complex numbers.
     """
 
     path: str
@@ -29,6 +34,7 @@ class Wrong(NamedTuple):
     params: np.ndarray
     others: dict[str, np.ndarray]
     arguments: dict[str, np.ndarray]
+    pairs: bool = False
 
     def equal(self, a: Any, b: Any) -> bool:
         """Whether two candidates are the same array, up to rounding."""
@@ -46,14 +52,14 @@ def explain(slip: Wrong) -> str:
     with np.errstate(all="ignore"):
         for find in _SLIPS:
             if sentence := find(slip):
-                return f"{slip.path}: {sentence}"
+                return sentence
     return ""
 
 
 def guess(slip: Wrong) -> str:
     """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
-    sentence = _repeated_index(slip, told_apart=False)
-    return f"{slip.path}: {sentence}" if sentence else ""
+    with np.errstate(all="ignore"):
+        return _repeated_index(slip, told_apart=False) or _one_slice(slip) or _one_side(slip) or _constant(slip)
 
 
 def _not_finite(slip: Wrong) -> str:
@@ -113,6 +119,23 @@ def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
             yield int(np.prod(axes))
 
 
+def _conjugate(slip: Wrong) -> str:
+    if slip.pairs and slip.equal(slip.hand * [1, -1], slip.reference):
+        return "it is the complex conjugate of what it should be: JAX's gradient is du/dx - i du/dy"
+    return ""
+
+
+def _shifted(slip: Wrong) -> str:
+    for axis in range(slip.hand.ndim - slip.pairs):
+        hand, right = np.moveaxis(slip.hand, axis, 0), np.moveaxis(slip.reference, axis, 0)
+        tolerance = np.moveaxis(slip.tolerance, axis, 0)[1:]
+        for way, a, b in (("later", hand[1:], right[:-1]), ("earlier", hand[:-1], right[1:])):
+            distinct = len(np.unique(np.round(b / max(np.max(np.abs(b), initial=0), 1e-300), 9)))
+            if distinct > 2 and slip._replace(tolerance=tolerance).equal(a, b):
+                return f"shifted by one along axis {axis}: each value is one place {way} than it should be"
+    return ""
+
+
 def _transposed(slip: Wrong) -> str:
     for i, j in itertools.combinations(range(slip.hand.ndim), 2):
         if slip.hand.shape[i] == slip.hand.shape[j] and slip.equal(np.swapaxes(slip.hand, i, j), slip.reference):
@@ -128,18 +151,20 @@ def _swapped(slip: Wrong) -> str:
 
 
 def _one_side(slip: Wrong) -> str:
-    if not _same_shape(slip):
+    if not _same_shape(slip) or slip.pairs:
         return ""
     right = np.logical_not(slip.wrong)
     for side, where in (("x > 0", slip.params > 0), ("x < 0", slip.params < 0), ("x >= 0", slip.params >= 0)):
         elsewhere = slip.wrong[~where]
-        if where.sum() > 1 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
+        if where.sum() > 2 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
             return f"right only where {side} (x: the argument)"
     size = np.abs(slip.params)
     inside, outside = size[right], size[slip.wrong]
-    if inside.size > 1 and outside.size and inside.max() < outside.min():
+    if len(np.unique(inside[slip.hand[right] != 0])) < _EVIDENCE:
+        return ""
+    if outside.size and inside.max() < outside.min():
         return f"right up to |x| = {inside.max():.4g}, wrong from {outside.min():.4g} on: a branch for large arguments"
-    if inside.size > 1 and outside.size and outside.max() < inside.min():
+    if outside.size and outside.max() < inside.min():
         return f"wrong up to |x| = {outside.max():.4g}, right from {inside.min():.4g} on: a branch for small arguments"
     return ""
 
@@ -164,6 +189,11 @@ def _one_place(slip: Wrong) -> str:
     places = np.argwhere(slip.wrong)
     if len(places) == 1 and slip.wrong.size > 1:
         return f"one element is wrong, {tuple(map(int, places[0]))}"
+    return ""
+
+
+def _one_slice(slip: Wrong) -> str:
+    places = np.argwhere(slip.wrong)
     for axis in range(places.shape[1] if slip.wrong.size > 1 else 0):
         values = np.unique(places[:, axis])
         if len(values) == 1 and slip.wrong.shape[axis] > 1:
@@ -195,7 +225,12 @@ def _missing_term(slip: Wrong) -> str:
             if c and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
                 how = "a term is missing" if c < 0 else "there is a term too many"
                 return f"{how}: {abs(c):.6g} times {name}"
-    if difference.size > 1 and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
+    return ""
+
+
+def _constant(slip: Wrong) -> str:
+    difference = slip.hand - slip.reference
+    if difference.size >= _EVIDENCE and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
         return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
     return ""
 
@@ -225,12 +260,13 @@ def _same_shape(slip: Wrong) -> bool:
 _SLIPS: tuple[Callable[[Wrong], str], ...] = (
     _not_finite,
     _zero,
+    _conjugate,
     _repeated_index,
     _one_place,
     _factor,
     _transposed,
     _swapped,
-    _one_side,
+    _shifted,
     _missing_term,
     _missing_factor,
     _broadcast,

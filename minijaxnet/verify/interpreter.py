@@ -91,6 +91,19 @@ _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "out_dtype", "dtype")
 Instead = Callable[[Any, list[Any]], list[Any] | None]
 
 
+class Loops(NamedTuple):
+    """What is done to loops on the way.
+
+    Attributes:
+        carried: ``carried(operation, step, carry)``, what a scan's round begins with; None for its carry as it is.
+        ended: ``ended(operation, operands, results, one_more)``, what stands for the results of a scan or a while;
+            ``one_more(carry)`` is what another round makes of a carry, and None for a scan over rows.
+    """
+
+    carried: Callable[[Any, Any, list[Any]], list[Any]] | None = None
+    ended: Callable[[Any, list[Any], list[Any], Any], list[Any]] = lambda eqn, operands, results, one_more: results
+
+
 class _Mode(NamedTuple):
     """How a program is carried out; each perturbation takes its salt from a counter."""
 
@@ -99,6 +112,7 @@ class _Mode(NamedTuple):
     wide: bool
     instead: Instead
     kept: Callable[[Any], bool]
+    loops: Loops
     salts: Iterator[int]
 
 
@@ -112,6 +126,7 @@ def interpret(
     wide: bool = True,
     instead: Instead = lambda eqn, operands: None,
     kept: Callable[[Any], bool] = lambda eqn: False,
+    loops: Loops = Loops(),  # noqa: B008
 ) -> list[Any]:
     """The results of a jaxpr, its custom rules taken out.
 
@@ -124,11 +139,12 @@ def interpret(
         wide: whether to carry it out with every float in float64, where that is enabled.
         instead: called with each operation and its operands; unless it returns None, that stands for their result.
         kept: which operations to carry out as they are, such as a function with a rule that is to stay; not ``wide``.
+        loops: what is done to loops.
 
     Returns:
         A value for each of its outputs.
     """
-    mode = _Mode(perturbation, everything, wide, instead, kept, itertools.count())
+    mode = _Mode(perturbation, everything, wide, instead, kept, loops, itertools.count())
     return _run(program, _all_wide(consts, mode), _all_wide(arguments, mode), mode)
 
 
@@ -209,16 +225,22 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
         n_consts = len(eqn.invars) - n_carry - n_rows
         consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
 
-        def body(carry: Any, row: Any) -> tuple[Any, Any]:
+        carried, steps = mode.loops.carried, None if mode.loops.carried is None else jnp.arange(params["length"])
+
+        def body(carry: Any, step_and_row: Any) -> tuple[Any, Any]:
+            step, row = step_and_row
+            carry = carry if carried is None else carried(eqn, step, carry)
             results = inner(params["jaxpr"], [*consts, *carry, *row])
             return results[:n_carry], results[n_carry:]
 
-        end, stacked = lax.scan(body, carry, rows, length=params["length"], reverse=params["reverse"])
-        return [*end, *stacked]
+        end, stacked = lax.scan(body, carry, (steps, rows), length=params["length"], reverse=params["reverse"])
+        one_more = None if rows else lambda carry: body(carry, (np.int32(0), []))[0]
+        return mode.loops.ended(eqn, operands, [*end, *stacked], one_more)
     if name == "while":
         n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
         of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
-        return _while(params, of_cond, of_body, carry, mode)
+        end = _while(params, of_cond, of_body, carry, mode)
+        return mode.loops.ended(eqn, operands, end, lambda carry: inner(params["body_jaxpr"], [*of_body, *carry]))
     if name == "cond":
         branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])

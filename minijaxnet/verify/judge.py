@@ -4,15 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify import finite_differences
 from minijaxnet.verify.algebra import algebra, verdict
 from minijaxnet.verify.compared import Compared, leaf_report
-from minijaxnet.verify.evaluation import Compiled, Evaluation, as_real, evaluate
-from minijaxnet.verify.hints import Wrong, explain, guess
-from minijaxnet.verify.mutants import changed, cotangent_ignored
+from minijaxnet.verify.evaluation import Compiled, Evaluation, evaluate
+from minijaxnet.verify.mutants import explained
 from minijaxnet.verify.placement import placement
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.report import GradReport, Verdict
@@ -46,7 +44,7 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     ratios: list[float | None] = [None] * len(compared)
     if not good:
         at.tell("looking for the slip")
-        hints += _explained(at, compared) + _surrogate(at, compared)
+        hints += explained(at, compared) + _surrogate(at, compared)
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
     _behaviour(at, seen, verdicts, hints, good=good)
@@ -119,27 +117,3 @@ def _surrogate(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
         return []
     why = f"the function is flat in {', '.join(flat)} where the rule is not"
     return [f"{why}: if it is meant as a surrogate, such as a straight-through estimate, pass reference="]
-
-
-def _explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """How each wrong leaf is wrong, as far as the usual slips explain it."""
-    truths = {c.name: c.reference for c in compared}
-    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
-    named = zip(at.problem.paths, at.wide, is_key, strict=True)
-    arguments = {path: as_real(x) for path, x, key in named if not key}
-    slips = {}
-    for i, (c, params) in enumerate(zip(compared, at.differentiated(), strict=True)):
-        if c.wrong.any():
-            others = {name: truth for name, truth in truths.items() if name != c.name}
-            slips[i] = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, params, others, arguments)
-    sentences: dict[int, str] = {}
-    attempts = (
-        lambda slips: cotangent_ignored(at, slips),
-        lambda slips: {i: explain(slip) for i, slip in slips.items()},
-        lambda slips: changed(at, slips),
-        lambda slips: {i: guess(slip) for i, slip in slips.items()},
-    )
-    for explained in attempts:
-        found = explained({i: slip for i, slip in slips.items() if i not in sentences})
-        sentences |= {i: sentence for i, sentence in found.items() if sentence}
-    return [sentences[i] for i in sorted(sentences)]

@@ -1,0 +1,174 @@
+"""What might be done instead of an operation, by mistake: a result of the same shape and dtype, and a sentence for it."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from minijaxnet.verify.interpreter import bind
+
+FORGETTABLE = frozenset("exp log tanh logistic sqrt rsqrt square integer_pow log1p sin cos erf".split())
+
+Change = tuple[str, Callable[[list[Any]], Any]]
+
+
+def changes(eqn: Any) -> Iterator[Change]:
+    """The changes of one operation, each with what it makes of the operands."""
+    if len(eqn.outvars) != 1 or not is_real(eqn.outvars[0]):
+        return
+    name = eqn.primitive.name
+    out, shapes = eqn.outvars[0].aval.shape, [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+    if name in _PLAIN:
+        for sentence, change in _PLAIN[name]:
+            yield sentence, lambda x, change=change: change(*x) + jnp.zeros(out)
+    elif name in FORGETTABLE:
+        yield f"{name} is forgotten", lambda x: x[0]
+    elif name == "transpose" and shapes[0] == out:
+        yield "transposed on the way", lambda x: x[0]
+    elif name == "dot_general":
+        yield from _of_product(eqn, shapes)
+    elif name in ("reduce_sum", "reduce_max"):
+        yield from _of_reduction(eqn, shapes[0])
+    elif name == "select_n" and len(shapes) == 3:
+        sentence = "a mask is forgotten: the rule takes one side of a choice everywhere"
+        yield from ((sentence, lambda x, k=k: x[k] * jnp.ones(out)) for k in (1, 2))
+    elif name == "conv_general_dilated":
+        yield from _of_convolution(eqn, shapes)
+    elif name in ("cumsum", "cumprod", "cummax"):
+        reverse = {**eqn.params, "reverse": not eqn.params["reverse"]}
+        yield f"{name} runs the wrong way along its axis", lambda x: eqn.primitive.bind(*x, **reverse)
+        if name == "cumsum":
+            sentence = "a term is missing: a cumulative sum is without its own element"
+            yield sentence, lambda x: bind(eqn, x)[0] - x[0]
+    elif name in ("gather", "scatter-add", "scatter_add"):
+        yield from _of_index(eqn, shapes)
+
+
+_PLAIN: dict[str, list[tuple[str, Callable[..., Any]]]] = {
+    "add": [
+        ("a term is missing: autodiff adds two where the rule has the first", lambda a, b: a),
+        ("a term is missing: autodiff adds two where the rule has the second", lambda a, b: b),
+        ("a sign is wrong: a difference where a sum is meant", lambda a, b: a - b),
+        ("a term is missing: autodiff adds two where the rule has twice the first", lambda a, b: 2 * a),
+        ("a term is missing: autodiff adds two where the rule has twice the second", lambda a, b: 2 * b),
+    ],
+    "sub": [
+        ("a term is missing: the one that is subtracted", lambda a, b: a),
+        ("a term is missing: the one that something is subtracted from", lambda a, b: -b),
+        ("a sign is wrong: a sum where a difference is meant", lambda a, b: a + b),
+    ],
+    "mul": [
+        ("a factor is missing: autodiff multiplies where the rule does not", lambda a, b: a),
+        ("a factor is missing: autodiff multiplies where the rule does not", lambda a, b: b),
+    ],
+    "div": [
+        ("a division is missing", lambda a, b: a),
+        ("a division is the wrong way around", lambda a, b: b / a),
+    ],
+    "neg": [("a sign is wrong", lambda a: a)],
+}
+_PLAIN["add_any"] = [
+    (f"{sentence}, as if they were equal" if "twice" in sentence else sentence, change)
+    for sentence, change in _PLAIN["add"]
+]
+_PLAIN["add"] = _PLAIN["add_any"]
+
+
+def _of_product(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
+    contracted, batched = eqn.params["dimension_numbers"]
+    for side, (shape, batch) in enumerate(zip(shapes, batched, strict=True)):
+        own = [axis for axis in range(len(shape)) if axis not in batch]
+        for i, j in itertools.combinations(own, 2):
+            if shape[i] == shape[j] > 1:
+                sentence = "transposed on the way: a square matrix is in a product the other way around"
+                yield (
+                    sentence,
+                    lambda x, side=side, i=i, j=j: bind(
+                        eqn, [jnp.swapaxes(y, i, j) if k == side else y for k, y in enumerate(x)]
+                    )[0],
+                )
+    for axis, end in itertools.product(contracted[0], (0, -1)):
+        yield _forgotten(axis, end), lambda x, axis=axis, end=end: bind(eqn, [_dropped(x[0], axis, end), x[1]])[0]
+
+
+def _of_reduction(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
+    if eqn.primitive.name != "reduce_sum":
+        return
+    right = tuple(eqn.params["axes"])
+    for axis, end in itertools.product(right, (0, -1)):
+        yield _forgotten(axis, end), lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)
+    for axes in subsets(len(shape)):
+        if tuple(n for k, n in enumerate(shape) if k not in axes) == eqn.outvars[0].aval.shape:
+            words = f"axis {listed(axes)} where it should be summed over axis {listed(right)}"
+            if axes != right:
+                yield f"the wrong axis: summed over {words}", lambda x, axes=axes: jnp.sum(x[0], axis=axes)
+            yield f"a mean for a sum: averaged over {words}", lambda x, axes=axes: jnp.mean(x[0], axis=axes)
+
+
+def _of_convolution(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
+    """Without a dilation or a stride, padded so that the shape stays."""
+    numbers = eqn.params["dimension_numbers"]
+    out, left, right = (
+        [shape[k] for k in spec[2:]]
+        for shape, spec in zip(
+            (eqn.outvars[0].aval.shape, *shapes), (numbers.out_spec, numbers.lhs_spec, numbers.rhs_spec), strict=True
+        )
+    )
+    for forgotten in ("window_strides", "lhs_dilation", "rhs_dilation"):
+        if all(n == 1 for n in eqn.params[forgotten]):
+            continue
+        params = {**eqn.params, forgotten: tuple(1 for _ in out)}
+        steps = [params[key] for key in ("window_strides", "lhs_dilation", "rhs_dilation")]
+        padding = []
+        for n, a, b, (low, high), stride, of_left, of_right in zip(
+            out, left, right, eqn.params["padding"], *steps, strict=True
+        ):
+            total = (n - 1) * stride + (b - 1) * of_right - (a - 1) * of_left
+            before = round(low * total / (low + high)) if low + high else total // 2
+            padding.append((before, total - before))
+        params["padding"] = tuple(padding)
+        sentence = "the dilation or the stride of a convolution is forgotten"
+        yield sentence, lambda x, params=params: eqn.primitive.bind(*x, **params)
+
+
+def _of_index(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
+    operand, index, params = shapes[0], shapes[1], eqn.params
+    if eqn.primitive.name != "gather":
+        keys = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        options = {key: params[key] for key in keys}
+        yield "set where add is meant: an index that is repeated", lambda x: lax.scatter(*x, **options)
+    numbers = params["dimension_numbers"]
+    axes = numbers.start_index_map if eqn.primitive.name == "gather" else numbers.scatter_dims_to_operand_dims
+    if len(axes) == 1 and len(index) > 1 and index[-2] == operand[axes[0]]:
+        sentence = "an index is used where its inverse is meant, as the order of a sort"
+        yield (
+            sentence,
+            lambda x: bind(eqn, [x[0], jnp.argsort(x[1], axis=-2).astype(x[1].dtype), *x[2:]])[0],
+        )
+
+
+def subsets(n: int) -> Iterator[tuple[int, ...]]:
+    """All choices of some of n axes."""
+    return (axes for count in range(1, n + 1) for axes in itertools.combinations(range(n), count))
+
+
+def listed(axes: tuple[int, ...]) -> str:
+    """Axes in words."""
+    return ", ".join(map(str, axes))
+
+
+def is_real(atom: Any) -> bool:
+    """Whether it is of real floats."""
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+
+
+def _forgotten(axis: int, end: int) -> str:
+    return f"a term is missing: the {'last' if end else 'first'} of those summed over axis {axis}"
+
+
+def _dropped(x: Any, axis: int, end: int) -> Any:
+    """Zero instead of the first slice along an axis, or of the last."""
+    return x * (np.arange(x.shape[axis]) != end % max(x.shape[axis], 1)).reshape([-1] + [1] * (x.ndim - axis - 1))
