@@ -26,6 +26,8 @@ def changes(eqn: Any) -> Iterator[Change]:
             yield sentence, lambda x, change=change: change(*x) + jnp.zeros(out)
     elif name in FORGETTABLE:
         yield f"{name} is forgotten", lambda x: x[0]
+    elif name == "rev":
+        yield "a reversal of the order is forgotten", lambda x: x[0]
     elif name == "transpose" and shapes[0] == out:
         yield "transposed on the way", lambda x: x[0]
     elif name == "dot_general":
@@ -98,6 +100,7 @@ def _of_reduction(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
     if eqn.primitive.name != "reduce_sum":
         return
     right = tuple(eqn.params["axes"])
+    yield "a factor is missing: a sum that autodiff multiplies by", lambda x: jnp.ones(eqn.outvars[0].aval.shape)
     for axis, end in itertools.product(right, (0, -1)):
         yield _forgotten(axis, end), lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)
     for axes in subsets(len(shape)):

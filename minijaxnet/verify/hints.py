@@ -59,7 +59,8 @@ def explain(slip: Wrong) -> str:
 def guess(slip: Wrong) -> str:
     """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
     with np.errstate(all="ignore"):
-        return _repeated_index(slip, told_apart=False) or _one_slice(slip) or _one_side(slip) or _constant(slip)
+        found = (find(slip) for find in (_one_slice, _one_side, _constant))
+        return _repeated_index(slip, told_apart=False) or next(filter(None, found), "") or _missing_term(slip, plain=False)
 
 
 def _not_finite(slip: Wrong) -> str:
@@ -211,18 +212,21 @@ def _broadcast(slip: Wrong) -> str:
     return ""
 
 
-def _missing_term(slip: Wrong) -> str:
+def _missing_term(slip: Wrong, *, plain: bool = True) -> str:
+    """A multiple of something too many, or too few; ``plain``: by a factor of few digits, as people write them."""
     difference = slip.hand - slip.reference
     if not np.isfinite(difference).all():
         return ""
     candidates = [("the argument itself, as in weight decay", slip.params)]
     candidates += [(f"the gradient of {path}", other) for path, other in slip.others.items()]
     candidates += [(path, x) for path, x in slip.arguments.items() if x is not slip.params]
-    candidates += [("the sign of the argument, as in an L1 penalty", np.sign(slip.params))]
+    if np.ptp(np.sign(slip.params)):
+        candidates += [("the sign of the argument, as in an L1 penalty", np.sign(slip.params))]
     for name, term in candidates:
         if term.shape == difference.shape and (size := np.sum(term * term)):
             c = float(np.sum(difference * term) / size)
-            if c and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
+            short = not plain or abs(c - float(f"{c:.3g}")) < 1e-6 * abs(c)
+            if c and short and difference.size > 1 and slip.equal(slip.reference + c * term, slip.hand):
                 how = "a term is missing" if c < 0 else "there is a term too many"
                 return f"{how}: {abs(c):.6g} times {name}"
     return ""
@@ -230,7 +234,7 @@ def _missing_term(slip: Wrong) -> str:
 
 def _constant(slip: Wrong) -> str:
     difference = slip.hand - slip.reference
-    if difference.size >= _EVIDENCE and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
+    if len(np.unique(slip.reference)) >= _EVIDENCE and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
         return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
     return ""
 

@@ -44,7 +44,8 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     ratios: list[float | None] = [None] * len(compared)
     if not good:
         at.tell("looking for the slip")
-        hints += explained(at, compared) + _surrogate(at, compared)
+        hints += explained(at, compared)
+        hints += _surrogate(at, compared, explained=bool(hints))
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
     _behaviour(at, seen, verdicts, hints, good=good)
@@ -110,9 +111,10 @@ def _primal(results: Sequence[Compared]) -> Verdict:
     return Verdict("pass", "the value is the function's own")
 
 
-def _surrogate(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """Whether a rule within a function gives a slope to what has none: on purpose, then."""
-    flat = [c.name for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
+def _surrogate(at: Evaluation, compared: Sequence[Compared], *, explained: bool) -> list[str]:
+    """Whether a rule within a function gives a slope to what has none: on purpose, then, unless a slip explains it."""
+    flat = [c for c in compared if c.wrong.any() and not c.reference[c.wrong].any()]
+    flat = [c.name for c in flat if not (explained and c.reference.any())]
     if not at.problem.cotangents or not flat:
         return []
     why = f"the function is flat in {', '.join(flat)} where the rule is not"

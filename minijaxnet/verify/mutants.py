@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import source_info_util
 
 from minijaxnet._jaxpr import equations, is_literal
 from minijaxnet.verify.changes import FORGETTABLE, changes, is_real, listed, subsets
@@ -47,8 +48,7 @@ def explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
         if leaf not in told and (sentence := explain(slip)):
             told[leaf] = sentence
     if open_leaves := slips.keys() - told.keys():
-        kinds = (kind(at) for kind in (_taken_as_fixed, _otherwise, _over_another_axis))
-        found = _covering(slips, itertools.chain.from_iterable(kinds), open_leaves)
+        found = _covering(slips, _changed(at), open_leaves)
         one_for_all = len(found) == len(slips) and len(set(found.values())) == 1
         told = found if one_for_all else found | told
     told |= {leaf: sentence for leaf in slips.keys() - told.keys() if (sentence := guess(slips[leaf]))}
@@ -64,6 +64,7 @@ def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wro
     is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
     named = zip(at.problem.paths, at.wide, is_key, strict=True)
     arguments = {path: as_real(x) for path, x, key in named if not key}
+    coarse = 1e-6 if at.compiled.notes else 0.0  # where not all is in float64
     slips = {}
     program, points, dtypes = at.compiled.reference.program, at.differentiated(), at.dtypes()
     made = {var: k for k, eqn in enumerate(program.eqns) for var in eqn.outvars} if program is not None else {}
@@ -74,7 +75,8 @@ def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wro
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
             pairs = bool(jnp.issubdtype(dtypes[i], jnp.complexfloating))
-            slips[i] = Wrong(c.name, c.hand, c.reference, c.tolerance, c.wrong, points[i], others, arguments, pairs)
+            tolerance = c.tolerance + coarse * np.max(np.abs(c.reference), initial=0.0)
+            slips[i] = Wrong(c.name, c.hand, c.reference, tolerance, c.wrong, points[i], others, arguments, pairs)
     return slips
 
 
@@ -100,6 +102,14 @@ def _without_a_cotangent(at: Evaluation) -> Tried:
         yield f"the cotangent of output {i} is ignored", outputs(at.compiled, leaves)[1][at.problem.n_values :]
 
 
+def _changed(at: Evaluation) -> Tried:
+    """The gradients by each change of the program, kind by kind."""
+    yield from _taken_as_fixed(at)
+    if len(_operations(at.compiled.reference.program)) and (program := derived(at)) is not None:
+        yield from _otherwise(at, program)
+        yield from _over_another_axis(at, program)
+
+
 def _taken_as_fixed(at: Evaluation) -> Tried:
     """The gradients when one value within the function, all its sums, or a loop's state are taken as fixed."""
     rule, moved = at.compiled.objective, at.problem.moved
@@ -115,7 +125,8 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
     for eqn in scans:
         first_round[id(eqn)] = len(sentences)
         words = ["the state of a loop, which is taken as fixed in each round"]
-        words += [f"the first {k} rounds of a loop" for k in range(1, min(eqn.params["length"], _MOST_ROUNDS))]
+        words += [f"the first {k} rounds of a loop" for k in _rounds(eqn)]
+        words += [f"more than {k} rounds of a loop" for k in _rounds(eqn)]
         sentences += [f"{how} {what}{_where(eqn)}" for what in words]
 
     def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
@@ -133,8 +144,9 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
             if (start := first_round.get(id(eqn))) is None:
                 return carry
             step = eqn.params["length"] - 1 - step if eqn.params["reverse"] else step
-            inside = (which > start) & (which < start + min(eqn.params["length"], _MOST_ROUNDS))
-            return [fixed(x, (which == start) | (inside & (which - start == step))) for x in carry]
+            n, k = len(_rounds(eqn)), which - start
+            now = (k == 0) | ((k > 0) & (k <= n) & (k == step)) | ((k > n) & (k <= 2 * n) & (step % (k - n) == 0))
+            return [fixed(x, now) for x in carry]
 
         def value(*leaves: Any) -> Any:
             loops = Loops(carried=carried if scans else None)
@@ -145,10 +157,13 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
     yield from _one_by_one(sentences, gradients, rule.consts, at.wide)
 
 
-def _otherwise(at: Evaluation) -> Tried:
+def _rounds(eqn: Any) -> range:
+    return range(1, min(eqn.params["length"], _MOST_ROUNDS))
+
+
+def _otherwise(at: Evaluation, program: Any) -> Tried:
     """The gradients when one operation of their program is done otherwise."""
-    rule = at.compiled.reference
-    operations = _operations(rule.program)[::-1]  # the backward pass comes last, and is where slips are made
+    operations = list(equations(program))[::-1]  # the backward pass comes last, and is where slips are made
     candidates = [(eqn, change) for eqn in operations for change in (*changes(eqn), *_other_states(eqn))]
     candidates = sorted(candidates, key=lambda each: not each[1][0].startswith(_LIKELY))[:_MOST_CHANGES]
     mine: dict[int, list[tuple[int, Callable[[list[Any]], Any]]]] = {}
@@ -171,10 +186,10 @@ def _otherwise(at: Evaluation) -> Tried:
             return results
 
         loops = Loops(ended=ended)
-        return interpret(rule.program, consts, leaves, instead=instead, loops=loops)[at.problem.n_values :]
+        return interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead, loops=loops)
 
     sentences = [f"{sentence}{_where(eqn)}" for eqn, (sentence, _) in candidates]
-    yield from _one_by_one(sentences, gradients, rule.consts, at.wide)
+    yield from _one_by_one(sentences, gradients, at.compiled.objective.consts, at.wide)
 
 
 def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:
@@ -208,9 +223,9 @@ class _Kept(NamedTuple):
     axes: tuple[int, ...]
 
 
-def _over_another_axis(at: Evaluation) -> Tried:
+def _over_another_axis(at: Evaluation, program: Any) -> Tried:
     """The gradients when one sum, all alike, or those of a softmax, are over another axis, or over its blocks."""
-    rule, operations = at.compiled.reference, _operations(at.compiled.reference.program)
+    operations = list(equations(program))
     if any(eqn.primitive.name in ("scan", "while", "cond", "shard_map") for eqn in operations):
         return
     sums = [eqn for eqn in operations if eqn.primitive.name in ("reduce_sum", "reduce_max") and not _of_one(eqn)]
@@ -222,7 +237,9 @@ def _over_another_axis(at: Evaluation) -> Tried:
     groups += [
         [a, b] for group in alike.values() for a, b in itertools.pairwise(group) if a.primitive.name == "reduce_max"
     ]
-    groups += [[eqn] for eqn in sums if eqn.primitive.name == "reduce_sum"]
+    only_sums = [[eqn for eqn in group if eqn.primitive.name == "reduce_sum"] for group in alike.values()]
+    groups += [part for group in only_sums for k in range(1, len(group)) for part in (group[k:], group[:k])]
+    groups += [[eqn] for group in only_sums for eqn in group]
     groups = list({tuple(map(id, group)): group for group in groups}.values())
     plans = [(group, *way) for group in groups for way in _ways(group)][:_MOST_CHANGES]
     own = {id(eqn): [(number, *plan[2:]) for number, plan in enumerate(plans) if eqn in plan[0]] for eqn in sums}
@@ -233,10 +250,10 @@ def _over_another_axis(at: Evaluation) -> Tried:
                 return _followed(eqn, operands)
             return [_reduced(eqn, _settled(operands[0], eqn.invars[0]), own[id(eqn)], which, len(plans))]
 
-        results = interpret(rule.program, consts, leaves, instead=instead)
-        return [_settled(x, atom) for x, atom in zip(results, rule.program.outvars, strict=True)][at.problem.n_values :]
+        results = interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead)
+        return [_settled(x, atom) for x, atom in zip(results, program.jaxpr.outvars, strict=True)]
 
-    yield from _one_by_one([plan[1] for plan in plans], gradients, rule.consts, at.wide)
+    yield from _one_by_one([plan[1] for plan in plans], gradients, at.compiled.objective.consts, at.wide)
 
 
 def _ways(group: list[Any]) -> Iterator[tuple[str, tuple[int, ...], float, int]]:
@@ -244,9 +261,11 @@ def _ways(group: list[Any]) -> Iterator[tuple[str, tuple[int, ...], float, int]]
     shape, right = group[0].invars[0].aval.shape, tuple(group[0].params["axes"])
     kinds = {eqn.primitive.name for eqn in group}
     blocks = [b for b in range(2, shape[right[0]]) if shape[right[0]] % b == 0][:4] if len(right) == 1 else []
+    if "reduce_max" not in kinds:
+        yield f"a sum over axis {listed(right)} is left out{_where(group[0])}", (), 1.0, 1
     for axes, as_mean in itertools.product(subsets(len(shape)), (True, False)):
         what = "softmax" if "reduce_max" in kinds else "mean" if as_mean else "sum"
-        size, whole = np.prod([shape[a] for a in axes]), np.prod([shape[a] for a in right])
+        size, whole = np.prod([shape[a] for a in axes], dtype=int), np.prod([shape[a] for a in right])
         if axes != right and (as_mean or "reduce_max" not in kinds):
             words = f"the wrong axis: a {what} over axis {listed(axes)} where it should be over axis {listed(right)}"
             yield f"{words}{_where(group[0])}", axes, float(whole / size) if what == "mean" else 1.0, 1
@@ -325,6 +344,59 @@ def _one_by_one(sentences: Sequence[str], gradients: Callable[..., list[Any]], c
         return
     for number, sentence in enumerate(sentences):
         yield sentence, program(consts, leaves, np.int32(number))
+
+
+def derived(at: Evaluation) -> Any:
+    """A program of the gradients, from the constants and the arguments, arranged as people do; None if not to be had.
+
+    A division and what follows from the value of a function by a simple formula have their rules from that value.
+    """
+    rule = at.compiled.objective
+
+    def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
+        traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+        with source_info_util.user_context(traceback):  # so that the line of the user's is kept
+            if eqn.primitive.name in _BY_VALUE and is_real(eqn.outvars[0]):
+                return [_by_value(eqn, tuple(operands))]
+            return bind(eqn, operands)
+
+    def gradients(consts: Any, leaves: Any) -> list[Any]:
+        def value(*leaves: Any) -> Any:
+            return interpret(rule.program, consts, leaves, instead=instead)[0]
+
+        return jax.grad(of_moved(value, leaves, at.problem.moved))(only(leaves, at.problem.moved))
+
+    try:
+        return jax.make_jaxpr(gradients)(rule.consts, at.wide)
+    except Exception:  # no reverse mode through a loop: no hint is lost
+        return None
+
+
+_BY_VALUE: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "div": lambda g, y, a, b: (_summed_to(g / b, a), -_summed_to(g * y, b) / b),
+    "tanh": lambda g, y, a: (g * (1 - y**2),),
+    "logistic": lambda g, y, a: (g * (y * (1 - y)),),
+    "sqrt": lambda g, y, a: (g / (2 * y),),
+}
+
+
+def _by_value(eqn: Any, operands: tuple[Any, ...]) -> Any:
+    @jax.custom_vjp
+    def function(*operands: Any) -> Any:
+        return bind(eqn, list(operands))[0]
+
+    def forward(*operands: Any) -> tuple[Any, Any]:
+        value = function(*operands)
+        return value, (value, *operands)
+
+    function.defvjp(forward, lambda kept, g: _BY_VALUE[eqn.primitive.name](g, *kept))
+    return function(*operands)
+
+
+def _summed_to(x: Any, like: Any) -> Any:
+    """Summed over the axes along which something was broadcast."""
+    axes = tuple(a for a, n in enumerate(x.shape) if like.ndim == 0 or like.shape[a] != n)
+    return jnp.sum(x, axes, keepdims=like.ndim > 0) if axes else x
 
 
 def _operations(program: Any) -> list[Any]:
