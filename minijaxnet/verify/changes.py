@@ -1,4 +1,4 @@
-"""What might be done instead of an operation, by mistake: a result of the same shape and dtype, and a sentence for it."""
+"""What might be done by mistake instead of an operation: a result of the same shape and dtype, and its sentence."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -100,7 +100,9 @@ def _of_reduction(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
     if eqn.primitive.name != "reduce_sum":
         return
     right = tuple(eqn.params["axes"])
-    yield "a factor is missing: a sum that autodiff multiplies by", lambda x: jnp.ones(eqn.outvars[0].aval.shape)
+    for one in (1.0, -1.0):
+        sentence = "a factor is missing: a sum that autodiff multiplies by"
+        yield sentence, lambda x, one=one: jnp.full(eqn.outvars[0].aval.shape, one)
     for axis, end in itertools.product(right, (0, -1)):
         yield _forgotten(axis, end), lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)
     for axes in subsets(len(shape)):
@@ -166,6 +168,16 @@ def listed(axes: tuple[int, ...]) -> str:
 def is_real(atom: Any) -> bool:
     """Whether it is of real floats."""
     return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+
+
+def where(eqn: Any) -> str:
+    """The line of the user's that an operation comes from, if it can be had."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        library = any(part in frame.file_name for part in ("site-packages", "minijaxnet/verify", "<frozen"))
+        if not library:
+            return f" (autodiff of {frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}, {frame.function_name})"
+    return ""
 
 
 def _forgotten(axis: int, end: int) -> str:

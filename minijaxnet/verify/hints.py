@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 # So many elements that agree are no chance.
 _EVIDENCE = 4
 
@@ -59,8 +58,14 @@ def explain(slip: Wrong) -> str:
 def guess(slip: Wrong) -> str:
     """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
     with np.errstate(all="ignore"):
-        found = (find(slip) for find in (_one_slice, _one_side, _constant))
-        return _repeated_index(slip, told_apart=False) or next(filter(None, found), "") or _missing_term(slip, plain=False)
+        tried = (
+            _repeated_index(slip, told_apart=False),
+            _one_slice(slip),
+            _one_side(slip),
+            _constant(slip),
+            _missing_term(slip, plain=False),
+        )
+    return next(filter(None, tried), "")
 
 
 def _not_finite(slip: Wrong) -> str:
@@ -92,26 +97,17 @@ def _factor(slip: Wrong) -> str:
 
 
 def _named_factor(c: float, slip: Wrong) -> str:
-    def near(value: float) -> bool:
-        return abs(c - value) <= 1e-9 * abs(value)
-
-    if near(-1):
-        return "the sign is wrong: a factor -1"
-    lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape)}
-    for n, path in sorted(lengths.items()):
-        if n > 2 and (near(n) or near(-n)):
-            return f"{c:g} times too large: a factor n = {n} (a size of {path}); a sum where a mean is meant"
-        if n > 2 and (near(1 / n) or near(-1 / n)):
-            sign = "-" if c < 0 else ""
-            return f"a factor {sign}1/n = {sign}1/{n} (a size of {path}); a mean where a sum is meant"
-    if near(2):
-        return "twice what it should be: a factor 2"
-    if near(0.5):
-        return "half of what it should be: a factor 1/2"
+    named = {-1.0: "the sign is wrong: a factor -1"}
+    lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape) if n > 2}
+    for (n, path), sign in itertools.product(sorted(lengths.items()), (1, -1)):
+        minus, size = "-" if sign < 0 else "", f"(a size of {path})"
+        named.setdefault(sign * n, f"{sign * n} times too large: a factor n = {n} {size}; a sum where a mean is meant")
+        named.setdefault(sign / n, f"a factor {minus}1/n = {minus}1/{n} {size}; a mean where a sum is meant")
+    named.setdefault(2.0, "twice what it should be: a factor 2")
+    named.setdefault(0.5, "half of what it should be: a factor 1/2")
     for value in (-2, -0.5, 4, 0.25):
-        if near(value):
-            return f"{value:g} times what it should be: a factor {value:g}"
-    return ""
+        named.setdefault(value, f"{value:g} times what it should be: a factor {value:g}")
+    return next((words for value, words in named.items() if abs(c - value) <= 1e-9 * abs(value)), "")
 
 
 def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
@@ -234,7 +230,8 @@ def _missing_term(slip: Wrong, *, plain: bool = True) -> str:
 
 def _constant(slip: Wrong) -> str:
     difference = slip.hand - slip.reference
-    if len(np.unique(slip.reference)) >= _EVIDENCE and difference.flat[0] and slip.equal(slip.reference + difference.flat[0], slip.hand):
+    varied = len(np.unique(slip.reference)) >= _EVIDENCE and difference.flat[0]
+    if varied and slip.equal(slip.reference + difference.flat[0], slip.hand):
         return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
     return ""
 

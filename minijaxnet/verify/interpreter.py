@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import source_info_util
 
 from minijaxnet._jaxpr import called, equations, is_literal
 
@@ -97,7 +98,7 @@ class Loops(NamedTuple):
     Attributes:
         carried: ``carried(operation, step, carry)``, what a scan's round begins with; None for its carry as it is.
         ended: ``ended(operation, operands, results, one_more)``, what stands for the results of a scan or a while;
-            ``one_more(carry)`` is what another round makes of a carry, and None for a scan over rows.
+            ``one_more(carry)`` is what another round makes of a carry, and None for a scan over rows, or to rows.
     """
 
     carried: Callable[[Any, Any, list[Any]], list[Any]] | None = None
@@ -194,7 +195,8 @@ def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _M
 
     for eqn in jaxpr.eqns:
         if eqn.outvars:
-            results = _carry_out(eqn, [read(atom) for atom in eqn.invars], mode)
+            with source_info_util.user_context(eqn.source_info.traceback):  # what is traced here keeps its line
+                results = _carry_out(eqn, [read(atom) for atom in eqn.invars], mode)
             values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -234,7 +236,7 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
             return results[:n_carry], results[n_carry:]
 
         end, stacked = lax.scan(body, carry, (steps, rows), length=params["length"], reverse=params["reverse"])
-        one_more = None if rows else lambda carry: body(carry, (np.int32(0), []))[0]
+        one_more = None if rows or stacked else lambda carry: body(carry, (np.int32(0), []))[0]
         return mode.loops.ended(eqn, operands, [*end, *stacked], one_more)
     if name == "while":
         n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]

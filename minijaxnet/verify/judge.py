@@ -9,6 +9,7 @@ import numpy as np
 from minijaxnet.verify import finite_differences
 from minijaxnet.verify.algebra import algebra, verdict
 from minijaxnet.verify.compared import Compared, leaf_report
+from minijaxnet.verify.convergence import not_converged
 from minijaxnet.verify.evaluation import Compiled, Evaluation, evaluate
 from minijaxnet.verify.mutants import explained
 from minijaxnet.verify.placement import placement
@@ -44,7 +45,7 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     ratios: list[float | None] = [None] * len(compared)
     if not good:
         at.tell("looking for the slip")
-        hints += explained(at, compared)
+        hints += not_converged(at, compared) or explained(at, compared)
         hints += _surrogate(at, compared, explained=bool(hints))
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
@@ -70,6 +71,8 @@ def _by_finite_differences(at: Evaluation, seen: Rounding) -> GradReport:
     verdicts, hints = _structure(), []
     at.tell("finite differences")
     compared, verdicts["algebra"] = finite_differences.by_finite_differences(at)
+    if verdicts["algebra"].state == "fail":
+        hints += not_converged(at, compared)
     if at.problem.forward is not None:
         verdicts["primal"] = agrees(at, at.problem.forward, "the value")
     verdicts["precision"] = Verdict("unchecked", at.problem.why_no_reference)

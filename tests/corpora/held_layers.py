@@ -151,9 +151,7 @@ add(
     (X, C),
     "factor is missing",
 )
-add(
-    "softmax: temperature", lambda x, c: soft(x / 0.7, c), lambda x, c: soft_back(x / 0.7, c), (X, C), r"0\.7.* times"
-)
+add("softmax: temperature", lambda x, c: soft(x / 0.7, c), lambda x, c: soft_back(x / 0.7, c), (X, C), r"0\.7.* times")
 Y = jnp.asarray([0, 3, 5, 3, 1])
 HOT = jax.nn.one_hot(Y, D)
 
@@ -200,7 +198,7 @@ add(
 # --- Attention --------------------------------------------------------------------------------------------------------
 
 T, W = 6, 6
-Q, K, V, O = (array(10 + i, T, W) for i in range(4))
+Q, K, V, UP = (array(10 + i, T, W) for i in range(4))
 CAUSAL = np.tril(np.ones((T, T), bool))
 
 
@@ -228,12 +226,19 @@ for slip, words, never in [
     ("row", r"term is missing", ""),
     ("block", "blocks", ""),
 ]:
-    add(f"attention: {slip}", attention, lambda p, o, s=slip: attention_back(p, o, slip=s), ((Q, K, V), O), words, never)
+    add(
+        f"attention: {slip}",
+        attention,
+        lambda p, o, s=slip: attention_back(p, o, slip=s),
+        ((Q, K, V), UP),
+        words,
+        never,
+    )
 add(
     "attention: not causal",
     lambda p, o: attention(p, o, CAUSAL),
     attention_back,
-    ((Q, K, V), O),
+    ((Q, K, V), UP),
     "mask",
     "surrogate",
 )
@@ -241,7 +246,7 @@ add(
     "attention: slopes of q and k swapped",
     attention,
     lambda p, o: (lambda a: (a[1], a[0], a[2]))(attention_back(p, o)),
-    ((Q, K, V), O),
+    ((Q, K, V), UP),
     "swapped",
 )
 

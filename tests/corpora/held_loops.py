@@ -77,7 +77,13 @@ def lstm(p, xs, w, slip=""):
 
 for slip in ("forget", "cell", "memory"):
     rule = jax.grad(lambda p, xs, w, s=slip: lstm(p, xs, w, s))
-    add(f"LSTM: nothing back through the {slip}", lstm, rule, (GATES, ROWS, LAST[0]), "nothing flows back|zero|term is missing")
+    add(
+        f"LSTM: nothing back through the {slip}",
+        lstm,
+        rule,
+        (GATES, ROWS, LAST[0]),
+        "nothing flows back|zero|term is missing",
+    )
 
 
 def gru(p, xs, w, slip=""):
@@ -227,7 +233,9 @@ def orbit(x0, c):
     return jnp.sum(c * lax.fori_loop(0, 5, lambda _, x: x + 0.1 * jnp.sin(x), x0))
 
 
-add("Euler's method: one step only", orbit, lambda x, c: c * (1 + 0.1 * jnp.cos(x)), (PUSH, SUMMED[:4]), "", "converged")
+add(
+    "Euler's method: one step only", orbit, lambda x, c: c * (1 + 0.1 * jnp.cos(x)), (PUSH, SUMMED[:4]), "", "converged"
+)
 
 # --- Energies and losses ----------------------------------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ add(
 add(
     "trace of a product: not transposed",
     lambda a, b: jnp.trace(a @ b @ a),
-    lambda a, b: (b @ a + a @ b),
+    lambda a, b: b @ a + a @ b,
     (array(52, 4, 4), array(53, 4, 4)),
     "transposed",
 )
