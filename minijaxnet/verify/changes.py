@@ -101,7 +101,7 @@ def _of_reduction(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
         return
     right = tuple(eqn.params["axes"])
     for one in (1.0, -1.0):
-        sentence = "a factor is missing: a sum that autodiff multiplies by"
+        sentence = "a factor is missing, or a term: a sum is taken as 1"
         yield sentence, lambda x, one=one: jnp.full(eqn.outvars[0].aval.shape, one)
     for axis, end in itertools.product(right, (0, -1)):
         yield _forgotten(axis, end), lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)

@@ -61,7 +61,7 @@ def guess(slip: Wrong) -> str:
         tried = (
             _repeated_index(slip, told_apart=False),
             _one_slice(slip),
-            _one_side(slip),
+            _far_or_near(slip),
             _constant(slip),
             _missing_term(slip, plain=False),
         )
@@ -155,7 +155,13 @@ def _one_side(slip: Wrong) -> str:
         elsewhere = slip.wrong[~where]
         if where.sum() > 2 and right[where].all() and elsewhere.size and elsewhere.mean() > 0.5:
             return f"right only where {side} (x: the argument)"
-    size = np.abs(slip.params)
+    return ""
+
+
+def _far_or_near(slip: Wrong) -> str:
+    if not _same_shape(slip) or slip.pairs:
+        return ""
+    right, size = np.logical_not(slip.wrong), np.abs(slip.params)
     inside, outside = size[right], size[slip.wrong]
     if len(np.unique(inside[slip.hand[right] != 0])) < _EVIDENCE:
         return ""
@@ -267,6 +273,7 @@ _SLIPS: tuple[Callable[[Wrong], str], ...] = (
     _factor,
     _transposed,
     _swapped,
+    _one_side,
     _shifted,
     _missing_term,
     _missing_factor,

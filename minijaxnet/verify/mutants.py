@@ -26,7 +26,15 @@ _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
 _MOST_ROUNDS = 16
 # Beginnings of the sentences that are tried before others.
-_LIKELY = ("transposed", "set where", "an index", "the dilation", "a state", "a sign is wrong")
+_LIKELY = (
+    "a term is missing: autodiff adds two where the rule has twice",
+    "transposed",
+    "set where",
+    "an index",
+    "the dilation",
+    "a state",
+    "a sign is wrong",
+)
 Tried = Iterator[tuple[str, Sequence[Any]]]
 
 

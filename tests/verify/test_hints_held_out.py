@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from corpora import held_layers, held_loops
+from corpora import held_layers, held_loops, held_more
 
 from minijaxnet import check_grad, check_vjp
 
-CASES = [*held_layers.CASES, *held_loops.CASES]
+CASES = [*held_layers.CASES, *held_loops.CASES, *held_more.CASES]
 # One of each mechanism, quickly compiled.
 QUICK = """
 a vector of length one: length fixed; softmax: diagonal; embedding: set; power rule; complex: conjugate
