@@ -77,7 +77,8 @@ def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wro
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
             pairs = bool(jnp.issubdtype(dtypes[i], jnp.complexfloating))
-            tolerance = c.tolerance + coarse * np.max(np.abs(c.reference), initial=0.0)
+            largest = np.max(np.abs(c.reference), initial=0.0, where=np.isfinite(c.reference))
+            tolerance = c.tolerance + coarse * largest
             slips[i] = Wrong(c.name, c.hand, c.reference, tolerance, c.wrong, points[i], others, arguments, pairs)
     return slips
 
