@@ -34,6 +34,9 @@ def changes(eqn: Any) -> Iterator[Change]:
         yield from _of_product(eqn, shapes)
     elif name in ("reduce_sum", "reduce_max"):
         yield from _of_reduction(eqn, shapes[0])
+    elif name in ("max", "min"):
+        sentence = f"a mask is forgotten: the rule does not heed a {name}imum"
+        yield from ((sentence, lambda x, k=k: x[k] + jnp.zeros(out)) for k in (0, 1))
     elif name == "select_n" and len(shapes) == 3:
         sentence = "a mask is forgotten: the rule takes one side of a choice everywhere"
         yield from ((sentence, lambda x, k=k: x[k] * jnp.ones(out)) for k in (1, 2))
@@ -54,8 +57,6 @@ _PLAIN: dict[str, list[tuple[str, Callable[..., Any]]]] = {
         ("a term is missing: autodiff adds two where the rule has the first", lambda a, b: a),
         ("a term is missing: autodiff adds two where the rule has the second", lambda a, b: b),
         ("a sign is wrong: a difference where a sum is meant", lambda a, b: a - b),
-        ("a term is missing: autodiff adds two where the rule has twice the first", lambda a, b: 2 * a),
-        ("a term is missing: autodiff adds two where the rule has twice the second", lambda a, b: 2 * b),
     ],
     "sub": [
         ("a term is missing: the one that is subtracted", lambda a, b: a),
@@ -72,11 +73,12 @@ _PLAIN: dict[str, list[tuple[str, Callable[..., Any]]]] = {
     ],
     "neg": [("a sign is wrong", lambda a: a)],
 }
+_TWICE = "a term is missing: autodiff adds two where the rule has twice the"
 _PLAIN["add_any"] = [
-    (f"{sentence}, as if they were equal" if "twice" in sentence else sentence, change)
-    for sentence, change in _PLAIN["add"]
+    *_PLAIN["add"],
+    (f"{_TWICE} first, as if they were equal", lambda a, b: 2 * a),
+    (f"{_TWICE} second, as if they were equal", lambda a, b: 2 * b),
 ]
-_PLAIN["add"] = _PLAIN["add_any"]
 
 
 def _of_product(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:

@@ -49,7 +49,9 @@ class Estimate(NamedTuple):
         return Estimate(*(x * factor for x in self))
 
 
-def derivative(function: Callable[[float], float], noise: float = float(np.finfo(np.float64).eps)) -> Estimate:
+def derivative(
+    function: Callable[[float], float], noise: float = float(np.finfo(np.float64).eps), enough: float = 0.0
+) -> Estimate:
     """The derivative at 0, by differences of falling width, extrapolated to width 0.
 
     ``(f(h) - f(-h)) / 2h = f'(0) + c_2 h^2 + c_4 h^4 + ...``: two widths h and h/s give
@@ -60,6 +62,7 @@ def derivative(function: Callable[[float], float], noise: float = float(np.finfo
     Args:
         function: of one number, smooth near 0 at the scale of 1.
         noise: the relative rounding error of its values.
+        enough: the relative error that is small enough, where kinks do not matter.
 
     Returns:
         The estimate; its error is infinite where no width gives a finite difference.
@@ -87,7 +90,7 @@ def derivative(function: Callable[[float], float], noise: float = float(np.finfo
                 apart = function(2 * h) - right - (left - function(-2 * h))
             sharper = slope.refined((right - left) / (2 * h), rounding)
             sharper |= jump.refined(apart / h, 2 * rounding)
-            if not sharper and slope.error <= 1e-8 * abs(slope.value):
+            if slope.error <= (enough if sharper else 1e-8) * abs(slope.value):
                 break
     return Estimate(slope.value, slope.error, jump.value, jump.error)
 

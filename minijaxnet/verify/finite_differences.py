@@ -26,14 +26,14 @@ _ITERATED = 1e-6
 _TINY = float(np.finfo(np.float64).tiny)
 
 
-def slope(at: Evaluation, direction: Sequence[np.ndarray], step_scale: float) -> Estimate:
+def slope(at: Evaluation, direction: Sequence[np.ndarray], step_scale: float, enough: float = 0.0) -> Estimate:
     """The derivative of the objective in a direction, by differences of steps up to so many times as long."""
     start = at.differentiated()
 
     def along(step: float) -> float:
         return at.value([x + step_scale * step * d for x, d in zip(start, direction, strict=True)])
 
-    return derivative(along, at.compiled.noise).scaled(1 / step_scale)
+    return derivative(along, at.compiled.noise, enough).scaled(1 / step_scale)
 
 
 def slope_of(at: Evaluation, leaf: int, direction: np.ndarray, step_scale: float = 1.0) -> Estimate:
@@ -55,7 +55,7 @@ def oracle(at: Evaluation) -> Verdict:
         value, size = sum(parts), max(map(abs, (*parts, sum(parts))))
         sharp: list[Estimate] = []
         for step_scale in STEP_SCALES:
-            estimate = slope(at, direction, step_scale)
+            estimate = slope(at, direction, step_scale, enough=1e-9)
             sharp += [estimate] if estimate.settles(size, 1e-3) else []
             if sharp and sharp[-1].agrees(value, size):
                 break

@@ -47,7 +47,7 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     if not good:
         at.tell("looking for the slip")
         hints += not_converged(at, compared) or explained(at, compared)
-        hints += _surrogate(at, compared, explained=bool(hints))
+        hints += _surrogate(at, compared, explained=any("right up to" not in hint for hint in hints))
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
     _behaviour(at, seen, verdicts, hints, good=good)

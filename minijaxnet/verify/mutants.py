@@ -27,10 +27,11 @@ from minijaxnet.verify.numbers import as_real
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
 _MOST_ROUNDS = 16
-# Beginnings of the sentences that are tried before others.
+# Beginnings of the sentences that are tried before others, in this order.
 _LIKELY = (
     "a term is missing: autodiff adds two where the rule has twice",
     "transposed",
+    "a mask is forgotten",
     "set where",
     "an index",
     "the dilation",
@@ -78,7 +79,8 @@ def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wro
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
             pairs = bool(jnp.issubdtype(dtypes[i], jnp.complexfloating))
-            tolerance = c.tolerance + coarse * np.max(np.abs(c.reference), initial=0.0, where=np.isfinite(c.reference))
+            largest = np.max(np.abs(c.reference), initial=0.0, where=np.isfinite(c.reference))
+            tolerance = c.tolerance + coarse * largest
             slips[i] = Wrong(c.name, c.hand, c.reference, tolerance, c.wrong, points[i], others, arguments, pairs)
     return slips
 
@@ -164,7 +166,7 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
     """The gradients when one operation of their program is done otherwise."""
     operations = list(equations(program))[::-1]  # the backward pass comes last, and is where slips are made
     candidates = [(eqn, change) for eqn in operations for change in (*changes(eqn), *_other_states(eqn))]
-    candidates = sorted(candidates, key=lambda each: not each[1][0].startswith(_LIKELY))[:_MOST_CHANGES]
+    candidates = sorted(candidates, key=lambda each: _rank(each[1][0]))[:_MOST_CHANGES]
     mine: dict[int, list[tuple[int, Callable[[list[Any]], Any]]]] = {}
     for number, (eqn, (_, change)) in enumerate(candidates):
         mine.setdefault(id(eqn), []).append((number, change))
@@ -189,6 +191,10 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
 
     sentences = [f"{sentence}{where(eqn)}" for eqn, (sentence, _) in candidates]
     yield from _one_by_one(at, sentences, gradients)
+
+
+def _rank(sentence: str) -> int:
+    return next((k for k, beginning in enumerate(_LIKELY) if sentence.startswith(beginning)), len(_LIKELY))
 
 
 def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:

@@ -16,7 +16,7 @@ permutation: by itself; two elements off by the same; recurrent: next
 """
 SAMPLE = {name.strip() for name in re.split("[;\n]", QUICK) if name.strip()}
 # What is not found yet.
-MISSED: set[str] = set()
+MISSED = {"layer norm: means over the batch", "rms norm: no weight in the sum"}
 
 
 def hints_on(case):
