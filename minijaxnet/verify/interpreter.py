@@ -111,18 +111,6 @@ def interpret(
     return _run(program, _all_wide(consts, mode), _all_wide(arguments, mode), mode)
 
 
-def narrow_places(program: Any) -> Iterator[str]:
-    """What in a program has fewer digits than float64, for good: numbers in it, and what is computed elsewhere."""
-    for eqn in equations(program):
-        for atom in eqn.invars:
-            if is_literal(atom) and hasattr(atom.aval, "dtype"):
-                lost, dtype = rounded(atom.val, atom.aval.dtype)
-                if lost.any():
-                    yield f"{float(np.real(atom.val)):.6g} in {dtype}"
-    for dtype in computed_narrow(program):
-        yield f"what a callback returns in {dtype}"
-
-
 def computed_narrow(program: Any) -> Iterator[Any]:
     """The dtypes of fewer digits than float64 that parts of a program compute in, for good."""
     for eqn in equations(program):
