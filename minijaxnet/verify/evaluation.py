@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._jaxpr import equations, is_literal
 from minijaxnet.verify.compilation import Compiled, Traced
-from minijaxnet.verify.interpreter import narrow_places
+from minijaxnet.verify.interpreter import computed_narrow
 from minijaxnet.verify.numbers import as_given, as_real, widened
 from minijaxnet.verify.perturbation import Perturbation, rounded
 from minijaxnet.verify.problem import Problem
@@ -129,13 +130,15 @@ def moved_consts(traced: Traced, seed: int) -> list[Any]:
     return list(map(one, traced.consts, traced.const_dtypes))
 
 
-def narrowest_consts(compiled: Compiled) -> list[str]:
+def narrow_constants(compiled: Compiled) -> list[str]:
     """What has fewer digits than float64 in the two rules: arrays they close over, numbers, results of callbacks."""
-    found = []
+    found = set()
     for traced in (compiled.hand, compiled.reference):
-        if traced.program is not None:
-            pairs = zip(traced.consts, traced.const_dtypes, strict=True)
-            lost = [rounded(x, dtype) for x, dtype in pairs]
-            found += [f"an array in {dtype}" for mask, dtype in lost if mask.any()]
-            found += narrow_places(traced.program)
-    return sorted(set(found))
+        if traced.program is None:
+            continue
+        atoms = [v for eqn in equations(traced.program) for v in eqn.invars if is_literal(v) and np.ndim(v.val) == 0]
+        named = [("an array", *rounded(*pair)) for pair in zip(traced.consts, traced.const_dtypes, strict=True)]
+        named += [(f"{float(np.real(v.val)):.6g}", *rounded(v.val, v.aval.dtype)) for v in atoms]
+        found |= {f"{name} in {dtype}" for name, lost, dtype in named if lost.any()}
+        found |= {f"what a callback returns in {dtype}" for dtype in computed_narrow(traced.program)}
+    return sorted(found)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minijaxnet.verify.compilation import EPSILON
-from minijaxnet.verify.evaluation import Evaluation, moved_consts, narrowest_consts, nearby, outputs
+from minijaxnet.verify.evaluation import Evaluation, moved_consts, narrow_constants, nearby, outputs
 from minijaxnet.verify.perturbation import Perturbation
 
 Arrays = list[np.ndarray]
@@ -66,7 +66,7 @@ def measure_rounding(at: Evaluation) -> Rounding:
     seen = _nearby(at, exact, seen, range(_PAIRS))
     if any((distance(h, r) > t).any() for h, r, t in zip(*exact, tolerances(at, seen), strict=True)):
         seen = _nearby(at, exact, seen, range(_PAIRS, _PAIRS + _MORE_PAIRS))
-    kinds = narrowest_consts(at.compiled)
+    kinds = narrow_constants(at.compiled)
     if kinds:
         seen = seen._replace(narrow=_by_narrow(at, exact), narrow_kinds=kinds)
     return seen
