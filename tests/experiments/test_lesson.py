@@ -112,6 +112,7 @@ def test_a_step_that_is_too_long_silences_both_hidden_nodes():
     assert found.forward_at_end == ((0, 0), 0, -13)
 
 
+@pytest.mark.slow
 def test_each_random_start_ends_right_or_silent():
     ends = baseline_network.descend_from_many()
     right, silent = np.abs(ends.errors) < 1e-3, np.all(ends.hidden == 0, axis=1)
@@ -160,6 +161,7 @@ def test_the_squared_error_table_adds_up_to_the_lessons():
     assert (table.squared.sum(), table.loss) == (150, 50)
 
 
+@pytest.mark.slow
 def test_more_points_are_harder_to_please_at_once():
     pleased = prediction_errors.please()
     chex.assert_shape(pleased.losses, (15, 100))

@@ -10,9 +10,8 @@ from minijaxnet import check_grad, check_vjp
 CASES = [*held_layers.CASES, *held_loops.CASES, *held_more.CASES]
 # One of each mechanism, quickly compiled.
 QUICK = """
-a vector of length one: length fixed; softmax: diagonal; embedding: set; power rule; complex: conjugate
-attention: transposed; dropout: mask forgotten; cumulative sum: without its own; fixed point: a few rounds
-permutation: by itself; two elements off by the same; recurrent: next
+softmax: diagonal; embedding: set; complex: conjugate; attention: transposed; fixed point: a few rounds
+permutation: by itself; two elements off by the same
 """
 SAMPLE = {name.strip() for name in re.split("[;\n]", QUICK) if name.strip()}
 # What is not found yet.
