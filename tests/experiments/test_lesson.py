@@ -61,7 +61,7 @@ def test_an_experiment_loads_and_names_itself_like_its_file(name):
     assert load(name).__doc__.splitlines()[0].endswith(".")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["single_weight", *slow(*(name for name in NAMES if name != "single_weight"))])
 def test_an_experiments_defaults_take_its_loss_downhill(name):
     experiment = load(name).experiment
     defaults, (train, _) = experiment.defaults, experiment.data()
