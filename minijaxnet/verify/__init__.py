@@ -1,7 +1,7 @@
 """Verify: is this gradient right?"""
 
-from minijaxnet.verify.check import assert_grad, check_grad, check_grad_at
-from minijaxnet.verify.check_vjp import assert_vjp, check_vjp
+from minijaxnet.verify.check import assert_grad, check_grad, grad_checker
+from minijaxnet.verify.check_vjp import assert_vjp, check_vjp, vjp_checker
 from minijaxnet.verify.report import GradientMismatch, GradReport, LeafReport, Verdict
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "assert_grad",
     "assert_vjp",
     "check_grad",
-    "check_grad_at",
     "check_vjp",
+    "grad_checker",
+    "vjp_checker",
 ]

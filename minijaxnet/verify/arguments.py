@@ -38,6 +38,14 @@ class Arguments(NamedTuple):
     bound: list[tuple[int, str, Any]]
     numbers: bool
 
+    def leaves_like(self, args: Any, function: Callable[..., Any]) -> list[jax.Array]:
+        """The arrays of other arguments of the same shapes."""
+        other = taken_apart(args, function, numbers=self.numbers)
+        got, expected = ({n: x.shape for n, x in zip(a.given, a.leaves, strict=True)} for a in (other, self))
+        if got != expected:
+            raise ValueError(f"args: got shapes {got}; expected {expected}, those that the check was made for")
+        return other.leaves
+
 
 def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True) -> Arguments:
     """The arguments of a function, checked; ``numbers``: whether Python's floats, and single integers, are arrays."""

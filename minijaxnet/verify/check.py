@@ -6,7 +6,7 @@ error like autodiff's own? Both are held against the float64 truth. *Oracle*: is
 differences with their own error estimate say so. A report tells what was not checked, and why.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,10 @@ from minijaxnet.verify.arguments import (
     checked_loss,
     checked_order,
     shapes_of,
-    taken_apart,
     typed,
 )
 from minijaxnet.verify.problem import Problem, derivatives, of_moved, only
-from minijaxnet.verify.report import GradReport, misbuilt, raise_unless_ok
+from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
 
 
 def check_grad(
@@ -85,48 +84,6 @@ def check_grad(
     """
     options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
     return grad_checker(loss, gradient, args, **options)(args)
-
-
-def check_grad_at(
-    loss: Callable[..., Any],
-    gradient: Callable[..., Any],
-    points: Mapping[str, tuple[Any, ...]],
-    *,
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    has_value: bool = False,
-    order: int = 1,
-    seed: int = 0,
-) -> dict[str, GradReport]:
-    """``check_grad`` at several points of the same structure, shapes and placement, compiled once.
-
-    Args:
-        loss: as for ``check_grad``, like all that follows but ``points``.
-        gradient: by hand.
-        points: ``{name: args}``.
-        argnums: the argument, or several.
-        has_aux: whether the loss returns ``(loss, aux)``.
-        has_value: whether ``gradient`` returns ``(value, gradient)``.
-        order: 1 or 2.
-        seed: of random directions and signs.
-
-    Returns:
-        ``{name: report}``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> points = {"ones": (jnp.ones(2),), "twos": (jnp.full(2, 2.0),)}
-        >>> reports = check_grad_at(lambda w: jnp.sum(w**2), lambda w: 2 * w**2, points)
-        >>> {name: report.ok for name, report in reports.items()}
-        {'ones': True, 'twos': False}
-    """
-    first, *others = points.values()
-    for name, other in zip([*points][1:], others, strict=True):
-        if difference := structure_difference(other, first):
-            raise ValueError(f"points[{name!r}]: not like the first one: {difference}")
-    options = {"argnums": argnums, "has_aux": has_aux, "has_value": has_value, "order": order, "seed": seed}
-    at = grad_checker(loss, gradient, first, **options)
-    return {name: at(args) for name, args in points.items()}
 
 
 def grad_checker(
@@ -212,10 +169,10 @@ def grad_checker(
 
     value, slope = shapes_of(by_hand, leaves)
     if has_value and (difference := structure_difference(value, value_shape)):
-        return _always(misbuilt(f"the value is not like the loss: {difference}"))
+        return always(misbuilt(f"the value is not like the loss: {difference}"))
     if difference := structure_difference(typed(slope, target), target):
         where = "the argument" if single else "the arguments"
-        return _always(misbuilt(f"the gradient is not like {where}: {difference}"))
+        return always(misbuilt(f"the gradient is not like {where}: {difference}"))
 
     def in_order(slope: Any) -> Any:
         return slope if single else [slope[chosen.index(i)] for i in sorted(chosen)]
@@ -248,13 +205,9 @@ def grad_checker(
     compiled = compile_problem(problem, leaves)
 
     def check(args: tuple[Any, ...]) -> GradReport:
-        return judge(compiled, taken_apart(args, loss, numbers=arguments.numbers).leaves, seed, tell)
+        return judge(compiled, arguments.leaves_like(args, loss), seed, tell)
 
     return check
-
-
-def _always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
-    return lambda args: report
 
 
 def assert_grad(

@@ -17,10 +17,9 @@ from minijaxnet.verify.arguments import (
     check_inexact,
     checked_argnums,
     checked_order,
-    taken_apart,
 )
 from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
-from minijaxnet.verify.report import GradReport, misbuilt, raise_unless_ok
+from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
 
 # What a rule for the way back goes by in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
 _BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
@@ -159,13 +158,13 @@ def vjp_checker(
         shapes = jax.eval_shape(hand, *everything)[len(outputs) :]
     except Exception as error:
         if re.search(r"custom.(vjp|jvp)", str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
-            return _always(misbuilt(" ".join(str(error).split())))
+            return always(misbuilt(" ".join(str(error).split())))
         error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
         raise
     names = only(arguments.paths, moved)
     for name, got, leaf in zip(names, shapes, only(leaves, moved), strict=True):
         if difference := structure_difference(got, leaf):
-            return _always(misbuilt(f"the gradient is not like {name}: {difference}"))
+            return always(misbuilt(f"the gradient is not like {name}: {difference}"))
 
     why_none, subject = "", "derivative rule against autodiff"
     if reference is None and not (has_vjp or has_jvp):
@@ -206,7 +205,7 @@ def vjp_checker(
     compiled = compile_problem(problem, everything)
 
     def check(args: tuple[Any, ...]) -> GradReport:
-        leaves = taken_apart(args, fun, numbers=arguments.numbers).leaves
+        leaves = arguments.leaves_like(args, fun)
         draw = np.random.default_rng(seed)
         dtypes = [x.dtype for x in jax.eval_shape(whole, *leaves)]
         return judge(compiled, [*leaves, *map(functools.partial(_cotangent, draw), outputs, dtypes)], seed, tell)
@@ -222,10 +221,6 @@ def _cotangent(draw: np.random.Generator, like: Any, dtype: Any = None) -> jax.A
         return np.round(draw.normal(size=like.shape) * 16) / 16 + 1 / 32
 
     return jnp.asarray(numbers() + 1j * numbers() if jnp.issubdtype(dtype, jnp.complexfloating) else numbers(), dtype)
-
-
-def _always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
-    return lambda args: report
 
 
 def assert_vjp(

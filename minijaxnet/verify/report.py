@@ -3,7 +3,7 @@
 import math
 import re
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -211,6 +211,11 @@ def misbuilt(why: str) -> GradReport:
         elif len(got) > len(expected) or (len(got) == len(expected) and "1" in expected):
             hints.append("there is an axis too many: sum over what was broadcast")
     return GradReport(verdicts, {}, tuple(hints))
+
+
+def always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
+    """A check that has its report before it is called."""
+    return lambda args: report
 
 
 def raise_unless_ok(report: GradReport) -> None:

@@ -3,6 +3,14 @@
 import inspect
 import re
 
+from minijaxnet.verify import grad_checker
+
+
+def check_grad_at(loss, gradient, points, **options):
+    """``{name: report}`` at points of the same shapes, compiled once."""
+    check = grad_checker(loss, gradient, next(iter(points.values())), **options)
+    return {name: check(args) for name, args in points.items()}
+
 
 def states(report, *names):
     """The states of the verdicts concerned; of all without names."""

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.reports import passes, states
+from kits.reports import check_grad_at, passes, states
 
 import minijaxnet as mjn
 from minijaxnet import check_grad
-from minijaxnet.verify import check_grad_at
 
 
 def test_a_gradient_that_is_exactly_zero_has_no_room_for_error():

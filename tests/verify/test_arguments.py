@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.reports import states, wrong_leaves
+from kits.reports import check_grad_at, states, wrong_leaves
 
 from minijaxnet import check_grad
-from minijaxnet.verify import check_grad_at
 
 
 def cubes(w):

@@ -60,7 +60,7 @@ def inside(factor):
 """
 
 USUAL = """
-from minijaxnet.verify import check_grad_at, placement
+from minijaxnet.verify import grad_checker, placement
 
 programs, compiled = [], placement.compile_together
 placement.compile_together = lambda lowered: programs.append(compiled(lowered)) or programs[-1]
@@ -73,7 +73,8 @@ def each_device(p, b, which):
 
 rule = jax.shard_map(each_device, mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=P(), check_vma=False)
 points = {i: (there, batch, replicate(mesh, jnp.int32(i))) for i in range(4)}
-right, forgotten, unequal, added = check_grad_at(lambda p, b, which: loss(p, b), rule, points).values()
+check = grad_checker(lambda p, b, which: loss(p, b), rule, points[0])
+right, forgotten, unequal, added = map(check, points.values())
 # The rule and autodiff on divided arguments, and autodiff on one device.
 places = [jax.tree.leaves(program.input_shardings)[-2] for program in programs[0]]
 assert [len(place.device_set) for place in places] == [4, 4, 1] and not places[1].is_fully_replicated, places

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.reports import failures, passes, states
+from kits.reports import check_grad_at, failures, passes, states
 from kits.rules import sine
 
 import minijaxnet as mjn
 from minijaxnet import check_grad, check_vjp
-from minijaxnet.verify import check_grad_at
 
 SURE = (10.0, 20.0, 30.0)
 

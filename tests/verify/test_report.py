@@ -6,8 +6,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.reports import check_grad_at
 
-from minijaxnet.verify import GradientMismatch, GradReport, LeafReport, Verdict, check_grad, check_grad_at
+from minijaxnet.verify import GradientMismatch, GradReport, LeafReport, Verdict, check_grad
 
 
 def bowls(w, factor):

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from corpora import RIGHT, GradCase
-
-from minijaxnet.verify import check_grad_at
+from kits.reports import check_grad_at
 
 # A slip counts where it changes an element by so much of itself, and of the largest of its leaf.
 SHOWS, STANDS_OUT = 1e-9, 1e-10
