@@ -107,6 +107,11 @@ def test_a_convolution_and_its_gradients_count_as_xla_counts_them(how, of):
     assert how != "valid" or found.matrix["float32"] == 2 * (2 * 6 * 7 * 7) * (3 * 2) * 4, "by formula"
 
 
+def test_a_convolution_along_one_axis_counts_by_the_formula():
+    convolve = functools.partial(lax.conv_general_dilated, window_strides=(1,), padding="VALID")
+    assert counted(convolve, ones(2, 3, 9), ones(5, 3, 4)).matrix == {"float32": 2 * (2 * 5 * 6) * 4 * 3}
+
+
 # --- Everything else --------------------------------------------------------------------------------------------------
 
 
