@@ -106,7 +106,8 @@ def nearby(values: Sequence[Any], seed: int, sign: float) -> list[Any]:
         real = as_real(value)
         draw = np.random.default_rng((seed, zlib.crc32(real.tobytes())))
         step = sign * _NEARBY * draw.choice((-2.0, -1.0, 1.0, 2.0), size=real.shape)
-        moved = np.where(real == 0, step, real * (1 + step))
+        largest = float(np.max(np.abs(real), initial=0.0)) or 1.0
+        moved = np.where(real == 0, step * largest, real * (1 + step))
         return as_given(moved, value.dtype)
 
     return [one(value) for value in values]

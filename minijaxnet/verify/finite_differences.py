@@ -144,7 +144,7 @@ def stops_gradients(at: Evaluation) -> bool:
 
 
 def _caller(eqn: Any) -> str:
-    """The file whose code called for an operation, through the machinery of ``stop_gradient``."""
-    frames = getattr(eqn.source_info.traceback, "frames", ())
-    own = ("core.py", "lax/lax.py", "tree_util.py", "traceback_util.py")
-    return next((frame.file_name for frame in frames if not frame.file_name.endswith(own)), "")
+    """The file whose code calls ``stop_gradient``; JAX's own where an operation came about without it."""
+    frames = list(getattr(eqn.source_info.traceback, "frames", ()))
+    called = [k for k, frame in enumerate(frames[:-1]) if frame.function_name == "stop_gradient"]
+    return frames[called[-1] + 1].file_name if called else "/jax/_src/"

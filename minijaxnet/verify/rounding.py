@@ -10,6 +10,7 @@ epsilon: how far the end then moves, over ``size``, is how much the program ampl
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.compilation import EPSILON
@@ -75,12 +76,15 @@ def measure_rounding(at: Evaluation) -> Rounding:
 def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
     """How far apart rounding can bring the two rules, for each element of each result."""
     found = []
-    for hand, reference, apart, narrow, again in zip(
-        at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, strict=True
+    # What a gradient's dtype has no number for but 0.
+    smallest = [min(float(jnp.finfo(dtype).smallest_subnormal), 1e-40) for dtype in at.dtypes()]
+    vanishing = [*[0.0] * at.problem.n_values, *smallest, *[0.0] * len(at.hand)][: len(at.hand)]
+    for hand, reference, apart, narrow, again, least in zip(
+        at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, vanishing, strict=True
     ):
         size = np.maximum(_finite_size(hand), _finite_size(reference))
         own = 1e-6 * np.max(size, initial=0.0) if at.problem.reference is None and at.compiled.iterates else 0.0
-        found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again + own)
+        found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again + own + least)
     return found
 
 

@@ -269,3 +269,16 @@ wrong(
     lambda p: slope_of_dead_network(p, through_bias=2.0),
     slow=True,
 )
+
+
+def windows(x):
+    return jnp.sum(jnp.max(x.reshape(-1, 2), axis=1) * jnp.array([0.5, 2.0]))
+
+
+def to_the_first(x):
+    first = jax.nn.one_hot(jnp.argmax(x.reshape(-1, 2), axis=1), 2)
+    return (first * jnp.array([[0.5], [2.0]])).reshape(-1)
+
+
+zeros = right("maxima of windows, a window of zeros", windows, (f32(1.0, 1.0, 0.0, 0.0),), to_the_first)
+wrong("maxima of windows, a window of zeros, half of it", zeros, lambda x: 0.5 * to_the_first(x))

@@ -184,3 +184,21 @@ def slope_of_chosen(p, a=1, b=1):
 
 choice = right("one-hot by argmax, straight through a softmax", chosen, (TWO,), slope_of_chosen, slow=True)
 wrong("one-hot by argmax, straight through in one leaf only", choice, lambda p: slope_of_chosen(p, a=0), slow=True)
+
+
+# The value's own slope in every leaf is another reading than the one that was meant.
+moving = right(
+    "a target that is not to move", lambda x: jnp.sum(x * lax.stop_gradient(x)), (f32(0.5, 0.7, -0.3),), lambda x: x
+)
+wrong("a target that is not to move, moved", moving, lambda x: 2 * x)
+centred = right(
+    "centred by a mean that is not to move",
+    lambda x: jnp.sum((x - lax.stop_gradient(jnp.mean(x))) ** 3),
+    (f32(0.5, 0.7, -0.3),),
+    lambda x: 3 * (x - jnp.mean(x)) ** 2,
+)
+wrong(
+    "centred by a mean that is not to move, moved",
+    centred,
+    lambda x: 3 * (x - jnp.mean(x)) ** 2 - jnp.mean(3 * (x - jnp.mean(x)) ** 2),
+)
