@@ -10,6 +10,7 @@ import textwrap
 from types import SimpleNamespace
 
 import pytest
+from kits.eight import FLAGS
 from kits.processes import LINE
 
 from minijaxnet.bench.communication import Collective, Communication, communication
@@ -235,7 +236,8 @@ print("all told")
 @pytest.mark.slow
 def test_four_devices_are_counted_timed_and_compared(tmp_path):
     (tmp_path / "line.py").write_text(LINE)
-    call = [sys.executable, "-W", "error", "-c", FOUR, str(tmp_path / "line.py")]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    call = [sys.executable, "-c", FOUR, str(tmp_path / "line.py")]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": FLAGS["PYTHONWARNINGS"]}
     done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "all told\n"), done.stderr

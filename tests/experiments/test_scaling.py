@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import scaling
+from kits.eight import FLAGS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 Way, Link = scaling.Way, scaling.Link
@@ -77,8 +78,8 @@ for wrong in WRONG:
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["[Other((2, 3, 1), 4, small.loss)]", "[centred]"])
 def test_programs_on_two_devices_say_what_the_model_has_them_say_and_another_model_is_refused(wrong):
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    call = [sys.executable, "-W", "error", "-c", COUNTED.replace("WRONG", wrong)]
+    flags = FLAGS | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    call = [sys.executable, "-c", COUNTED.replace("WRONG", wrong)]
     environment = os.environ | flags
     done = subprocess.run(call, cwd=EXPERIMENTS, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
