@@ -36,14 +36,14 @@ class Wrong(NamedTuple):
     pairs: bool = False
 
     def equal(self, a: Any, b: Any) -> bool:
-        """Whether two candidates are the same array, up to rounding."""
+        """Whether two candidates are the same array, up to rounding, and far better than the rule is right."""
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or not np.isfinite(a).all() or not np.isfinite(b).all():
             return False
-        largest = max(np.max(np.abs(a), initial=0), np.max(np.abs(b), initial=0))
-        return bool(
-            np.all(np.abs(a - b) <= 4 * self.tolerance + 1e-9 * np.maximum(np.abs(a), np.abs(b)) + 1e-13 * largest)
-        )
+        sizes, apart = np.maximum(np.abs(a), np.abs(b)), np.abs(self.hand - self.reference)
+        slack = 1e-9 * sizes + 1e-13 * np.max(sizes, initial=0)
+        slack = np.minimum(slack, 1e-3 * np.max(apart, initial=0, where=np.isfinite(apart)))
+        return bool(np.all(np.abs(a - b) <= 4 * self.tolerance + slack))
 
 
 def explain(slip: Wrong) -> str:
@@ -90,7 +90,7 @@ def _factor(slip: Wrong) -> str:
     if not c or (slip.hand.size == 1 and not _named_factor(c, slip)):
         return ""
     return (
-        (_named_factor(c, slip) or f"{c:.10g} times what it should be")
+        (_named_factor(c, slip) or f"{f'1 {c - 1:+.3g}' if abs(c - 1) < 1e-9 else f'{c:.10g}'} times what it should be")
         if slip.equal(slip.hand / c, slip.reference)
         else ""
     )

@@ -91,8 +91,3 @@ def _derivative(function: Flat, skip: int, moved: Sequence[bool], seed: int, *, 
         return list(jax.jvp(last, (start,), (directions,))[1])
 
     return derivative
-
-
-def chosen_leaves(args: tuple[Any, ...], chosen: Sequence[int]) -> list[bool]:
-    """For each leaf of the arguments, whether it is in one of those chosen."""
-    return [i in chosen for i, arg in enumerate(args) for _ in jax.tree.leaves(arg)]

@@ -95,7 +95,7 @@ class GradReport:
 
     @property
     def headline(self) -> str:
-        """ "right", "NOT RIGHT", or "unchecked" where nothing failed and the algebra could not be checked."""
+        """The whole in a word: right, NOT RIGHT, or unchecked where nothing failed and the algebra was not judged."""
         return "right" if self.ok else "NOT RIGHT" if self._reasons("fail") else "unchecked"
 
     def _reasons(self, state: str) -> list[str]:

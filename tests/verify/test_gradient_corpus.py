@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from corpora import AUTODIFF_SUSPECT, DTYPES, KINDS, RIGHT, SUBJECTS, SURROGATES, WRONG, VjpCase
-from kits import quick
+
+from minijaxnet.verify.compilation import quick_options
 
 # For what changes with the corpus only.
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def second(case, args):
 
 def compiled_quickly(fun):
     """Run once on small arguments: time saved in compilation is worth more than the fastest program."""
-    return jax.jit(fun, compiler_options=quick.options())
+    return jax.jit(fun, compiler_options=quick_options())
 
 
 def in_float64(cases, run=both):

@@ -208,3 +208,20 @@ def test_the_second_order_names_the_leaf():
     report = check_vjp(lambda tree: cube(tree["a"]) + tree["b"] ** 2, ({"a": X[0], "b": X[1]},), order=2)
     assert report.verdicts["second order"].state == "fail"
     assert "in tree['a']" in report.verdicts["second order"].reason
+
+
+FIVE = np.array([-0.0635, 1.2492, 1.988, -0.0534, -0.2392])
+
+
+def hint_for_five(difference):
+    reference = np.array([0.9, -1.3, 2.1, 0.4, -0.7])
+    wrong = difference != 0
+    slip = Wrong("x", reference + difference, reference, np.full(5, 1e-16), wrong, FIVE, {}, {})
+    return explain(slip) or guess(slip)
+
+
+@pytest.mark.parametrize("signs", [(1.0, 2.0, -1.5, 0.5, 3.0), (-1.0, 2.0, 1.5, 0.5, -3.0)])
+def test_what_is_named_is_the_whole_of_the_difference_however_small_that_is(signs):
+    """A slip of less than a billionth is within a billionth of any factor and any constant: no evidence for one."""
+    assert hint_for_five(1e-10 * np.array(signs)) == ""
+    assert "1e-10 times the argument itself, as in weight decay" in hint_for_five(1e-10 * FIVE)
