@@ -147,10 +147,25 @@ def checked_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     return tuple(i % count for i in chosen)
 
 
-def check_inexact(leaf: Any, name: str) -> None:
-    """Refuse what is neither floating nor complex."""
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        raise TypeError(f"{name}: got dtype {leaf.dtype}; expected a real floating dtype, or a complex one")
+def differentiated(arguments: Arguments, argnums: Any) -> list[bool]:
+    """Which leaves are differentiated: all of those arguments; for None all that are floating or complex."""
+    inexact = [bool(jnp.issubdtype(leaf.dtype, jnp.inexact)) for leaf in arguments.leaves]
+    if argnums is None:
+        if not any(inexact):
+            raise TypeError("args: got no floating leaf; expected one at least, to differentiate with respect to")
+        return inexact
+    chosen = checked_argnums(argnums, len(arguments.heads))
+    for place, path, leaf in arguments.bound:
+        if place in chosen:
+            raise TypeError(f"{path}: got {leaf!r}; expected an array, to differentiate with respect to")
+    moved = [place in chosen for place in arguments.places]
+    if not any(moved):
+        where = f"args[{argnums}]" if isinstance(argnums, int) else "args"
+        raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
+    for path, leaf, mine, floating in zip(arguments.given, arguments.leaves, moved, inexact, strict=True):
+        if mine and not floating:
+            raise TypeError(f"{path}: got dtype {leaf.dtype}; expected a real floating dtype, or a complex one")
+    return moved
 
 
 def checked_loss(loss: Callable[..., Any], args: Sequence[Any], has_aux: bool, holomorphic: bool) -> Any:

@@ -7,7 +7,7 @@ differences with their own error estimate say so. A report tells what was not ch
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ from minijaxnet.pytrees import structure_difference
 from minijaxnet.verify.arguments import (
     Arguments,
     bound_where_needed,
-    check_inexact,
     checked_argnums,
     checked_loss,
     checked_order,
+    differentiated,
     shapes_of,
     typed,
 )
@@ -124,90 +124,90 @@ def grad_checker(
     from minijaxnet.verify.judge import judge
 
     tell("tracing and compiling both rules")
-    order = checked_order(order)
-
-    def shape_of_loss(arguments: Arguments) -> Any:
-        args = arguments.rebuilt(*arguments.leaves)
-        chosen = checked_argnums(argnums, len(args))
-        holomorphic = all(
-            jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-            for leaf, place in zip(arguments.leaves, arguments.places, strict=True)
-            if place in chosen
-        )
-        return checked_loss(lambda *leaves: loss(*arguments.rebuilt(*leaves)), arguments.leaves, has_aux, holomorphic)
-
-    arguments = bound_where_needed(like, loss, shape_of_loss)
-    value_shape, leaves = shape_of_loss(arguments), arguments.leaves
-    args = arguments.rebuilt(*leaves)
-    chosen = checked_argnums(argnums, len(args))
-    single = isinstance(argnums, int)
-    target = args[chosen[0]] if single else tuple(args[i] for i in chosen)
-    moved = [place in chosen for place in arguments.places]
-    names = only(arguments.paths, moved)
-    for place, path, leaf in arguments.bound:
-        if place in chosen:
-            raise TypeError(f"{path}: got {leaf!r}; expected an array, to differentiate with respect to")
-    if not any(moved):
-        where = f"args[{argnums}]" if single else "args"
-        raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
-    for path, leaf in zip(only(arguments.given, moved), only(leaves, moved), strict=True):
-        check_inexact(leaf, path)
-
-    def scalar(*leaves: Any) -> Any:
-        value = loss(*arguments.rebuilt(*leaves))
-        return value[0] if has_aux else value
-
-    def by_hand(*leaves: Any) -> tuple[Any, Any]:
-        returned = gradient(*arguments.rebuilt(*leaves))
-        if not has_value:
-            return (), returned
-        if not (isinstance(returned, tuple | list) and len(returned) == 2):
-            got = type(returned).__name__
-            raise TypeError(f"gradient: got a {got}; expected (value, gradient), as has_value=True says")
-        value, returned = returned
-        return (value[0] if has_aux and isinstance(value, tuple | list) else value), returned
-
-    value, slope = shapes_of(by_hand, leaves)
-    if has_value and (difference := structure_difference(value, value_shape)):
-        return always(misbuilt(f"the value is not like the loss: {difference}"))
-    if difference := structure_difference(typed(slope, target), target):
-        where = "the argument" if single else "the arguments"
-        return always(misbuilt(f"the gradient is not like {where}: {difference}"))
-
-    def in_order(slope: Any) -> Any:
-        return slope if single else [slope[chosen.index(i)] for i in sorted(chosen)]
-
-    def hand(*leaves: Any) -> list[Any]:
-        value, slope = by_hand(*leaves)
-        return jax.tree.leaves((value, in_order(slope)))
-
-    holomorphic = jnp.issubdtype(value_shape.dtype, jnp.complexfloating)
-
-    def reference(*leaves: Any) -> list[Any]:
-        of_chosen = jax.value_and_grad(of_moved(scalar, leaves, moved), holomorphic=holomorphic)
-        value, slopes = of_chosen(only(leaves, moved))
-        return [value, *slopes] if has_value else list(slopes)
-
-    second = derivatives(hand, reference, int(has_value), moved, leaves, seed) if order == 2 else None
-    if single:  # one argument: its leaves by their own names
-        names = [name.removeprefix(arguments.heads[chosen[0]]) or name for name in names]
-    problem = Problem(
-        hand,
-        reference,
-        (lambda *leaves: jnp.real(scalar(*leaves))) if holomorphic else scalar,
-        arguments.paths,
-        moved,
-        names,
-        int(has_value),
-        [],
-        second_order=second,
-    )
-    compiled = compile_problem(problem, leaves)
+    order, given = checked_order(order), _Given(loss, gradient, argnums, has_aux, has_value)
+    arguments = bound_where_needed(like, loss, lambda arguments: _shape_of_loss(given, arguments))
+    value, moved = _shape_of_loss(given, arguments), differentiated(arguments, argnums)
+    if what := _not_alike(given, arguments, value):
+        return always(misbuilt(what))
+    compiled = compile_problem(_problem(given, arguments, value, moved, order, seed), arguments.leaves)
 
     def check(args: tuple[Any, ...]) -> GradReport:
         return judge(compiled, arguments.leaves_like(args, loss), seed, tell)
 
     return check
+
+
+class _Given(NamedTuple):
+    """A loss and its gradient, as they are passed to a check."""
+
+    loss: Callable[..., Any]
+    gradient: Callable[..., Any]
+    argnums: int | Sequence[int]
+    has_aux: bool
+    has_value: bool
+
+
+def _shape_of_loss(given: _Given, arguments: Arguments) -> Any:
+    count = len(arguments.heads)
+    chosen = checked_argnums(given.argnums, count)
+    holomorphic = all(
+        jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        for leaf, place in zip(arguments.leaves, arguments.places, strict=True)
+        if place in chosen
+    )
+    loss = lambda *leaves: given.loss(*arguments.rebuilt(*leaves))  # noqa: E731
+    return checked_loss(loss, arguments.leaves, given.has_aux, holomorphic)
+
+
+def _by_hand(given: _Given, args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The value by hand, or () where there is none, and the gradient."""
+    returned = given.gradient(*args)
+    if not given.has_value:
+        return (), returned
+    if not (isinstance(returned, tuple | list) and len(returned) == 2):
+        got = type(returned).__name__
+        raise TypeError(f"gradient: got a {got}; expected (value, gradient), as has_value=True says")
+    value, gradient = returned
+    return (value[0] if given.has_aux and isinstance(value, tuple | list) else value), gradient
+
+
+def _not_alike(given: _Given, arguments: Arguments, value: Any) -> str:
+    """How what the rule returns differs in structure from the loss or the arguments; "" if it doesn't."""
+    args = arguments.rebuilt(*arguments.leaves)
+    one = isinstance(given.argnums, int)
+    target = args[given.argnums] if one else tuple(args[i] for i in given.argnums)
+    got, gradient = shapes_of(lambda *leaves: _by_hand(given, arguments.rebuilt(*leaves)), arguments.leaves)
+    if given.has_value and (difference := structure_difference(got, value)):
+        return f"the value is not like the loss: {difference}"
+    if difference := structure_difference(typed(gradient, target), target):
+        return f"the gradient is not like {'the argument' if one else 'the arguments'}: {difference}"
+    return ""
+
+
+def _problem(given: _Given, arguments: Arguments, value: Any, moved: list[bool], order: int, seed: int) -> Problem:
+    one, names = isinstance(given.argnums, int), only(arguments.paths, moved)
+    chosen = checked_argnums(given.argnums, len(arguments.heads))
+    holomorphic, n_values = jnp.issubdtype(value.dtype, jnp.complexfloating), int(given.has_value)
+
+    def hand(*leaves: Any) -> list[Any]:
+        value, gradient = _by_hand(given, arguments.rebuilt(*leaves))
+        in_order = gradient if one else [gradient[chosen.index(i)] for i in sorted(chosen)]
+        return jax.tree.leaves((value, in_order))
+
+    def scalar(*leaves: Any) -> Any:
+        value = given.loss(*arguments.rebuilt(*leaves))
+        return value[0] if given.has_aux else value
+
+    def reference(*leaves: Any) -> list[Any]:
+        of_chosen = jax.value_and_grad(of_moved(scalar, leaves, moved), holomorphic=holomorphic)
+        value, gradients = of_chosen(only(leaves, moved))
+        return [value, *gradients] if given.has_value else list(gradients)
+
+    if one:  # its leaves go by their own names
+        names = [name.removeprefix(arguments.heads[chosen[0]]) or name for name in names]
+    second = derivatives(hand, reference, n_values, moved, arguments.leaves, seed) if order == 2 else None
+    real = (lambda *leaves: jnp.real(scalar(*leaves))) if holomorphic else scalar
+    return Problem(hand, reference, real, arguments.paths, moved, names, n_values, [], second_order=second)
 
 
 def assert_grad(

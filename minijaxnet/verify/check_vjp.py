@@ -1,6 +1,5 @@
 """Are the custom derivative rules within a function right? Against autodiff of the same function without them."""
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,13 +10,7 @@ import numpy as np
 
 from minijaxnet._jaxpr import equations
 from minijaxnet.pytrees import structure_difference
-from minijaxnet.verify.arguments import (
-    Arguments,
-    bound_where_needed,
-    check_inexact,
-    checked_argnums,
-    checked_order,
-)
+from minijaxnet.verify.arguments import Arguments, bound_where_needed, checked_order, differentiated
 from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
 from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
 
@@ -93,110 +86,47 @@ def vjp_checker(
         True
     """
     from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
-    from minijaxnet.verify.interpreter import interpret
     from minijaxnet.verify.judge import judge
 
     tell("tracing and compiling both rules")
     order = checked_order(order)
-
-    def flat(function: Callable[..., Any], arguments: Arguments) -> Flat:
-        def call(*leaves: Any) -> list[Any]:
-            results = jax.tree.leaves(function(*arguments.rebuilt(*leaves)))
-            return [x for x in results if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-
-        return call
-
-    def traced(arguments: Arguments) -> Any:
-        return jax.make_jaxpr(flat(fun, arguments))(*arguments.leaves)
-
-    arguments = bound_where_needed(like, fun, traced)
-    leaves, whole, closed = arguments.leaves, flat(fun, arguments), traced(arguments)
-    outputs, n = closed.out_avals, len(leaves)
-    count = len(arguments.heads)
-    chosen = tuple(range(count)) if argnums is None else checked_argnums(argnums, count)
-    moved = [
-        place in chosen and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-        for place, leaf in zip(arguments.places, leaves, strict=True)
-    ]
-    if argnums is not None:
-        for path, leaf, place in zip(arguments.given, leaves, arguments.places, strict=True):
-            if place in chosen:
-                check_inexact(leaf, path)
-    if not any(moved):
-        raise TypeError("args: got no floating leaf; expected one at least, to differentiate with respect to")
-    if not outputs:
+    arguments = bound_where_needed(like, fun, lambda arguments: _traced(fun, arguments))
+    closed, moved = _traced(fun, arguments), differentiated(arguments, argnums)
+    if not closed.out_avals:
         raise TypeError("fun: got no floating output; expected one at least")
-    custom = {eqn.primitive.name for eqn in equations(closed)}
-    has_vjp, has_jvp = (any(name.startswith(kinds) for name in custom) for kinds in (_BACKWARD_RULES, ("custom_jvp",)))
-
-    def recovered(*leaves: Any) -> list[Any]:
-        closed = jax.make_jaxpr(whole)(*leaves)
-        return interpret(getattr(closed, "jaxpr", closed), closed.consts, leaves, wide=False)
-
-    plain = recovered if reference is None else flat(reference, arguments)
-
-    def pulled(function: Flat, value: Flat) -> Flat:
-        """The value, and the gradients that a cotangent is pulled back to; ``value`` says what the value should be."""
-
-        def rule(*everything: Any) -> list[Any]:
-            leaves, cotangents = everything[:n], everything[n:]
-            results, pull = jax.vjp(of_moved(function, leaves, moved), only(leaves, moved))
-            like = [c.astype(x.dtype) for c, x in zip(cotangents, results, strict=True)]
-            return [*(results if value is function else value(*leaves)), *pull(like)[0]]
-
-        return rule
-
-    def objective(*everything: Any) -> Any:
-        pairs = zip(plain(*everything[:n]), everything[n:], strict=True)
-        return sum(jnp.real(jnp.sum(x * c.astype(x.dtype))) for x, c in pairs)
-
-    # A reference that was given may be a surrogate, of another value: the function without its rule has its own.
-    hand, by_autodiff = pulled(whole, whole), pulled(plain, plain if reference is None else whole)
     draw = np.random.default_rng(seed)
-    everything = [*leaves, *(_cotangent(draw, out) for out in outputs)]
-    try:
-        shapes = jax.eval_shape(hand, *everything)[len(outputs) :]
-    except Exception as error:
-        if re.search(r"custom.(vjp|jvp)", str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
-            return always(misbuilt(" ".join(str(error).split())))
-        error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
-        raise
-    names = only(arguments.paths, moved)
-    for name, got, leaf in zip(names, shapes, only(leaves, moved), strict=True):
-        if difference := structure_difference(got, leaf):
-            return always(misbuilt(f"the gradient is not like {name}: {difference}"))
-
-    why_none, subject = "", "derivative rule against autodiff"
-    if reference is None and not (has_vjp or has_jvp):
+    everything = [*arguments.leaves, *(_cotangent(draw, out) for out in closed.out_avals)]
+    whole, plain = _flat(fun, arguments), _plain(fun, arguments) if reference is None else _flat(reference, arguments)
+    # A reference that was given may be a surrogate, of another value: the function without its rule has its own.
+    hand = _pulled(whole, whole, moved)
+    by_autodiff = _pulled(plain, plain if reference is None else whole, moved)
+    if what := _not_alike(hand, everything, only(arguments.paths, moved), only(arguments.leaves, moved)):
+        return always(misbuilt(what))
+    kinds = {kind for eqn in equations(closed) for kind in RULES if eqn.primitive.name.startswith(kind)}
+    backward, why_none, subject = bool(kinds & {*_BACKWARD_RULES}), "", "derivative rule against autodiff"
+    if reference is None and not kinds:
         why_none, subject = "fun holds no custom rule", "autodiff against finite differences"
-    else:
-        try:
-            jax.eval_shape(by_autodiff, *everything)
-        except Exception as error:
-            if reference is not None:
-                error.add_note("check_vjp: raised by reference=, where it was differentiated")
-                raise
-            why = str(error).strip().splitlines()[0]
-            why_none = f"without its custom rules fun can't be differentiated ({why})"
-            subject = "derivative rule against finite differences"
+    elif why_none := _why_not_differentiable(by_autodiff, everything, given=reference is not None):
+        subject = "derivative rule against finite differences"
 
-    still, all_moved = [False] * len(outputs), [True] * len(outputs)
+    outputs, n = len(closed.out_avals), len(moved)
+    still, all_moved = [False] * outputs, [True] * outputs
     forward = second = None
     if why_none:
-        forward = (lambda *all_of: hand(*all_of)[: len(outputs)], first(plain, n))
-    elif has_jvp and not has_vjp:
+        forward = (lambda *all_of: hand(*all_of)[:outputs], first(plain, n))
+    elif kinds and not backward:
         forward = derivatives(first(whole, n), first(plain, n), 0, [*moved, *still], everything, seed)
     if order == 2 and not why_none:
-        second = derivatives(hand, by_autodiff, len(outputs), [*moved, *all_moved], everything, seed)
+        second = derivatives(hand, by_autodiff, outputs, [*moved, *all_moved], everything, seed)
     problem = Problem(
         hand,
         None if why_none else by_autodiff,
-        objective,
-        [*arguments.paths, *(f"cotangent[{i}]" for i in range(len(outputs)))],
+        _weighted(plain, n),
+        [*arguments.paths, *(f"cotangent[{i}]" for i in range(outputs))],
         [*moved, *still],
-        names,
-        len(outputs),
-        list(range(n, n + len(outputs))),
+        only(arguments.paths, moved),
+        outputs,
+        list(range(n, n + outputs)),
         forward,
         second,
         subject,
@@ -205,22 +135,95 @@ def vjp_checker(
     compiled = compile_problem(problem, everything)
 
     def check(args: tuple[Any, ...]) -> GradReport:
-        leaves = arguments.leaves_like(args, fun)
-        draw = np.random.default_rng(seed)
-        dtypes = [x.dtype for x in jax.eval_shape(whole, *leaves)]
-        return judge(compiled, [*leaves, *map(functools.partial(_cotangent, draw), outputs, dtypes)], seed, tell)
+        leaves, draw = arguments.leaves_like(args, fun), np.random.default_rng(seed)
+        cotangents = [_cotangent(draw, out) for out in jax.eval_shape(whole, *leaves)]
+        return judge(compiled, [*leaves, *cotangents], seed, tell)
 
     return check
 
 
-def _cotangent(draw: np.random.Generator, like: Any, dtype: Any = None) -> jax.Array:
+def _flat(function: Callable[..., Any], arguments: Arguments) -> Flat:
+    """A function of leaves, with its floating results as a list."""
+
+    def flat(*leaves: Any) -> list[Any]:
+        results = jax.tree.leaves(function(*arguments.rebuilt(*leaves)))
+        return [x for x in results if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+
+    return flat
+
+
+def _traced(fun: Callable[..., Any], arguments: Arguments) -> Any:
+    return jax.make_jaxpr(_flat(fun, arguments))(*arguments.leaves)
+
+
+def _plain(fun: Callable[..., Any], arguments: Arguments) -> Flat:
+    """The function, flat, without its custom rules."""
+    from minijaxnet.verify.interpreter import interpret
+
+    def plain(*leaves: Any) -> list[Any]:
+        closed = jax.make_jaxpr(_flat(fun, arguments))(*leaves)
+        return interpret(getattr(closed, "jaxpr", closed), closed.consts, leaves, wide=False)
+
+    return plain
+
+
+def _pulled(function: Flat, value: Flat, moved: Sequence[bool]) -> Flat:
+    """The value, and the gradients that a cotangent is pulled back to; ``value`` says what the value should be."""
+
+    def pulled(*everything: Any) -> list[Any]:
+        leaves, cotangents = everything[: len(moved)], everything[len(moved) :]
+        results, pull = jax.vjp(of_moved(function, leaves, moved), only(leaves, moved))
+        like = [c.astype(x.dtype) for c, x in zip(cotangents, results, strict=True)]
+        return [*(results if value is function else value(*leaves)), *pull(like)[0]]
+
+    return pulled
+
+
+def _weighted(function: Flat, n: int) -> Callable[..., Any]:
+    """The scalar whose gradient is pulled back: the sum of the results, each times its cotangent."""
+
+    def weighted(*everything: Any) -> Any:
+        pairs = zip(function(*everything[:n]), everything[n:], strict=True)
+        return sum(jnp.real(jnp.sum(x * c.astype(x.dtype))) for x, c in pairs)
+
+    return weighted
+
+
+def _not_alike(hand: Flat, everything: Sequence[Any], names: Sequence[str], targets: Sequence[Any]) -> str:
+    """How what the rule returns differs in shape or dtype from its arguments; "" if it doesn't."""
+    try:
+        shapes = jax.eval_shape(hand, *everything)[-len(targets) :]
+    except Exception as error:
+        if re.search(r"custom.(vjp|jvp)", str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
+            return " ".join(str(error).split())
+        error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
+        raise
+    for name, got, leaf in zip(names, shapes, targets, strict=True):
+        if difference := structure_difference(got, leaf):
+            return f"the gradient is not like {name}: {difference}"
+    return ""
+
+
+def _why_not_differentiable(by_autodiff: Flat, everything: Sequence[Any], *, given: bool) -> str:
+    """Why autodiff can't take the plain function; "" if it can, and what JAX raises where that function was given."""
+    try:
+        jax.eval_shape(by_autodiff, *everything)
+    except Exception as error:
+        if given:
+            error.add_note("check_vjp: raised by reference=, where it was differentiated")
+            raise
+        return f"without its custom rules fun can't be differentiated ({str(error).strip().splitlines()[0]})"
+    return ""
+
+
+def _cotangent(draw: np.random.Generator, like: Any) -> jax.Array:
     """A random cotangent for an output, of few digits, so that it is the same in every dtype."""
-    dtype = like.dtype if dtype is None else dtype
 
     def numbers() -> np.ndarray:
         return np.round(draw.normal(size=like.shape) * 16) / 16 + 1 / 32
 
-    return jnp.asarray(numbers() + 1j * numbers() if jnp.issubdtype(dtype, jnp.complexfloating) else numbers(), dtype)
+    complex_output = jnp.issubdtype(like.dtype, jnp.complexfloating)
+    return jnp.asarray(numbers() + 1j * numbers() if complex_output else numbers(), like.dtype)
 
 
 def assert_vjp(

@@ -10,9 +10,8 @@ from minijaxnet.verify import finite_differences
 from minijaxnet.verify.algebra import algebra, verdict
 from minijaxnet.verify.compared import Compared, leaf_report
 from minijaxnet.verify.compilation import Compiled
-from minijaxnet.verify.convergence import not_converged
 from minijaxnet.verify.evaluation import Evaluation, evaluate
-from minijaxnet.verify.mutants import explained
+from minijaxnet.verify.hints import explained, not_converged
 from minijaxnet.verify.placement import placement
 from minijaxnet.verify.precision import precision
 from minijaxnet.verify.report import GradReport, Verdict

@@ -10,7 +10,7 @@ import pytest
 from jax.lax import stop_gradient
 
 from minijaxnet import check_grad, check_vjp
-from minijaxnet.verify.hints import Wrong, explain, guess
+from minijaxnet.verify.hints.slips import Wrong, explain, guess
 
 # --- The usual slips --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.verify.changes import FORGETTABLE, listed, subsets, where
+from minijaxnet.verify.hints.changes import FORGETTABLE, listed, subsets, where
 from minijaxnet.verify.interpreter import Instead, bind
 
 _RESHAPES = frozenset("broadcast_in_dim expand_dims reshape squeeze".split())

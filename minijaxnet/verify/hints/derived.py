@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.verify.changes import is_real
 from minijaxnet.verify.evaluation import Evaluation
+from minijaxnet.verify.hints.changes import is_real
 from minijaxnet.verify.interpreter import Instead, Loops, bind, interpret
 from minijaxnet.verify.problem import of_moved, only
 

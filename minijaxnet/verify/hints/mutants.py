@@ -14,13 +14,13 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import equations, is_literal
-from minijaxnet.verify.axes import over_others, settled, ways
-from minijaxnet.verify.changes import changes, is_real, where
 from minijaxnet.verify.compared import Compared
 from minijaxnet.verify.compilation import compile_together
-from minijaxnet.verify.derived import by_people, slopes
 from minijaxnet.verify.evaluation import Evaluation, outputs
-from minijaxnet.verify.hints import Wrong, explain, guess
+from minijaxnet.verify.hints.axes import over_others, settled, ways
+from minijaxnet.verify.hints.changes import changes, is_real, where
+from minijaxnet.verify.hints.derived import by_people, slopes
+from minijaxnet.verify.hints.slips import Wrong, explain, guess
 from minijaxnet.verify.interpreter import Loops, bind, interpret
 from minijaxnet.verify.numbers import as_real
 
