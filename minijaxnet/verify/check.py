@@ -173,14 +173,15 @@ def _by_hand(given: _Given, args: tuple[Any, ...]) -> tuple[Any, Any]:
 
 def _not_alike(given: _Given, arguments: Arguments, value: Any) -> str:
     """How what the rule returns differs in structure from the loss or the arguments; "" if it doesn't."""
-    args = arguments.rebuilt(*arguments.leaves)
-    one = isinstance(given.argnums, int)
-    target = args[given.argnums] if one else tuple(args[i] for i in given.argnums)
+    args, argnums = arguments.rebuilt(*arguments.leaves), given.argnums
+    target = args[argnums] if isinstance(argnums, int) else tuple(args[i] for i in argnums)
     got, gradient = shapes_of(lambda *leaves: _by_hand(given, arguments.rebuilt(*leaves)), arguments.leaves)
     if given.has_value and (difference := structure_difference(got, value)):
         return f"the value is not like the loss: {difference}"
     if difference := structure_difference(typed(gradient, target), target):
-        return f"the gradient is not like {'the argument' if one else 'the arguments'}: {difference}"
+        return (
+            f"the gradient is not like {'the argument' if isinstance(argnums, int) else 'the arguments'}: {difference}"
+        )
     return ""
 
 
