@@ -90,26 +90,25 @@ def vjp_checker(
 
     tell("tracing and compiling both rules")
     order = checked_order(order)
-    arguments = bound_where_needed(like, fun, lambda arguments: _traced(fun, arguments))
-    closed, moved = _traced(fun, arguments), differentiated(arguments, argnums)
-    if not closed.out_avals:
+    arguments = bound_where_needed(like, fun, lambda arguments: _results_and_rules(fun, arguments))
+    (results, kinds), moved = _results_and_rules(fun, arguments), differentiated(arguments, argnums)
+    if not results:
         raise TypeError("fun: got no floating output; expected one at least")
     draw = np.random.default_rng(seed)
-    everything = [*arguments.leaves, *(_cotangent(draw, out) for out in closed.out_avals)]
+    everything = [*arguments.leaves, *(_cotangent(draw, out) for out in results)]
     whole, plain = _flat(fun, arguments), _plain(fun, arguments) if reference is None else _flat(reference, arguments)
     # A reference that was given may be a surrogate, of another value: the function without its rule has its own.
     hand = _pulled(whole, whole, moved)
     by_autodiff = _pulled(plain, plain if reference is None else whole, moved)
     if what := _not_alike(hand, everything, only(arguments.paths, moved), only(arguments.leaves, moved)):
         return always(misbuilt(what))
-    kinds = {kind for eqn in equations(closed) for kind in RULES if eqn.primitive.name.startswith(kind)}
     backward, why_none, subject = bool(kinds & {*_BACKWARD_RULES}), "", "derivative rule against autodiff"
     if reference is None and not kinds:
         why_none, subject = "fun holds no custom rule", "autodiff against finite differences"
     elif why_none := _why_not_differentiable(by_autodiff, everything, given=reference is not None):
         subject = "derivative rule against finite differences"
 
-    outputs, n = len(closed.out_avals), len(moved)
+    outputs, n = len(results), len(moved)
     still, all_moved = [False] * outputs, [True] * outputs
     forward = second = None
     if why_none:
@@ -152,8 +151,11 @@ def _flat(function: Callable[..., Any], arguments: Arguments) -> Flat:
     return flat
 
 
-def _traced(fun: Callable[..., Any], arguments: Arguments) -> Any:
-    return jax.make_jaxpr(_flat(fun, arguments))(*arguments.leaves)
+def _results_and_rules(fun: Callable[..., Any], arguments: Arguments) -> tuple[list[Any], set[str]]:
+    """The shapes of the floating results of a function, and the kinds of custom rules within it."""
+    closed = jax.make_jaxpr(_flat(fun, arguments))(*arguments.leaves)
+    kinds = {kind for eqn in equations(closed) for kind in RULES if eqn.primitive.name.startswith(kind)}
+    return closed.out_avals, kinds
 
 
 def _plain(fun: Callable[..., Any], arguments: Arguments) -> Flat:

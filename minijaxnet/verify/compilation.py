@@ -104,7 +104,7 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
             lowered["value"] = value.lower(objective.consts, wide)
         if hand.program is not None and not pair_only:
             try:
-                lowered["mapped"] = _lowered_mapped(problem.hand, hand, wide, like[0], x64=x64)
+                lowered["mapped"] = _lowered_mapped(problem.hand, hand, wide, like, x64=x64)
             except Exception as error:
                 mapped = f"under vmap: {in_short(error)}"
     working = "not asked for" if pair_only else _working_lowered(problem, hand, leaves)
@@ -171,14 +171,14 @@ def _enlarged(hand: Traced, reference: Traced, moved: Sequence[bool]) -> Any:
     return jax.jit(both)
 
 
-def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: Sequence[Any], *, x64: bool) -> Any:
+def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: tuple[Any, Any], *, x64: bool) -> Any:
     """The rule under vmap over two points, widened as it is alone."""
     axes = mapped_axes(rule, wide)
-    with jax.enable_x64(x64):
-        closed = jax.make_jaxpr(jax.vmap(function, axes))(*stacked(like, like, axes))
-    run = jax.jit(lambda consts, leaves: interpret(closed.jaxpr, consts, leaves))
-    lowered = run.lower(closed.consts, stacked(wide, wide, axes))
-    return _Bound(lowered, closed.consts)
+    points = (stacked(leaves, leaves, axes) for leaves in like)
+    closed, _ = _jaxpr_of(jax.vmap(function, axes), *points, x64=x64)
+    program, consts = closed.jaxpr, list(map(widened, closed.consts))
+    run = jax.jit(lambda consts, leaves: interpret(program, consts, leaves))
+    return _Bound(run.lower(consts, stacked(wide, wide, axes)), consts)
 
 
 class _Bound(NamedTuple):
@@ -205,6 +205,10 @@ def _working_lowered(problem: Problem, hand: Traced, leaves: Sequence[Any]) -> A
             return jax.jit(lambda *leaves: [rule(*leaves) for rule in rules]).lower(*leaves)
     except NotImplementedError as error:  # a factorisation in bfloat16
         return f"JAX refuses: {in_short(error)}"
+    except TypeError as error:
+        if "int64" in str(error):  # as in _jaxpr_of
+            return f"JAX refuses: {in_short(error)}"
+        raise
     except ValueError as error:
         if "interpret mode" in str(error):  # a Pallas kernel, where there is no device for it
             return f"not on this device: {in_short(error)}"
@@ -220,23 +224,36 @@ def trace(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x
         working: the arguments as they came, for a function that refuses float64.
         x64: whether float64 is to be had while tracing.
     """
-    note = ""
     try:
-        with jax.enable_x64(x64):
-            closed = jax.make_jaxpr(function)(*arguments)
+        closed, note = _jaxpr_of(function, arguments, working, x64=x64)
     except UNTRACEABLE:
         return Traced(None, [], [], function, "it can't be traced: it was called as it is")
-    except Exception as error:
-        with jax.enable_x64(False):
-            try:
-                closed = jax.make_jaxpr(function)(*working)
-            except Exception:
-                raise error from None
-        note = f"it fails in float64 ({in_short(error)}): its numbers have fewer digits"
     if not note and x64 and (place := _narrowest_cast(closed)):
         note = place
     consts, dtypes = list(map(widened, closed.consts)), [x.dtype for x in closed.consts]
     return Traced(getattr(closed, "jaxpr", closed), consts, dtypes, function, note)
+
+
+def _jaxpr_of(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x64: bool) -> tuple[Any, str]:
+    """A function's program for float64, or for the arguments as they came where that fails, and why.
+
+    JAX keeps what it makes of a NumPy array for as long as a program that closes over it, and makes no difference
+    between float64 enabled or not: an index of int64 that a jitted function has then fails, which is no fault of the
+    function. For the same reason nothing is left here that holds a program once it has been read.
+    """
+    try:
+        with jax.enable_x64(x64):
+            return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments), ""
+    except UNTRACEABLE:
+        raise
+    except Exception as error:
+        with jax.enable_x64(False):
+            try:
+                closed = jax.make_jaxpr(lambda *working: function(*working))(*working)
+            except Exception:
+                raise error from None
+        of_an_index = all(dtype in str(error) for dtype in ("int32", "int64"))
+        return closed, "" if of_an_index else f"it was traced as it is, for in float64 it raises: {in_short(error)}"
 
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:

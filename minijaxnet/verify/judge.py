@@ -43,13 +43,15 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     verdicts["algebra"] = verdict(at, seen, compared)
     good = verdicts["algebra"].state == "pass"
     ratios: list[float | None] = [None] * len(compared)
-    if not good:
+    behaviour, not_linear = _behaviour(at, seen, good=good)
+    if not good and not not_linear:  # of a rule that is not linear, the numbers tell of one cotangent alone
         at.tell("looking for the slip")
         hints += not_converged(at, compared) or explained(at, compared)
         hints += _surrogate(at, compared, explained=any("right up to" not in hint for hint in hints))
     verdicts["precision"], ratios = precision(at, seen, compared) if good else (_NOT_PASSED, ratios)
     verdicts["oracle"] = finite_differences.oracle(at)
-    _behaviour(at, seen, verdicts, hints, good=good)
+    verdicts |= behaviour
+    hints += not_linear
     known = verdicts["algebra"].state != "unchecked"
     if (found := placement(at, compared, good=good)) is not None:
         verdicts["placement"] = found[0]
@@ -76,22 +78,24 @@ def _by_finite_differences(at: Evaluation, seen: Rounding) -> GradReport:
     if at.problem.forward is not None:
         verdicts["primal"] = agrees(at, at.problem.forward, "the value")
     verdicts["precision"] = Verdict("unchecked", at.problem.why_no_reference)
-    _behaviour(at, seen, verdicts, hints, good=verdicts["algebra"].state == "pass")
-    return _reported(at, verdicts, compared, [None] * len(compared), hints)
+    behaviour, not_linear = _behaviour(at, seen, good=verdicts["algebra"].state == "pass")
+    return _reported(at, verdicts | behaviour, compared, [None] * len(compared), hints + not_linear)
 
 
 def _structure() -> dict[str, Verdict]:
     return {"structure": Verdict("pass", "the gradient is like its argument")}
 
 
-def _behaviour(at: Evaluation, seen: Rounding, verdicts: dict[str, Verdict], hints: list[str], *, good: bool) -> None:
-    """The verdicts on what a rule has to do beside having the right values."""
+def _behaviour(at: Evaluation, seen: Rounding, *, good: bool) -> tuple[dict[str, Verdict], list[str]]:
+    """The verdicts on what a rule has to do beside having the right values; and a hint if it is not linear."""
+    verdicts, hints = {}, []
     if (found := repeatable(at, seen)) is not None:
         verdicts["repeatable"] = found
     if at.problem.cotangents:
         verdicts["linearity"], hint = linearity(at)
         hints += [hint] if hint else []
     verdicts["transforms"] = transforms(at) if good else _NOT_PASSED
+    return verdicts, hints
 
 
 def _reported(

@@ -15,7 +15,7 @@ def widened(leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jnp.inexact):
         return np.asarray(leaf).astype(wide_dtype(leaf.dtype))
     if not is_spread(leaf):
-        return leaf
+        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf  # nothing that JAX keeps
     if is_keys(leaf):
         data, kind = np.asarray(jax.random.key_data(leaf)), jax.random.key_impl(leaf)
         return jax.random.wrap_key_data(jnp.asarray(data), impl=kind)

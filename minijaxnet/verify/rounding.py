@@ -8,12 +8,13 @@ epsilon: how far the end then moves, over ``size``, is how much the program ampl
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.compilation import EPSILON
+from minijaxnet.verify.estimates import typical_sizes
 from minijaxnet.verify.evaluation import Evaluation, moved_consts, narrow_constants, nearby, outputs
 from minijaxnet.verify.perturbation import Perturbation
 
@@ -24,6 +25,8 @@ _SEEN = 64
 # The same for what comes in fewer digits than float64.
 _SEEN_NARROW = 32
 _PAIRS, _MORE_PAIRS = 2, 6
+# So small a share of what all leaves do to the objective is none.
+_NOTHING = 1e-40
 # Of the largest number around: what moves by more than this was no rounding, but a kink.
 _KINK = 2.0**-30
 # Two sizes of enlarged roundings: what is smooth answers in proportion to both, a kink within reach does not.
@@ -76,9 +79,7 @@ def measure_rounding(at: Evaluation) -> Rounding:
 def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
     """How far apart rounding can bring the two rules, for each element of each result."""
     found = []
-    # What a gradient's dtype has no number for but 0.
-    smallest = [min(float(jnp.finfo(dtype).smallest_subnormal), 1e-40) for dtype in at.dtypes()]
-    vanishing = [*[0.0] * at.problem.n_values, *smallest, *[0.0] * len(at.hand)][: len(at.hand)]
+    vanishing = [*[0.0] * at.problem.n_values, *_vanishing(at), *[0.0] * len(at.hand)][: len(at.hand)]
     for hand, reference, apart, narrow, again, least in zip(
         at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, vanishing, strict=True
     ):
@@ -86,6 +87,21 @@ def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
         own = 1e-6 * np.max(size, initial=0.0) if at.problem.reference is None and at.compiled.iterates else 0.0
         found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again + own + least)
     return found
+
+
+def _vanishing(at: Evaluation) -> list[Any]:
+    """What is nothing in each gradient: its dtype has no number for it but 0, or it does next to nothing.
+
+    That is 1e-40 of the most that any leaf does to the objective: such as a start where an iteration has converged.
+    """
+    least = [min(float(jnp.finfo(dtype).smallest_subnormal), _NOTHING) for dtype in at.dtypes()]
+    if not at.problem.names:  # these are no gradients
+        return least
+    both = [rule[at.problem.n_values :] for rule in (at.hand, at.reference or at.hand)]
+    sizes = [typical_sizes(x) for x in at.differentiated()]
+    pulls = [np.maximum(_finite_size(h), _finite_size(r)) * size for h, r, size in zip(*both, sizes, strict=True)]
+    most = max(float(np.max(pull, initial=0.0)) for pull in pulls)
+    return [np.maximum(few, _NOTHING * most / size) for few, size in zip(least, sizes, strict=True)]
 
 
 def enlarged_tolerances(at: Evaluation, seen: Rounding) -> Arrays:

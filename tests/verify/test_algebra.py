@@ -1,5 +1,6 @@
 """Are the two rules one function? Zeros, kinks, numbers that are not finite, and a hearing where autodiff fails."""
 
+import functools
 import warnings
 
 import jax
@@ -188,3 +189,33 @@ def test_a_surrogate_gradient_is_compared_with_autodiff_and_the_oracle_says_that
     assert report.ok
     assert states(report, "oracle") == {"oracle": "unchecked"}
     assert "surrogate" in report.verdicts["oracle"].reason
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-3])
+def test_a_start_that_is_forgotten_is_nothing(wrong):
+    """By autodiff 1e-246 of it is left after 80 rounds, by the implicit rule nothing."""
+
+    def found(a, start):
+        return functools.reduce(lambda z, _: 0.001 * jnp.cos(z) + a, range(80), start)
+
+    def by_hand(a, start):
+        slope = 1 / (1 + 0.001 * jnp.sin(found(a, start)))
+        return slope * (1 + wrong), 0.0 * start
+
+    with jax.enable_x64(True):
+        assert check_grad(found, by_hand, (0.3, 1.0), argnums=(0, 1)).ok == (not wrong)
+
+
+@pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_an_index_of_numpy_is_taken_as_it_is_whatever_was_jitted_before(before):
+    """JAX keeps the dtype that it first gave to a NumPy array, be float64 enabled or not."""
+    index, weights = np.array([0, 2, 2]), np.linspace(0.1, 1, 3)
+    loss = jax.jit(lambda w: jnp.sum(weights * jnp.sin(w[index])))
+    slope = jax.jit(lambda w: jnp.zeros_like(w).at[index].add(weights * jnp.cos(w[index])))
+    w = jnp.float32([0.5, 1.0, 2.0])
+    if before:
+        loss(w), slope(w)
+    report = check_grad(loss, slope, (w,))
+    assert set(states(report).values()) == {"pass"}, str(report)
+    assert not check_grad(loss, lambda w: slope(w) * 1.00001, (w,)).ok
+    assert np.isfinite(jax.jit(lambda w: loss(w))(w))

@@ -97,6 +97,16 @@ def test_a_clipped_cotangent_fails_linearity_alone_where_it_is_not_clipped():
     assert failures(report_on("clipped far off")) == {"linearity"}
 
 
+def test_a_rule_that_clips_as_its_reference_does_is_right_and_not_judged_on_linearity():
+    def clipping(least):
+        return custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, c: (jnp.clip(c * jnp.cos(x), least, 0.5),))
+
+    x = jnp.float32([0.3, -1.2, 2.0])
+    report = check_vjp(clipping(-0.5), (x,), reference=clipping(-0.5))
+    assert report.ok and states(report, "linearity") == {"linearity": "unchecked"}, str(report)
+    assert "algebra" in failures(check_vjp(clipping(-0.25), (x,), reference=clipping(-0.5)))
+
+
 def test_a_rule_that_breaks_down_at_a_cotangent_of_zeros_fails_linearity_alone():
     report = report_on("undefined at zeros")
     assert failures(report) == {"linearity"}

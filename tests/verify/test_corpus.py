@@ -22,7 +22,7 @@ WORDS = {
     "axis": "axis",
     "mean for sum": "a mean (where|for) a sum",
     "one-sided": r"right only where x|sign is lost|absolute value",
-    "missing term": "a term is missing|a term too many|constant term|path to this leaf was cut",
+    "missing term": "a term is missing|a term too many|by the same|path to this leaf was cut",
     "element": "one element|one slice",
     "cotangent": "cotangent",
     "second order": "second order",
@@ -32,8 +32,6 @@ UNEXPLAINED = {
     "LSTM, output gate forgotten on the way to the cell",
     "recurrent network, first two steps cut off",
     "reverse Kullback-Leibler, not centred",
-    "softmax, over the batch",
-    "softmax, projected along the batch",
 }
 # The verdict that a kind of slip is for, where it is not on the algebra.
 OWN = {"precision": "precision", "second order": "second order", "primal": "primal"}

@@ -225,3 +225,14 @@ def test_what_is_named_is_the_whole_of_the_difference_however_small_that_is(sign
     """A slip of less than a billionth is within a billionth of any factor and any constant: no evidence for one."""
     assert hint_for_five(1e-10 * np.array(signs)) == ""
     assert "1e-10 times the argument itself, as in weight decay" in hint_for_five(1e-10 * FIVE)
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [((slice(None), [1, 0, 2]), "along axis 1"), (np.array([0, 2, 1, 3]), "along axis 0.* 0, 2, 1, 3$")],
+)
+def test_slices_in_another_order_are_named(order, words):
+    weights = np.arange(12.0).reshape(4, 3) ** 2 + 1
+    wrong = lambda w: (weights * jnp.cos(w))[order]  # noqa: E731
+    (hint,) = check_grad(lambda w: jnp.sum(weights * jnp.sin(w)), wrong, (jnp.float32(np.sqrt(weights)),)).hints
+    assert re.search("in another order " + words, hint)

@@ -27,7 +27,7 @@ from minijaxnet.verify.numbers import as_real
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
 _MOST_ROUNDS = 16
-# Beginnings of the sentences that are tried before others, in this order.
+# Beginnings of the sentences that are tried before others, in this order, and of those that are tried last.
 _LIKELY = (
     "a term is missing: autodiff adds two where the rule has twice",
     "transposed",
@@ -38,6 +38,7 @@ _LIKELY = (
     "a state",
     "a sign is wrong",
 )
+_UNLIKELY = "a factor is missing, or a term: a sum is taken as 1"
 Tried = Iterator[tuple[str, Sequence[Any]]]
 
 
@@ -194,7 +195,8 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
 
 
 def _rank(sentence: str) -> int:
-    return next((k for k, beginning in enumerate(_LIKELY) if sentence.startswith(beginning)), len(_LIKELY))
+    ranks = (k for k, beginning in enumerate(_LIKELY) if sentence.startswith(beginning))
+    return next(ranks, len(_LIKELY) + sentence.startswith(_UNLIKELY))
 
 
 def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# So many slices, at most, are looked for in another order.
+_MOST_SLICES = 64
 # So many elements that agree are no chance.
 _EVIDENCE = 4
 
@@ -59,6 +61,7 @@ def guess(slip: Wrong) -> str:
     """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
     with np.errstate(all="ignore"):
         tried = (
+            _reordered(slip),
             _repeated_index(slip, told_apart=False),
             _one_slice(slip),
             _far_or_near(slip),
@@ -128,8 +131,22 @@ def _shifted(slip: Wrong) -> str:
         tolerance = np.moveaxis(slip.tolerance, axis, 0)[1:]
         for way, a, b in (("later", hand[1:], right[:-1]), ("earlier", hand[:-1], right[1:])):
             distinct = len(np.unique(np.round(b / max(np.max(np.abs(b), initial=0), 1e-300), 9)))
-            if distinct > 2 and slip._replace(tolerance=tolerance).equal(a, b):
+            if len(a) > 1 and distinct > 2 and slip._replace(tolerance=tolerance).equal(a, b):
                 return f"shifted by one along axis {axis}: each value is one place {way} than it should be"
+    return ""
+
+
+def _reordered(slip: Wrong) -> str:
+    """Each slice along an axis is another one's: the one whose sum, with random weights, is the nearest."""
+    for axis in range(slip.hand.ndim - slip.pairs):
+        hand, right = (np.moveaxis(x, axis, 0) for x in (slip.hand, slip.reference))
+        weights = np.random.default_rng(0).normal(size=hand[0].shape)
+        mine, theirs = (np.sum(x * weights, axis=tuple(range(1, x.ndim))) for x in (hand, right))
+        order = np.argmin(np.abs(mine[:, None] - theirs), axis=1) if len(hand) <= _MOST_SLICES else []
+        if len(np.unique(order)) == len(hand) > 1 and hand.size >= _EVIDENCE:
+            if slip.equal(slip.hand, np.moveaxis(right[order], 0, axis)):
+                shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
+                return f"in another order along axis {axis}: in the places of 0, 1, ... are the values of {shown}"
     return ""
 
 
@@ -238,7 +255,8 @@ def _constant(slip: Wrong) -> str:
     difference = slip.hand - slip.reference
     varied = len(np.unique(slip.reference)) >= _EVIDENCE and difference.flat[0]
     if varied and slip.equal(slip.reference + difference.flat[0], slip.hand):
-        return f"every element is off by the same {difference.flat[0]:.6g}: a constant term too few, or too many"
+        shared = "a term that all of them share, as through a mean"
+        return f"every element is off by the same {difference.flat[0]:.6g}: {shared}"
     return ""
 
 
