@@ -32,6 +32,17 @@ def equations(program: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
+def closed_over(program: Any) -> list[Any]:
+    """The programs inside a program that close over arrays, each once.
+
+    >>> table = jax.numpy.arange(3.0)
+    >>> [len(inner.consts) for inner in closed_over(jax.make_jaxpr(jax.jit(lambda x: x * table))(1.0))]
+    [1]
+    """
+    inner = (each for eqn in equations(program) for each in inner_programs(eqn))
+    return list({id(each): each for each in inner if getattr(each, "consts", ())}.values())
+
+
 def is_literal(atom: Any) -> bool:
     """Whether an operand is a number that stands in the program."""
     return hasattr(atom, "val")

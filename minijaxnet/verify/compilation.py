@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._jaxpr import equations
+from minijaxnet._jaxpr import closed_over, equations
 from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpreter import computed_narrow, interpret
 from minijaxnet.verify.numbers import widened
@@ -28,7 +28,7 @@ class Traced(NamedTuple):
 
     Attributes:
         program: its jaxpr; None where it can't be traced, or there is no function.
-        consts: the arrays that it closes over, widened.
+        consts: the arrays that it closes over, and those of the programs inside it, widened.
         const_dtypes: the dtypes that they came in.
         call: the function itself, ``call(*arguments) -> results``.
         note: what keeps it from being float64 throughout; "" if nothing.
@@ -88,15 +88,7 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
     asked_for = jnp.result_type(float) == jnp.float64
     with jax.enable_x64(True), jax.disable_jit(False):
         wide = [widened(leaf) for leaf in leaves]
-        hand = trace(problem.hand, wide, leaves)
-        drawn = hand.program is not None and any(eqn.primitive.name in _DRAWS for eqn in equations(hand.program))
-        if drawn:  # float64 would draw other numbers than the dtype one works in
-            hand = trace(problem.hand, leaves, leaves, x64=asked_for)
-        like, x64 = ((leaves, leaves), asked_for) if drawn else ((wide, leaves), True)
-        reference = Traced(None, [], [], lambda *_: [])
-        if problem.reference is not None:
-            reference = trace(problem.reference, *like, x64=x64)
-        objective = trace(lambda *leaves: [problem.objective(*leaves)], *like, x64=x64)
+        (hand, reference, objective), like, x64 = _traced_alike(problem, wide, leaves, asked_for=asked_for)
         lowered = {"pair": _pair(hand, reference).lower(wide, hand.consts, reference.consts, Perturbation().arrays())}
         mapped = hand.note
         if not pair_only:
@@ -171,11 +163,11 @@ def _enlarged(hand: Traced, reference: Traced, moved: Sequence[bool]) -> Any:
     return jax.jit(both)
 
 
-def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: tuple[Any, Any], *, x64: bool) -> Any:
+def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: Sequence[Any], *, x64: bool) -> Any:
     """The rule under vmap over two points, widened as it is alone."""
     axes = mapped_axes(rule, wide)
-    points = (stacked(leaves, leaves, axes) for leaves in like)
-    closed, _ = _jaxpr_of(jax.vmap(function, axes), *points, x64=x64)
+    with jax.enable_x64(x64):
+        closed = jax.make_jaxpr(jax.vmap(function, axes))(*stacked(like, like, axes))
     program, consts = closed.jaxpr, list(map(widened, closed.consts))
     run = jax.jit(lambda consts, leaves: interpret(program, consts, leaves))
     return _Bound(run.lower(consts, stacked(wide, wide, axes)), consts)
@@ -206,7 +198,7 @@ def _working_lowered(problem: Problem, hand: Traced, leaves: Sequence[Any]) -> A
     except NotImplementedError as error:  # a factorisation in bfloat16
         return f"JAX refuses: {in_short(error)}"
     except TypeError as error:
-        if "int64" in str(error):  # as in _jaxpr_of
+        if "64" in str(error):  # of a NumPy array that JAX keeps: see _traced_alike
             return f"JAX refuses: {in_short(error)}"
         raise
     except ValueError as error:
@@ -215,45 +207,45 @@ def _working_lowered(problem: Problem, hand: Traced, leaves: Sequence[Any]) -> A
         raise
 
 
-def trace(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x64: bool = True) -> Traced:
-    """A function of flat arguments, traced; call it where float64 is enabled.
+def _traced_alike(
+    problem: Problem, wide: Sequence[Any], leaves: Sequence[Any], *, asked_for: bool
+) -> tuple[list[Traced], Sequence[Any], bool]:
+    """Both rules and the objective, traced in float64 or all as they are; the arguments for that; whether in float64.
 
-    Args:
-        function: ``function(*arguments) -> results``, both flat.
-        arguments: to trace it with.
-        working: the arguments as they came, for a function that refuses float64.
-        x64: whether float64 is to be had while tracing.
+    As they are where float64 would draw other random numbers, and where one refuses it, perhaps for no fault of its
+    own: JAX keeps what it made of a NumPy array as long as a program has it, be float64 enabled or not. Carried out,
+    they are widened all the same.
     """
+    none = Traced(None, [], [], lambda *_: [])
+
+    def traced(arguments: Sequence[Any], *, x64: bool) -> list[Traced]:
+        reference = none if problem.reference is None else trace(problem.reference, arguments, x64=x64)
+        objective = trace(lambda *leaves: [problem.objective(*leaves)], arguments, x64=x64)
+        return [trace(problem.hand, arguments, x64=x64), reference, objective]
+
     try:
-        closed, note = _jaxpr_of(function, arguments, working, x64=x64)
-    except UNTRACEABLE:
-        return Traced(None, [], [], function, "it can't be traced: it was called as it is")
-    if not note and x64 and (place := _narrowest_cast(closed)):
-        note = place
-    consts, dtypes = list(map(widened, closed.consts)), [x.dtype for x in closed.consts]
-    return Traced(getattr(closed, "jaxpr", closed), consts, dtypes, function, note)
+        found = traced(wide, x64=True)
+    except Exception as error:
+        try:
+            return traced(leaves, x64=asked_for), leaves, asked_for
+        except Exception:
+            raise error from None
+    hand = found[0].program
+    if hand is not None and any(eqn.primitive.name in _DRAWS for eqn in equations(hand)):
+        return traced(leaves, x64=asked_for), leaves, asked_for
+    return found, wide, True
 
 
-def _jaxpr_of(function: Flat, arguments: Sequence[Any], working: Sequence[Any], *, x64: bool) -> tuple[Any, str]:
-    """A function's program for float64, or for the arguments as they came where that fails, and why.
-
-    JAX keeps what it makes of a NumPy array for as long as a program that closes over it, and makes no difference
-    between float64 enabled or not: an index of int64 that a jitted function has then fails, which is no fault of the
-    function. For the same reason nothing is left here that holds a program once it has been read.
-    """
+def trace(function: Flat, arguments: Sequence[Any], *, x64: bool = True) -> Traced:
+    """A function of flat arguments, traced with these; ``x64``: whether float64 is to be had."""
     try:
         with jax.enable_x64(x64):
-            return jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments), ""
+            closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)  # which JAX does not keep
     except UNTRACEABLE:
-        raise
-    except Exception as error:
-        with jax.enable_x64(False):
-            try:
-                closed = jax.make_jaxpr(lambda *working: function(*working))(*working)
-            except Exception:
-                raise error from None
-        of_an_index = all(dtype in str(error) for dtype in ("int32", "int64"))
-        return closed, "" if of_an_index else f"it was traced as it is, for in float64 it raises: {in_short(error)}"
+        return Traced(None, [], [], function, "it can't be traced: it was called as it is")
+    consts = [*closed.consts, *(x for inner in closed_over(closed) for x in inner.consts)]
+    dtypes = [x.dtype for x in consts]
+    return Traced(closed.jaxpr, list(map(widened, consts)), dtypes, function, _narrowest_cast(closed) if x64 else "")
 
 
 def compile_together(lowered: Sequence[Any]) -> list[Any]:

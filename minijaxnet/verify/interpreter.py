@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax._src import source_info_util
 
-from minijaxnet._jaxpr import called, equations, expanded, is_literal
+from minijaxnet._jaxpr import called, closed_over, equations, expanded, is_literal
 from minijaxnet.verify.perturbation import Perturbation, is_inexact, perturbed, rounded, wide_dtype
 
 # Operations whose result is one of their operands, or an exact function of it: there is nothing to round.
@@ -68,7 +68,7 @@ class Loops(NamedTuple):
 
 
 class _Mode(NamedTuple):
-    """How a program is carried out; each perturbation takes its salt from a counter."""
+    """How a program is carried out; each perturbation takes its salt from a counter; inner programs have consts."""
 
     perturbation: Perturbation | None
     everything: bool
@@ -77,6 +77,7 @@ class _Mode(NamedTuple):
     kept: Callable[[Any], bool]
     loops: Loops
     salts: Iterator[int]
+    consts: dict[int, list[Any]]
 
 
 def interpret(
@@ -95,7 +96,7 @@ def interpret(
 
     Args:
         program: a jaxpr.
-        consts: a value for each of its constants.
+        consts: a value for each of its constants; and for those of the programs inside it, or none for these.
         arguments: a value for each of its inputs.
         perturbation: of results; None for none.
         everything: whether to perturb all that is rounded, or only what comes in fewer digits than float64 has.
@@ -107,8 +108,13 @@ def interpret(
     Returns:
         A value for each of its outputs.
     """
-    mode = _Mode(perturbation, everything, wide, instead, kept, loops, itertools.count())
-    return _run(program, _all_wide(consts, mode), _all_wide(arguments, mode), mode)
+    mode = _Mode(perturbation, everything, wide, instead, kept, loops, itertools.count(), {})
+    consts = _all_wide(consts, mode)
+    own = len(getattr(program, "jaxpr", program).constvars)
+    rest = iter(consts[own:])
+    for inner in closed_over(program) if len(consts) > own else ():
+        mode.consts[id(inner)] = [next(rest) for _ in inner.consts]
+    return _run(program, consts[:own], _all_wide(arguments, mode), mode)
 
 
 def computed_narrow(program: Any) -> Iterator[Any]:
@@ -135,7 +141,8 @@ def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _M
 
 def _run_inner(program: Any, arguments: Sequence[Any], mode: _Mode) -> list[Any]:
     """A program inside a program, with constants of its own."""
-    return _run(program, _all_wide(getattr(program, "consts", ()), mode), arguments, mode)
+    consts = mode.consts.get(id(program))
+    return _run(program, _all_wide(getattr(program, "consts", ()), mode) if consts is None else consts, arguments, mode)
 
 
 def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:

@@ -131,6 +131,25 @@ shares = right(
 wrong("shares normalised outside, twice as large", shares, lambda w: 2 * SHARES + 0 * w)
 wrong("shares normalised outside, a thousandth too large", shares, lambda w: 1.001 * SHARES + 0 * w)
 wrong("shares not normalised", shares, lambda w: POSITIVE + 0 * w, slow=True)
+jitted = right(
+    "shares normalised outside, both jitted",
+    jax.jit(lambda w: jnp.sum(POSITIVE / jnp.sum(POSITIVE) * w)),
+    (W,),
+    jax.jit(lambda w: SHARES + 0 * w),
+)
+wrong(
+    "shares normalised outside, both jitted, a thousandth too large", jitted, jax.jit(lambda w: 1.001 * SHARES + 0 * w)
+)
+scanned = right(
+    "shares normalised outside, each in a branch of a loop",
+    lambda w: lax.fori_loop(
+        0, 3, lambda k, s: s + lax.cond(k < 2, lambda: (POSITIVE / jnp.sum(POSITIVE) * w)[k], lambda: 0.0), 0.0
+    ),
+    (W,),
+    jax.jit(lambda w: jnp.where(jnp.arange(3) < 2, SHARES, 0 * w)),
+    slow=True,
+)
+wrong("shares normalised outside, one too many", scanned, jax.jit(lambda w: SHARES + 0 * w), slow=True)
 
 
 def least_squares(x, y):

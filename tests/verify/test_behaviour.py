@@ -137,15 +137,14 @@ def not_passed(report):
     return [name for name, state in states(report).items() if state != "pass"]
 
 
-def test_a_gradient_that_refuses_float64_is_compared_all_the_same_and_the_report_says_so():
+def test_a_gradient_that_refuses_float64_is_widened_all_the_same():
     def only_float32(w, off=0.0):
         if w.dtype == jnp.float64:
             raise RuntimeError("float32 only")
         return cubes_gradient(w) * (1 + off)
 
     report = check_grad(cubes, only_float32, (W,))
-    assert report.ok
-    assert "float32 only" in report.verdicts["algebra"].reason
+    assert report.ok and report.leaves["w"].blind < 1e-13
     assert not check_grad(cubes, lambda w: only_float32(w, 1e-5), (W,)).ok
 
 
