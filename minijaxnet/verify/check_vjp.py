@@ -17,6 +17,8 @@ from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_
 # What a rule for the way back goes by in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
 _BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
 RULES = (*_BACKWARD_RULES, "custom_jvp")
+# How JAX's own complaints begin where what a rule returns does not fit.
+_MISFIT = r"custom.(vjp|jvp)|the bwd rule produced|pytree structure error"
 
 
 def check_vjp(
@@ -196,7 +198,7 @@ def _not_alike(hand: Flat, everything: Sequence[Any], names: Sequence[str], targ
     try:
         shapes = jax.eval_shape(hand, *everything)[-len(targets) :]
     except Exception as error:
-        if re.search(r"custom.(vjp|jvp)", str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
+        if re.search(_MISFIT, str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
             return " ".join(str(error).split())
         error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
         raise
