@@ -272,7 +272,7 @@ def test_a_forward_pass_of_another_value_fails_primal_alone(slip):
 
 STRUCTURES = {
     "a missing slope": (lambda r, c: (r[1] * c,), "length"),
-    "shape": (lambda r, c: (r[1] * c, (r[0] * c)[:1]), "shape"),
+    "shape": (lambda r, c: (r[1] * c, (r[0] * c)[:1]), "shape|expected type"),
     "tree": (lambda r, c: (r[1] * c, {"y": r[0] * c}), "structure|type"),
     "float32 for bfloat16": (
         lambda r, c: ((r[1] * c).astype(jnp.float32), r[0] * c),
