@@ -1,12 +1,13 @@
 """A batch, the small data sets, and what is checked on them before they meet a compiled program."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import pair
+from minijaxnet.pytrees import checked_tree, pair
 
 
 class Batch(NamedTuple):
@@ -141,6 +142,30 @@ def diabetes(*, seed: int = 0) -> tuple[Batch, Batch]:
     return Batch(train.x, train_y), Batch(test.x, test_y)
 
 
+def numbers(tree: Any, where: str) -> Any:
+    """A tree of data as arrays that JAX can hold: data frames, series and tensors by way of NumPy, arrays as they are.
+
+    Args:
+        tree: a pytree of arrays, numbers, or of what NumPy makes arrays of numbers from.
+        where: what the caller names it in an error.
+
+    Returns:
+        The same tree, of arrays and numbers.
+
+    Raises:
+        TypeError: a leaf that is no array of numbers, such as text, dates, a masked array, or floats of 128 bits.
+        ValueError: an integer beyond the integers that JAX holds; a tree that is nested too deep.
+
+    Example:
+        >>> numbers(np.array([2**40]), "data.x")
+        Traceback (most recent call last):
+        ValueError: data.x[0]: got 1099511627776; expected an int32: subtract an offset, or set JAX_ENABLE_X64=1
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _as_numbers(leaf, where + jax.tree_util.keystr(path)), checked_tree(tree, where)
+    )
+
+
 def check_batch(batch: Any, where: str) -> None:
     """Say on the host what is wrong with the values of a data set ``(x, y)``.
 
@@ -158,12 +183,13 @@ def check_batch(batch: Any, where: str) -> None:
         ValueError: data.y: got 3 points; expected 2, as many as in data.x
     """
     lengths: dict[str, int] = {}
+    _refuse_several(batch, where)
     for side, tree in zip(("x", "y"), pair(batch, where), strict=True):
         if tree is None:
             raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        for path, leaf in jax.tree_util.tree_flatten_with_path(checked_tree(tree, f"{where}.{side}"))[0]:
             name = f"{where}.{side}{jax.tree_util.keystr(path)}"
-            lengths[name] = _check_values(leaf, name)
+            lengths[name] = _check_values(_as_numbers(leaf, name), name)
     if not lengths:
         raise ValueError(f"{where}: got no arrays; expected a pair (x, y) of them")
     first, points = next(iter(lengths.items()))
@@ -174,16 +200,68 @@ def check_batch(batch: Any, where: str) -> None:
         raise ValueError(f"{first}: got an empty data set; expected at least one point")
 
 
-def _check_values(leaf: Any, name: str) -> int:
+def _refuse_several(batch: Any, where: str) -> None:
+    """Say that several batches, or what yields some, is not one."""
+    join = "expected one pair (x, y) of all points: join them by np.concatenate, and pass batch_size"
+    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
+        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
+    if isinstance(batch, list) and len(batch) > 1 and all(isinstance(each, tuple) and len(each) == 2 for each in batch):
+        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
+
+
+def _as_numbers(leaf: Any, name: str) -> Any:
+    if isinstance(leaf, jax.Array | bool | float | complex):  # tracers, too
+        return leaf
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{name}: got a masked array; expected an array without gaps, such as its .filled(...)")
-    values = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-    if not (jnp.issubdtype(values.dtype, np.number) or jnp.issubdtype(values.dtype, np.bool_)):
-        raise TypeError(f"{name}: got dtype {values.dtype}; expected numbers")
-    if not values.dtype.isnative:
-        raise TypeError(f"{name}: got dtype {values.dtype.str}; expected this machine's own byte order")
-    if values.ndim == 0:
+    values = _by_numpy(leaf, name)
+    dtype = values.dtype
+    if dtype.char in "gG":  # on some machines the same as float64
+        raise TypeError(f"{name}: got dtype {dtype}; expected floats of 64 bits at most: .astype(np.float64)")
+    if dtype.kind in "mM":
+        raise TypeError(f"{name}: got dtype {dtype}; expected numbers, such as seconds: x / np.timedelta64(1, 's')")
+    if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+        raise TypeError(f"{name}: got {_kind_of(leaf, dtype)}; expected numbers")
+    if not dtype.isnative:
+        raise TypeError(f"{name}: got dtype {dtype.str}; expected this machine's own byte order")
+    if dtype.kind in "iu":
+        _check_integers(values, name)
+    return values if isinstance(leaf, np.ndarray) or not isinstance(leaf, int) else leaf
+
+
+def _by_numpy(leaf: Any, name: str) -> np.ndarray:
+    """A leaf as NumPy has it, which takes what has an ``__array__`` of its own."""
+    if not (isinstance(leaf, int | np.ndarray | np.generic) or hasattr(leaf, "__array__")):
+        raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array of numbers")
+    try:
+        return np.asarray(leaf)
+    except Exception as error:  # such as a tensor that requires a gradient, or is on another device
+        raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array of numbers ({error})") from error
+
+
+def _kind_of(leaf: Any, dtype: Any) -> str:
+    """What a leaf that is no array of numbers is; of a data frame its columns that are none."""
+    if not (hasattr(leaf, "columns") and hasattr(leaf, "dtypes")):
+        return f"dtype {dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__} of {dtype}"
+    columns = zip(leaf.columns, leaf.dtypes, strict=True)
+    names = [f"{name!r} of {kind}" for name, kind in columns if getattr(kind, "kind", "O") not in "biufc"]
+    return f"a {type(leaf).__name__} with columns {', '.join(names[:3])}"
+
+
+def _check_integers(values: np.ndarray, name: str) -> None:
+    held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
+    if values.size and not held.min <= int(values.min()) <= int(values.max()) <= held.max:
+        outside = np.argwhere((values < held.min) | (values > held.max))
+        place = list(map(int, outside[0]))
+        got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
+        raise ValueError(f"{got}; expected an {held.dtype}: subtract an offset, or set JAX_ENABLE_X64=1")
+
+
+def _check_values(values: Any, name: str) -> int:
+    if jnp.ndim(values) == 0:
         raise ValueError(f"{name}: got a single number; expected an array with the batch axis first")
+    if not (jnp.issubdtype(values.dtype, np.number) or values.dtype == np.bool_):
+        raise TypeError(f"{name}: got dtype {values.dtype}; expected numbers")
     if jnp.issubdtype(values.dtype, jnp.inexact):
         with np.errstate(over="ignore"):
             as_held = (

@@ -17,8 +17,10 @@ from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
+from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
+from minijaxnet.losses import check_labels
 from minijaxnet.pytrees import check_count, structure_difference
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, nothing, packed, rows_of, unpacked
 
@@ -66,7 +68,9 @@ def descend(
         1.0 [ 4. nan nan nan] FLAT
     """
     rest = flat_norm(until_flat, sampled=state.key is not None)
-    return _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
+    batch = numbers(batch, "batch")
+    end, trace = _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
+    return end, _explained(trace, descent, state, batch)
 
 
 def descend_epochs(
@@ -107,6 +111,7 @@ def descend_epochs(
         >>> int(trace.steps_taken)
         6
     """
+    data = numbers(data, "data")
     steps = check_count("epochs", epochs) * minibatches_of(data, batch_size).per_epoch
     return descend_minibatches(descent, state, data, key, batch_size=batch_size, steps=steps)
 
@@ -122,9 +127,17 @@ def descend_minibatches(
     until_flat: float | jax.Array = 0.0,
 ) -> tuple[DescentState, Trace]:
     """The same for a number of steps, be it no whole number of epochs; 0 for ``until_flat`` never stops it."""
-    rest = flat_norm(until_flat, sampled=True)
+    rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
     feed = minibatches_of(data, batch_size)
-    return _run_steps(descent.step, state, feed, (data, key), check_count("steps", steps), rest)
+    end, trace = _run_steps(descent.step, state, feed, (data, key), check_count("steps", steps), rest)
+    return end, _explained(trace, descent, state, data)
+
+
+def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -> Trace:
+    """The trace; of a descent that could take no step because its labels are no classes, an error that says so."""
+    if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED and not trace.steps_taken:
+        check_labels(descent.step, state.params, data)
+    return trace
 
 
 def _run_steps(

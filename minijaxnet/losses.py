@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.network import Network
-from minijaxnet.pytrees import pair
+from minijaxnet.pytrees import array_type, pair
 
 Loss = Callable[[jax.Array, Any], jax.Array]
 
@@ -133,7 +133,7 @@ def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
         Array(0.5, dtype=float32)
     """
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, least=1)
     if _are_classes(labels):
         right = jnp.argmax(logits, axis=-1) == labels
     elif logits.shape[-1] == 1:
@@ -168,6 +168,8 @@ class Objective:
             _check_range("labels", y, 0, logits.shape[-1] - 1, f"a class of {logits.shape[-1]}")
         elif self.loss in (softmax_cross_entropy, binary_cross_entropy):
             _check_range("labels", y, 0, 1, "a probability")
+        if self.loss is softmax_cross_entropy and not _are_classes(y):
+            _check_sums(y)
 
 
 def objective(network: Network, loss: Loss) -> Objective:
@@ -191,19 +193,54 @@ def objective(network: Network, loss: Loss) -> Objective:
     return Objective(network, loss)
 
 
+def check_labels(step: Any, params: Any, batch: Any) -> None:
+    """Say what is wrong with labels, on the host, where a descent's step has an objective that ``objective`` made.
+
+    Raises:
+        ValueError: as ``Objective.check_values``.
+
+    Example:
+        >>> check_labels(lambda state, batch: (state, None), 1.0, ())
+    """
+    found = getattr(step, "objective", None)
+    while found is not None and not isinstance(found, Objective):
+        found = getattr(found, "objective", None)  # a wrapper, such as with_gradient's
+    if found is not None:
+        found.check_values(params, batch)
+
+
 def _are_classes(labels: Any) -> bool:
     return jnp.ndim(labels) == 1 and jnp.issubdtype(jnp.result_type(labels), jnp.integer)
 
 
-def _check_labels(logits: jax.Array, labels: jax.Array) -> None:
+def _check_labels(logits: jax.Array, labels: jax.Array, *, least: int = 2) -> None:
+    """That labels are classes or probabilities for logits of at least so many classes."""
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {logits.shape}; expected (n, classes)")
-    if not _are_classes(labels):
-        _check_same_shape("labels", labels, "logits", logits)
-    elif labels.shape != logits.shape[:1] or logits.shape[1] < 2:
+    n, classes = logits.shape
+    if classes < least:
         raise ValueError(
-            f"labels: got classes of shape {labels.shape} for logits of shape {logits.shape}; "
-            "expected labels (n,) and logits (n, classes), two classes at least"
+            f"logits: got shape {logits.shape}; expected (n, classes), two classes at least: of one the probability is "
+            "always 1; for a single output take binary_cross_entropy"
+        )
+    if labels.shape != (logits.shape if classes == 1 or not _are_classes(labels) else (n,)):
+        hint = {(n, 1): ": labels[:, 0]", (n,): ": labels.astype(int)"}.get(labels.shape, "")
+        as_classes = f"classes, integers of shape {(n,)}{hint}, or " if classes > 1 else ""
+        expected = f"{as_classes}probabilities of shape {logits.shape}"
+        raise ValueError(f"labels: got {array_type(labels)}; expected {expected}")
+
+
+def _check_sums(labels: Any) -> None:
+    """That each row of probabilities sums to 1, up to rounding."""
+    dtype, sums = jnp.result_type(labels), np.asarray(labels, np.float64).sum(axis=-1)
+    slack = 1e-3 if not jnp.issubdtype(dtype, jnp.floating) else max(1e-3, 8 * float(jnp.finfo(dtype).eps))
+    wrong = np.flatnonzero(~(np.abs(sums - 1) <= slack))
+    if len(wrong):
+        row = int(wrong[0])
+        shown = np.array2string(np.asarray(labels, np.float64)[row], threshold=8, separator=", ")
+        raise ValueError(
+            f"labels[{row}]: got {shown}, which sums to {sums[row]:.6g}; expected probabilities that sum to 1"
+            f" ({len(wrong)} of {len(sums)} rows do not)"
         )
 
 

@@ -89,6 +89,31 @@ def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
+def checked_tree(tree: Any, where: str) -> Any:
+    """The tree, which JAX can take apart.
+
+    Raises:
+        TypeError: a dictionary whose keys can't be sorted.
+        ValueError: it is nested too deep.
+
+    Example:
+        >>> checked_tree({1: 0.0, "b": 0.0}, "params")
+        Traceback (most recent call last):
+        TypeError: params: got a dictionary with keys of several types; expected keys that can be sorted
+    """
+    try:
+        jax.tree.leaves(tree)
+    except (RecursionError, SystemError):
+        raise ValueError(f"{where}: got a tree that is nested too deep; expected fewer levels") from None
+    except ValueError as error:
+        if "sorting" not in str(error):
+            raise
+        raise TypeError(
+            f"{where}: got a dictionary with keys of several types; expected keys that can be sorted"
+        ) from None
+    return tree
+
+
 def floating_arrays(tree: Any, where: str) -> Any:
     """Each leaf as a strongly typed floating array: what a descent can move.
 
@@ -126,7 +151,7 @@ def floating_arrays(tree: Any, where: str) -> Any:
             )
         return lax.convert_element_type(array, array.dtype)
 
-    if not jax.tree.leaves(tree):
+    if not jax.tree.leaves(checked_tree(tree, where)):
         raise TypeError(f"{where}: got a tree without leaves; expected at least one array")
     return jax.tree_util.tree_map_with_path(convert, tree)
 

@@ -1,5 +1,6 @@
 """The small data sets and what is checked on a batch before it meets a compiled program."""
 
+import functools
 import sys
 
 import chex
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minijaxnet as mjn
-from minijaxnet.data import check_batch
+from minijaxnet.data import Batch, check_batch, numbers
 
 # name: (the set, scikit-learn's loader, columns, targets' shape and kind, number of classes or None)
 SETS = {
@@ -130,6 +131,48 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
         mjn.iris()
 
 
+class Frame:
+    """What a data frame has, as far as it matters here."""
+
+    def __init__(self, **columns):
+        self.columns, self._values = list(columns), [np.asarray(column) for column in columns.values()]
+        self.dtypes = [values.dtype for values in self._values]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.stack(self._values, axis=1).astype(dtype or np.result_type(*self.dtypes))
+
+
+def test_what_numpy_makes_numbers_of_is_taken_by_all_that_takes_data():
+    batch = Batch(Frame(a=[1.0, 2.0, 3.0], b=[0, 1, 0]), [1.0, 2.0, 3.0])
+    x, y = numbers(batch, "data")
+    np.testing.assert_array_equal(x, [[1, 0], [2, 1], [3, 0]])
+    assert y == [1.0, 2.0, 3.0]
+    descent = mjn.gradient_descent(lambda w, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2), 0.1)
+    state, batch = descent.init(jnp.zeros(2)), Batch(batch.x, np.array(y))
+    losses = [
+        mjn.descend(descent, state, batch, steps=2)[1].loss,
+        mjn.descend_epochs(descent, state, batch, jax.random.key(0), batch_size=3, epochs=2)[1].loss,
+        mjn.fit(descent, state, batch, steps=2).trace.loss,
+    ]
+    np.testing.assert_allclose(losses, [losses[0]] * 3, rtol=1e-6)
+    assert mjn.time_step(descent, jnp.zeros(2), batch, seconds=0.01).rounds > 0
+
+
+@pytest.mark.parametrize("into", ["descend", "descend_epochs", "fit", "time_step", "compare_steps"])
+def test_an_integer_beyond_those_of_jax_goes_nowhere(into):
+    descent = mjn.gradient_descent(lambda w, batch: jnp.mean((w - batch[0]) ** 2), 0.1)
+    state, data = descent.init(0.0), (np.array([2**33, 1]), np.ones(2))
+    call = {
+        "descend": lambda: mjn.descend(descent, state, data, steps=1),
+        "descend_epochs": lambda: mjn.descend_epochs(descent, state, data, jax.random.key(0), batch_size=1, epochs=1),
+        "fit": lambda: mjn.fit(descent, state, data, steps=1),
+        "time_step": lambda: mjn.time_step(descent, 0.0, data),
+        "compare_steps": lambda: mjn.compare_steps({"a": descent, "b": descent}, 0.0, data, baseline="a"),
+    }[into]
+    with pytest.raises(ValueError, match=r"\[0\]: got 8589934592; expected an int32"):
+        call()
+
+
 # --- check_batch -----------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +211,17 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
         ((np.ones(2), 3.0), ValueError, r"data\.y: got a single number; expected an array with the batch axis first"),
         ((np.array(["a", "b"]), np.ones(2)), TypeError, r"data\.x: got dtype <U1; expected numbers"),
         ((np.array([None, 1]), np.ones(2)), TypeError, r"data\.x: got dtype object; expected numbers"),
+        ((np.array([1, 2**40]), np.ones(2)), ValueError, r"data\.x\[1\]: got 1099511627776; expected an int32: subtr"),
+        ((np.ones(2), np.uint64([[2**63], [0]])), ValueError, r"data\.y\[0, 0\]: got 92.*; expected an uint32"),
+        ((np.ones(2), np.array([0, -(2**31) - 1])), ValueError, r"data\.y\[1\]: got -2147483649; expected an int32"),
+        ((np.ones(2, np.longdouble), np.ones(2)), TypeError, r"data\.x: got dtype float128; .*astype\(np.float64\)"),
+        ((np.zeros(2, "m8[s]"), np.ones(2)), TypeError, r"data\.x: got dtype timedelta64.*np.timedelta64\(1, 's'\)"),
+        ((np.ones(2), "text"), TypeError, r"data\.y: got a str; expected an array of numbers"),
+        (({1: np.ones(2), "b": np.ones(2)}, np.ones(2)), TypeError, r"data\.x: got a dictionary with keys of several"),
+        ((functools.reduce(lambda tree, _: [tree], range(1500), np.ones(2)), np.ones(2)), ValueError, "too deep"),
+        ([(np.ones(2), np.ones(2))] * 2, TypeError, r"data: got a list of 2 batches; .*np.concatenate.*batch_size"),
+        (lambda: iter([(np.ones(2), np.ones(2))]), TypeError, r"data: got a list_iterator, which yields batches; exp"),
+        ((Frame(x=[1.0, 2.0], name=["a", "b"]), np.ones(2)), TypeError, r"data\.x: got a Frame with columns 'name' of"),
         (lambda: (jax.random.split(jax.random.key(0), 2), 1), TypeError, r"data\.x: got dtype key<fry>; expected"),
         (np.ones((2, 2)), TypeError, r"data: got ndarray; expected a pair \(x, y\)"),
         ((np.ones(2),), TypeError, r"data: got tuple of 1; expected a pair \(x, y\)"),

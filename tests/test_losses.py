@@ -216,7 +216,7 @@ def test_int_and_one_hot_labels_agree_where_a_class_is_impossible():
     ],
 )
 def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targets):
-    with pytest.raises(ValueError, match=r"got shape \(.*\); expected \(.*\)"):
+    with pytest.raises(ValueError, match=r"got (shape \(.*\)|float32\[.*\]); expected .*\(.*\)"):
         f(np.ones(predictions), np.ones(targets))
 
 
@@ -224,18 +224,32 @@ def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targ
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        ((3,), np.zeros(3, int), r"(labels: got classes of|logits: got) shape \(.*\).*; expected"),
-        ((3, 2), np.zeros(2, int), r"labels: got classes of shape \(2,\).*; expected"),
-        ((3, 2, 2), np.zeros(3, int), r"(labels: got classes of|logits: got) shape \(.*\).*; expected"),
-        ((3, 2), np.zeros(1, int), r"labels: got classes of shape \(1,\).*; expected"),
-        ((3, 2), np.zeros((3, 1), int), r"labels: got shape \(3, 1\); expected \(3, 2\)"),
-        ((3, 1), np.array([1, 1, 0]), "labels"),  # a single logit is no choice between classes
-        ((3,), np.array([1.0, 0.0, 0.0]), "labels|logits"),
+        ((3,), np.zeros(3, int), r"logits: got shape \(3,\); expected"),
+        ((3, 2), np.zeros(2, int), r"labels: got int32\[2\]; expected classes, integers of shape \(3,\), or"),
+        ((3, 2, 2), np.zeros(3, int), r"logits: got shape \(3, 2, 2\); expected"),
+        ((3, 2), np.zeros(1, int), r"labels: got int32\[1\]; expected .* shape \(3, 2\)$"),
+        ((3, 2), np.zeros((3, 1), int), r"labels: got int32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
+        ((3, 2), np.zeros((3, 1)), r"labels: got float32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
+        ((3, 2), np.zeros(3), r"labels: got float32\[3\]; expected .*\(3,\): labels.astype\(int\), or"),
+        ((3, 1), np.array([1, 1, 0]), "(labels: got int32|logits: got shape .*binary_cross_entropy)"),
     ],
 )
 def test_labels_that_do_not_fit_the_logits_are_refused(f, logits, labels, message):
     with pytest.raises(ValueError, match=message):
         f(np.ones(logits), labels)
+
+
+def test_probabilities_have_to_sum_to_one_and_the_first_row_that_does_not_is_named():
+    objective = mjn.objective(mjn.dense(2, C), mjn.softmax_cross_entropy)
+    params, x = objective.network.init(jax.random.key(0)), np.ones((3, 2), np.float32)
+    for labels in (np.eye(C), np.full((3, C), 1 / C), jnp.full((3, C), 1 / C, jnp.bfloat16), np.eye(C, dtype=int)):
+        objective.check_values(params, (x, labels[:3]))
+    for labels, words in (
+        (jax.nn.one_hot(np.array([1, 2, C]), C), r"labels\[2\]: got \[0.*\], which sums to 0; .*\(1 of 3 rows"),
+        (np.eye(C)[:3] + np.eye(C)[[0, 2, 1]], r"labels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            objective.check_values(params, (x, labels))
 
 
 @pytest.mark.parametrize("label", [-1, C, 10**6, -(10**6)])
@@ -340,3 +354,13 @@ def test_check_values_says_which_label_is_out_of_range(loss, y, message):
 )
 def test_check_values_is_silent_where_all_is_well(loss, y):
     assert mjn.objective(NETWORK, loss).check_values(PARAMS, (X, y)) is None
+
+
+def test_a_descent_that_can_take_no_step_says_which_label_is_no_class():
+    network = mjn.dense(2, 3)
+    descent = mjn.gradient_descent(mjn.objective(network, mjn.softmax_cross_entropy), 0.1)
+    state, data = descent.init(network.init(jax.random.key(0))), (np.ones((4, 2), np.float32), np.array([1, 2, 3, 1]))
+    with pytest.raises(ValueError, match=r"labels\[2\]: got 3; expected a class of 3, from 0 to 2"):
+        mjn.descend(descent, state, data, steps=3)
+    with pytest.raises(ValueError, match=r"labels\[2\]: got 3"):
+        mjn.descend_epochs(descent, state, data, jax.random.key(0), batch_size=4, epochs=1)

@@ -18,6 +18,7 @@ import numpy as np
 from minijaxnet.bench.blocks import check_seconds, checked, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.rounds import block, take_rounds
+from minijaxnet.data import numbers
 from minijaxnet.descent import Descent
 from minijaxnet.pytrees import named_leaves, structure_difference
 
@@ -78,7 +79,7 @@ def compare_steps(
         (['a', 'b'], True)
     """
     _check_arguments(arms, baseline, seconds)
-    batch = jax.device_put(batch)
+    batch = jax.device_put(numbers(batch, "batch"))
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)

@@ -22,6 +22,7 @@ from minijaxnet.bench.blocks import (
 )
 from minijaxnet.bench.cost import folded_loop
 from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.data import numbers
 from minijaxnet.descent import Descent
 from minijaxnet.tables import figure, text_table
 
@@ -137,7 +138,7 @@ def time_step(
         (True, True)
     """
     check_seconds(seconds)
-    batch = jax.device_put(batch)
+    batch = jax.device_put(numbers(batch, "batch"))
     weak = tuple(weak_leaves(descent.init(params, key)))
     start = start_state(descent, params, key)
 

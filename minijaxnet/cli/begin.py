@@ -16,7 +16,7 @@ import numpy as np
 
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
-from minijaxnet.data import check_batch
+from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
@@ -176,7 +176,7 @@ def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
         raise TypeError(f"data: it returns a {type(batches).__name__}; expected a pair of batches (train, test)")
     for name, batch in zip(("train", "test"), batches, strict=True):
         check_batch(batch, name)
-    return batches[0], batches[1]
+    return numbers(batches[0], "train"), numbers(batches[1], "test")
 
 
 def draws(objective: Callable[..., Any]) -> bool:

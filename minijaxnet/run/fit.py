@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.data import check_batch
+from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
-from minijaxnet.losses import Objective
+from minijaxnet.losses import check_labels
 from minijaxnet.processes import here, is_first, own_share, told
 from minijaxnet.pytrees import check_count, floating_arrays, named_leaves, structure_difference
 from minijaxnet.run.keeper import Keeper
@@ -150,6 +150,7 @@ def fit(
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     check_values(descent, state, data)
     _check_optimizer(descent, state)
+    data = numbers(data, "data")
     data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
@@ -240,11 +241,7 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     for name, leaf in named_leaves(floating_arrays(params, "state.params")).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
-    objective = getattr(descent.step, "objective", None)
-    while objective is not None and not isinstance(objective, Objective):
-        objective = getattr(objective, "objective", None)  # a wrapper, such as with_gradient's
-    if objective is not None:
-        objective.check_values(params, data)
+    check_labels(descent.step, params, data)
 
 
 def _check_optimizer(descent: Descent, state: DescentState) -> None:

@@ -101,7 +101,7 @@ BAD_EXPERIMENTS = {
     ),
     "labels that are floats": (
         classifier_text("np.array([0.0, 1, 0, 1, 1, 0])"),
-        "labels: got shape (6,); expected (6, 2), the shape of the logits",
+        "labels: got float32[6]; expected classes, integers of shape (6,): labels.astype(int), or",
     ),
     "a number with the name of a flag": (
         experiment_text(init="lambda key, *, steps=3: network.init(key)"),

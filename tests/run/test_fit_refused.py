@@ -137,7 +137,7 @@ REFUSED = {
     "labels in a column": (
         lambda: classes() | {"data": DATA._replace(y=labels(0).y[:, None])},
         ValueError,
-        r"labels: got shape \(12, 1\); expected \(12, 2\)",
+        r"labels: got int32\[12,1\]; expected classes, .*: labels\[:, 0\], or",
     ),
     "negative steps": ({"steps": -1}, ValueError, "steps: got -1; expected at least 0"),
     "half a step": ({"steps": 2.5}, TypeError, r"steps: got 2\.5; expected an int"),
