@@ -5,11 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from minijaxnet.verify.compared import Compared, compare
+from minijaxnet.verify.estimates import typical_sizes
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.kinks import excused_at_kinks
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, enlarged_tolerances, tolerances
 from minijaxnet.verify.witness import heard, plainly_wrong
+
+# A difference of so large a part of an element, which counts for so much of all leaves, is not passed over in silence.
+_MUCH, _COUNTS = 0.1, 0.05
 
 
 def compare_all(at: Evaluation) -> list[Compared]:
@@ -37,7 +41,25 @@ def algebra(at: Evaluation, seen: Rounding) -> tuple[Evaluation, list[Compared]]
         results = compare_all(at)
         if any(result.wrong.any() for result in results):
             results = excused_at_kinks(at, results)
-    return at, [*results[:first], *heard(at, results[first:])]
+    return at, [*results[:first], *_hidden(at, seen, heard(at, results[first:]))]
+
+
+def _hidden(at: Evaluation, seen: Rounding, results: Sequence[Compared]) -> list[Compared]:
+    """What passes only because rounding may do much: the difference is as large as the gradient, and counts for much.
+
+    A gradient counts by what it does to the objective when its argument moves by its own size, beside the objective.
+    """
+    first, sizes = at.problem.n_values, [typical_sizes(x) for x in at.differentiated()]
+    plain = tolerances(at, seen._replace(narrow=[np.zeros_like(x) for x in seen.narrow]))[first:]
+    pulls = [np.maximum(np.abs(r.hand), np.abs(r.reference)) * size for r, size in zip(results, sizes, strict=True)]
+    most = max(float(np.max(pull, initial=0.0, where=np.isfinite(pull))) for pull in pulls)
+    most = max(most, np.nan_to_num(abs(at.value(at.differentiated())), posinf=0.0))
+    share = min(_COUNTS, max([1e-9, *(64 * unit for unit in seen.narrow_kinds.values())]))
+    found = []
+    for result, strict, pull, size in zip(results, plain, pulls, sizes, strict=True):
+        much = (result.errors > strict) & (result.errors * size > _MUCH * pull) & (result.errors * size > share * most)
+        found.append(result.hiding(much & ~result.wrong & ~result.undecided & ~result.excused))
+    return found
 
 
 def verdict(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> Verdict:
@@ -47,8 +69,11 @@ def verdict(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> Ver
     if undecided := [c.name for c in compared if c.undecided.any()]:
         why = "autodiff suspect: the function or its gradient is not finite there, and finite differences do not settle"
         return Verdict("unchecked", f"{why}: {listed(undecided)}")
+    if hidden := [c.name for c in compared if c.hidden.any()]:
+        why = "rounding errors may be as large as the difference of the two"
+        return Verdict("unchecked", f"{why}, and that is as large as the gradient: {listed(hidden)}")
     notes = list(at.compiled.notes)
     if any((narrow > apart).any() for narrow, apart in zip(seen.narrow, seen.apart, strict=True)):
-        what = listed(seen.narrow_kinds)
+        what = listed(list(seen.narrow_kinds))
         notes.append(f"constants arrive rounded ({what}): what their last digit does is allowed for, and goes unseen")
     return Verdict("pass", "; ".join(["equal to rounding in float64, every element of every leaf", *notes]))

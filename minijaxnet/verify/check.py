@@ -179,9 +179,8 @@ def _not_alike(given: _Given, arguments: Arguments, value: Any) -> str:
     if given.has_value and (difference := structure_difference(got, value)):
         return f"the value is not like the loss: {difference}"
     if difference := structure_difference(typed(gradient, target), target):
-        return (
-            f"the gradient is not like {'the argument' if isinstance(argnums, int) else 'the arguments'}: {difference}"
-        )
+        which = "the argument" if isinstance(argnums, int) else "the arguments"
+        return f"the gradient is not like {which}: {difference.removeprefix('(leaf): ')}"
     return ""
 
 

@@ -22,8 +22,10 @@ class Compared(NamedTuple):
         wrong: where they differ by more.
         undecided: where the reference is not finite, or not to be had.
         excused: where they differ, and the hand rule is right.
+        hidden: where they differ by much, and rounding may be the cause.
         finite_difference: of the worst element; None if there is no need, or no estimate.
         note: why something was excused.
+        acquitted: whether finite differences side with the hand rule where autodiff differs.
     """
 
     name: str
@@ -33,8 +35,10 @@ class Compared(NamedTuple):
     wrong: np.ndarray
     undecided: np.ndarray
     excused: np.ndarray
+    hidden: np.ndarray
     finite_difference: float | None = None
     note: str = ""
+    acquitted: bool = False
 
     @property
     def errors(self) -> np.ndarray:
@@ -42,6 +46,10 @@ class Compared(NamedTuple):
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.where(self.hand == self.reference, 0.0, np.abs(self.hand - self.reference))
         return np.where(self.excused, 0.0, np.where(np.isnan(apart), np.inf, apart))
+
+    def hiding(self, mask: np.ndarray) -> "Compared":
+        """The same, with what is in the mask as hidden."""
+        return self._replace(wrong=self.wrong & ~mask, hidden=self.hidden | mask)
 
     @property
     def worst(self) -> tuple[int, ...]:
@@ -54,7 +62,7 @@ class Compared(NamedTuple):
 def compare(name: str, hand: np.ndarray, reference: np.ndarray, tolerance: np.ndarray) -> Compared:
     """A result of two rules."""
     none = np.zeros(hand.shape, bool)
-    result = Compared(name, hand, reference, tolerance, none, none, none)
+    result = Compared(name, hand, reference, tolerance, none, none, none, none)
     undecided = ~np.isfinite(reference)  # infinity equals infinity, whatever the factor
     return result._replace(wrong=(result.errors > result.tolerance) & ~undecided, undecided=undecided)
 

@@ -11,11 +11,13 @@ from minijaxnet._jaxpr import equations, is_literal
 from minijaxnet.verify.compilation import Compiled, Traced
 from minijaxnet.verify.interpreter import computed_narrow
 from minijaxnet.verify.numbers import as_given, as_real, widened
-from minijaxnet.verify.perturbation import Perturbation, rounded
+from minijaxnet.verify.perturbation import Perturbation, is_inexact, rounded
 from minijaxnet.verify.problem import Problem
 
 # Inputs are moved by so much to have all roundings fall out anew.
 _NEARBY = 2.0**-50
+# Of what is typical of an array that was computed, the part whose rounding may be in any element.
+_OF_TERMS = 1 / 8
 
 Outputs = tuple[list[np.ndarray], list[np.ndarray]]
 
@@ -117,29 +119,35 @@ def moved_consts(traced: Traced, seed: int) -> list[Any]:
     """The arrays that a rule closes over, moved by half a unit in the last place of the dtype they came in."""
 
     def one(value: Any, dtype: Any) -> Any:
-        mask, dtype = rounded(value, dtype)
+        mask, unit, _ = rounded(value, dtype)
         if not mask.any():
             return value
         real = as_real(value)
         mask = np.stack([mask, mask], -1) if np.iscomplexobj(value) else mask
         draw = np.random.default_rng((seed, zlib.crc32(real.tobytes())))
-        # What was summed up may be small, and its rounding that of the terms.
-        typical = np.maximum(np.abs(real), np.sqrt(np.mean(np.square(real))))
-        half = 0.5 * float(jnp.finfo(dtype).eps) * typical
+        # What was summed up may be small, and its rounding that of larger terms.
+        half = 0.5 * unit * np.maximum(np.abs(real), _OF_TERMS * np.sqrt(np.mean(np.square(real))))
         return as_given(real + np.where(mask, draw.choice((-1.0, 1.0), size=real.shape) * half, 0.0), value.dtype)
 
     return list(map(one, traced.consts, traced.const_dtypes))
 
 
-def narrow_constants(compiled: Compiled) -> list[str]:
-    """What has fewer digits than float64 in the two rules: arrays they close over, numbers, results of callbacks."""
-    found = set()
+def narrow_constants(compiled: Compiled) -> dict[str, float]:
+    """What has fewer digits than float64 in the two rules, in words, and the relative size of the last one.
+
+    Arrays they close over, numbers that stand in them, results of callbacks.
+    """
+    found: dict[str, float] = {}
     for traced in (compiled.hand, compiled.reference):
         if traced.program is None:
             continue
         atoms = [v for eqn in equations(traced.program) for v in eqn.invars if is_literal(v) and np.ndim(v.val) == 0]
-        named = [("an array", *rounded(*pair)) for pair in zip(traced.consts, traced.const_dtypes, strict=True)]
-        named += [(f"{float(np.real(v.val)):.6g}", *rounded(v.val, v.aval.dtype)) for v in atoms]
-        found |= {f"{name} in {dtype}" for name, lost, dtype in named if lost.any()}
-        found |= {f"what a callback returns in {dtype}" for dtype in computed_narrow(traced.program)}
-    return sorted(found)
+        pairs = [("an array", *pair) for pair in zip(traced.consts, traced.const_dtypes, strict=True)]
+        pairs += [("", v.val, v.aval.dtype) for v in atoms if is_inexact(v.aval)]
+        for name, value, dtype in pairs:
+            lost, unit, how = rounded(value, dtype)
+            if lost.any():
+                found[f"{name or f'{float(np.real(value)):.15g}'} {how}"] = unit
+        for dtype in computed_narrow(traced.program):
+            found[f"what a callback returns in {dtype}"] = float(jnp.finfo(dtype).eps)
+    return dict(sorted(found.items()))

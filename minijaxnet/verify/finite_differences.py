@@ -43,6 +43,13 @@ def slope_of(at: Evaluation, leaf: int, direction: np.ndarray, step_scale: float
     return slope(at, directions, step_scale)
 
 
+def change_of(at: Evaluation, leaf: int, direction: np.ndarray) -> float:
+    """How much an eighth of a direction changes the objective, eight times: the size of a slope that may be 0."""
+    moved = [x + direction / 8 if i == leaf else x for i, x in enumerate(at.differentiated())]
+    change = 8 * abs(at.value(moved) - at.value(at.differentiated()))
+    return change if np.isfinite(change) else 0.0
+
+
 def oracle(at: Evaluation) -> Verdict:
     """Do finite differences in a random direction of all leaves confirm autodiff?"""
     truths = at.reference[at.problem.n_values :]
@@ -87,7 +94,8 @@ def by_finite_differences(at: Evaluation) -> tuple[list[Compared], Verdict]:
         figures = [held(at, i, hand, direction) for direction in directions]
         shape = hand.shape if len(figures) == hand.size else (len(figures),)
         by_hand, estimates, errors, states = (np.reshape(x, shape) for x in np.transpose(figures))
-        result = Compared(name, by_hand, estimates, errors, states == WRONG, states == UNDECIDED, states == AT_KINK)
+        wrong, undecided, kinks = (states == state for state in (WRONG, UNDECIDED, AT_KINK))
+        result = Compared(name, by_hand, estimates, errors, wrong, undecided, kinks, np.zeros_like(kinks))
         if (known := np.isfinite(errors) & (states == RIGHT)).any():
             sharpest = max(sharpest, float(np.max(errors[known])) / max(float(np.max(np.abs(by_hand))), _TINY))
         if (states == AT_KINK).any():
@@ -117,6 +125,7 @@ def held(at: Evaluation, leaf: int, hand: np.ndarray, direction: np.ndarray) -> 
     largest = float(np.max(np.abs(hand), initial=0.0, where=np.isfinite(hand)))
     estimates = [slope_of(at, leaf, direction, step_scale) for step_scale in STEP_SCALES]
     size = max(abs(mine) if np.isfinite(mine) else 0.0, largest * float(np.max(np.abs(direction))))
+    size = size or change_of(at, leaf, direction)
     sharp = [e for e in estimates if e.settles(max(size, abs(e.value)), 1e-3)]
     best = min(estimates, key=lambda e: e.error)
     least = (_ITERATED if at.compiled.iterates else _SAFE * EPSILON) * size
@@ -137,10 +146,15 @@ def held(at: Evaluation, leaf: int, hand: np.ndarray, direction: np.ndarray) -> 
 
 
 def stops_gradients(at: Evaluation) -> bool:
-    """Whether the function stops a gradient on purpose somewhere, and not just within a function of JAX's own."""
+    """Whether the function's value has another slope than it is meant to have.
+
+    It stops a gradient on purpose somewhere, not just within a function of JAX's own; or it draws gamma variates, whose
+    slope in JAX is that of the distribution, not of the numbers that are rejected on the way.
+    """
     program = at.compiled.objective.program
-    stops = [eqn for eqn in equations(program) if eqn.primitive.name == "stop_gradient"] if program else []
-    return any("/jax/_src/" not in _caller(eqn) for eqn in stops)
+    eqns = list(equations(program)) if program else []
+    stops = [eqn for eqn in eqns if eqn.primitive.name == "stop_gradient" and "/jax/_src/" not in _caller(eqn)]
+    return bool(stops) or any(eqn.primitive.name == "random_gamma" for eqn in eqns)
 
 
 def _caller(eqn: Any) -> str:

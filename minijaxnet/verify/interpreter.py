@@ -287,20 +287,20 @@ def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]
     if moved is None:
         return values
     pairs = zip(values, atoms, strict=True)
-    return [_in_last_digit(x, v.aval.dtype, moved) if _is_narrow(v.aval) else x for x, v in pairs]
+    return [_in_last_digit(x, float(jnp.finfo(v.aval.dtype).eps), moved) if _is_narrow(v.aval) else x for x, v in pairs]
 
 
-def _in_last_digit(value: Any, dtype: Any, moved: Perturbation) -> Any:
-    """A value perturbed in the last digit of a dtype; the same one alike wherever it stands."""
-    return perturbed(value, Perturbation(size=moved.narrow * float(jnp.finfo(dtype).eps), seed=moved.seed), 0)
+def _in_last_digit(value: Any, unit: float, moved: Perturbation) -> Any:
+    """A value perturbed in its last digit, of this relative size; the same one alike wherever it stands."""
+    return perturbed(value, Perturbation(size=moved.narrow * unit, seed=moved.seed), 0)
 
 
 def _literal(atom: Any, mode: _Mode) -> Any:
     (value,) = _all_wide([jnp.asarray(atom.val, atom.aval.dtype)], mode)
     if mode.perturbation is None or not hasattr(atom.aval, "dtype"):
         return value
-    lost, dtype = rounded(atom.val, atom.aval.dtype)
-    return _in_last_digit(value, dtype, mode.perturbation) if lost.any() else value
+    lost, unit, _ = rounded(atom.val, atom.aval.dtype)
+    return _in_last_digit(value, unit, mode.perturbation) if lost.any() else value
 
 
 def _is_narrow(aval: Any) -> bool:

@@ -1,5 +1,7 @@
 """How results are perturbed, to see how much a program amplifies rounding errors."""
 
+import re
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,21 +13,21 @@ class Perturbation(NamedTuple):
     """How far to move results; all are scalars, float64 but for the seed, so that any values share a program.
 
     A value v becomes ``v * (1 + size * s)``, a zero becomes ``lift * s``, where
-    ``s = random * (+1 or -1) + shift + ramp * (from 1 at the first element to -1 at the last) + turn * (1, then -1)``.
-    The signs come from a hash of the value's bits, its place and the seed, so that loops need no counter (Parker,
+    ``s = random * (-1 to 1) + shift + ramp * (from 1 at the first element to -1 at the last) + turn * (1, then -1)``.
+    What is random comes from a hash of the value's bits, its place and the seed, so that loops need no counter (Parker,
     "Monte Carlo arithmetic", 1997).
 
     Attributes:
         size: the relative perturbation of what is rounded to float64.
         lift: what takes a zero off its kink.
-        random: how much of s is a random sign.
+        random: how much of s is random.
         shift: the part of s that is the same everywhere.
         ramp: the part of s that falls with the element's place.
         turn: the part of s that changes its sign from one array to the next.
         inputs: 1 to perturb what is differentiated, too, and 0 not to.
         narrow: the perturbation of what comes in fewer digits than float64 has (numbers that stand in the program,
             results of host callbacks), in units of its own epsilon.
-        seed: of the random signs, uint32.
+        seed: of what is random, uint32.
     """
 
     size: Any = 0.0
@@ -57,28 +59,41 @@ def perturbed(value: Any, moved: Perturbation, salt: int) -> Any:
     bits = bits + (moved.seed.astype(jnp.uint64) + np.uint64(salt + 1)) * np.uint64(0xD1B54A32D192ED03)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    random = jnp.where(bits >> np.uint64(63) == 0, 1.0, -1.0)
+    random = lax.bitcast_convert_type(bits, jnp.int64).astype(jnp.float64) * 2.0**-63
     falling = 1 - 2 * place.astype(jnp.float64) / max(value.size - 1, 1)
     s = moved.random * random + moved.shift + moved.ramp * falling + moved.turn * (1 - 2 * (salt % 2))
     return jnp.where((value == 0) & (moved.lift > 0), moved.lift * s, value * (1 + moved.size * s))
 
 
-def rounded(value: Any, dtype: Any) -> tuple[np.ndarray, Any]:
-    """Which elements of a value may have lost digits before they came, not 2 and not 0.5; and in which dtype.
+def rounded(value: Any, dtype: Any) -> tuple[np.ndarray, float, str]:
+    """Which elements of a value may have lost digits before they came; the relative size of their last one; in words.
 
-    A float64 that is a float32 of more than 11 bits has been one: by chance that is one in 2^29.
+    Small whole numbers and fractions, such as 2 and 0.5, have not. A float64 that is a float32 of more than 11 bits has
+    been one: by chance that is one in 2^29. And a single number of 7 to 14 decimal digits was cut off there, unless it
+    is written that long for the sake of its last ones, as 1.000001.
     """
     if not jnp.issubdtype(dtype, jnp.inexact):
-        return np.zeros(np.shape(value), bool), dtype
+        return np.zeros(np.shape(value), bool), 0.0, ""
     wide, full = np.asarray(value).astype(np.complex128), dtype in (np.float64, np.complex128)
+    info = jnp.finfo(np.float32 if full else dtype)
+    counts = 2.0 ** min(info.nmant + 1, 17)  # up to here all whole numbers are exact
 
     def lost(x: np.ndarray) -> np.ndarray:
-        if not full:
-            return np.isfinite(x) & ((x * 64) % 1 != 0)
-        return np.isfinite(x) & (x.astype(np.float32) == x) & ((np.frexp(x)[0] * 2**11) % 1 != 0)
+        bits = 11 if info.nmant > 16 else info.nmant // 2
+        long = np.isfinite(x) & ((np.frexp(x)[0] * 2.0**bits) % 1 != 0)
+        if full:
+            return long & (x.astype(np.float32) == x)
+        return np.isfinite(x) & np.where(np.abs(x) < counts, (x * 64) % 1 != 0, long)
 
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        return lost(wide.real) | lost(wide.imag), np.dtype(np.float32) if full else dtype
+        mask = lost(wide.real) | lost(wide.imag)
+    if full and not mask.any() and np.ndim(value) == 0 and np.isrealobj(value) and np.isfinite(value):
+        digits, exponent = f"{Decimal(repr(float(value))).normalize():e}".lower().split("e")
+        digits = digits.strip("-").replace(".", "")
+        count = len(digits)
+        if 7 <= count <= 14 and not re.search("000|999", digits):
+            return np.array(True), 10.0 ** (int(exponent) - count + 1) / abs(float(value)), f"of {count} digits"
+    return mask, float(info.eps), f"in {info.dtype}"
 
 
 def wide_dtype(dtype: Any) -> Any:

@@ -45,7 +45,7 @@ class Rounding(NamedTuple):
         reference: that of autodiff.
         slope: how far one unit in the last place of float64 in all inputs moves autodiff's result.
         narrow: what half a unit in the last place of constants, numbers and callbacks of fewer digits does.
-        narrow_kinds: what these are.
+        narrow_kinds: what these are, and the relative size of their last digit.
         unrepeatable: how far the hand rule's results differ when it is called again.
     """
 
@@ -54,7 +54,7 @@ class Rounding(NamedTuple):
     reference: Arrays
     slope: Arrays
     narrow: Arrays
-    narrow_kinds: list[str]
+    narrow_kinds: dict[str, float]
     unrepeatable: Arrays
 
 
@@ -63,7 +63,7 @@ def measure_rounding(at: Evaluation) -> Rounding:
     exact = (at.hand, at.reference or at.hand)
     again = outputs(at.compiled, at.wide)[0]
     zeros = [np.zeros_like(x) for x in at.hand]
-    seen = Rounding(zeros, zeros, zeros, zeros, zeros, [], list(map(distance, again, at.hand)))
+    seen = Rounding(zeros, zeros, zeros, zeros, zeros, {}, list(map(distance, again, at.hand)))
     if any(x.any() for x in seen.unrepeatable):
         again = outputs(at.compiled, at.wide)[0]
         seen = seen._replace(unrepeatable=_larger(seen.unrepeatable, map(distance, again, at.hand)))

@@ -10,6 +10,7 @@ from minijaxnet.verify.finite_differences import (
     STEP_SCALES,
     UNDECIDED,
     WRONG,
+    change_of,
     held,
     slope,
     slope_of,
@@ -67,7 +68,8 @@ def heard(at: Evaluation, results: list[Compared]) -> list[Compared]:
             count = f"{mask.sum()} of {mask.size} elements"
             note = f"autodiff suspect: in {count} finite differences side with the hand rule"
             none = np.zeros_like(mask)
-            result = result._replace(wrong=none, undecided=none, excused=result.excused | mask, note=note)
+            excused = result.excused | mask
+            result = result._replace(wrong=none, undecided=none, excused=excused, note=note, acquitted=True)
         elif mask.any():
             result = _condemned(at, i, result)
             unit, scale = np.zeros(result.hand.shape), typical_sizes(at.differentiated()[i])
@@ -85,7 +87,7 @@ def _condemned(at: Evaluation, leaf: int, result: Compared) -> Compared:
     if len(places) > MOST_ELEMENTS or not np.isfinite(result.hand[result.undecided]).all():
         return result
     wrong, undecided, reference, tolerance = (
-        x.copy() for x in (result.wrong, result.undecided, result.reference, result.tolerance)
+        np.array(x) for x in (result.wrong, result.undecided, result.reference, result.tolerance)
     )
     scale = typical_sizes(at.differentiated()[leaf])
     for place in map(tuple, places):
@@ -111,7 +113,7 @@ def _acquitted(at: Evaluation, leaf: int, result: Compared, doubtful: np.ndarray
     largest = float(np.max(np.abs(result.hand), initial=0.0, where=np.isfinite(result.hand)))
     for mask in reversed(masks):
         direction = np.where(mask, draw.choice((-1.0, 1.0), size=mask.shape) * scale, 0.0)
-        size = largest * float(np.sum(np.abs(direction)))
+        size = largest * float(np.sum(np.abs(direction))) or change_of(at, leaf, direction)
         mine, theirs = (float(np.sum(np.where(mask, x, 0.0) * direction)) for x in (result.hand, result.reference))
         estimates = (slope_of(at, leaf, direction, step_scale) for step_scale in STEP_SCALES)
         sharp = [e for e in estimates if e.settles(size, 1e-5)]
