@@ -18,6 +18,7 @@ from minijaxnet.verify.report import GradReport, Verdict
 from minijaxnet.verify.rounding import Rounding, measure_rounding, tolerances
 from minijaxnet.verify.transforms import agrees, linearity, repeatable, transforms
 
+_OTHER_VALUE = "the rule's own forward pass is not the function's: differentiated, its value is another"
 _NOT_PASSED = Verdict("unchecked", "the algebra did not pass")
 
 
@@ -39,7 +40,7 @@ def _by_reference(at: Evaluation, seen: Rounding) -> GradReport:
     if problem.n_values:
         verdicts["primal"] = _primal(results[:first])
         if verdicts["primal"].state == "fail":
-            hints.append("the rule's own forward pass is not the function's: differentiated, its value is another")
+            hints.append(_OTHER_VALUE if problem.cotangents else "the value by hand is not the loss's")
     verdicts["algebra"] = verdict(at, seen, compared)
     good = verdicts["algebra"].state == "pass"
     ratios: list[float | None] = [None] * len(compared)

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from minijaxnet._jaxpr import is_literal
 from minijaxnet.verify.interpreter import bind
 
+# Operations whose names say little to whoever wrote ``x**2``.
+_WORDS = {"integer_pow": "a power", "square": "a square", "rsqrt": "one over a square root", "logistic": "a sigmoid"}
 FORGETTABLE = frozenset("exp log tanh logistic sqrt rsqrt square integer_pow log1p sin cos erf".split())
 
 Change = tuple[str, Callable[[list[Any]], Any]]
@@ -25,7 +28,8 @@ def changes(eqn: Any) -> Iterator[Change]:
         for sentence, change in _PLAIN[name]:
             yield sentence, lambda x, change=change: change(*x) + jnp.zeros(out)
     elif name in FORGETTABLE:
-        yield f"{name} is forgotten", lambda x: x[0]
+        yield f"{_WORDS.get(name, name)} is forgotten", lambda x: x[0]
+        yield f"a factor is missing: {_WORDS.get(name, name)}", lambda x: jnp.ones(out)
     elif name == "rev":
         yield "a reversal of the order is forgotten", lambda x: x[0]
     elif name == "transpose" and shapes[0] == out:
@@ -35,8 +39,11 @@ def changes(eqn: Any) -> Iterator[Change]:
     elif name in ("reduce_sum", "reduce_max"):
         yield from _of_reduction(eqn, shapes[0])
     elif name in ("max", "min"):
-        sentence = f"a mask is forgotten: the rule does not heed a {name}imum"
-        yield from ((sentence, lambda x, k=k: x[k] + jnp.zeros(out)) for k in (0, 1))
+        for k, atom in enumerate(eqn.invars):
+            sentence = f"a mask is forgotten: the rule does not heed a {name}imum"
+            if is_literal(atom) and atom.val:  # such as the least number to divide by
+                sentence = f"a factor is missing: what is at {'least' if name == 'max' else 'most'} {atom.val:g}"
+            yield sentence, lambda x, k=k: x[k] + jnp.zeros(out)
     elif name == "select_n" and len(shapes) == 3:
         sentence = "a mask is forgotten: the rule takes one side of a choice everywhere"
         yield from ((sentence, lambda x, k=k: x[k] * jnp.ones(out)) for k in (1, 2))
@@ -170,6 +177,28 @@ def listed(axes: tuple[int, ...]) -> str:
 def is_real(atom: Any) -> bool:
     """Whether it is of real floats."""
     return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+
+
+def in_words(eqn: Any) -> str:
+    """What an operation makes, for whoever does not know JAX's names.
+
+    >>> import jax
+    >>> in_words(jax.make_jaxpr(lambda x: x @ x)(jnp.ones(2)).eqns[0])
+    'a product of matrices'
+    """
+    name = eqn.primitive.name
+    return _MADE.get(name) or _WORDS.get(name) or f"the result of {name}"
+
+
+_MADE = {
+    **dict.fromkeys(("add", "add_any", "sub"), "a sum of two"),
+    **dict.fromkeys(("mul", "div"), "a product or a quotient of two"),
+    **dict.fromkeys(("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"), "a value in another shape"),
+    "dot_general": "a product of matrices",
+    "reduce_sum": "a sum",
+    "reduce_max": "a maximum",
+    "select_n": "a choice by jnp.where",
+}
 
 
 def where(eqn: Any) -> str:

@@ -18,7 +18,7 @@ from minijaxnet.verify.compared import Compared
 from minijaxnet.verify.compilation import compile_together
 from minijaxnet.verify.evaluation import Evaluation, outputs
 from minijaxnet.verify.hints.axes import over_others, settled, ways
-from minijaxnet.verify.hints.changes import changes, is_real, where
+from minijaxnet.verify.hints.changes import changes, in_words, is_real, where
 from minijaxnet.verify.hints.derived import by_people, slopes
 from minijaxnet.verify.hints.slips import Wrong, explain, guess
 from minijaxnet.verify.interpreter import Loops, bind, interpret
@@ -30,6 +30,7 @@ _MOST_ROUNDS = 16
 # Beginnings of the sentences that are tried before others, in this order, and of those that are tried last.
 _LIKELY = (
     "a term is missing: autodiff adds two where the rule has twice",
+    "a factor is missing: what is",
     "transposed",
     "a mask is forgotten",
     "set where",
@@ -37,6 +38,8 @@ _LIKELY = (
     "the dilation",
     "a state",
     "a sign is wrong",
+    "a factor is missing: autodiff",
+    "a division is missing",
 )
 _UNLIKELY = "a factor is missing, or a term: a sum is taken as 1"
 Tried = Iterator[tuple[str, Sequence[Any]]]
@@ -124,7 +127,7 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
     numbers = {id(eqn): number for number, eqn in enumerate(places)}
     sums = {id(eqn) for eqn in places if eqn.primitive.name == "reduce_sum" and eqn.outvars[0].aval.shape}
     how = "a term is missing: nothing flows back through"
-    sentences = [f"{how} {eqn.primitive.name}, which is taken as fixed{where(eqn)}" for eqn in places]
+    sentences = [f"{how} {in_words(eqn)}, which is taken as fixed{where(eqn)}" for eqn in places]
     sentences += [f"{how} the sums and means: these statistics are taken as fixed"] if len(sums) > 1 else []
     first_round = {}
     for eqn in scans:

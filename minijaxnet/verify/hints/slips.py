@@ -92,20 +92,24 @@ def _factor(slip: Wrong) -> str:
     c = float(np.sum(slip.hand * slip.reference) / size)
     if not c or (slip.hand.size == 1 and not _named_factor(c, slip)):
         return ""
-    return (
-        (_named_factor(c, slip) or f"{f'1 {c - 1:+.3g}' if abs(c - 1) < 1e-9 else f'{c:.10g}'} times what it should be")
-        if slip.equal(slip.hand / c, slip.reference)
-        else ""
-    )
+    return (_named_factor(c, slip) or _unnamed_factor(c)) if slip.equal(slip.hand / c, slip.reference) else ""
+
+
+def _unnamed_factor(c: float) -> str:
+    if abs(c - 1) < 1e-9:
+        return f"all of it is off by {abs(c - 1):.1e} of itself: a constant of too few digits"
+    return f"{c:.10g} times what it should be"
 
 
 def _named_factor(c: float, slip: Wrong) -> str:
     named = {-1.0: "the sign is wrong: a factor -1"}
     lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape) if n > 2}
     for (n, path), sign in itertools.product(sorted(lengths.items()), (1, -1)):
-        minus, size = "-" if sign < 0 else "", f"(a size of {path})"
-        named.setdefault(sign * n, f"{sign * n} times too large: a factor n = {n} {size}; a sum where a mean is meant")
-        named.setdefault(sign / n, f"a factor {minus}1/n = {minus}1/{n} {size}; a mean where a sum is meant")
+        minus, size = "-" if sign < 0 else "", f"a size of {path}"
+        named.setdefault(
+            sign * n, f"{sign * n} times too large: a factor n = {n}, perhaps {size}: a sum where a mean is meant"
+        )
+        named.setdefault(sign / n, f"a factor {minus}1/n = {minus}1/{n}, perhaps {size}: a mean where a sum is meant")
     named.setdefault(2.0, "twice what it should be: a factor 2")
     named.setdefault(0.5, "half of what it should be: a factor 1/2")
     for value in (-2, -0.5, 4, 0.25):
