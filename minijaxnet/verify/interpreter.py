@@ -148,42 +148,21 @@ def _run_inner(program: Any, arguments: Sequence[Any], mode: _Mode) -> list[Any]
 def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     name, params, moved = eqn.primitive.name, eqn.params, mode.perturbation
 
-    def inner(program: Any, arguments: Sequence[Any]) -> list[Any]:
-        return _run_inner(program, arguments, mode)
-
     if mode.kept(eqn):
         return bind(eqn, operands, wide=mode.wide)
     if (program := called(eqn)) is not None:
-        return inner(program, operands)
+        return _run_inner(program, operands, mode)
     if name == "scan":
-        # What is scanned over has one axis less inside; JAX's versions name the counts differently.
-        body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-        n_rows, n_stacked = (
-            sum(outer.aval.ndim != inner.aval.ndim for outer, inner in zip(*pair, strict=True))
-            for pair in ((eqn.invars, body_jaxpr.invars), (eqn.outvars, body_jaxpr.outvars))
-        )
-        n_carry = len(eqn.outvars) - n_stacked
-        n_consts = len(eqn.invars) - n_carry - n_rows
-        consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
-
-        carried, steps = mode.loops.carried, None if mode.loops.carried is None else jnp.arange(params["length"])
-
-        def body(carry: Any, step_and_row: Any) -> tuple[Any, Any]:
-            step, row = step_and_row
-            carry = carry if carried is None else carried(eqn, step, carry)
-            results = inner(params["jaxpr"], [*consts, *carry, *row])
-            return results[:n_carry], results[n_carry:]
-
-        end, stacked = lax.scan(body, carry, (steps, rows), length=params["length"], reverse=params["reverse"])
-        one_more = None if rows or stacked else lambda carry: body(carry, (np.int32(0), []))[0]
-        return mode.loops.ended(eqn, operands, [*end, *stacked], one_more)
+        return _scan(eqn, operands, mode)
     if name == "while":
         n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
         of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
         end = _while(params, of_cond, of_body, carry, mode)
-        return mode.loops.ended(eqn, operands, end, lambda carry: inner(params["body_jaxpr"], [*of_body, *carry]))
+        return mode.loops.ended(
+            eqn, operands, end, lambda carry: _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)
+        )
     if name == "cond":
-        branches = [lambda *rest, branch=branch: inner(branch, rest) for branch in params["branches"]]
+        branches = [lambda *rest, branch=branch: _run_inner(branch, rest, mode) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])
     if name == "shard_map":
         return _on_each_device(params, operands, mode)
@@ -191,9 +170,9 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
         lengths, programs = params["const_lengths"], params["jaxprs"]
         before = lengths.matvec + lengths.vecmat
         after = before + lengths.solve + lengths.transpose_solve
-        return inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]])
+        return _run_inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]], mode)
     if (program := expanded(eqn)) is not None:
-        return inner(program, operands)
+        return _run_inner(program, operands, mode)
 
     if (results := mode.instead(eqn, operands)) is not None:
         return results
@@ -217,6 +196,30 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
         capped = (jnp.abs(after - before) > most) & (moved.lift == 0)
         return [jnp.where(capped, before + jnp.sign(after - before) * most, after)]
     return [perturbed(result, moved, next(mode.salts)) for result in results]
+
+
+def _scan(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    # What is scanned over has one axis less inside; JAX's versions name the counts differently.
+    params = eqn.params
+    body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+    n_rows, n_stacked = (
+        sum(outer.aval.ndim != inner.aval.ndim for outer, inner in zip(*pair, strict=True))
+        for pair in ((eqn.invars, body_jaxpr.invars), (eqn.outvars, body_jaxpr.outvars))
+    )
+    n_carry = len(eqn.outvars) - n_stacked
+    n_consts = len(eqn.invars) - n_carry - n_rows
+    consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
+    carried, steps = mode.loops.carried, None if mode.loops.carried is None else jnp.arange(params["length"])
+
+    def body(carry: Any, step_and_row: Any) -> tuple[Any, Any]:
+        step, row = step_and_row
+        carry = carry if carried is None else carried(eqn, step, carry)
+        results = _run_inner(params["jaxpr"], [*consts, *carry, *row], mode)
+        return results[:n_carry], results[n_carry:]
+
+    end, stacked = lax.scan(body, carry, (steps, rows), length=params["length"], reverse=params["reverse"])
+    one_more = None if rows or stacked else lambda carry: body(carry, (np.int32(0), []))[0]
+    return mode.loops.ended(eqn, operands, [*end, *stacked], one_more)
 
 
 def _on_each_device(params: Any, operands: list[Any], mode: _Mode) -> list[Any]:
