@@ -173,7 +173,6 @@ def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
         return _run_inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]], mode)
     if (program := expanded(eqn)) is not None:
         return _run_inner(program, operands, mode)
-
     if (results := mode.instead(eqn, operands)) is not None:
         return results
     if moved is None:
@@ -286,8 +285,7 @@ def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
 
 def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]:
     """Values that have the digits of the dtypes they were traced for, perturbed in the last of these."""
-    moved = mode.perturbation
-    if moved is None:
+    if (moved := mode.perturbation) is None:
         return values
     pairs = zip(values, atoms, strict=True)
     return [_in_last_digit(x, float(jnp.finfo(v.aval.dtype).eps), moved) if _is_narrow(v.aval) else x for x, v in pairs]
