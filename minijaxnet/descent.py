@@ -72,7 +72,8 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
 
     Args:
         objective: ``f(params, batch)``, a scalar; ``f(params, batch, key)`` for a state with a key, which gets
-            ``fold_in(key, step)`` at each step.
+            ``fold_in(key, step)`` at each step. A number that it reads from outside (a global, an attribute, what it
+            closes over) is compiled in; ``descend`` and ``fit`` notice when it is another one, and compile anew.
         learning_rate: a positive number, also a traced one.
         has_aux: whether the objective returns ``(loss, aux)``.
 

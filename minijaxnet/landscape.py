@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
+from minijaxnet._programs import JitOf
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import array_type, floating_arrays, named_leaves, structure_difference
 
@@ -236,7 +237,7 @@ def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) ->
     return np.linalg.solve(triangle, np.transpose(along)).T + 0.0  # + 0.0: a coordinate of -0.0 reads oddly
 
 
-@functools.partial(jax.jit, static_argnames="objective")
+@JitOf
 def _losses(
     objective: ObjectiveFn, params: Any, batch: Any, directions: tuple[Any, ...], offsets: jax.Array
 ) -> jax.Array:

@@ -17,6 +17,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
+from minijaxnet._programs import JitOf, known
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
@@ -141,18 +142,15 @@ def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -
 
 
 def _run_steps(
-    step: Step, state: DescentState, feed: Any, source: Any, steps: int, until_flat: Any
+    step: Any, state: DescentState, feed: Any, source: Any, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
-
-    def traced() -> tuple[DescentState, Trace]:
+    step = known(step)  # looked at once for both programs
+    if _trace_state() != _untraced():
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
         end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return end, _without_untaken(trace, steps)
-
-    if _trace_state() != _untraced():
-        return traced()
     capacity = chunk_capacity(step, feed, state, source)
 
     def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
@@ -185,7 +183,7 @@ def _untraced() -> Any:
         return pool.submit(_trace_state).result()
 
 
-def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> int:
+def chunk_capacity(step: Any, feed: Any, state: DescentState, source: Any) -> int:
     """How many steps the history of a chunk can hold: fewer where a step records much."""
     info = _first_info.eval_shape(step, feed, state, source)
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(info))
@@ -193,18 +191,19 @@ def chunk_capacity(step: Step, feed: Any, state: DescentState, source: Any) -> i
     return max(2, min(feed.most_steps(), CHUNK_BYTES // row_bytes))
 
 
-@functools.partial(jax.jit, static_argnames=("step", "feed"))
+@functools.partial(JitOf, static_argnums=(0,))
 def _first_info(step: Step, feed: Any, state: DescentState, source: Any) -> StepInfo:
     return _traced_once(step)(state, feed.at(feed.draw(source, state.step, 1, 1), 0))[1]
+
+
+_inlined = JitOf(lambda step, state, batch: step(state, batch), inline=True)
 
 
 def _traced_once(step: Step) -> Step:
     """The step as a function that JAX traces once for given shapes, wherever it then stands."""
 
-    jitted = jax.jit(step, inline=True)
-
     def checked(state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
-        returned = jitted(state, batch)
+        returned = _inlined(step, state, batch)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], StepInfo)):
             raise TypeError(f"step: it returns a {type(returned).__name__}; expected (state, StepInfo)")
         return returned
@@ -295,10 +294,9 @@ def _may_go_on(info: StepInfo, until_flat: Any) -> Any:
     return (info.gradient_norm > until_flat) & jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
 
 
-_STATIC = ("step", "feed", "capacity")
-_traced_chunk = jax.jit(_chunk, static_argnames=_STATIC)
+_traced_chunk = JitOf(_chunk, static_argnums=(0, 1))
 # Compiled once for any steps, flat norm and learning rate; it donates the state.
-run_chunk = jax.jit(_chunk, static_argnames=_STATIC, donate_argnames="state")
+run_chunk = JitOf(_chunk, static_argnums=(0, 1), donate_argnums=(2,))
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:

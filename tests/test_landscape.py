@@ -128,10 +128,10 @@ def test_directions_may_be_of_another_dtype_than_the_params():
 
 def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
     at_once = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses.clear_cache()
+    landscape._losses._programs.clear()
     monkeypatch.setattr(landscape, "_BLOCK_BYTES", 2_000)  # a few points, and a remainder
     in_blocks = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses.clear_cache()
+    landscape._losses._programs.clear()
     chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
 
 
@@ -143,7 +143,7 @@ def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, point
     params = jax.eval_shape(large.init, jax.random.key(0))
     data = tuple(jax.ShapeDtypeStruct((points, width), jnp.float32) for width in (sizes[0], sizes[-1]))
     grid = jax.ShapeDtypeStruct((51 * 51, 2), jnp.float32)
-    compiled = landscape._losses.lower(f, params, data, (params, params), grid).compile()
+    compiled = landscape._losses.trace(f, params, data, (params, params), grid).lower().compile()
     largest_bytes = 4 * max(sizes[1] * sizes[2], points * sizes[1])
     assert compiled.memory_analysis().temp_size_in_bytes < 2**25 < 51 * 51 * largest_bytes / 50
 

@@ -149,7 +149,7 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     state = jax.eval_shape(descent.init, jax.eval_shape(network.init, jax.random.key(0)))
     flat, status = np.float32(0), np.int32(mjn.OUT_OF_STEPS)
     arguments = (descent.step, feeds.OneBatch(), 512, state, POINTS, 9, flat, status)
-    assert folded_loop(loop.run_chunk.lower(*arguments).compile())
+    assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 
 def test_more_steps_than_the_largest_chunk_are_all_taken_and_recorded():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._programs import JitOf
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.pytrees import check_count, floating_arrays
 from minijaxnet.report.style import COLOURS, INK, figure, styled
@@ -81,7 +82,7 @@ def bowl_of(objective: ObjectiveFn, path: Any, batch: Any, *, points: int = 201)
     return Bowl(weights, losses, np.asarray(taken).reshape(-1), stop_losses, slopes)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "structure", "points"))
+@functools.partial(JitOf, static_argnums=(0, 3))
 def _evaluate(objective: ObjectiveFn, structure: Any, path: jax.Array, batch: Any, points: int) -> Any:
     """Weights and losses of the curve; losses and slopes at the stops."""
     stops, shape = path.reshape(-1), path.shape[1:]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._programs import known
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.feeds import OneBatch, minibatches_of
@@ -157,7 +158,8 @@ def fit(
         _check_key(key)
     began, run_s = time.perf_counter(), 0.0
     state = own_copy(state)
-    capacity = chunk_capacity(descent.step, feed, state, source)
+    step_known = known(descent.step)
+    capacity = chunk_capacity(step_known, feed, state, source)
 
     if not is_first():  # the first process writes
         run_dir, resume, sink, on_progress = None, False, None, None
@@ -174,7 +176,7 @@ def fit(
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
-            out = run_chunk(descent.step, feed, capacity, state, source, steps, until_flat, np.int32(OUT_OF_STEPS))
+            out = run_chunk(step_known, feed, capacity, state, source, steps, until_flat, np.int32(OUT_OF_STEPS))
             jax.block_until_ready(out)
             return *out, time.perf_counter() - start
 

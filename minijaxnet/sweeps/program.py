@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from minijaxnet._programs import JitOf
 from minijaxnet.mesh import REPLICA, check_mesh
 from minijaxnet.pytrees import check_count, named_leaves, side_effects
 
@@ -81,7 +82,7 @@ def _workers(device: Any) -> tuple[int, float]:
     return cores, _CACHED
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+@functools.partial(JitOf, static_argnums=(1, 2))
 def replicas(run: Callable[..., Any], values: dict[str, Any], mesh: Mesh | None = None, axis: str = "") -> Any:
     """What the run returns for each of the values; on a mesh each device or row of them has its share along an axis."""
 

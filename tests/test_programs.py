@@ -1,0 +1,149 @@
+"""Compiled programs: found again by what a function is and reads, compiled anew where that changes, gone with it."""
+
+import functools
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.marks import slow
+
+import minijaxnet as mjn
+from minijaxnet import _programs
+
+WEIGHTS = {"rate": 1.0, "table": np.array([1.0])}
+SCALE = 1.0
+
+
+def first_loss(objective):
+    descent = mjn.gradient_descent(objective, 0.1)
+    return float(mjn.descend(descent, descent.init(1.0), 0.0, steps=1)[1].loss[0])
+
+
+class Scaled:
+    def __init__(self):
+        self.scale, self.table = 1.0, np.array([1.0])
+
+    def loss(self, weight, batch):
+        return self.scale * weight**2
+
+    def __call__(self, weight, batch):
+        return self.table[0] * weight**2
+
+
+def by_attribute():
+    scaled = Scaled()
+    return scaled.loss, functools.partial(setattr, scaled, "scale")
+
+
+def by_an_array_of_an_object():
+    scaled = Scaled()
+    return scaled, lambda value: setattr(scaled, "table", np.array([value]))
+
+
+def by_an_array_changed_in_place():
+    scaled = Scaled()
+    return scaled, functools.partial(scaled.table.__setitem__, 0)
+
+
+def by_closure():
+    scale = 1.0
+
+    def change(value):
+        nonlocal scale
+        scale = value
+
+    return lambda weight, batch: scale * weight**2, change
+
+
+def by_global_of_what_it_calls():
+    def scaled(weight):
+        return SCALE * weight**2
+
+    return lambda weight, batch: scaled(weight), functools.partial(globals().__setitem__, "SCALE")
+
+
+def by_dictionary():
+    return lambda weight, batch: WEIGHTS["rate"] * weight**2, functools.partial(WEIGHTS.__setitem__, "rate")
+
+
+def by_own_gradient():
+    loss, change = by_closure()
+    return mjn.with_gradient(loss, jax.value_and_grad(loss)), change
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        by_attribute,
+        by_global_of_what_it_calls,
+        by_own_gradient,
+        *slow(by_closure, by_dictionary, by_an_array_of_an_object, by_an_array_changed_in_place),
+    ],
+)
+def test_a_number_that_is_changed_between_two_descents_counts(build):
+    objective, change = build()
+    change(1.0)
+    assert first_loss(objective) == 1.0
+    change(3.0)
+    assert first_loss(objective) == 3.0
+    assert mjn.loss_slice(objective, jnp.float32(1.0), 0.0, direction=jnp.float32(0.0), points=2)[1][0] == 3.0
+    change(1.0)
+    assert first_loss(objective) == 1.0
+
+
+def test_what_a_function_counts_of_itself_does_not_compile_it_anew():
+    class Counting:
+        times = 0
+
+        def __call__(self, weight, batch):
+            self.times += 1
+            return weight**2
+
+    counting = Counting()
+    first_loss(counting)
+    before = counting.times
+    first_loss(counting)
+    assert counting.times == before
+
+
+def test_equal_objectives_share_a_program_and_the_same_number_of_another_type_does_not():
+    network = mjn.dense(1, 1)
+    one, other = (_programs.known(mjn.objective(network, mjn.mean_squared_error)) for _ in range(2))
+    assert one == other
+    assert _programs.known(functools.partial(pow, exp=2)) != _programs.known(functools.partial(pow, exp=2.0))
+
+
+def with_everything(objective):
+    descent = mjn.gradient_descent(objective, 0.1)
+    state, batch = descent.init(jnp.zeros(2)), (np.ones((4, 2), np.float32), np.ones(4, np.float32))
+    mjn.descend(descent, state, batch, steps=2)
+    mjn.fit(descent, state, batch, steps=2)
+    mjn.loss_slice(objective, state.params, batch, direction=jnp.ones(2), points=2)
+    mjn.sweep(
+        lambda rate: mjn.descend(mjn.gradient_descent(objective, rate), state, batch, steps=2)[1], {"rate": [0.1]}
+    )
+
+
+def test_an_objective_is_gone_with_all_it_closes_over_once_nobody_has_it():
+    held = []
+    for k in range(2):
+        data = np.full(2, k, np.float32)
+        held.append(weakref.ref(data))
+        with_everything(lambda w, batch, data=data: jnp.mean((batch[0] @ (w - data)) ** 2))
+        del data
+    gc.collect()
+    assert [ref() is None for ref in held] == [True, True]
+
+
+def test_only_the_programs_of_the_last_few_numbers_are_kept():
+    jit_of, scaled = _programs.JitOf(lambda function, x: function(x, None)), Scaled()
+    for k in range(20):
+        scaled.scale = float(k)
+        assert jit_of(scaled.loss, 2.0) == 4.0 * k
+    assert len(jit_of._programs) <= 5
+    del scaled
+    gc.collect()
+    assert len(jit_of._programs) == 0
