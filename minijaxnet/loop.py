@@ -149,6 +149,8 @@ def _run_steps(
     if _trace_state() != _untraced():
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
+        if capacity > 2**31:
+            raise ValueError(f"steps: got {steps}; expected fewer within jit or vmap, where each has its row")
         end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
         return end, _without_untaken(trace, steps)
     capacity = chunk_capacity(step, feed, state, source)

@@ -27,7 +27,8 @@ class Trace(NamedTuple):
     NumPy arrays where a descent was called plainly, JAX arrays under ``jit`` and ``vmap``.
 
     Attributes:
-        loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken.
+        loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken. Of
+            more than 2^20 steps those that were not taken may have no row.
         gradient_norm: ``(steps,)``, float32 or wider; row k is the slope's norm before step k.
         aux: the objective's aux, each leaf with a leading axis of steps; past the end NaN, or 0 where there is no NaN.
         steps_taken: int32. For a descent that diverged it is the step at which that happened.
@@ -41,32 +42,47 @@ class Trace(NamedTuple):
     status: Any
 
 
+# Room for so many rows is made at once; for more of them only as they come.
+_AT_ONCE = 2**20
+
+
 class History:
     """The rows of consecutive chunks, put together on the host."""
 
     def __init__(self, steps: int):
-        """Room for ``steps`` rows."""
+        """Have no rows yet, of ``steps`` at most."""
         self.steps, self.steps_taken, self.status = steps, 0, np.int32(OUT_OF_STEPS)
-        self._rows: StepInfo | None = None
+        self._rows: Any = None
 
     def append(self, chunk: Trace) -> StepInfo:
         """Take over the rows of the steps that the chunk took, and hand them back."""
         taken, first = int(chunk.steps_taken), self.steps_taken
         rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], rows_of(chunk))
         if self._rows is None:
-            self._rows = jax.tree.map(lambda leaf: np.empty((self.steps, *leaf.shape[1:]), leaf.dtype), rows)
+            self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, _AT_ONCE)), rows)
+        if first + taken > len(self._rows.loss):
+            self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, 2 * (first + taken))), self._rows)
         for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
             mine[first : first + taken] = new
         self.steps_taken, self.status = first + taken, np.asarray(chunk.status)
         return rows
 
     def trace(self) -> Trace:
-        """All rows so far; past the last step nothing."""
-        for leaf in jax.tree.leaves(self._rows):
-            leaf[self.steps_taken :] = nothing(leaf)
+        """All rows so far; past the last step nothing, and no row where room for all was never made."""
         assert self._rows is not None, "a history has at least one chunk, be it empty"
         rows = self._rows
+        if len(rows.loss) < self.steps:
+            rows = jax.tree.map(lambda leaf: leaf[: self.steps_taken].copy(), rows)
+        for leaf in jax.tree.leaves(rows):
+            leaf[self.steps_taken :] = nothing(leaf)
         return Trace(rows.loss, rows.gradient_norm, rows.aux, np.int32(self.steps_taken), self.status)
+
+
+def _room(rows: np.ndarray, count: int) -> np.ndarray:
+    """The first of so many rows, with room for the others."""
+    room = np.empty((count, *rows.shape[1:]), rows.dtype)
+    room[: len(rows)] = rows
+    return room
 
 
 def packed(info: StepInfo) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """The loop: what it computes, how often it is traced and compiled, and how it ends."""
 
 import functools
+import tracemalloc
 
 import chex
 import jax
@@ -310,3 +311,20 @@ def test_until_flat_of_0_stops_where_the_slope_vanishes_and_infinity_stops_at_on
     assert (state.step, trace.steps_taken, trace.status) == (0, 0, mjn.FLAT)
     state, trace = mjn.descend(halving(), halving().init(1.0), 0.0, steps=5, until_flat=float("inf"))
     assert (state.step, trace.status, state.params) == (0, mjn.FLAT, 1)
+
+
+def test_memory_goes_by_the_steps_that_are_taken():
+    descent = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, 0.5)
+    tracemalloc.start()
+    _, trace = mjn.descend(descent, descent.init(3.0), 1.0, steps=10**13)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert trace.loss.tolist() == [4.0] and trace.steps_taken == 1 and peak < 2**25
+    with pytest.raises(ValueError, match=f"steps: got {10**13}; expected fewer within jit"):
+        jax.jit(lambda: mjn.descend(descent, descent.init(3.0), 1.0, steps=10**13))()
+
+
+def test_more_than_a_million_steps_have_their_rows():
+    descent = mjn.gradient_descent(lambda weight, batch: 1.5 * weight, 2.0**-10)
+    _, trace = mjn.descend(descent, descent.init(0.0), 0.0, steps=2**20 + 2**19)
+    np.testing.assert_allclose(trace.loss[::4096], -(1.5**2) * 2.0**-10 * np.arange(0, 2**20 + 2**19, 4096), rtol=1e-6)
