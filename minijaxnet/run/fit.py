@@ -52,7 +52,8 @@ class FitResult(NamedTuple):
         rows: what was logged, as in ``metrics.jsonl``; the last row is of the state where it ended.
         first_step: where it was resumed; 0 if it was not.
         interrupted: the signal that ended it, SIGINT or SIGTERM; 0 if none did.
-        notes: what a person should know of checkpoints that could not be used, and of rows that are lost.
+        notes: what a person should know of checkpoints that could not be used, of rows that are lost, and of weights
+            that did not move.
         compile_s: seconds to trace and compile, apart from all running.
         run_s: seconds in compiled steps.
     """
@@ -156,7 +157,7 @@ def fit(
     feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
     if batch_size is not None:
         _check_key(key)
-    began, run_s = time.perf_counter(), 0.0
+    began, run_s, start = time.perf_counter(), 0.0, state
     state = own_copy(state)
     step_known = known(descent.step)
     capacity = chunk_capacity(step_known, feed, state, source)
@@ -217,7 +218,21 @@ def fit(
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         log.append(end, _row(look, _measured(measure, state.params)), run_s)
         log.sync()
-    return FitResult(state, history.trace(), log.rows, first, interrupted, keeper.notes, compile_s, run_s)
+    notes = [*keeper.notes, *_lost_updates(start.params, state.params, end)]
+    return FitResult(state, history.trace(), log.rows, first, interrupted, notes, compile_s, run_s)
+
+
+def _lost_updates(before: Any, after: Any, steps: int) -> list[str]:
+    """A note where no weight has moved; one that is 0 always does, however little."""
+    starts, ends = ([np.asarray(leaf) for leaf in jax.tree.leaves(here(tree))] for tree in (before, after))
+    count = sum(int(np.sum(a != 0)) for a in starts)
+    if steps < 2 or not count or any(((a != 0) & (a != b)).any() for a, b in zip(starts, ends, strict=True)):
+        return []
+    dtypes = ", ".join(sorted({str(a.dtype) for a in starts}))
+    return [
+        f"none of {count:,} weights has moved: the learning rate times the gradient is below half a unit in their last "
+        f"place ({dtypes}); take float32 weights, a larger rate, or stochastic rounding of optax"
+    ]
 
 
 def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:

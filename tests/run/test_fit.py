@@ -344,3 +344,13 @@ def test_another_thread_can_fit_and_touches_no_handler(own_handler):
     assert not result.interrupted
     assert set(handlers) == {own_handler}
     assert_same_descent(result, descended(full_batch(), 20))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "noted"), [("bfloat16", 1e-4, True), ("bfloat16", 0.5, False), ("float32", 1e-4, False)]
+)
+def test_updates_that_are_all_lost_to_rounding_are_noted(dtype, rate, noted):
+    descent = mjn.gradient_descent(lambda weights, batch: jnp.mean((weights * batch[0] - batch[1]) ** 2), rate)
+    ones = np.ones(4, dtype)
+    result = mjn.fit(descent, descent.init(jnp.asarray(ones)), (ones, 2 * ones), steps=20)
+    assert ["none of 4 weights has moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
