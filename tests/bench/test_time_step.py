@@ -119,6 +119,27 @@ def test_dead_outputs_what_a_step_only_reports_is_computed():
     assert "cosine" in lowered.compile().as_text()
 
 
+def done_once(program):
+    """What a compiled program does before its loop and after it."""
+    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", program.as_text(), re.M | re.S))
+    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", program.as_text(), re.M)
+    found, left = "", [entry]
+    while left:
+        text = parts[left.pop()]
+        found += text
+        left += re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", text)
+    return found
+
+
+@pytest.mark.parametrize("frozen", [lambda x: jnp.cos(x @ jnp.ones((4, 4))), lambda x: jnp.cos(jnp.sort(x, axis=0))])
+def test_loop_invariants_work_on_the_batch_alone_is_done_in_each_step(frozen):
+    descent = mjn.gradient_descent(lambda w, x: jnp.mean((frozen(x) @ w - 1) ** 2), 0.1)
+    lowered, *_ = loop_of(descent, np.ones(4, np.float32), np.ones((8, 4), np.float32))
+    program = lowered.compile()
+    assert "cosine" in program.as_text()
+    assert "cosine" not in done_once(program)
+
+
 def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
     lowered, start, batch = loop_of(PLAIN)
     state, info = lowered.compile()(start, batch, 5)
