@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def inner_programs(eqn: Any) -> Iterator[Any]:
@@ -46,6 +47,23 @@ def closed_over(program: Any) -> list[Any]:
 def is_literal(atom: Any) -> bool:
     """Whether an operand is a number that stands in the program."""
     return hasattr(atom, "val")
+
+
+def other_keys(program: Any) -> set[Any]:
+    """The kinds of keys in a program whose generators draw other numbers under ``vmap`` than alone.
+
+    A key of JAX's own kind, threefry, draws the same. Others may come in as integers, or be made of some.
+
+    >>> other_keys(jax.make_jaxpr(lambda seed: jax.random.uniform(jax.random.key(seed, impl="rbg")))(0))
+    {key<rbg>}
+
+    Source: https://github.com/jax-ml/jax/pull/20094.
+    """
+    same = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
+    atoms = (atom for eqn in equations(program) for atom in (*eqn.invars, *eqn.outvars))
+    dtypes = {getattr(atom.aval, "dtype", None) for atom in atoms}
+    keys = {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)}
+    return keys - {same}
 
 
 # Operations that only call a program; for those with a custom rule it is the plain function.

@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,8 @@ class Experiment:
             all outputs are from 0 to 1.
         metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
         defaults: the settings that the experiment is meant to be run with.
+        files: further files that its numbers depend on, such as data that the objective reads, from the folder of the
+            experiment's own file: a run that goes on does so only if they have not changed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,6 +74,7 @@ class Experiment:
     predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)
     defaults: Settings = field(default_factory=Settings, kw_only=True)
+    files: Sequence[str | Path] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything runs."""
@@ -86,6 +89,8 @@ class Experiment:
                 raise TypeError(f"Experiment: metrics[{name!r}]: got {type(metric).__name__}; expected a function")
         if not isinstance(self.defaults, Settings):
             raise TypeError(f"Experiment: defaults: got {type(self.defaults).__name__}; expected Settings(...)")
+        if isinstance(self.files, str) or not all(isinstance(each, str | Path) for each in self.files):
+            raise TypeError(f"Experiment: files: got {self.files!r}; expected several paths")
         number_options(self.init)
         number_options(self.data)
 
@@ -157,6 +162,15 @@ def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
     return options
 
 
+def module_name(path: str | Path) -> str:
+    """The name among the modules of a file that is loaded as an experiment.
+
+    >>> module_name("experiments/digits.py")
+    '_experiment_digits'
+    """
+    return f"_experiment_{Path(path).stem}"
+
+
 def load_module(path: str | Path) -> ModuleType:
     """A Python file, run as a module.
 
@@ -172,11 +186,12 @@ def load_module(path: str | Path) -> ModuleType:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "there is no such file"
         raise ExperimentError(f"{path}: {what}; expected a Python file")
-    name = f"_experiment_{path.stem}"
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{path}: got a {path.suffix or 'file without a suffix'}; expected a .py file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules.pop(name, None)  # what it imports comes after it
     sys.modules[name] = module
     folder = str(path.resolve().parent)
     if folder not in sys.path:

@@ -11,7 +11,11 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """A cache of compiled programs for this run alone; workers inherit it, and so do the processes that tests start."""
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if hasattr(config, "workerinput"):
+        return
+    os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # the mark of own runs is made with a key there
+    config.add_cleanup(lambda: shutil.rmtree(os.environ["XDG_CONFIG_HOME"], ignore_errors=True))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="compiled-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

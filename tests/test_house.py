@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
-    {"_jaxpr", "_programs", "pytrees", "tables"},
+    {"_jaxpr", "_machine", "_programs", "pytrees", "tables"},
     {"network", "data"},
     {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment", "mesh"},

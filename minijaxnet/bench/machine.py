@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jaxlib.version
 import numpy as np
 from jax import lax
 
+from minijaxnet._machine import processor, read_text
 from minijaxnet.bench.blocks import seconds_of, steps_for
 
 _SENTINEL_S = 0.002
@@ -29,10 +29,10 @@ def machine() -> dict[str, Any]:
     (['commit', 'cores', 'devices', 'driver'], True)
     """
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "driver": getattr(jax.devices()[0].client, "platform_version", None),
@@ -60,19 +60,6 @@ def sentinel() -> Callable[[], float]:
 
     times = steps_for(_SENTINEL_S, seconds, "sentinel")
     return lambda: seconds(times) / times
-
-
-def _processor() -> str:
-    text = _read("/proc/cpuinfo") or ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _commit() -> str | None:

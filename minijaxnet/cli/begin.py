@@ -20,7 +20,7 @@ from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, read_json, write_beginning
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, read_json, why_not_own, write_beginning
 from minijaxnet.run.log import METRICS, read_rows
 
 
@@ -44,6 +44,17 @@ class Asked(NamedTuple):
     data: dict[str, Any]
 
 
+class OtherCode(UsageError):
+    """The code or the config of a run has changed since it was started."""
+
+    def __init__(self, folder: Path, difference: str):
+        """Say so, with a diff."""
+        expected = "expected the same (--force goes on all the same)"
+        super().__init__(
+            f"{folder}: got other code or another config than it was started with; {expected}\n{difference}"
+        )
+
+
 # Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
 OpenFolder = Callable[[str], contextlib.AbstractContextManager[Path]]
 
@@ -53,7 +64,8 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
     """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
     folder = create_run_folder(asked.flags.runs, name)
     try:
-        write_beginning(folder, {"file": asked.file} | _settings(asked) | {"data_sha256": data_sha256}, asked.file)
+        config = {"file": asked.file} | _settings(asked) | {"data_sha256": data_sha256}
+        write_beginning(folder, config, asked.file, asked.experiment.files)
         yield folder
     except BaseException:
         if not worth_keeping(folder):
@@ -81,16 +93,30 @@ def latest_like(asked: Asked) -> str | None:
     return str(max(like, key=lambda path: path.stat().st_mtime_ns).parent) if like else None
 
 
-def asked_again(folder: Path, config: dict[str, Any]) -> Asked:
+def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, changed: bool = False) -> Asked:
     """What a run was asked for, by its config, with the experiment as its file now has it.
 
+    The file is carried out only if it is the user's own: the same code as the run was started with, by this user.
+
+    Args:
+        folder: of the run.
+        config: as it stands there.
+        trust: whether to carry out the code of somebody else.
+        changed: whether the user's own may have changed.
+
     Raises:
-        UsageError: the file is not there, or the config is of no run.
+        OtherCode: it has changed.
+        UsageError: the file is not there, it is not the user's own, or the config is of no run.
     """
-    places = (str(config.get("file")), str(config.get("file_here")))
+    places = (str(config.get("file_here")), str(config.get("file")))
     file = next((place for place in places if Path(place).is_file()), None)
     if file is None:
         raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
+    if not trust and (why := why_not_own(folder, config, file)):
+        if "\n" not in why:
+            raise UsageError(f"{folder}: {why}; expected a run of yours (--trust runs its code, {file}, all the same)")
+        if not changed:
+            raise OtherCode(folder, why)
     experiment = load_experiment(file)
     try:
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from minijaxnet.cli.begin import asked_again, begin
+from minijaxnet.cli.begin import OtherCode, asked_again, begin
 from minijaxnet.pytrees import named_leaves, structure_difference
 from minijaxnet.report.page import Page, page
 from minijaxnet.report.pictures import FORMATS, write_pictures
@@ -30,11 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"the page; {PAGE} here for several runs")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where its pictures are written as files")
     parser.add_argument("--format", default="png", choices=FORMATS, help="of the files; a bowl that moves is a GIF")
+    parser.add_argument("--trust", action="store_true", help="carry out the code of runs that were not started by you")
     asked = parser.parse_args(arguments)
     for folder in asked.runs:
         read_config(folder)
     output = asked.output or (asked.runs[0] / PAGE if len(asked.runs) == 1 else Path(PAGE))
-    made = _page_of(asked.runs, None)
+    made = _page_of(asked.runs, None, trust=asked.trust)
     print(_write(made, output))
     if asked.pictures is not None:
         print("\n".join(map(str, write_pictures(made, asked.pictures, asked.format))))
@@ -46,7 +47,7 @@ def leave_report(folder: Path, known: Known) -> str:
     return _write(_page_of([folder], known), folder / PAGE)
 
 
-def _page_of(folders: Sequence[Path], known: Known | None) -> Page:
+def _page_of(folders: Sequence[Path], known: Known | None, *, trust: bool = False) -> Page:
     if len(folders) > 1:
         return tell_several([told_by(folder) for folder in folders])
     [folder], notes = folders, []
@@ -54,7 +55,9 @@ def _page_of(folders: Sequence[Path], known: Known | None) -> Page:
     with jax.enable_x64(found.config["flags"].get("precision") == "float64"):
         if known is None and found.config["verb"] == "run":
             try:
-                known = _known(folder, found.config)
+                known = _known(folder, found.config, trust=trust)
+            except OtherCode:
+                notes = ["Only what the folder holds is shown: the experiment's code or the config has changed since"]
             except Exception as error:
                 notes = [f"Only what the folder holds is shown: {error}"]
         return tell(found, [] if known is None else shown(found, known), notes)
@@ -65,17 +68,17 @@ def _write(made: Page, output: Path) -> str:
     return f"page: {output}"
 
 
-def _known(folder: Path, config: dict[str, Any]) -> Known:
+def _known(folder: Path, config: dict[str, Any], *, trust: bool) -> Known:
     """Where an earlier run ended, and what it learnt from.
 
     Raises:
-        ValueError: the experiment has changed since, or the run has not ended.
+        ValueError: the experiment has changed since or is somebody else's, or the run has not ended.
     """
     from safetensors.flax import load_file
 
-    asked = asked_again(folder, config)
-    if changes(folder, asked.file):
-        raise ValueError("the experiment's code or the config has changed since")
+    asked = asked_again(folder, config, trust=trust)
+    if difference := changes(folder, asked.file, asked.experiment.files):
+        raise OtherCode(folder, difference)
     path = folder / "params.safetensors"
     if not path.is_file():
         raise ValueError("the run has not ended")

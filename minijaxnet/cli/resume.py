@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet.cli.begin import Asked, asked_again
+from minijaxnet._machine import jax_settings
+from minijaxnet.cli.begin import Asked, OtherCode, asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
 from minijaxnet.processes import is_first
-from minijaxnet.run.folder import changes, environment, read_config, read_json, run_state
+from minijaxnet.run.folder import changes, environment, plain, read_config, read_json, run_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ResumeFlags(Together):
 
     force: bool = False
     """Go on even if the code or the config has changed since, or it is done."""
+    trust: bool = False
+    """Carry out the experiment's code though the run was not started by you, on this machine."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     if (code := launched("resume", arguments, flags)) is not None:
         return code
     join(flags)
-    asked = asked_again(folder, config)
+    asked = asked_again(folder, config, trust=flags.trust, changed=flags.force)
     known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes"}
     chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
     return go_on(folder, asked._replace(flags=dataclasses.replace(asked.flags, **chosen)), force=flags.force)
@@ -69,11 +72,10 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
     """
     how = f"minijaxnet resume {folder} --force goes on all the same"
     if is_first():
-        if (changed := changes(folder, asked.file)) and not force:
-            raise UsageError(
-                f"{folder}: got other code or another config than it was started with; expected the same ({how})\n"
-                f"{changed}"
-            )
+        if (changed := changes(folder, asked.file, asked.experiment.files)) and not force:
+            raise OtherCode(folder, changed)
+        if (others := _other_settings(folder)) and not force:
+            raise UsageError(f"{folder}: {'; '.join(others)}: the numbers would be others ({how})")
         for name, then, now in _other_surroundings(folder):
             print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
 
@@ -89,12 +91,22 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
     return carry_out(asked, open_folder, resume=True)
 
 
+def _other_settings(folder: Path) -> list[str]:
+    """Settings of JAX that are others now, by which it computes other numbers."""
+    then, now = read_json(folder / "environment.json").get("settings"), plain(jax_settings())
+    if not isinstance(then, dict):  # a run of before they were kept
+        return []
+    return [
+        f"{name}: got {now[name]!r}; expected {then[name]!r}" for name in now if then.get(name, now[name]) != now[name]
+    ]
+
+
 def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:
     """What else than code and config bits may depend on, and has changed."""
     then, now = read_json(folder / "environment.json"), environment()
     for name, version in now["versions"].items():
         if then and then["versions"].get(name) != version:
             yield name, then["versions"].get(name), version
-    for name in ("platform", "devices", "processor_count", "xla_flags"):
-        if then and then.get(name) != now[name]:
+    for name in ("platform", "devices", "processor", "processor_count", "xla_flags"):
+        if then and then.get(name, now[name]) != now[name]:
             yield name, then.get(name), now[name]

@@ -73,11 +73,13 @@ def agree(asked: Asked, data_sha256: str) -> str:
     digests = told_texts(data_sha256)
     settings = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in _OWN}
     settings |= asked.init | {f"data_{name}": value for name, value in asked.data.items()}
-    settings |= {f"{name}'s version": version for name, version in environment()["versions"].items()}
+    surroundings = environment()
+    settings |= {f"{name}'s version": version for name, version in surroundings["versions"].items()}
+    settings |= surroundings["settings"]
     settings |= {"verb": asked.verb, "experiment": asked.experiment.name}
     if not loads_its_share(asked.experiment):
         settings["data_sha256"] = data_sha256
-    own = {"settings": settings, "code": code.sources(asked.file)}
+    own = {"settings": settings, "code": code.sources(asked.file, asked.experiment.files)}
     first = from_first(own)
     lines = [
         f"{name}: got {settings.get(name)!r}; expected {first['settings'].get(name)!r}, as in process 0"

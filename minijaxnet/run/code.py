@@ -1,43 +1,98 @@
-"""The code of a run: the experiment's file and what it imported from beside itself, kept with the run."""
+"""The code of a run: the experiment's file and all it imported that is not installed, kept with the run."""
 
 import difflib
 import hashlib
+import hmac
 import os
+import secrets
+import site
 import sys
 import sysconfig
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from minijaxnet.experiment import module_name
 
 _PACKAGE = Path(__file__).parents[1]
 _PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_NOT_ITS_OWN = tuple({str(path) + os.sep for folder in (*_PYTHONS, _PACKAGE) for path in (folder, folder.resolve())})
+_FOLDERS = (*_PYTHONS, _PACKAGE, Path(site.getusersitepackages()))
+_NOT_ITS_OWN = tuple({str(path) + os.sep for folder in _FOLDERS for path in (folder, folder.resolve())})
+# Where modules from elsewhere are kept, by their names, and what is known of data files.
+IMPORTED, FILES = "imported/", "files/"
 
 
-def sources(file: str | Path) -> dict[str, str]:
-    """The texts of an experiment's file and of the modules that it has imported from its own folder.
+def sources(file: str | Path, files: Sequence[str | Path] = ()) -> dict[str, str]:
+    """The texts of an experiment's file and of the modules that it has imported, but for those that are installed.
 
     Args:
         file: of an experiment that is loaded.
+        files: further files that its numbers depend on, such as data; paths are taken from the file's folder.
 
     Returns:
-        ``{path: text}``, paths relative to the file's folder; the file itself comes first.
+        ``{path: text}``, paths relative to the file's folder, or below ``imported/`` for modules that lie elsewhere;
+        the file itself comes first. Of the further files a SHA-256, below ``files/``.
+
+    Raises:
+        ValueError: one of the further files is not there.
     """
     file = Path(file).resolve()
     found = {file.name: _read(file)}
+    is_its = False  # what was there before the experiment is no part of it, unless it lies beside it
     for name, module in list(sys.modules.items()):
+        is_its |= name == module_name(file)
         named = getattr(module, "__file__", None) or ""
-        if name == "__main__" or not named.endswith(".py") or named.startswith(_NOT_ITS_OWN):
+        if name == "__main__" or not named.endswith(".py") or _is_installed(named):
             continue
         path = Path(named).resolve()
-        if path.is_relative_to(file.parent) and not str(path).startswith(_NOT_ITS_OWN) and path.is_file():
-            found.setdefault(path.relative_to(file.parent).as_posix(), _read(path))
+        beside = path.is_relative_to(file.parent)
+        if path.is_file() and not _is_installed(str(path)) and (beside or is_its):
+            found.setdefault(path.relative_to(file.parent).as_posix() if beside else _kept_as(name, path), _read(path))
+    for each in files:
+        path = file.parent / each
+        if not path.is_file():
+            raise ValueError(f"files: got {each}; expected a file, as seen from {file.parent}")
+        found[f"{FILES}{PurePosixPath(Path(each)).name}.sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
     return found
 
 
 def present(file: str | Path, names: Iterable[str]) -> dict[str, str]:
-    """The texts that files of these names now have beside an experiment's file, imported or not yet."""
-    paths = {name: Path(file).resolve().parent / name for name in names}
-    return {name: _read(path) for name, path in paths.items() if path.is_file()}
+    """The texts that files of these names now have beside an experiment's file or on Python's path, imported or not."""
+    folder, found = Path(file).resolve().parent, {}
+    for name in names:
+        places = [folder / name]
+        if name.startswith(IMPORTED):
+            places = [Path(root) / name.removeprefix(IMPORTED) for root in sys.path]
+        if path := next(filter(Path.is_file, places), None):
+            found[name] = _read(path)
+    return found
+
+
+def _is_installed(path: str) -> bool:
+    return path.startswith(_NOT_ITS_OWN) or "site-packages" in path or "dist-packages" in path
+
+
+def _kept_as(module: str, path: Path) -> str:
+    """Under which name a module is kept that lies elsewhere."""
+    package = "/__init__" if path.name == "__init__.py" else ""
+    return f"{IMPORTED}{module.replace('.', '/')}{package}.py"
+
+
+def mark(of: str) -> str:
+    """What shows that code of this digest has been run by this user; "" where no key can be kept.
+
+    Someone else can't make it: the key, in the user's own configuration folder, is made when it is first needed.
+    """
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = home / "minijaxnet" / "key"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+                new.write(secrets.token_bytes(32))
+        key = path.read_bytes()
+    except OSError:
+        return ""
+    return hmac.new(key, of.encode(), "sha256").hexdigest() if key else ""
 
 
 def _read(path: Path) -> str:

@@ -1,11 +1,13 @@
 """The run folder: what was asked for, where it ran, what happened, on disk as it happens."""
 
+import hmac
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._machine import jax_settings, processor
 from minijaxnet.pytrees import named_leaves
 from minijaxnet.run import code
 from minijaxnet.run.disk import replace_file
@@ -44,23 +47,34 @@ def create_run_folder(parent: str | Path, name: str) -> Path:
     raise FileExistsError(f"{stem}: got 999 runs of the same second; expected fewer")
 
 
-def write_beginning(folder: Path, config: dict[str, Any], file: str | Path) -> None:
+def write_beginning(folder: Path, config: dict[str, Any], file: str | Path, files: Sequence[str | Path] = ()) -> None:
     """Write what a run begins with: ``config.json``, the code and the environment.
 
     The code is kept below ``code/``, the config once more beside it, so that what has changed since can be shown.
     """
-    texts = code.sources(file)
-    config = config | {"code_sha256": code.digest(texts)}
+    texts = code.sources(file, files)
+    digest = code.digest(texts)
+    config = config | {"code_sha256": digest, "code_mark": code.mark(digest)}
     code.keep(folder / CODE, texts | {CONFIG: _json(config)})
     write_json(folder / CONFIG, config)
     write_json(folder / "environment.json", environment())
 
 
-def changes(folder: Path, file: str | Path) -> str:
+def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) -> str:
     """How the config and the code have changed since a run was started, as a diff; nothing if they have not."""
     then = code.kept(folder / CODE)
-    now = code.present(file, then) | code.sources(file) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")}
-    return code.difference(then, now)
+    now = code.present(file, then) | code.sources(file, files)
+    return code.difference(then, now | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
+
+
+def why_not_own(folder: Path, config: dict[str, Any], file: str | Path) -> str:
+    """Why the code of a run may be somebody else's; "" if this user has run it before, and it is as it was."""
+    then = {name: text for name, text in code.kept(folder / CODE).items() if name != CONFIG}
+    mark = code.mark(code.digest(then))
+    if not mark or not hmac.compare_digest(mark, str(config.get("code_mark", ""))):
+        return "the run was not started by you, on this machine"
+    seen = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
+    return code.difference(seen, code.present(file, seen))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -131,7 +145,9 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "processor": processor(),
         "processor_count": os.cpu_count(),
+        "settings": jax_settings(),
         "x64": jnp.result_type(float) == jnp.float64,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from minijaxnet._jaxpr import other_keys
 from minijaxnet._programs import JitOf
 from minijaxnet.mesh import REPLICA, check_mesh
 from minijaxnet.pytrees import check_count, named_leaves, side_effects
@@ -117,6 +118,11 @@ def program_of(
         traced = replicas.trace(run, values, workers.mesh, workers.axis)
         if effects := side_effects(traced):
             raise ValueError(f"run: it has side effects ({effects}); expected a pure function")
+        if kinds := ", ".join(sorted(str(kind).removeprefix("key<").rstrip(">") for kind in other_keys(traced.jaxpr))):
+            raise ValueError(
+                f"run: got keys of {kinds}, which draw other numbers for many replicas at once than for one alone; "
+                "expected jax.random.key(seed, impl='threefry2x32'), JAX_DEFAULT_PRNG_IMPL=threefry2x32"
+            )
         program = traced.lower().compile()
         plan = program.memory_analysis()  # of one device
         if plan is None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._jaxpr import closed_over, equations
+from minijaxnet._jaxpr import closed_over, equations, other_keys
 from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpreter import computed_narrow, interpret
 from minijaxnet.verify.numbers import widened
@@ -273,16 +273,8 @@ def quick_options() -> dict[str, Any] | None:
 
 
 def mapped_axes(rule: Traced, leaves: Sequence[Any]) -> list[int | None]:
-    """What of a batch of points to ``vmap`` over: all of it, but no keys of a generator that draws otherwise there.
-
-    Such a key may come in as integers, too, or be made of some.
-
-    Source: https://github.com/jax-ml/jax/pull/20094.
-    """
-    repeatable = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
-    dtypes = {getattr(atom.aval, "dtype", None) for eqn in equations(rule.program) for atom in eqn.invars}
-    others = {dtype for dtype in dtypes if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)}
-    everything = others <= {repeatable}
+    """What of a batch of points to ``vmap`` over: all of it, but no keys of a generator that draws otherwise there."""
+    everything = not other_keys(rule.program)
     return [0 if everything or jnp.issubdtype(leaf.dtype, jnp.inexact) else None for leaf in leaves]
 
 

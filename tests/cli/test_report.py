@@ -80,7 +80,7 @@ def told(ran):
 def known(ran, told):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ran[0])
-        return report._known(told.folder, told.config)
+        return report._known(told.folder, told.config, trust=False)
 
 
 @pytest.fixture

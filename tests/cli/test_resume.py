@@ -10,80 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from kits.command import AUTODIFF, HEAD, QUICK, call
+from kits.command import call
 from kits.processes import ended, python
+from kits.stopped import RUN, TEXT, at, forget, here, made, only, stopping
 
-from minijaxnet.run.keeper import Keeper
+__all__ = ["here", "made"]  # fixtures
+
 from minijaxnet.run.lock import hold, owner
 
-TEXT = HEAD + "from beside import THIRD\n" + AUTODIFF.replace("x / 3", "THIRD * x")
 SAME = ("metrics.jsonl", "params.safetensors", "result.json")
-RUN = ("run", "line.py", *QUICK)
-
-
-@contextlib.contextmanager
-def at(steps, act):
-    """Runs within do something when they have come so far."""
-    is_due = Keeper.is_due
-
-    def look(self, step):
-        if step == steps:
-            act()
-        return is_due(self, step)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Keeper, "is_due", look)
-        yield
-
-
-def stopping(steps, signum=signal.SIGINT):
-    return at(steps, lambda: os.kill(os.getpid(), signum))
-
-
-@contextlib.contextmanager
-def working_in(folder):
-    """A folder whose modules are imported anew, and whose runs look up after each step."""
-    with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder):
-        patched.setattr(sys, "path", [*sys.path])
-        patched.setattr(sys.modules["minijaxnet.run.fit"], "_CHUNK_S", 0.0)
-        forget()
-        yield
-        forget()
-
-
-def forget():
-    for name in ("beside", "late"):
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """An experiment, a run of it that came to its end, and one that was stopped."""
-    home = tmp_path_factory.mktemp("home")
-    (home / "line.py").write_text(TEXT, encoding="utf-8")
-    (home / "beside.py").write_text("THIRD = 1 / 3\n", encoding="utf-8")
-    with working_in(home):
-        assert call(*RUN, "--runs", "whole").code == 0
-        with stopping(21):
-            called = call(*RUN)
-        assert called.code == 130 and "stopped by SIGINT after 21 steps" in called.out
-        assert f"minijaxnet resume {only('runs')} goes on" in called.out
-    return home
-
-
-@pytest.fixture
-def here(made, tmp_path):
-    """A copy of all that to work in."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for path in tmp_path.rglob("config.json"):  # which says where the experiment is
-        path.write_text(path.read_text(encoding="utf-8").replace(str(made), str(tmp_path)), encoding="utf-8")
-    with working_in(tmp_path):
-        yield tmp_path
-
-
-def only(parent):
-    [found] = Path(parent).glob("*")
-    return found
 
 
 def read(folder, *names):

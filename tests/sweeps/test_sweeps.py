@@ -287,3 +287,17 @@ def test_blocks_that_are_kept_are_not_run_again():
         np.delete(flat, np.s_[8:12], 0), np.delete(whole.output.loss.reshape(20, -1), np.s_[8:12], 0)
     )
     assert (flat[8:12] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key: jax.random.normal(key, (3,)),
+        lambda key: jax.lax.fori_loop(0, 2, lambda k, x: x + jax.random.uniform(jax.random.fold_in(key, k)), 0.0),
+    ],
+)
+def test_keys_that_draw_other_numbers_for_many_at_once_are_refused(draw):
+    with pytest.raises(ValueError, match=r"run: got keys of rbg, which draw other numbers .* impl='threefry2x32'"):
+        mjn.sweep(draw, {"key": jax.random.split(jax.random.key(0, impl="rbg"), 3)})
+    with pytest.raises(ValueError, match="run: got keys of urbg"):
+        mjn.sweep(lambda seed: draw(jax.random.key(seed, impl="unsafe_rbg")), {"seed": np.arange(3)})
