@@ -67,6 +67,8 @@ def folder(ran, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     [found] = Path("runs").iterdir()
+    for path in found.rglob("config.json"):  # which says where the experiment is
+        path.write_text(path.read_text(encoding="utf-8").replace(str(ran[0]), str(tmp_path)), encoding="utf-8")
     return found
 
 
