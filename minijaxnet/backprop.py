@@ -144,7 +144,7 @@ def _transposed(matrix: jax.Array) -> jax.Array:
 
 def _rows_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     z = x @ params["weights"]
-    return z + params["bias"] if "bias" in params else z
+    return z + params["bias"][None, :] if "bias" in params else z
 
 
 def _rows_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:

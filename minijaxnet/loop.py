@@ -23,7 +23,7 @@ from minijaxnet.descent import Descent, DescentState, StepInfo
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
 from minijaxnet.losses import check_labels
 from minijaxnet.pytrees import check_count, structure_difference
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, nothing, packed, rows_of, unpacked
+from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, packed, unpacked, without_untaken
 
 Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
@@ -152,7 +152,7 @@ def _run_steps(
         if capacity > 2**31:
             raise ValueError(f"steps: got {steps}; expected fewer within jit or vmap, where each has its row")
         end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
-        return end, _without_untaken(trace, steps)
+        return end, without_untaken(trace, steps)
     capacity = chunk_capacity(step, feed, state, source)
 
     def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
@@ -279,16 +279,6 @@ def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.A
 def own_copy(tree: Any) -> Any:
     """A copy that may be donated."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _without_untaken(trace: Trace, steps: int) -> Trace:
-    """The first ``steps`` rows, and nothing in those of steps that were not taken."""
-    taken = lax.iota(jnp.int32, steps) < trace.steps_taken
-
-    def mask(leaf: jax.Array) -> jax.Array:
-        return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], nothing(leaf))
-
-    return trace._replace(**jax.tree.map(mask, rows_of(trace))._asdict())
 
 
 def _may_go_on(info: StepInfo, until_flat: Any) -> Any:

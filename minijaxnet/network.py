@@ -94,7 +94,7 @@ def dense(
                 f"to fit weights of shape {weights.shape}"
             )
         y = x @ weights
-        return y + params["bias"] if bias else y
+        return y + jnp.broadcast_to(params["bias"], y.shape) if bias else y
 
     return Network(init, apply)
 

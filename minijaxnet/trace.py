@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from minijaxnet.descent import StepInfo
 
@@ -112,3 +113,14 @@ def rows_of(trace: Trace) -> StepInfo:
 def nothing(leaf: Any) -> Any:
     """What stands where nothing was recorded: NaN, or 0 for dtypes without it."""
     return np.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
+
+
+def without_untaken(trace: Trace, steps: int) -> Trace:
+    """The first ``steps`` rows, and nothing in those of steps that were not taken."""
+    taken = lax.iota(jnp.int32, steps) < trace.steps_taken
+
+    def mask(leaf: jax.Array) -> jax.Array:
+        untaken = 0 if jax.config.jax_debug_nans else nothing(leaf)  # JAX then takes each NaN for an error
+        return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], untaken)
+
+    return trace._replace(**jax.tree.map(mask, rows_of(trace))._asdict())

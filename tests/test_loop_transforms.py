@@ -292,3 +292,30 @@ def test_a_mixed_tree_keeps_each_leafs_dtype():
             state.params, jax.tree.map(lambda leaf: leaf / leaf.dtype.type(8), params), strict=True
         )
         assert (trace.loss.dtype, trace.gradient_norm.dtype) == (np.float32, np.float64)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"jax_debug_nans": True}, {"jax_numpy_rank_promotion": "raise"}, {"jax_numpy_dtype_promotion": "strict"}],
+)
+def test_under_jaxs_settings_that_look_for_errors_nothing_is_taken_for_one(setting):
+    network = mjn.mlp((3, 2, 2))
+    objective = mjn.objective(network, mjn.softmax_cross_entropy)
+    by_hand = mjn.mlp_gradient((3, 2, 2), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
+    batch = jnp.ones((4, 3)), jnp.zeros(4, jnp.int32)
+    flat = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, 0.5)
+    before = {name: jax.config.values[name] for name in setting}
+    try:
+        for name, value in setting.items():
+            jax.config.update(name, value)
+        for loss in (objective, mjn.with_gradient(objective, by_hand)):
+            descent = mjn.gradient_descent(loss, 0.1)
+            start = descent.init(network.init(jax.random.key(0)))
+            mjn.descend(descent, start, batch, steps=2)
+            jax.jit(lambda start, descent=descent: mjn.descend(descent, start, batch, steps=2))(start)
+        starts = np.float32([1.0, 2.0, 3.0])
+        swept = mjn.sweep(lambda start: mjn.descend(flat, flat.init(start), 1.0, steps=9)[1], {"start": starts})
+        assert swept.output.steps_taken.tolist() == [0, 1, 1]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
