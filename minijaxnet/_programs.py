@@ -156,7 +156,7 @@ def numbers_read(function: Any) -> list[tuple[str, type, Any]]:
         elif isinstance(value, np.ndarray | jax.Array):
             if not isinstance(value, Tracer):
                 small = isinstance(value, np.ndarray) and value.size <= _SMALL and value.dtype != object
-                found.append((name, np.ndarray, value.tobytes() if small else id(value)))
+                found.append((name, np.ndarray, value.tobytes() if small else _Which(value)))
         elif depth < _DEEPEST and id(value) not in seen:
             seen.add(id(value))
             left += [(f"{name}.{inner}" if name else inner, part, depth + 1) for inner, part in _parts(value)]

@@ -94,6 +94,13 @@ def test_a_number_that_is_changed_between_two_descents_counts(build):
     assert first_loss(objective) == 1.0
 
 
+def test_a_large_array_that_takes_the_place_of_another_is_another_one():
+    scaled = Scaled()
+    for k in range(6):  # the third may lie where the first lay
+        scaled.table = np.full(1000, float(k))
+        assert first_loss(scaled) == k
+
+
 def test_what_a_function_counts_of_itself_does_not_compile_it_anew():
     class Counting:
         times = 0
