@@ -1,4 +1,4 @@
-"""Are two rules the same function? Element by element in float64; kinks and errors of autodiff are given a hearing."""
+"""Are two rules the same function? Element by element in float64, kinks and errors of autodiff being allowed for."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.kinks import excused_at_kinks
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, enlarged_tolerances, tolerances
-from minijaxnet.verify.witness import heard, plainly_wrong
+from minijaxnet.verify.witness import decided, plainly_wrong
 
 # A difference of so large a part of an element, which counts for so much of all leaves, is not passed over in silence.
 _MUCH, _COUNTS = 0.1, 0.05
@@ -41,7 +41,7 @@ def algebra(at: Evaluation, seen: Rounding) -> tuple[Evaluation, list[Compared]]
         results = compare_all(at)
         if any(result.wrong.any() for result in results):
             results = excused_at_kinks(at, results)
-    return at, [*results[:first], *_hidden(at, seen, heard(at, results[first:]))]
+    return at, [*results[:first], *_hidden(at, seen, decided(at, results[first:]))]
 
 
 def _hidden(at: Evaluation, seen: Rounding, results: Sequence[Compared]) -> list[Compared]:

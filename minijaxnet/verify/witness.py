@@ -1,4 +1,4 @@
-"""Where a rule and autodiff differ, finite differences are a witness: they acquit a rule, or find it plainly wrong."""
+"""Where a rule and autodiff differ, finite differences tell which one is right, if they are sharp enough for that."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def plainly_wrong(at: Evaluation, leaf: int, result: Compared) -> bool:
     return True
 
 
-def heard(at: Evaluation, results: list[Compared]) -> list[Compared]:
+def decided(at: Evaluation, results: list[Compared]) -> list[Compared]:
     """Where the two differ, finite differences may acquit the hand rule; they never condemn it.
 
     A rule is right by one reading of the function throughout: what acquits a leaf has to hold for the others, too. And

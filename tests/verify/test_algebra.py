@@ -1,4 +1,4 @@
-"""Are the two rules one function? Zeros, kinks, numbers that are not finite, and a hearing where autodiff fails."""
+"""Are the two rules one function? Zeros, kinks, numbers that are not finite, and where autodiff fails."""
 
 import functools
 import warnings
