@@ -27,9 +27,10 @@ from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
+from minijaxnet.run.disk import Lines, naming
 from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport
 
@@ -78,13 +79,14 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     with (
         open_folder(data_sha256) as folder,
         hold(folder) as held,
-        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        Lines(folder / "log.txt") as log,
     ):
-        print(heading, file=log)
+        log.append(f"{heading}\n")
 
         def say(text: str) -> None:
+            text = printable(text, keep="\n\t")
             print(text, flush=True)
-            print(text, file=log, flush=True)
+            log.append(f"{text}\n")
 
         with failure_told(folder), _progress_bar(flags.steps) as on_progress:
             result = run(run_dir=held, resume=resume, on_progress=on_progress)
@@ -165,7 +167,8 @@ def _tell(
             if comparison is not None:
                 say(f"\n{comparison}")
                 write_json(folder / "timing.json", _timing(result, comparison))
-                comparison.save(folder / COMPARISON)
+                with naming(folder / COMPARISON, "file not written"):
+                    comparison.save(folder / COMPARISON)
     if flags.report:
         with _on_the_side(f"no {PAGE}", say):
             say(leave_report(folder, Known(experiment, state.params, train, test, key)))
@@ -197,7 +200,8 @@ def failure_told(folder: Path) -> Iterator[None]:
     except Exception as error:
         kept = isinstance(error, CheckpointError) or is_lost(error)  # there is something to go on with
         if not kept and worth_keeping(folder) and result_state(folder) != "done":
-            write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
+            with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+                write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
         raise
 
 

@@ -8,6 +8,8 @@ import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
+from minijaxnet.run.disk import naming
+
 _PACKAGE = Path(__file__).parents[1]
 _PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _NOT_ITS_OWN = tuple({str(path) + os.sep for folder in (*_PYTHONS, _PACKAGE) for path in (folder, folder.resolve())})
@@ -62,7 +64,8 @@ def keep(folder: Path, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with naming(path, "file not written"):
+            path.write_text(text, encoding="utf-8")
 
 
 def kept(folder: Path) -> dict[str, str]:

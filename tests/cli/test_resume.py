@@ -320,10 +320,10 @@ from minijaxnet.run.keeper import Keeper
 
 keep = Keeper.keep
 
-def killed(self, step, state):
+def killed(self, step, state, *rest):
     if step == 20:
         os.kill(os.getpid(), signal.SIGKILL)
-    keep(self, step, state)
+    keep(self, step, state, *rest)
 
 Keeper.keep = killed
 main(sys.argv[1:])

@@ -26,6 +26,7 @@ from minijaxnet.run import fit, load_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.keeper import Keeper
 from minijaxnet.run.lock import RunInUse, hold, owner
+from minijaxnet.run.log import Log
 
 fit_module, keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] for name in ("fit", "keeper", "log"))
 
@@ -125,7 +126,7 @@ def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
     keeper = Keeper(tmp_path, every=None, seconds=10, resume=False)
     state = full_batch()[1]
-    assert keeper.begin(state, 0) == (0, state)
+    assert keeper.begin(state, Log(None), 1) == (0, state)
     clock[0] = 10.0
     assert keeper.is_due(3)
     keeper.keep(3, state)
@@ -199,10 +200,10 @@ def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
 def test_rows_are_on_the_disk_before_a_checkpoint_of_what_comes_after_them(tmp_path, monkeypatch):
     """Otherwise a power cut may leave the checkpoint and not the rows."""
     happened = []
-    write, sync, save = log_module.Log._write, log_module.Log.sync, keeper_module.save_checkpoint
+    write, sync, save = log_module.Log._write, log_module.Log.sync, keeper_module.write_checkpoint
     monkeypatch.setattr(log_module.Log, "_write", lambda *a: (happened.append("write"), write(*a))[1])
     monkeypatch.setattr(log_module.Log, "sync", lambda *a: (sync(*a), happened.append("sync"))[0])
-    monkeypatch.setattr(keeper_module, "save_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
+    monkeypatch.setattr(keeper_module, "write_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
     fitted(full_batch(), tmp_path, steps=30, log_every=2, checkpoint_every=4)
     assert happened.count("save") > 3 and happened[-1] == "sync"
     for at, what in enumerate(happened):
