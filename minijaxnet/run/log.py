@@ -4,6 +4,7 @@ A line of metrics is ``{"step", "loss", "gradient_norm", ...}``: what the step s
 measured there. There is no clock in it, so two runs of the same numbers have the same file.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -70,8 +71,10 @@ class Log:
             raise FileExistsError(f"{self._path}: there is a run in this folder; expected a new one, or resume=True")
         if resume:
             self.rows = read_rows(self._path)
-        self._files = {METRICS: Lines(self._path, "a" if resume else "x")}
-        self._files[TIMING] = Lines(self._path.with_name(TIMING))
+        with contextlib.ExitStack() as opened:
+            for path, mode in ((self._path, "a" if resume else "x"), (self._path.with_name(TIMING), "a")):
+                self._files[path.name] = opened.enter_context(Lines(path, mode))
+            opened.pop_all()
 
     def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
         """Keep a row of what was seen at a step, after so many seconds of compiled steps, and write it."""
