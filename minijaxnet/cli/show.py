@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     if check := result.get("gradient_check"):
         try:
             lines.append(f"\n{subject_of(check)[0]}: {headline_of(check)}")
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except Exception:
             lines.append(f"\n{folder / RESULT}: got another gradient_check; expected that of a run")
     print(printable("\n".join(lines), keep="\n"))
     return 0

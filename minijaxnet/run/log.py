@@ -79,9 +79,10 @@ class Log:
     def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
         """Keep a row of what was seen at a step, after so many seconds of compiled steps, and write it."""
         self.rows.append({"step": step} | dict(seen))
-        self._write(METRICS, self.rows[-1])
-        self._sha256.update(_line(self.rows[-1]).encode())
-        self._write(TIMING, {"step": step, "run_s": run_s, "time_s": time.time()})
+        line = _line(self.rows[-1])
+        self._write(METRICS, line)
+        self._sha256.update(line.encode())
+        self._write(TIMING, _line({"step": step, "run_s": run_s, "time_s": time.time()}))
         if self._sink is not None:
             self._sink.write(self.rows[-1])
 
@@ -118,9 +119,9 @@ class Log:
         for file in self._files.values():
             file.sync()
 
-    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+    def _write(self, name: str, line: str) -> None:
         if name in self._files:
-            self._files[name].append(_line(row))
+            self._files[name].append(line)
 
     def __enter__(self) -> "Log":
         """Append within a ``with``."""
@@ -155,8 +156,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 def _is_row(row: Any) -> bool:
     """Whether it has a step and numbers alone."""
-    is_one = isinstance(row, dict) and type(row.get("step")) is int
-    return is_one and all(isinstance(value, int | float | None) for value in row.values())
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    small = (value for value in row.values() if type(value) is not int or abs(value) < 1 << 63)  # others are no floats
+    return sum(isinstance(value, int | float | None) for value in small) == len(row)
 
 
 def _whole_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
