@@ -67,7 +67,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     )
     report = None
     if is_first():
-        print(heading, flush=True)
+        _print(heading)
         report = _checked(experiment, mesh, params, first_batch(train, flags.batch_size), key)
     if not from_first(report is None or report.ok or flags.unchecked):
         if is_first():
@@ -85,7 +85,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
 
         def say(text: str) -> None:
             text = printable(text, keep="\n\t")
-            print(text, flush=True)
+            _print(text)
             log.append(f"{text}\n")
 
         with failure_told(folder), _progress_bar(flags.steps) as on_progress:
@@ -96,6 +96,11 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             say(f"went on from step {result.first_step:,}")
         _tell(asked, beginning, result, report, folder, say)
     return _code(result)
+
+
+def _print(text: str) -> None:
+    with naming(Path("standard output"), "not written"):  # it may be a file on a full disk
+        print(text, flush=True)
 
 
 def _checked(experiment: Experiment, mesh: Mesh | None, params: Any, seen: Any, key: Any) -> GradReport | None:

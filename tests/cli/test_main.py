@@ -88,3 +88,10 @@ def test_a_file_that_is_opened_where_a_stream_was_closed_is_not_written_to_by_ot
     (tmp_path / "code.py").write_text(textwrap.dedent(code))
     said(started(["sh", "-c", f"exec {MINIJAXNET[0]} code.py 2>&-"], cwd=tmp_path))
     assert (tmp_path / "lines").read_text() == ""
+
+
+def test_standard_output_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / "line.py").write_text(LINE)
+    shell = f"exec {' '.join(MINIJAXNET)} run line.py > /dev/full"
+    [(code, _, err)] = ended([started(["sh", "-c", shell], cwd=tmp_path)])
+    assert code and "not written: No space left on device: 'standard output'" in err
