@@ -2,6 +2,7 @@
 
 import functools
 import html
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"rows: got one of {len(row)} cells; expected {len(columns)}, one a column")
-    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(row: Sequence[str]) -> str:
@@ -42,6 +43,24 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join([*([title] if title else []), line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text without characters that a terminal obeys or cannot show; Python's escapes stand in their place.
+
+    Args:
+        text: of whatever origin.
+        keep: which of them may stay.
+
+    >>> print(printable("a\x1b[2J"))
+    a\\x1b[2J
+    """
+
+    def shown(character: str) -> str:
+        obeyed = character not in keep and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        return character.encode("unicode_escape").decode() if obeyed else character
+
+    return text if text.isascii() and text.isprintable() else "".join(map(shown, text))
 
 
 @functools.singledispatch

@@ -120,7 +120,7 @@ def without_untaken(trace: Trace, steps: int) -> Trace:
     taken = lax.iota(jnp.int32, steps) < trace.steps_taken
 
     def mask(leaf: jax.Array) -> jax.Array:
-        untaken = 0 if jax.config.jax_debug_nans else nothing(leaf)  # JAX then takes each NaN for an error
+        untaken = 0 if jax.config.values["jax_debug_nans"] else nothing(leaf)  # JAX then takes each NaN for an error
         return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], untaken)
 
     return trace._replace(**jax.tree.map(mask, rows_of(trace))._asdict())

@@ -1,6 +1,7 @@
 """The command line: one file a verb. The three jobs meet here and nowhere else."""
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 it ran and the answer is no (diverged, a wrong gradient), 2 it could not run,
         3 a process of several died, 130 stopped by Ctrl-C.
     """
+    _open_what_was_closed()
     verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if verb in ("-h", "--help"):
         print(_help())
@@ -56,6 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     except Exception as error:
         return show_and_leave(error) if jax.distributed.is_initialized() else show_error(error)
+
+
+def _open_what_was_closed() -> None:
+    """Have a standard stream that was closed (``2>&-``) lead nowhere: else the next file gets what is meant for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _help() -> str:

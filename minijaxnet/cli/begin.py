@@ -20,7 +20,8 @@ from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, read_json, why_not_own, write_beginning
+from minijaxnet.run.disk import read_json
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, why_not_own, write_beginning
 from minijaxnet.run.log import METRICS, read_rows
 
 
@@ -89,7 +90,7 @@ def latest_like(asked: Asked) -> str | None:
     """The folder of the latest run that was asked for the same; None if there is none."""
     settings = plain(_settings(asked))
     configs = Path(asked.flags.runs).glob(f"{asked.experiment.name}-*/{CONFIG}")
-    like = [path for path in configs if {**read_json(path), **settings} == read_json(path)]
+    like = [path for path in configs if (config := read_json(path)) | settings == config]
     return str(max(like, key=lambda path: path.stat().st_mtime_ns).parent) if like else None
 
 

@@ -27,9 +27,10 @@ from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
+from minijaxnet.run.disk import Lines, naming
 from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport
 
@@ -66,7 +67,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     )
     report = None
     if is_first():
-        print(heading, flush=True)
+        _print(heading)
         report = _checked(experiment, mesh, params, first_batch(train, flags.batch_size), key)
     if not from_first(report is None or report.ok or flags.unchecked):
         if is_first():
@@ -78,13 +79,14 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     with (
         open_folder(data_sha256) as folder,
         hold(folder) as held,
-        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        Lines(folder / "log.txt") as log,
     ):
-        print(heading, file=log)
+        log.append(f"{heading}\n")
 
         def say(text: str) -> None:
-            print(text, flush=True)
-            print(text, file=log, flush=True)
+            text = printable(text, keep="\n\t")
+            _print(text)
+            log.append(f"{text}\n")
 
         with failure_told(folder), _progress_bar(flags.steps) as on_progress:
             result = run(run_dir=held, resume=resume, on_progress=on_progress)
@@ -94,6 +96,11 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             say(f"went on from step {result.first_step:,}")
         _tell(asked, beginning, result, report, folder, say)
     return _code(result)
+
+
+def _print(text: str) -> None:
+    with naming(Path("standard output"), "not written"):  # it may be a file on a full disk
+        print(text, flush=True)
 
 
 def _checked(experiment: Experiment, mesh: Mesh | None, params: Any, seen: Any, key: Any) -> GradReport | None:
@@ -165,7 +172,8 @@ def _tell(
             if comparison is not None:
                 say(f"\n{comparison}")
                 write_json(folder / "timing.json", _timing(result, comparison))
-                comparison.save(folder / COMPARISON)
+                with naming(folder / COMPARISON, "file not written"):
+                    comparison.save(folder / COMPARISON)
     if flags.report:
         with _on_the_side(f"no {PAGE}", say):
             say(leave_report(folder, Known(experiment, state.params, train, test, key)))
@@ -197,7 +205,8 @@ def failure_told(folder: Path) -> Iterator[None]:
     except Exception as error:
         kept = isinstance(error, CheckpointError) or is_lost(error)  # there is something to go on with
         if not kept and worth_keeping(folder) and result_state(folder) != "done":
-            write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
+            with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+                write_json(folder / RESULT, {"status": "FAILED", "error": f"{type(error).__name__}: {error}"})
         raise
 
 

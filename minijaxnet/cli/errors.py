@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import minijaxnet
 from minijaxnet.processes import LOST, is_lost, leave
+from minijaxnet.tables import printable
 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
@@ -27,7 +28,7 @@ def show_error(error: Exception) -> int:
         raise error
     kind = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
     notes = [note for note in getattr(error, "__notes__", ()) if "JAX has removed" not in note]  # of JAX's own frames
-    print(f"minijaxnet: error: {kind}{error}", *notes, sep="\n", file=sys.stderr)
+    print(printable("\n".join([f"minijaxnet: error: {kind}{error}", *notes]), keep="\n\t"), file=sys.stderr)
     if own:
         print("in your code:", file=sys.stderr)
         print("".join(traceback.format_list(own[-3:])).rstrip(), file=sys.stderr)

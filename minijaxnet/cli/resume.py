@@ -16,7 +16,9 @@ from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
 from minijaxnet.processes import is_first
-from minijaxnet.run.folder import changes, environment, plain, read_config, read_json, run_state
+from minijaxnet.run.disk import read_json
+from minijaxnet.run.folder import changes, environment, plain, read_config, run_state
+from minijaxnet.tables import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,8 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
         if (others := _other_settings(folder)) and not force:
             raise UsageError(f"{folder}: {'; '.join(others)}: the numbers would be others ({how})")
         for name, then, now in _other_surroundings(folder):
-            print(f"warning: {name} was {then}, now it is {now}: bits may differ", file=sys.stderr)
+            text = f"warning: {name} was {then}, now it is {now}: bits may differ"
+            print(printable(text), file=sys.stderr)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
         then, now = str(read_config(folder).get("data_sha256")).split(), data_sha256.split()
@@ -104,9 +107,10 @@ def _other_settings(folder: Path) -> list[str]:
 def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:
     """What else than code and config bits may depend on, and has changed."""
     then, now = read_json(folder / "environment.json"), environment()
+    versions = then.get("versions")
     for name, version in now["versions"].items():
-        if then and then["versions"].get(name) != version:
-            yield name, then["versions"].get(name), version
+        if isinstance(versions, dict) and versions.get(name) != version:
+            yield name, versions.get(name), version
     for name in ("platform", "devices", "processor", "processor_count", "xla_flags"):
         if then and then.get(name, now[name]) != now[name]:
             yield name, then.get(name), now[name]

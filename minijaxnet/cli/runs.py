@@ -1,12 +1,14 @@
 """``minijaxnet runs``: the runs of a folder, how they stand and what came out."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.folder import CONFIG, RESULT, read_json, run_state
+from minijaxnet.run.disk import read_json
+from minijaxnet.run.folder import CONFIG, RESULT, run_state
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, printable, text_table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,24 +21,37 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0] if arguments else "runs")
     if not folder.is_dir():
         raise UsageError(f"runs: got {folder}; expected a folder")
-    found = sorted((path for path in folder.iterdir() if (path / CONFIG).is_file()), key=lambda path: path.name)
+    found = sorted((path for path in folder.iterdir() if os.path.isfile(path / CONFIG)), key=lambda path: path.name)
     if not found:
-        print(f"{folder}: no runs")
+        print(f"{printable(str(folder))}: no runs")
         return 0
     print(text_table(("run", "state", "steps", "result"), [_row(path) for path in found]))
     return 0
 
 
 def _row(folder: Path) -> tuple[str, ...]:
+    """A line of the table; one odd folder, whatever is wrong with it, does not cost the others theirs."""
+    try:
+        return folder.name, *_told(folder)
+    except Exception as error:
+        return folder.name, "unreadable", "", f"{type(error).__name__}: {error}"[:60]
+
+
+def _told(folder: Path) -> tuple[str, str, str]:
     state, result = run_state(folder), read_json(folder / RESULT)
     rows = read_rows(folder / METRICS)
     last = rows[-1] if rows else {}
     steps = result.get("steps_taken", last.get("step"))
     if "best" in result:
-        shown = "no finite loss" if result["best"] is None else f"best loss {figure(result['loss'])}"
+        shown = "no finite loss" if result["best"] is None else f"best loss {_figure(result.get('loss'))}"
     elif state == "failed":
         shown = str(result.get("error", ""))[:60]
     else:
         metrics = {name: value for name, value in last.items() if name not in ("step", "loss", "gradient_norm")}
         shown = ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
-    return folder.name, state, "" if steps is None else f"{steps:,}", shown
+    return state, "" if steps is None else f"{steps:,}" if isinstance(steps, int) else str(steps)[:20], shown
+
+
+def _figure(value: object) -> str:
+    """A number as tables show it; what is none as it is."""
+    return figure(value) if isinstance(value, int | float) else str(value)[:20]

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.folder import RESULT, read_config, read_json, run_state
+from minijaxnet.run.disk import read_json
+from minijaxnet.run.folder import RESULT, read_config, run_state
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 12
@@ -25,23 +27,34 @@ def main(arguments: Sequence[str]) -> int:
         read_json(folder / "environment.json"),
         read_json(folder / RESULT),
     )
-    settings = (
-        config.get("flags", {})
-        | config.get("init", {})
-        | {f"data_{name}": value for name, value in config.get("data", {}).items()}
-    )
-    said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items() if version)
-    print(f"{folder}: {run_state(folder)}\n{config['verb']} {config['file']}: {said}")
-    print(f"on {', '.join(environment.get('devices', []))}; {versions}")
+    settings = config["flags"] | config["init"] | {f"data_{name}": value for name, value in config["data"].items()}
+    versions, devices = environment.get("versions"), environment.get("devices")
+    said = _pairs(settings)
+    on = ", ".join(map(str, devices)) if isinstance(devices, list) else ""
+    lines = [
+        f"{folder}: {run_state(folder)}\n{config['verb']} {config.get('file')}: {said}",
+        f"on {on}; {_pairs(versions)}",
+    ]
     if "error" in result:
-        print(f"\n{result['error']}")
+        lines.append(f"\n{result['error']}")
     rows = read_rows(folder / METRICS)
     shown = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
     if shown:
         names = [name for name in shown[0] if name != "step"]
-        lines = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
-        print(f"\n{text_table(('step', *names), lines)}")
+        cells = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
+        lines.append(f"\n{text_table(('step', *names), cells)}")
     if check := result.get("gradient_check"):
-        print(f"\n{subject_of(check)[0]}: {headline_of(check)}")
+        try:
+            lines.append(f"\n{subject_of(check)[0]}: {headline_of(check)}")
+        except Exception:
+            lines.append(f"\n{folder / RESULT}: got another gradient_check; expected that of a run")
+    print(printable("\n".join(lines), keep="\n"))
     return 0
+
+
+def _pairs(values: Any) -> str:
+    return (
+        ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        if isinstance(values, dict)
+        else ""
+    )

@@ -17,7 +17,8 @@ from minijaxnet.report.rates import draw_ends
 from minijaxnet.report.sections import Seen, Wanted, illustrated
 from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
-from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, read_json, result_state, run_state
+from minijaxnet.run.disk import read_json
+from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import figure as short
 from minijaxnet.verify.report import headline_of, subject_of

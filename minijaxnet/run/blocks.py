@@ -8,6 +8,7 @@ import jax
 
 from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
+from minijaxnet.run.disk import own_folder
 from minijaxnet.sweeps import Blocks
 
 BLOCKS = "blocks"
@@ -30,7 +31,7 @@ def blocks_below(folder: Path) -> Blocks:
             return None
 
     def save(first: int, output: Any) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(own_folder(folder.parent) / folder.name)
         [length, *_] = {len(leaf) for leaf in jax.tree.leaves(output)}
         save_checkpoint(folder / f"from-{first}-size-{length}.safetensors", output, step=first)
 

@@ -42,9 +42,10 @@ _COMPLEX = {"complex64": "F32", "complex128": "F64"}
 def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
     """Save a tree of arrays as one file, whole or not at all.
 
-    The file is on the disk when this returns. Ended at whatever moment, by a full disk or by the system, it leaves
-    what the path held before, or all that is new. Bits are stored as they are, NaN too: whether a state is worth
-    keeping is for the caller to say. Where several processes run one program, one of them saves.
+    The file is on the disk when this returns (on Windows a power cut may still take its name). Ended at whatever
+    moment, by a full disk or by the system, it leaves what the path held before, or all that is new. Bits are stored
+    as they are, NaN too: whether a state is worth keeping is for the caller to say. Where several processes run one
+    program, one of them saves.
 
     It is a safetensors file, with a SHA-256 over names, kinds, dtypes, shapes, step and data in its metadata; other
     programs can read it. Python numbers are stored as float64, int64, bool or complex128, and anything that safetensors
@@ -68,8 +69,13 @@ def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
         ...     load_checkpoint(f"{folder}/a.safetensors", like={"weights": np.zeros(3)})
         {'weights': array([0., 1., 2.])}
     """
+    write_checkpoint(Path(path), tree, step=step)
+
+
+def write_checkpoint(path: Path, tree: Any, *, step: int, rows_sha256: str = "") -> None:
+    """The same, with a SHA-256 over what was logged before it."""
     header, leaves = _described(tree)
-    header = header._replace(step=check_count("step", step))
+    header = header._replace(step=check_count("step", step), rows_sha256=rows_sha256)
     if header.step >= MOST_STEPS:
         raise ValueError(f"step: got {step}; expected less than {MOST_STEPS}")
     for name, leaf in leaves.items():
@@ -78,7 +84,7 @@ def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
         raise ValueError(
             f"tree: got {len(leaves)} leaves, a header of {length} bytes; expected at most {MOST_HEADER_BYTES}"
         )
-    write(Path(path), header, (_bytes(leaf) for leaf in leaves.values()))
+    write(path, header, (_bytes(leaf) for leaf in leaves.values()))
 
 
 def load_checkpoint(path: str | Path, like: Any) -> Any:
@@ -138,19 +144,19 @@ def checkpoint_step(path: str | Path) -> int:
     return header.step
 
 
-def read_checkpoint(path: Path, like: Any) -> tuple[int, Any, str]:
-    """Step, tree and "", or step, None and what keeps the tree from being like ``like``."""
+def read_checkpoint(path: Path, like: Any) -> tuple[Header, Any, str]:
+    """Header, tree and "", or header, None and what keeps the tree from being like ``like``."""
     expected, leaves = _described(like)
     with opened(path) as (file, size):
         # Longer by far than the template's header: a tree of other names, but no reason to fill the memory.
         header = read_header(path, file, size, min(MOST_HEADER_BYTES, (1 << 20) + 4 * len(encode(expected))))
         if differences := _differences(header, expected):
             shown = "\n  ".join(differences[:5]) + (f"\n  and {len(differences) - 5} more" if differences[5:] else "")
-            return header.step, None, f"{path}: {shown}"
+            return header, None, f"{path}: {shown}"
         arrays = {name: _room(leaves[name], stored) for name, stored in header.arrays.items()}
         read_data(path, file, header, (_byte_view(array) for array in arrays.values()))
     restored = [_restored(arrays[name], leaf) for name, leaf in leaves.items()]
-    return header.step, jax.tree.unflatten(jax.tree.structure(like), restored), ""
+    return header, jax.tree.unflatten(jax.tree.structure(like), restored), ""
 
 
 def _differences(got: Header, expected: Header) -> list[str]:

@@ -1,12 +1,13 @@
 """The checkpoints of a run in their folder: the newest that is whole, and which may go."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import checkpoint_step, read_checkpoint
-from minijaxnet.run.checkpoint_format import CheckpointError
+from minijaxnet.run.checkpoint_format import CheckpointError, Header
 
 _NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
 
@@ -44,8 +45,15 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     return sorted(((step, path) for step, path in found if path == checkpoint_path(folder, step)), reverse=True)
 
 
-def load_latest(folder: str | Path, like: Any) -> LoadedCheckpoint | None:
-    """The newest checkpoint in a folder that is whole; None if there is none of any kind.
+def load_latest(
+    folder: str | Path, like: Any, fits: Callable[[Header], bool] = lambda header: True
+) -> LoadedCheckpoint | None:
+    """The newest checkpoint in a folder that is whole, and fits; None if there is none of any kind, or none fits.
+
+    Args:
+        folder: of the checkpoints.
+        like: as for ``load_checkpoint``.
+        fits: whether one that is whole may be the one, by its header.
 
     Raises:
         CheckpointError: there are checkpoints, and none is whole (to start anew would throw them away); or the newest
@@ -60,20 +68,22 @@ def load_latest(folder: str | Path, like: Any) -> LoadedCheckpoint | None:
         ...     load_latest(folder, like={"weight": 0.0})
         LoadedCheckpoint(step=20, tree={'weight': 10.0}, skipped=[])
     """
-    skipped = []
+    skipped, all_fit = [], True
     for named, path in checkpoints(folder):
         try:
-            step, tree, difference = read_checkpoint(path, like)
+            header, tree, difference = read_checkpoint(path, like)
         except (CheckpointError, OSError) as error:
             skipped.append(str(error))
             continue
-        if step != named:
-            skipped.append(f"{path}: got the checkpoint of step {step}; expected that of step {named}")
+        if header.step != named:
+            skipped.append(f"{path}: got the checkpoint of step {header.step}; expected that of step {named}")
         elif difference:
             raise CheckpointError(difference)
+        elif not fits(header):
+            all_fit = False
         else:
-            return LoadedCheckpoint(step, tree, skipped)
-    if skipped:
+            return LoadedCheckpoint(header.step, tree, skipped)
+    if skipped and all_fit:
         raise CheckpointError(f"{folder}: got no checkpoint that is whole; expected one\n  " + "\n  ".join(skipped))
     return None
 

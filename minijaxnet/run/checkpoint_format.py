@@ -15,13 +15,12 @@ import math
 import os
 import re
 import secrets
-import stat
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import naming, replacing
+from minijaxnet.run.disk import NotAFile, naming, open_own, replacing
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
 # Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
@@ -62,12 +61,14 @@ class Header(NamedTuple):
         kinds: of each node of the tree by its name: the dtype of a leaf, the type of anything else.
         arrays: how each leaf is stored, in the order of the data, without gaps.
         data_sha256: of all the data, 64 hexadecimal digits.
+        rows_sha256: of the rows that were logged before it; empty where there are none.
     """
 
     step: int
     kinds: dict[str, str]
     arrays: dict[str, Stored]
     data_sha256: str = _NO_DIGEST
+    rows_sha256: str = ""
 
     @property
     def data_bytes(self) -> int:
@@ -91,6 +92,7 @@ def _encode(header: Header, header_sha256: str) -> bytes:
             "step": str(header.step),
             "header_sha256": header_sha256,
             "data_sha256": header.data_sha256,
+            **({"rows_sha256": header.rows_sha256} if header.rows_sha256 else {}),
             **header.kinds,
         }
     }
@@ -128,32 +130,19 @@ def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
-    """A regular file to read, and its size. A pipe or a device could block for ever, and a link lead anywhere.
+    """A regular file to read, and its size.
 
     Raises:
         CheckpointError: it is not a regular file.
         OSError: of the kind that it is, naming the path.
     """
     with naming(path, "checkpoint not read"):
-        _check_regular(path, os.lstat(path).st_mode)
-        # Between the two looks another file may take the name: it is neither followed nor waited for.
-        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(path, flags)
         try:
-            status = os.fstat(descriptor)
-            _check_regular(path, status.st_mode)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        with open(descriptor, "rb") as file:
-            yield file, status.st_size
-
-
-def _check_regular(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        names = {"l": "a symbolic link", "d": "a folder", "p": "a pipe", "s": "a socket"}
-        got = names.get(stat.filemode(mode)[0], "a device")
-        raise CheckpointError(f"{path}: got {got}; expected the checkpoint's own file")
+            file = open(path, "rb", opener=open_own)
+        except NotAFile as error:
+            raise CheckpointError(str(error)) from None
+        with file:
+            yield file, os.fstat(file.fileno()).st_size
 
 
 def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int = MOST_HEADER_BYTES) -> Header:
@@ -221,7 +210,7 @@ def _header(path: Path, content: Any) -> Header:
         raise CheckpointError(
             f"{path}: {min(nameless):.80}: got an array that the metadata does not name; expected its dtype"
         )
-    return Header(int(step), kinds, arrays, data_sha256)
+    return Header(int(step), kinds, arrays, data_sha256, str(metadata.get("rows_sha256", "")))
 
 
 def _is_shape(shape: list[Any]) -> bool:

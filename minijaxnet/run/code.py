@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from minijaxnet.experiment import module_name
+from minijaxnet.run.disk import naming
 
 _PACKAGE = Path(__file__).parents[1]
 _PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -117,7 +118,8 @@ def keep(folder: Path, texts: dict[str, str]) -> None:
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with naming(path, "file not written"):
+            path.write_text(text, encoding="utf-8")
 
 
 def kept(folder: Path) -> dict[str, str]:

@@ -172,7 +172,7 @@ def fit(
         Log(folder, resume=resume, sink=sink) as log,
         heard() as stop,
     ):
-        first, state = keeper.begin(state, log.whole_until(log_every))
+        first, state = keeper.begin(state, log, log_every)
         log.begin(first)
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
@@ -196,7 +196,7 @@ def fit(
                 break
             if is_due:
                 log.sync()
-                keeper.keep(step, state)
+                keeper.keep(step, state, log.sha256)
             measured = _measured(measure, state.params) if step % log_every == 0 else None
             state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
@@ -213,7 +213,7 @@ def fit(
         end = first + history.steps_taken
         if history.status != DIVERGED:
             log.sync()
-            keeper.keep(end, state)
+            keeper.keep(end, state, log.sha256)
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         log.append(end, _row(look, _measured(measure, state.params)), run_s)

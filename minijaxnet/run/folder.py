@@ -19,7 +19,7 @@ import numpy as np
 from minijaxnet._machine import jax_settings, processor
 from minijaxnet.pytrees import named_leaves
 from minijaxnet.run import code
-from minijaxnet.run.disk import replace_file
+from minijaxnet.run.disk import read_json, replace_file
 from minijaxnet.run.lock import owner
 
 CONFIG, CODE, RESULT = "config.json", "code", "result.json"
@@ -107,15 +107,6 @@ def result_state(folder: Path) -> str:
         return "interrupted"
     states = {"DIVERGED": "diverged", "INTERRUPTED": "interrupted", "FAILED": "failed"}
     return states.get(str(result.get("status")), "done")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is not there, not whole, or no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _json(content: Any) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 from minijaxnet.descent import DescentState
 from minijaxnet.processes import arrays_from_first, from_first, here
 from minijaxnet.pytrees import check_count
-from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
+from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
-from minijaxnet.run.checkpoint_format import UNFINISHED
+from minijaxnet.run.checkpoint_format import UNFINISHED, Header
+from minijaxnet.run.disk import own_folder
+from minijaxnet.run.log import Log
 
 CHECKPOINTS = "checkpoints"
 
@@ -38,34 +40,45 @@ class Keeper:
             raise FileExistsError(f"{self._folder}: there is a run in this folder; expected a new one, or resume=True")
         self._saved, self._last_s, self.notes = 0, time.monotonic(), []
 
-    def begin(self, state: DescentState, rows_until: int) -> tuple[int, DescentState]:
+    def begin(self, state: DescentState, log: Log, log_every: int) -> tuple[int, DescentState]:
         """The step and the state to go on with: 0 and the one given, or those of the newest checkpoint.
 
-        Where the log lacks a row, of step ``rows_until``, that is one from which it is seen again.
+        Where the log lacks a row, or has others than those that were written, that is one from which it is seen again.
         """
-        step, found = self._newest(here(state), rows_until)
+        step, found = self._newest(here(state), log, log_every)
         if (step := from_first(step)) is None:
             return 0, state
         self._saved = step
         return step, arrays_from_first(found, state)
 
-    def _newest(self, like: DescentState, rows_until: int) -> tuple[int | None, Any]:
+    def _newest(self, like: DescentState, log: Log, log_every: int) -> tuple[int | None, Any]:
         """The step and the state of the newest checkpoint to go on from; None and None if there is none."""
         if self._folder is None:
             return None, None
-        self._folder.mkdir(exist_ok=True)
-        for path in self._folder.iterdir():
+        for path in own_folder(self._folder).iterdir():
             if UNFINISHED.fullmatch(path.name):  # by a process that is dead, for the folder is ours
                 path.unlink()
-        if not self._resume or (found := load_latest(self._folder, like)) is None:
+        if not self._resume:
             return None, None
-        step, state, self.notes = found
-        if step <= rows_until:
-            return step, state
-        older = [(step, path) for step, path in checkpoints(self._folder) if step <= rows_until]
-        lost = f"the row of step {rows_until:,} is lost: it goes on from step"
-        self.notes = [*self.notes, f"{lost} {older[0][0] if older else 0:,}, not {step:,}"]
-        return (older[0][0], load_checkpoint(older[0][1], like)) if older else (None, None)
+        rows_until, passed = log.whole_until(log_every), []
+
+        def fits(header: Header) -> bool:
+            lost = header.step > rows_until
+            if lost or header.rows_sha256 not in ("", log.sha256_before(header.step)):  # older runs have none
+                why = (
+                    f"the row of step {rows_until:,} is lost"
+                    if lost
+                    else (f"the rows before step {header.step:,} are not those that were written")
+                )
+                passed.append((header.step, why))
+                return False
+            return True
+
+        step, state, self.notes = load_latest(self._folder, like, fits) or (None, None, [])
+        if passed:
+            newest, why = passed[0]
+            self.notes = [*self.notes, f"{why}: it goes on from step {step or 0:,}, not {newest:,}"]
+        return step, state
 
     def steps_left(self, step: int) -> int:
         """How many steps may be taken before the next checkpoint by count."""
@@ -76,12 +89,12 @@ class Keeper:
         by_count = self._every is not None and step % self._every == 0
         return self._folder is not None and (by_count or time.monotonic() - self._last_s >= self._seconds)
 
-    def keep(self, step: int, state: DescentState) -> None:
-        """Save a checkpoint, and have the oldest go."""
+    def keep(self, step: int, state: DescentState, rows_sha256: str = "") -> None:
+        """Save a checkpoint, with a SHA-256 over the rows before it, and have the oldest go."""
         if step == self._saved:  # it is there
             return
         state = here(state)
         if self._folder is not None:
-            save_checkpoint(checkpoint_path(self._folder, step), state, step=step)
+            write_checkpoint(checkpoint_path(self._folder, step), state, step=step, rows_sha256=rows_sha256)
             keep_newest(self._folder, _KEPT)
         self._saved, self._last_s = step, time.monotonic()

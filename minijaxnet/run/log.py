@@ -5,6 +5,7 @@ measured there. There is no clock in it, so two runs of the same numbers have th
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import naming, replace_file, to_disk
+from minijaxnet.run.disk import Lines, read_own, replace_file
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -60,6 +61,7 @@ class Log:
     ):
         """Begin new files in the folder, or with ``resume`` take over what is there; see ``begin``."""
         self.rows: list[dict[str, Any]] = []
+        self._sha256 = hashlib.sha256()
         self._sink = sink
         self._files = {}
         if folder is None:
@@ -69,26 +71,43 @@ class Log:
             raise FileExistsError(f"{self._path}: there is a run in this folder; expected a new one, or resume=True")
         if resume:
             self.rows = read_rows(self._path)
-        self._files = {METRICS: self._path.open("a" if resume else "x", encoding="utf-8")}
-        self._files[TIMING] = self._path.with_name(TIMING).open("a", encoding="utf-8")
+        with contextlib.ExitStack() as opened:
+            for path, mode in ((self._path, "a" if resume else "x"), (self._path.with_name(TIMING), "a")):
+                self._files[path.name] = opened.enter_context(Lines(path, mode))
+            opened.pop_all()
 
     def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
         """Keep a row of what was seen at a step, after so many seconds of compiled steps, and write it."""
         self.rows.append({"step": step} | dict(seen))
-        self._write(METRICS, self.rows[-1])
-        self._write(TIMING, {"step": step, "run_s": run_s, "time_s": time.time()})
+        line = _line(self.rows[-1])
+        self._write(METRICS, line)
+        self._sha256.update(line.encode())
+        self._write(TIMING, _line({"step": step, "run_s": run_s, "time_s": time.time()}))
         if self._sink is not None:
             self._sink.write(self.rows[-1])
 
     def begin(self, step: int) -> None:
         """Forget all from a step on, since it will be seen again."""
-        self.rows = [row for row in self.rows if row["step"] < step]
+        self.rows, content = [row for row in self.rows if row["step"] < step], self._content(step)
+        self._sha256 = hashlib.sha256(content)
         if self._files:
             self._files[METRICS].close()
-            replace_file(self._path, "".join(_line(row) for row in self.rows).encode())
-            self._files[METRICS] = self._path.open("a", encoding="utf-8")
+            replace_file(self._path, content)
+            self._files[METRICS] = Lines(self._path)
         if self._sink is not None:
             self._sink.begin(step)
+
+    @property
+    def sha256(self) -> str:
+        """A SHA-256 over all rows."""
+        return self._sha256.hexdigest()
+
+    def sha256_before(self, step: int) -> str:
+        """The same over those of earlier steps."""
+        return hashlib.sha256(self._content(step)).hexdigest()
+
+    def _content(self, step: int) -> bytes:
+        return "".join(_line(row) for row in self.rows if row["step"] < step).encode()
 
     def whole_until(self, every: int) -> int:
         """The first multiple of ``every`` that has no row."""
@@ -97,26 +116,21 @@ class Log:
 
     def sync(self) -> None:
         """Have the disk hold all that was written."""
-        for name, file in self._files.items():
-            with naming(self._path.with_name(name), "file not written"):
-                file.flush()
-                to_disk(file.fileno())
+        for file in self._files.values():
+            file.sync()
 
-    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+    def _write(self, name: str, line: str) -> None:
         if name in self._files:
-            with naming(self._path.with_name(name), "row not written"):
-                self._files[name].write(_line(row))
-                self._files[name].flush()
+            self._files[name].append(line)
 
     def __enter__(self) -> "Log":
         """Append within a ``with``."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the files; a full disk, of which a row has told, is told no second time."""
+        """Close the files."""
         for file in self._files.values():
-            with contextlib.suppress(OSError) if error[0] is not None else contextlib.nullcontext():
-                file.close()
+            file.close()
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -125,12 +139,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     What JSON cannot hold, NaN and infinity, comes back as NaN.
     """
     try:
-        lines = Path(path).read_bytes().splitlines(keepends=True)
+        lines = read_own(Path(path)).splitlines(keepends=True)
     except FileNotFoundError:
         return []
     try:  # all at once, which is four times as fast, if each line is one row
         found = json.loads(b"[%b]" % b",".join(lines))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = []
     if len(found) != len(lines) or not all(map(_is_row, found)) or not all(line.endswith(b"\n") for line in lines):
         found = list(_whole_rows(lines))
@@ -141,7 +155,11 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("step"), int)
+    """Whether it has a step and numbers alone."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    small = (value for value in row.values() if type(value) is not int or abs(value) < 1 << 63)  # others are no floats
+    return sum(isinstance(value, int | float | None) for value in small) == len(row)
 
 
 def _whole_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -149,7 +167,7 @@ def _whole_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not line.endswith(b"\n") or not _is_row(row):
             return

@@ -1,11 +1,12 @@
 """The command itself: its verbs, its help, what it imports, and how it ends."""
 
 import re
+import textwrap
 from importlib.metadata import version
 
 import pytest
-from kits.command import call, run, unboxed
-from kits.processes import python, said
+from kits.command import call, rows_in, run, unboxed
+from kits.processes import LINE, MINIJAXNET, ended, python, said, started
 
 from minijaxnet.cli import VERBS
 
@@ -57,3 +58,40 @@ def test_import_takes_in_no_extra_and_nothing_slow():
     print([name for name in slow if name in sys.modules])
     """
     assert said(python(lines)) == "[]\n[]\n"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
+def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in_its_files(closed, tmp_path):
+    (tmp_path / "line.py").write_text(LINE)
+    run = "run line.py --bench-seconds 0 --no-report --log-every 100"
+    shell = f"exec {' '.join(MINIJAXNET)} {run} {closed}"
+    [(code, out, err)] = ended([started(["sh", "-c", shell], cwd=tmp_path)])
+    assert (code, err) == (0, "") and ("took all 300 steps" in out) == (closed == "2>&-")
+    [folder] = (tmp_path / "runs").iterdir()
+    assert [row["step"] for row in rows_in(folder)] == [0, 100, 200, 300]
+    [(code, out, err)] = ended([started(["sh", "-c", f"exec {' '.join(MINIJAXNET)} nothing {closed}"], cwd=tmp_path)])
+    assert (code, err) == (2, "")
+
+
+def test_a_file_that_is_opened_where_a_stream_was_closed_is_not_written_to_by_others(tmp_path):
+    code = """
+    import os, sys
+    from minijaxnet.cli import main
+    from minijaxnet.run.disk import Lines
+
+    assert sys.stderr is None
+    assert main(["--version"]) == 0
+    with Lines("lines") as lines:
+        os.write(2, b"what a library says")
+        assert lines.fileno() > 2
+    """
+    (tmp_path / "code.py").write_text(textwrap.dedent(code))
+    said(started(["sh", "-c", f"exec {MINIJAXNET[0]} code.py 2>&-"], cwd=tmp_path))
+    assert (tmp_path / "lines").read_text() == ""
+
+
+def test_standard_output_on_a_full_disk_is_named(tmp_path):
+    (tmp_path / "line.py").write_text(LINE)
+    shell = f"exec {' '.join(MINIJAXNET)} run line.py > /dev/full"
+    [(code, _, err)] = ended([started(["sh", "-c", shell], cwd=tmp_path)])
+    assert code and "not written: No space left on device: 'standard output'" in err

@@ -1,6 +1,7 @@
 """``resume`` and ``run --resume-latest``: a stopped run goes on to the same files, and to no others."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from kits.stopped import RUN, TEXT, at, forget, here, made, only, stopping
 
 __all__ = ["here", "made"]  # fixtures
 
+from minijaxnet.run.disk import Lines, replace_file
 from minijaxnet.run.lock import hold, owner
 
 SAME = ("metrics.jsonl", "params.safetensors", "result.json")
@@ -198,6 +200,52 @@ def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
     assert owner(only("held")) is None
 
 
+@pytest.mark.parametrize("name", ["log.txt", "result.json.part", "params.safetensors.part", "timing.jsonl"])
+def test_a_link_in_the_folder_is_named_and_what_it_points_to_left_alone(name, here):
+    link = only("runs") / name
+    link.unlink(missing_ok=True)
+    Path("mine").write_text("precious")
+    link.symlink_to(here / "mine")
+    called = call("resume", only("runs"))
+    assert called.code == 2 and f"{link}: got a symbolic link; expected the file itself" in called.err
+    assert Path("mine").read_text() == "precious" and link.is_symlink()
+    link.unlink()
+    assert call("resume", only("runs")).code == 0 and read(only("runs")) == read(only("whole"))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "log.txt"])
+@pytest.mark.parametrize("line", [0, 2])
+def test_a_full_disk_is_named_with_the_first_file_that_it_cost(name, line, here, monkeypatch):
+    write, written = Lines.write, []
+
+    def full(file, content):
+        if Path(file.name).name == name or len(written) > line:
+            written.append(content)
+        if len(written) > line:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, content)
+
+    def nothing_more(path, content):
+        if len(written) > line:
+            raise OSError(errno.ENOSPC, f"file not written: {os.strerror(errno.ENOSPC)}", str(path))
+        replace_file(path, content)
+
+    monkeypatch.setattr(Lines, "write", full)
+    monkeypatch.setattr("minijaxnet.run.folder.replace_file", nothing_more)
+    called = call(*RUN, "--runs", "full")
+    assert called.code == 2 and f"line not written: No space left on device: '{Path('full')}/line-" in called.err
+    assert f"{name}'" in called.err and "result.json" not in called.err
+    assert not called.err.count("Traceback")
+
+
+def test_rows_that_were_edited_are_told_of_and_the_files_come_out_the_same(here):
+    path = only("runs") / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"loss": 0.', b'"loss": 1.', 1))
+    called = call("resume", only("runs"))
+    assert called.code == 0 and "are not those that were written: it goes on from step 0, not 21" in called.out
+    assert read(only("runs")) == read(only("whole"))
+
+
 # --- run --resume-latest ---------------------------------------------------------------------------------------------
 
 
@@ -255,10 +303,10 @@ from minijaxnet.run.keeper import Keeper
 
 keep = Keeper.keep
 
-def killed(self, step, state):
+def killed(self, step, state, *rest):
     if step == 20:
         os.kill(os.getpid(), signal.SIGKILL)
-    keep(self, step, state)
+    keep(self, step, state, *rest)
 
 Keeper.keep = killed
 main(sys.argv[1:])

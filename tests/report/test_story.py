@@ -8,7 +8,7 @@ from kits.timings import comparison
 
 from minijaxnet.report.page import Verdict
 from minijaxnet.report.story import tell
-from minijaxnet.run.folder import read_json
+from minijaxnet.run.disk import read_json
 from minijaxnet.verify import GradReport, LeafReport
 from minijaxnet.verify import Verdict as Found
 

@@ -4,14 +4,17 @@ import errno
 import os
 import re
 import stat
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 from kits.checkpoints import TREE, assert_same_bits, good_file
-from kits.processes import python, said
+from kits.processes import LINE, in_time, python, said
 
 from minijaxnet.run import checkpoint_format as format_module
 from minijaxnet.run import checkpoint_step, load_checkpoint, save_checkpoint
+from minijaxnet.run.disk import Lines, NotAFile, replace_file
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +102,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(name, before,
     def fails(*arguments):
         raise error
 
-    room = format_module.Path if name == "open" else format_module.os
-    monkeypatch.setattr(room, "fsync" if name == "interrupt" else name, fails)
+    monkeypatch.setattr(format_module.os, "fsync" if name == "interrupt" else name, fails)
     with pytest.raises(type(error)) as caught:
         save_checkpoint(path, [np.ones(1000)], step=2)
     monkeypatch.undo()
@@ -176,6 +178,128 @@ def test_others_may_read_it_as_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+AS_ON_WINDOWS = """
+import os, sys, warnings
+
+warnings.simplefilter("ignore")  # filelock's own: it says that it has the soft lock only
+sys.modules["fcntl"] = sys.modules["resource"] = sys.modules["pwd"] = sys.modules["termios"] = None
+import jax
+
+opens = os.open
+
+def open_file(path, *rest, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opens(path, *rest, **options)
+
+os.open = open_file
+for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "O_CLOEXEC", "fork", "register_at_fork", "pread", "pwrite",
+             "fchmod", "getloadavg", "sched_getaffinity", "uname", "getuid", "geteuid", "killpg", "waitid", "mkfifo"):
+    delattr(os, name)
+"""
+
+
+def test_on_a_system_without_what_posix_alone_has_checkpoints_runs_and_locks_work(tmp_path):
+    (tmp_path / "line.py").write_text(LINE)
+    code = """
+    import json
+    from pathlib import Path
+    import numpy as np
+    import minijaxnet as mjn
+    from kits.fits import DATA, full_batch
+    from minijaxnet.cli import main
+    from minijaxnet.run.lock import RunInUse, hold, owner
+
+    mjn.save_checkpoint("a", {"w": np.arange(3.0)}, step=1)
+    assert mjn.load_checkpoint("a", {"w": np.zeros(3)})["w"].tolist() == [0, 1, 2]
+    descent, start, _ = full_batch()
+    for steps in (5, 9):
+        Path("fit").mkdir(exist_ok=True)
+        result = mjn.fit(descent, start, DATA, steps=steps, run_dir="fit", log_every=1, resume=steps == 9)
+    assert result.first_step == 5 and len(Path("fit/metrics.jsonl").read_bytes().splitlines()) == 10
+    with hold("fit"):
+        assert owner("fit")["pid"] == os.getpid()
+        try:
+            with hold("fit"):
+                raise AssertionError("it is held twice")
+        except RunInUse as error:
+            assert f"process {os.getpid()} on" in str(error)
+    assert owner("fit") is None and not os.path.exists("fit/lock")
+    assert main(["run", "line.py", "--bench-seconds", "0", "--no-report"]) == 0
+    [folder] = Path("runs").iterdir()
+    assert main(["runs"]) == main(["show", str(folder)]) == 0
+    assert main(["resume", str(folder), "--force"]) == 0
+    """
+    out = said(python(AS_ON_WINDOWS + textwrap.dedent(code), cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path)))
+    assert "done" in out and "went on from step 300" in out
+
+
+# --- Lines, and links ------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_does_not_fit_is_an_error_with_the_files_name_and_nothing_of_it_comes_later(tmp_path):
+    code = """
+    import errno, resource, sys
+    from minijaxnet.run.disk import Lines
+
+    with Lines(sys.argv[1]) as lines:
+        lines.append("whole\\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        for _ in range(2):
+            try:
+                lines.append("torn in two\\n")
+            except OSError as error:
+                assert error.errno == errno.EFBIG and error.filename == sys.argv[1], error
+                assert "line not written: File too large" in str(error), error
+            else:
+                raise AssertionError("it was written")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    """
+    said(python(code, tmp_path / "lines"))
+    assert (tmp_path / "lines").read_text() == "whole\ntorn"
+
+
+def test_lines_take_what_no_disk_encodes(tmp_path):
+    with Lines(tmp_path / "lines") as lines:
+        lines.append("\udcff\n")
+    assert (tmp_path / "lines").read_text() == "\\udcff\n"
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["lines", "a.json.part", "a.json"])
+def test_what_is_no_file_is_refused_or_replaced_and_never_followed(name, kind, tmp_path):
+    path, mine = tmp_path / name, tmp_path / "mine"
+    mine.write_text("precious")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(mine if kind == "link" else tmp_path / "nowhere")
+    words = {"link": "a symbolic link", "link to nothing": "a symbolic link", "pipe": "a pipe", "folder": "a folder"}
+    with in_time():
+        if name == "lines":
+            with pytest.raises(NotAFile, match=f"lines: got {words[kind]}; expected the file itself"):
+                Lines(path)
+        elif name == "a.json.part":
+            with pytest.raises(NotAFile, match=f"part: got {words[kind]}; expected the file itself"):
+                replace_file(tmp_path / "a.json", b"{}")
+            assert path.is_symlink() or not path.is_file(), "it is left as it was"
+        elif kind != "folder":
+            replace_file(path, b"{}")
+            assert path.read_bytes() == b"{}" and not path.is_symlink()
+    assert mine.read_text() == "precious" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_part_that_a_killed_process_left_is_written_anew(tmp_path):
+    (tmp_path / "a.json.part").write_text("longer than what comes")
+    replace_file(tmp_path / "a.json", b"{}")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"{}")]
+
+
+# --- Ended in between ------------------------------------------------------------------------------------------------
 
 
 def test_a_relative_path_and_one_of_text_will_do(tmp_path, monkeypatch):

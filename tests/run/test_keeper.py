@@ -1,6 +1,7 @@
 """A run that was stopped, by whatever, and resumed comes to the same bits as one that was not."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -22,10 +23,11 @@ from kits.fits import (
 from kits.processes import in_time, python
 
 import minijaxnet as mjn
-from minijaxnet.run import fit, load_checkpoint
+from minijaxnet.run import fit, load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.keeper import Keeper
 from minijaxnet.run.lock import RunInUse, hold, owner
+from minijaxnet.run.log import Log
 
 fit_module, keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] for name in ("fit", "keeper", "log"))
 
@@ -125,7 +127,7 @@ def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
     keeper = Keeper(tmp_path, every=None, seconds=10, resume=False)
     state = full_batch()[1]
-    assert keeper.begin(state, 0) == (0, state)
+    assert keeper.begin(state, Log(None), 1) == (0, state)
     clock[0] = 10.0
     assert keeper.is_due(3)
     keeper.keep(3, state)
@@ -183,6 +185,91 @@ def test_rows_that_are_lost_are_seen_again(bad, goes_on, folders):
     assert_same_run(last, expected, stopped, whole)
 
 
+FIRST, SECOND = b'"loss": ', b'"gradient_norm": '
+EDITS = {
+    "a digit": lambda line: line[:-3] + (b"1" if line[-3:-2] != b"1" else b"2") + line[-2:],
+    "the sign": lambda line: line.replace(FIRST, FIRST + b"-"),
+    "names that are swapped": lambda line: line.replace(FIRST, b"?").replace(SECOND, FIRST).replace(b"?", SECOND),
+    "a number more": lambda line: line.replace(FIRST, b'"more": 1.0, ' + FIRST),
+    "a row more": lambda line: line + line,
+    "null": lambda line: line[: line.index(SECOND)] + SECOND + b"null}\n",
+}
+
+
+@pytest.mark.parametrize(("row", "goes_on"), [(0, 0), (6, 10), (7, 10), (10, 20), (12, 20)])
+@pytest.mark.parametrize("edit", [*list(EDITS)[:1], *(pytest.param(edit, marks=pytest.mark.slow) for edit in EDITS)])
+def test_rows_that_were_edited_are_told_of_and_seen_again(edit, row, goes_on, folders):
+    stopped, whole = folders
+    options = {"steps": 27, "log_every": 2, "checkpoint_every": 10}
+    expected = fitted(adam_in_minibatches(), whole, **options)
+    fitted(adam_in_minibatches(), stopped, **options)
+    path = stopped / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    edited = EDITS[edit](lines[row])
+    assert edited != lines[row]
+    path.write_bytes(b"".join([*lines[:row], edited, *lines[row + 1 :]]))
+    last = fitted(adam_in_minibatches(), stopped, resume=True, **options)
+    assert last.notes == [
+        f"the rows before step 27 are not those that were written: it goes on from step {goes_on}, not 27"
+    ]
+    assert last.first_step == goes_on
+    assert_same_run(last, expected, stopped, whole)
+    again = fitted(adam_in_minibatches(), stopped, resume=True, **options)
+    assert again.first_step == 27 and again.notes == []
+
+
+def test_rows_that_are_only_written_otherwise_or_come_after_the_checkpoint_are_no_reason(folders):
+    stopped, whole = folders
+    options = {"steps": 27, "log_every": 2, "checkpoint_every": 10}
+    expected = fitted(in_a_bowl(0.05), whole, **options)
+    fitted(in_a_bowl(0.05), stopped, **options)
+    path = stopped / "metrics.jsonl"
+    *lines, last_line = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines).replace(b": ", b" :  ") + last_line.replace(b"1", b"7"))
+    last = fitted(in_a_bowl(0.05), stopped, resume=True, **options)
+    assert last.first_step == 27 and last.notes == []
+    assert_same_run(last, expected, stopped, whole)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_run_whose_checkpoints_say_nothing_of_rows_goes_on_as_well(edited, folders, monkeypatch):
+    stopped, whole = folders
+    options = {"log_every": 2, "checkpoint_every": 10}
+    expected = fitted(adam_in_minibatches(), whole, steps=40, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(keeper_module, "write_checkpoint", lambda *a, step, rows_sha256: save_checkpoint(*a, step=step))
+        fitted(adam_in_minibatches(), stopped, steps=27, **options)
+    assert not any(b"rows_sha256" in path.read_bytes() for _, path in checkpoints(stopped / "checkpoints"))
+    path = stopped / "metrics.jsonl"
+    before = path.read_bytes()
+    if edited:
+        path.write_bytes(EDITS["a number more"](before))
+    last = fitted(adam_in_minibatches(), stopped, resume=True, steps=40, **options)
+    assert last.first_step == 27 and last.notes == []
+    if not edited:
+        assert_same_run(last, expected, stopped, whole)
+    assert all(b"rows_sha256" in checkpoints(stopped / "checkpoints")[at][1].read_bytes() for at in (0, 1))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "metrics.jsonl.part", "timing.jsonl", "lock"])
+def test_a_link_in_the_folder_is_refused_and_nothing_behind_it_touched(name, folders):
+    stopped, elsewhere = folders
+    fitted(full_batch(), stopped, steps=27, checkpoint_every=5)
+    path = stopped / name
+    target = elsewhere / name
+    if path.exists():
+        path.rename(target)
+    else:
+        target.write_text("precious")
+    path.symlink_to(target)
+    files = {each: each.read_bytes() for each in elsewhere.rglob("*") if each.is_file()}
+    assert files
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: got a symbolic link; expected the f"):
+        fitted(full_batch(), stopped, steps=40, resume=True, checkpoint_every=5)
+    assert {each: each.read_bytes() for each in elsewhere.rglob("*") if each.is_file()} == files
+    assert path.is_symlink() and owner(stopped) is None
+
+
 def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
     stopped, whole = folders
     options = {"steps": 30, "log_every": 3, "checkpoint_every": 4}
@@ -199,10 +286,10 @@ def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
 def test_rows_are_on_the_disk_before_a_checkpoint_of_what_comes_after_them(tmp_path, monkeypatch):
     """Otherwise a power cut may leave the checkpoint and not the rows."""
     happened = []
-    write, sync, save = log_module.Log._write, log_module.Log.sync, keeper_module.save_checkpoint
+    write, sync, save = log_module.Log._write, log_module.Log.sync, keeper_module.write_checkpoint
     monkeypatch.setattr(log_module.Log, "_write", lambda *a: (happened.append("write"), write(*a))[1])
     monkeypatch.setattr(log_module.Log, "sync", lambda *a: (sync(*a), happened.append("sync"))[0])
-    monkeypatch.setattr(keeper_module, "save_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
+    monkeypatch.setattr(keeper_module, "write_checkpoint", lambda *a, **b: (happened.append("save"), save(*a, **b))[1])
     fitted(full_batch(), tmp_path, steps=30, log_every=2, checkpoint_every=4)
     assert happened.count("save") > 3 and happened[-1] == "sync"
     for at, what in enumerate(happened):

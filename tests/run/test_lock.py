@@ -1,38 +1,66 @@
 """The lock of a run folder: one owner that is alive, and none that is dead."""
 
+import errno
+import fcntl
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
+import filelock
 import pytest
+from kits.processes import python, said
 
 from minijaxnet.run import lock
+from minijaxnet.run.folder import run_state
 from minijaxnet.run.lock import RunInUse, hold, owner
 
 HOLDER = """
-import sys, time
+import multiprocessing, os, subprocess, sys, time
 from minijaxnet.run.lock import hold
-with hold(sys.argv[1]):
-    print("held", flush=True)
+
+def wait():
     time.sleep(600)
+
+with hold(sys.argv[1]):
+    if sys.argv[2] == "os.fork" and os.fork() == 0:
+        wait()
+    if sys.argv[2] == "multiprocessing":
+        multiprocessing.get_context("fork").Process(target=wait).start()
+    if sys.argv[2] == "subprocess":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if sys.argv[2] == "a helper that ends":
+        if (child := os.fork()) == 0:
+            sys.exit()  # through the end of the with
+        os.waitpid(child, 0)
+    print("held", flush=True)
+    wait()
 """
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_run_until_the_first_is_dead(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
-    with holder:
+@contextmanager
+def holder(folder, helper="none"):
+    """A process that holds a folder, with a helper of some kind; what is left of both is killed at the end."""
+    command = [sys.executable, "-c", HOLDER, folder, helper]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
-            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-            who = rf"process {holder.pid} on .* since 20.*; expected a run that nobody"
-            with pytest.raises(RunInUse, match=who), hold(tmp_path):
-                pass
-            found = owner(tmp_path)
-            assert found is not None and found["pid"] == holder.pid and found["started"] == lock.started(holder.pid)
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            yield process
         finally:
-            holder.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_run_until_the_first_is_dead(tmp_path):
+    with holder(tmp_path) as process:
+        who = rf"process {process.pid} on .* since 20.*; expected a run that nobody"
+        with pytest.raises(RunInUse, match=who), hold(tmp_path):
+            pass
+        found = owner(tmp_path)
+        assert found is not None and found["pid"] == process.pid and found["host"] == platform.node()
     assert (tmp_path / "lock").exists() and owner(tmp_path) is None
     with hold(tmp_path) as held:
         assert owner(tmp_path)["pid"] == os.getpid()
@@ -40,6 +68,24 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run_until_the_first_
             assert again is held and held.folder == tmp_path
         assert owner(tmp_path)["pid"] == os.getpid()
     assert owner(tmp_path) is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("helper", ["os.fork", "multiprocessing", "subprocess"])
+def test_helpers_of_a_process_that_was_killed_do_not_keep_it(helper, tmp_path):
+    with holder(tmp_path, helper) as process:
+        assert owner(tmp_path)["pid"] == process.pid
+        process.kill()  # the helper alone is left
+        process.wait()
+        assert owner(tmp_path) is None
+        with hold(tmp_path):
+            assert owner(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_helper_that_ends_does_not_let_it_go(tmp_path):
+    with holder(tmp_path, "a helper that ends") as process:
+        assert owner(tmp_path)["pid"] == process.pid
+        with pytest.raises(RunInUse, match=f"process {process.pid} on"), hold(tmp_path):
+            pass
 
 
 def test_this_process_does_not_hold_it_twice_and_lets_go_when_it_fails(tmp_path):
@@ -51,35 +97,13 @@ def test_this_process_does_not_hold_it_twice_and_lets_go_when_it_fails(tmp_path)
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": 1}', '{"pid": 99999999}'])
-def test_a_lock_that_names_nobody_alive_is_free(tmp_path, content):
-    (tmp_path / "lock").write_text(content)
+@pytest.mark.parametrize("name", ["lock", "lock.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1, "host": "elsewhere"}', 200_000 * "["])
+def test_a_lock_that_names_nobody_alive_is_free(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert owner(tmp_path) is None
     with hold(tmp_path):
-        pass
-
-
-def written(tmp_path, **changed):
-    me = {"pid": os.getppid(), "started": lock.started(os.getppid()), "host": platform.node()} | changed
-    (tmp_path / "lock").write_text(json.dumps(me))
-
-
-def test_who_lives_holds_it_where_the_kernel_has_no_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "_lock", lambda descriptor: None)
-    written(tmp_path)
-    with pytest.raises(RunInUse), hold(tmp_path):
-        pass
-    written(tmp_path, started="another process of that pid")
-    with hold(tmp_path):
-        pass
-    written(tmp_path, host="elsewhere")
-    with pytest.raises(RunInUse, match="on elsewhere"), hold(tmp_path):
-        pass
-
-
-def test_a_run_that_came_from_another_machine_is_free_if_the_kernel_says_so(tmp_path):
-    written(tmp_path, host="elsewhere")
-    with hold(tmp_path):
-        pass
+        assert owner(tmp_path)["pid"] == os.getpid()
 
 
 def test_of_many_at_once_one_holds_it(tmp_path):
@@ -106,39 +130,104 @@ def test_of_many_at_once_one_holds_it(tmp_path):
 def test_a_run_that_is_gone_or_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
         pass
-    assert owner(tmp_path / "none") is None
+    assert owner(tmp_path / "none") is None and not list(tmp_path.iterdir())
 
 
-def test_a_process_that_ended_and_was_not_waited_for_is_dead():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert lock.started(child.pid) is None
-    child.wait()
+@pytest.mark.parametrize("name", ["lock", "lock.json.part"])
+def test_a_link_in_its_place_is_refused_and_what_it_points_to_left_alone(name, tmp_path):
+    for target in (tmp_path / "mine", tmp_path / "gone"):
+        (tmp_path / "mine").write_text("precious")
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{name}: got a symbolic link; expected the file"), hold(tmp_path / "run"):
+            pass
+        assert (tmp_path / "mine").read_text() == "precious" and not (tmp_path / "gone").exists()
+        assert owner(tmp_path / "run") is None
 
 
-def test_a_lock_file_that_was_removed_in_between_is_made_anew(tmp_path, monkeypatch):
-    look, looks = lock._living_owner, []
-
-    def removed_at_first(descriptor):
-        looks.append(look(descriptor))
-        if len(looks) == 1:
-            (tmp_path / "lock").unlink()  # as its last owner does
-        return looks[-1]
-
-    monkeypatch.setattr(lock, "_living_owner", removed_at_first)
-    with hold(tmp_path):
-        assert len(looks) == 2
-        monkeypatch.undo()
-        assert owner(tmp_path)["pid"] == os.getpid()
+# --- Those who look --------------------------------------------------------------------------------------------------
 
 
-def test_somebody_who_only_looks_is_waited_for(tmp_path, monkeypatch):
-    look, looks = lock._living_owner, []
+@pytest.fixture
+def looked_at(tmp_path):
+    """A run that was killed, and somebody who just looks at it."""
+    (tmp_path / "lock").touch()
+    with open(tmp_path / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield tmp_path, file
 
-    def busy_at_first(descriptor):
-        looks.append(descriptor)
-        return {"pid": 1} if len(looks) < 3 else look(descriptor)
 
-    monkeypatch.setattr(lock, "_living_owner", busy_at_first)
-    with hold(tmp_path):
-        assert len(looks) == 3
+def test_two_that_look_at_once_do_not_see_each_other(looked_at):
+    folder, _ = looked_at
+    assert owner(folder) is None and run_state(folder) == "interrupted"
+
+
+def test_somebody_who_only_looks_is_waited_for(looked_at, monkeypatch):
+    folder, file = looked_at
+    monkeypatch.setattr(lock, "_WAIT_S", 60)
+    done = threading.Timer(0.1, file.close)
+    done.start()
+    with hold(folder):
+        assert file.closed and owner(folder)["pid"] == os.getpid()
+
+
+def test_who_may_only_read_sees_a_live_run_as_running_and_a_dead_one_as_none():
+    code = """
+    import os, tempfile
+    from pathlib import Path
+    from minijaxnet.run.folder import run_state
+    from minijaxnet.run.lock import hold, owner
+
+    def as_another(look):
+        root = os.geteuid() == 0  # who may write anywhere
+        if root:
+            os.seteuid(65534)
+        try:
+            assert root or not os.access(f"{folder}/lock", os.W_OK)
+            return look(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with hold(folder):
+            os.chmod(f"{folder}/lock", 0o444)
+            os.chmod(folder, 0o555)
+            assert as_another(run_state) == "running" and as_another(owner)["pid"] == os.getpid()
+            os.chmod(folder, 0o755)
+        Path(folder, "lock").touch(0o444)
+        os.chmod(folder, 0o555)
+        assert as_another(run_state) == "interrupted" and as_another(owner) is None
+        os.chmod(folder, 0o755)
+    """
+    said(python(code))
+
+
+# --- Without the kernel's locks --------------------------------------------------------------------------------------
+
+
+def test_where_the_file_system_has_no_locks_that_is_said_and_who_lives_holds_it(tmp_path, monkeypatch):
+    def has_none(*arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", has_none)
+    monkeypatch.setattr(filelock._native._unix.fcntl, "flock", has_none)
+    with pytest.warns(UserWarning, match="flock not supported"):
+        with hold(tmp_path):
+            assert owner(tmp_path)["pid"] == os.getpid()
+            with pytest.raises(RunInUse, match=f"process {os.getpid()} on"), hold(tmp_path):
+                pass
+            marker = (tmp_path / "lock").read_text()
+        assert owner(tmp_path) is None
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        (tmp_path / "lock").write_text(marker.replace(str(os.getpid()), str(dead.pid), 1))
+        assert owner(tmp_path) is None
+        with hold(tmp_path):
+            pass
+        (tmp_path / "lock").write_text(marker.replace(platform.node(), "elsewhere", 1))
+        (tmp_path / "lock.json").write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+        with pytest.raises(RunInUse, match="process 7 on elsewhere"), hold(tmp_path):  # nobody here can tell
+            pass

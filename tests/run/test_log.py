@@ -124,7 +124,10 @@ def test_a_measured_name_does_not_hide_a_number_of_fits_own(name):
         fitted(full_batch(), 3, measure=lambda params: {name: -1.0})
 
 
-@pytest.mark.parametrize("text", ["", "\n", "{}\n", '{"step": "1"}\n', '{"step": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "\n", "{}\n", '{"step": "1"}\n', '{"step": 1}', 200_000 * "[", '{"step": 1, "a": "b"}\n', '{"step": true}\n'],
+)
 def test_rows_that_are_not_whole_are_none(text, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": null}\n' + text)
     [row] = read_rows(tmp_path / "metrics.jsonl")
