@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
+from minijaxnet.cli.screen import patient_streams
 from minijaxnet.processes import leave
 
 VERBS = {
@@ -33,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 it ran and the answer is no (diverged, a wrong gradient), 2 it could not run,
         3 a process of several died, 130 stopped by Ctrl-C.
     """
-    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    with patient_streams():
+        return _main([*(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _main(arguments: Sequence[str]) -> int:
+    verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):
         print(_help())
         return 0

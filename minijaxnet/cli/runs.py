@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.folder import CONFIG, RESULT, read_json, run_state
 from minijaxnet.run.log import METRICS, read_rows
@@ -18,8 +19,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"runs: got {' '.join(arguments)}; expected one folder at most")
     folder = Path(arguments[0] if arguments else "runs")
     if not folder.is_dir():
-        raise UsageError(f"runs: got {folder}; expected a folder")
-    found = sorted((path for path in folder.iterdir() if (path / CONFIG).is_file()), key=lambda path: path.name)
+        what = "is a file" if folder.exists() else "is not there"
+        raise UsageError(f"runs: got {folder}; expected a folder, but {folder.absolute()} {what}")
+    found = sorted(
+        (path for path in folder.iterdir() if any((path / name).is_file() for name in (CONFIG, CHECKED))),
+        key=lambda path: path.name,
+    )
     if not found:
         print(f"{folder}: no runs")
         return 0
@@ -28,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _row(folder: Path) -> tuple[str, ...]:
+    if (folder / CHECKED).is_file():
+        return folder.name, "check", "", conclusion_of([how for *_, how in checked_in(read_json(folder / CHECKED))])
     state, result = run_state(folder), read_json(folder / RESULT)
     rows = read_rows(folder / METRICS)
     last = rows[-1] if rows else {}

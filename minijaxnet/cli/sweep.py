@@ -22,6 +22,7 @@ from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, togeth
 from minijaxnet.cli.together import described, join, mesh_of
 from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import load_experiment, number_options
+from minijaxnet.feeds import minibatches_of
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
 from minijaxnet.run.blocks import BLOCKS, blocks_below
@@ -69,6 +70,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
     _, train, test, _, _ = begin(experiment, 0, flags.precision, first, asked.data)
+    for size in sizes if flags.batch_size != "all" else ():
+        minibatches_of(train, size)
 
     def run_of(batch_size: int | None) -> Callable[..., Any]:
         def run(seed: Any, **swept: Any) -> dict[str, Any]:

@@ -114,10 +114,18 @@ def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -
 
 
 def command_of(config: Mapping[str, Any]) -> str:
-    """The command that repeats a run."""
-    named = dict(config.get("flags", {})) | config.get("init", {})
-    named |= {f"data-{name}": value for name, value in config.get("data", {}).items()}
-    flags = [_flag(name.replace("_", "-"), value) for name, value in named.items() if value not in (None, "")]
+    """The command that repeats a run: with all flags that differ from the defaults, where the config tells those.
+
+    >>> flags = {"steps": 3, "seed": 0}
+    >>> command_of({"verb": "run", "file": "a.py", "flags": flags, "defaults": {"flags": {"steps": 5, "seed": 0}}})
+    'minijaxnet run a.py --steps 3'
+    """
+    flags, defaults = [], config.get("defaults", {})
+    for part, prefix in (("flags", ""), ("init", ""), ("data", "data-")):
+        usual = defaults.get(part, {})
+        for name, value in config.get(part, {}).items():
+            if value != usual[name] if name in usual else value not in (None, ""):
+                flags.append(_flag(prefix + name.replace("_", "-"), value))
     return " ".join(["minijaxnet", config["verb"], shlex.quote(str(config["file"])), *flags])
 
 
@@ -239,7 +247,11 @@ def _gradient(told: Told) -> Iterator[Section]:
         [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()],
     )
     leaves = list(check["leaves"].items())
-    columns = [name for name, value in leaves[0][1].items() if not isinstance(value, dict | list)] if leaves else []
+    columns = [
+        name
+        for name, value in (leaves[0][1] if leaves else {}).items()
+        if name != "path" and not isinstance(value, dict | list) and any(of.get(name) is not None for _, of in leaves)
+    ]
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
     hints = "\n\n".join(map(str, check.get("hints", ())))
     yield illustrated("Gradient check", Seen(hints, list(pictures), tables=[verdicts, table]))
