@@ -292,7 +292,8 @@ def _without_untaken(trace: Trace, steps: int) -> Trace:
     def mask(leaf: jax.Array) -> jax.Array:
         return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], nothing(leaf))
 
-    return trace._replace(**jax.tree.map(mask, rows_of(trace))._asdict())
+    rows = jax.tree.map(mask, rows_of(trace))
+    return trace._replace(loss=rows.loss, gradient_norm=rows.gradient_norm, aux=rows.aux)
 
 
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1))

@@ -45,9 +45,10 @@ def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: A
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
     known = inspect.signature(makers[optimizer]).parameters
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(known)}")
     rate = next(name for name in _RATES if name in known)
+    others = [name for name in known if name != rate]
+    if unknown := [name for name in options if name not in others]:
+        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(others)}")
     return optax_descent(objective, makers[optimizer](**{rate: learning_rate}, **options))
 
 
@@ -57,7 +58,11 @@ def describe(optimizer: str) -> str:
 
 
 def _takes_rate(maker: Any) -> bool:
-    return inspect.isfunction(maker) and not inspect.signature(maker).parameters.keys().isdisjoint(_RATES)
+    if not inspect.isfunction(maker):
+        return False
+    known = inspect.signature(maker).parameters
+    needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
+    return any(name in known and needed <= {name} for name in _RATES)
 
 
 def compare_with_rivals(

@@ -36,9 +36,10 @@ def tell_several(runs: Sequence[Told]) -> Page:
         for name, told in names.items()
     ]
     ends = Table("At the end", ("run", "state", *columns), rows)
+    height = 3.0 + 0.17 * sum(-(-len(name) // 50) for name in names)  # inches: a legend of so many lines
     pictures = [
         Wanted(title, f"The {title.lower()} of each run over steps.",
-               lambda axes, of=of: draw_runs(axes, {name: told.rows for name, told in names.items()}, of))
+               lambda axes, of=of: draw_runs(axes, {name: told.rows for name, told in names.items()}, of), height)
         for title, of in _CURVES.items()
         if any(of in row for told in runs for row in told.rows)
     ]  # fmt: skip
