@@ -78,7 +78,6 @@ def check_descent(descent: Any, name: str = "descent") -> None:
     """
     if not hasattr(descent, "init") or not hasattr(descent, "step"):
         raise TypeError(f"{name}: got {type(descent).__name__}; expected a Descent(init, step)")
-    check_callable(f"{name}.init", descent.init)
     check_callable(f"{name}.step", descent.step)
 
 

@@ -104,7 +104,7 @@ class StepTiming:
 
     def conclusions(self) -> list[str]:
         """What to know of the tables, in sentences."""
-        lines = [f"{self.rounds} rounds"]
+        lines = [f"{self.rounds} round{'s' if self.rounds != 1 else ''}"]
         if self.folded is not None:
             lines.append(
                 f"the compiled loop is {'one native function' if self.folded else 'a call for each operation'}"

@@ -20,7 +20,7 @@ def differentiated(experiment: Experiment) -> Callable[..., Any]:
     return experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
 
 
-def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, **options: Any) -> Descent:
+def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, /, **options: Any) -> Descent:
     """The descent that a name stands for: "gd", or an optimizer of optax, with options of its own.
 
     The rate of ``polyak_sgd`` is the largest that it may take.

@@ -237,7 +237,8 @@ def _function(name: str) -> Callable[..., Any]:
             )
         found = getattr(found, part)
     if not callable(found):
-        raise UsageError(f"check: {name} is of type {type(found).__name__}; expected a function")
+        kind = type(found).__name__
+        raise UsageError(f"check: {name} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; expected a function")
     return found
 
 

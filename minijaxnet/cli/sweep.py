@@ -20,7 +20,6 @@ from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, together_of
 from minijaxnet.cli.together import described, join, mesh_of
-from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import load_experiment, number_options
 from minijaxnet.feeds import minibatches_of
 from minijaxnet.loop import descend, descend_minibatches
@@ -62,7 +61,9 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     if flags.batch_size != "all":
         sizes = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     for rate in values["learning_rate"]:
-        gradient_descent(experiment.objective, rate)  # says what is wrong with a rate, which a compiled program cannot
+        # Says what is wrong with an optimizer, its options and a rate, which a compiled program cannot.
+        extra = {name: values[name][0] for name in options}
+        make_descent(experiment.objective, flags.optimizer, rate, **extra)
     whole = {name for name, value in number_options(experiment.init).items() if isinstance(value, int)}
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}

@@ -271,7 +271,9 @@ def _benchmark(told: Told) -> Iterator[Section]:
     ]
     if told.comparison:
         alt = "The time of a step in each round, for each arm."
-        wanted.append(Wanted("Samples in the order of time", alt, lambda axes: draw_samples(axes, source), 2.2 + tall / 2))
+        wanted.append(
+            Wanted("Samples in the order of time", alt, lambda axes: draw_samples(axes, source), 2.2 + tall / 2)
+        )
     rows = []
     for name, arm in found["arms"].items():
         ratio = found["ratios"].get(name, {})

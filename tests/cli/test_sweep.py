@@ -215,6 +215,7 @@ def test_what_is_no_range_is_refused(text):
         (["--optimizer-options", "momentum=0.9"], "optimizer: gd takes no momentum"),
         (["--optimizer", "sgd", "--optimizer-options", "speed=0.9"], "optimizer: sgd takes no 'speed'"),
         (["--optimizer", "sdg"], "optimizer: got 'sdg'"),
+        (["--optimizer", "sgd", "--optimizer-options", "learning_rate=1"], "optimizer: sgd takes no 'learning_rate'"),
         (["--steps", "-1"], "steps: got -1; expected at least 0"),
         (["--block", "0"], "block: got 0; expected at least 1"),
         (["--devices", "0"], "devices: got 0; expected at least 1"),
@@ -224,8 +225,9 @@ def test_what_is_no_range_is_refused(text):
     ],
 )
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(sweep, flags, words):
-    code, _, err, folder = sweep(*flags)
+    code, out, err, folder = sweep(*flags)
     assert code == 2 and words in err and folder is None
+    assert not out or "--devices" in flags or "--block" in flags, "nothing is announced"
 
 
 def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(sweep, monkeypatch):

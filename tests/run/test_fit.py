@@ -344,3 +344,12 @@ def test_another_thread_can_fit_and_touches_no_handler(own_handler):
     assert not result.interrupted
     assert set(handlers) == {own_handler}
     assert_same_descent(result, descended(full_batch(), 20))
+
+
+def test_a_result_prints_as_a_line_and_its_notes():
+    descent, state, _ = full_batch()
+    result = fit(descent, state, DATA, steps=3)
+    line = f"FitResult: OUT_OF_STEPS after 3 steps, loss {result.rows[-1]['loss']:.4g}"
+    assert str(result) == repr(result) == line
+    odd = result._replace(notes=["one is damaged", "a row is lost"], interrupted=2, first_step=2_000, rows=[])
+    assert str(odd) == "FitResult: OUT_OF_STEPS after 2,003 steps, then was interrupted\none is damaged\na row is lost"
