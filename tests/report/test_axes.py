@@ -35,6 +35,5 @@ def test_a_legend_is_neither_cut_off_nor_are_its_names(names, width):
     text = legend_of(lambda axes: draw_runs(axes, dict.fromkeys(NAMES[names], rows), "loss"), width)
     assert text == "".join(NAMES[names]).replace(" ", "")
     found = comparison(dict.fromkeys(NAMES[names], 1))
-    assert all(
-        name.replace(" ", "") in legend_of(lambda axes: draw_samples(axes, found), width) for name in NAMES[names]
-    )
+    text = legend_of(lambda axes: draw_samples(axes, found), width)
+    assert all(name.replace(" ", "") in text for name in NAMES[names])
