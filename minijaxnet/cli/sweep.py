@@ -137,7 +137,9 @@ def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
         metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
         outcome |= {"best": values, "loss": best.loss, "metrics": metrics}
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
-        print(f"\nbest: {where}: loss {figure(best.loss)}")
+        equal = int((result.losses == best.loss).sum()) - 1
+        also = f", as low as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
+        print(f"\nbest: {where}: loss {figure(best.loss)}{also}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1

@@ -250,7 +250,9 @@ def _gradient(told: Told) -> Iterator[Section]:
     columns = [
         name
         for name, value in (leaves[0][1] if leaves else {}).items()
-        if name != "path" and not isinstance(value, dict | list) and any(of.get(name) is not None for _, of in leaves)
+        if name != "path"
+        and not isinstance(value, dict | list)
+        and any(of.get(name) not in (None, "") for _, of in leaves)
     ]
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
     hints = "\n\n".join(map(str, check.get("hints", ())))

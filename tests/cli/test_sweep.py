@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import textwrap
 import time
@@ -63,7 +64,7 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written_and_a_seed_is_the_run_of
     assert "line: 12 descents of 40 steps" in out
     rows = [line.split()[0] for line in out.splitlines() if line and line[0].isdigit()]
     assert rows == ["0.001", "0.01", "0.1", "1"]
-    assert "best: learning_rate 1" in out
+    assert re.search(r"best: learning_rate 1, seed \d: loss \S+$", out, re.MULTILINE), "no other is as low"
     arrays = np.load(folder / "sweep.npz")
     assert arrays["losses"].shape == (4, 3, 40) and arrays["loss"].shape == arrays["test_weight"].shape == (4, 3)
     np.testing.assert_allclose(arrays["axis_learning_rate"], [1e-3, 1e-2, 1e-1, 1], rtol=1e-12)
@@ -75,6 +76,11 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written_and_a_seed_is_the_run_of
     first, *_, last = rows_in(alone.folder)
     assert arrays["losses"][2, 2, 0] == pytest.approx(first["loss"], rel=1e-6)
     assert arrays["test_weight"][2, 2] == pytest.approx(last["test_weight"], rel=1e-6)
+
+
+def test_of_equal_descents_none_is_called_the_best_without_the_others(sweep):
+    _, out, *_ = sweep("--learning-rate", "0.1,0.1,0.1", "--steps", 5)
+    assert re.search(r"best: learning_rate 0.1, seed 0: loss \S+, as low as 2 others$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("sizes", [1, pytest.param(2, marks=pytest.mark.slow)])
