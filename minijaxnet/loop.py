@@ -42,8 +42,8 @@ def descend(
     """Take ``steps`` steps on one batch, or fewer: stop where the slope's norm is at most ``until_flat``.
 
     The descent also stops, at its last finite state, before a step whose loss or slope is not finite, unless its
-    optimizer handles these (``optax_descent``). Works under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone) and ``jax.jvp``; reverse mode
-    does not pass a loop of dynamic length.
+    optimizer handles these. Works under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone)
+    and ``jax.jvp``; reverse mode does not pass a loop of dynamic length.
 
     Args:
         descent: how to step.

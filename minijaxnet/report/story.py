@@ -247,13 +247,9 @@ def _gradient(told: Told) -> Iterator[Section]:
         [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()],
     )
     leaves = list(check["leaves"].items())
-    columns = [
-        name
-        for name, value in (leaves[0][1] if leaves else {}).items()
-        if name != "path"
-        and not isinstance(value, dict | list)
-        and any(of.get(name) not in (None, "") for _, of in leaves)
-    ]
+    told = {name for _, leaf in leaves for name, value in leaf.items() if not (value is None or value == "")}
+    columns = [name for name in (leaves[0][1] if leaves else {}) if name in told - {"path"}]
+    columns = [name for name in columns if not isinstance(leaves[0][1][name], dict | list)]
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
     hints = "\n\n".join(map(str, check.get("hints", ())))
     yield illustrated("Gradient check", Seen(hints, list(pictures), tables=[verdicts, table]))
