@@ -250,7 +250,7 @@ def _handles_what_is_not_finite(optimizer_state: Any) -> bool:
     """Whether an optimizer of optax was asked to see to gradients that are not finite, by what it keeps."""
     import optax
 
-    handlers = (optax.ApplyIfFiniteState, optax.transforms.ZeroNansState, optax.MultiStepsState)
+    handlers = (optax.ApplyIfFiniteState, optax.ZeroNansState, optax.MultiStepsState)
     found = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, handlers))
     return any(
         bool(jax.tree.leaves(node.skip_state)) or _handles_what_is_not_finite(node.inner_opt_state)

@@ -17,7 +17,7 @@ class Settings:
 
     Attributes:
         steps: how many steps at most.
-        learning_rate: of the optimizer, positive.
+        learning_rate: of the optimizer, positive; of ``polyak_sgd`` the largest.
         batch_size: points a step; every step sees all points if None.
         until_flat: stop before a step whose gradient norm is at most this.
         seed: of the start, of the order of minibatches and of dropout.

@@ -48,9 +48,6 @@ def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
 
 def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     experiment, flags = asked.experiment, asked.flags
-    for name in ("bench_seconds", "checkpoint_seconds"):
-        if not 0 <= (value := getattr(flags, name)) < float("inf"):
-            raise ValueError(f"{name}: got {value}; expected a finite number, at least 0")
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     params, train, test, _, key = beginning
     mesh = mesh_of(flags)

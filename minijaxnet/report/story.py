@@ -247,8 +247,8 @@ def _gradient(told: Told) -> Iterator[Section]:
         [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()],
     )
     leaves = list(check["leaves"].items())
-    told = {name for _, leaf in leaves for name, value in leaf.items() if not (value is None or value == "")}
-    columns = [name for name in (leaves[0][1] if leaves else {}) if name in told - {"path"}]
+    filled = {name for _, leaf in leaves for name, value in leaf.items() if not (value is None or value == "")}
+    columns = [name for name in (leaves[0][1] if leaves else {}) if name in filled - {"path"}]
     columns = [name for name in columns if not isinstance(leaves[0][1][name], dict | list)]
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
     hints = "\n\n".join(map(str, check.get("hints", ())))
