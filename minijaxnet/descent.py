@@ -6,6 +6,8 @@ and so does any step that you write.
 """
 
 import importlib.util
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from minijaxnet.pytrees import array_type, floating_arrays, l2_norm
+from minijaxnet.pytrees import array_type, check_callable, floating_arrays, l2_norm
 
 ObjectiveFn = Callable[..., Any]
 
@@ -44,11 +46,14 @@ class StepInfo(NamedTuple):
         loss: the objective's value, a scalar.
         gradient_norm: the Euclidean norm of its gradient, a scalar.
         aux: what the objective returned beside its loss; ``()`` if nothing.
+        handled: whether the step may be taken though loss or norm are not finite, for its optimizer has seen to that;
+            ``()`` where no optimizer does.
     """
 
     loss: jax.Array
     gradient_norm: jax.Array
     aux: Any = ()
+    handled: Any = ()
 
 
 class Descent(NamedTuple):
@@ -62,6 +67,24 @@ class Descent(NamedTuple):
 
     init: Callable[..., DescentState]
     step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+
+
+def check_descent(descent: Any, name: str = "descent") -> None:
+    """Say what is no descent.
+
+    >>> check_descent(None)
+    Traceback (most recent call last):
+    TypeError: descent: got NoneType; expected a Descent(init, step)
+    """
+    if not hasattr(descent, "init") or not hasattr(descent, "step"):
+        raise TypeError(f"{name}: got {type(descent).__name__}; expected a Descent(init, step)")
+    check_callable(f"{name}.step", descent.step)
+
+
+def check_state(state: Any) -> None:
+    """Say what is no state of a descent."""
+    if not isinstance(state, DescentState):
+        raise TypeError(f"state: got {type(state).__name__}; expected a DescentState, such as descent.init(params)")
 
 
 def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
@@ -81,7 +104,8 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
         A descent.
 
     Raises:
-        TypeError: a learning rate that is not a number; on ``step``, an objective that does not return a scalar.
+        TypeError: an objective that is no function; a learning rate that is not a number; on ``step``, an objective
+            that does not return a scalar.
         ValueError: a learning rate that is negative, zero, NaN, infinite, or not a scalar.
 
     Example:
@@ -93,6 +117,7 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
 
     Source: Cauchy, "Méthode générale pour la résolution des systèmes d'équations simultanées", 1847.
     """
+    check_callable("gradient_descent: objective", objective)
     rate = _learning_rate(learning_rate)
 
     def init(params: Any, key: jax.Array | None = None) -> DescentState:
@@ -104,8 +129,13 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
 def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = False) -> Descent:
     """Descent with an optimizer of optax: ``params <- params + update(slope, state.optimizer)``.
 
-    Transformations that ask for more than the gradient (line searches, Polyak steps) get the loss, the gradient and the
-    objective of the batch.
+    Transformations that ask for more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient
+    and the objective of the batch, by optax's own names; what a transformation does not take, it is not given.
+
+    A step whose loss or gradient is not finite ends the descent, as ever, but for optimizers that handle such gradients
+    themselves: ``optax.apply_if_finite``, ``optax.zero_nans``, and ``optax.MultiSteps`` with a
+    ``should_skip_update_fn``. With these a step is refused only where the params would not be finite after it; the
+    trace has the loss and the norm as they were seen.
 
     Args:
         objective: as for ``gradient_descent``.
@@ -117,7 +147,8 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
 
     Raises:
         ImportError: optax is not installed.
-        TypeError: an optimizer without ``init`` and ``update``.
+        TypeError: an objective that is no function; an optimizer without ``init`` and ``update``; on ``step``, one
+            whose parts ask for what others refuse.
 
     Example:
         >>> import optax
@@ -127,6 +158,7 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
 
     Source: DeepMind et al., "The DeepMind JAX ecosystem", 2020.
     """
+    check_callable("optax_descent: objective", objective)
     if importlib.util.find_spec("optax") is None:
         raise ImportError('optax is not installed: pip install "minijaxnet[optax]"')
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
@@ -180,15 +212,52 @@ class _OptaxStep:
             return result[0] if self.has_aux else result
 
         loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
-        updates, optimizer_state = optax.with_extra_args_support(self.optimizer).update(
-            slope, state.optimizer, state.params, value=loss, grad=slope, value_fn=value
-        )
+        update = optax.with_extra_args_support(self.optimizer).update
+        extra: dict[str, Any] = {"value": loss, "grad": slope, "value_fn": value}
+        if "grad_fn" in inspect.signature(update).parameters:  # SAM's; a line search refuses it
+            extra["grad_fn"] = lambda params, _: jax.grad(value)(params)
+        updates, optimizer_state = _given_what_it_takes(update, (slope, state.optimizer, state.params), extra)
         params = optax.apply_updates(state.params, updates)
         # An optimizer can make NaN of a finite slope (0 / 0 with epsilon 0): such a step must not be taken either.
         finite = jnp.isfinite(l2_norm(params))
         norm = jnp.where(finite, l2_norm(slope), jnp.nan)
+        handled = finite if _handles_what_is_not_finite(state.optimizer) else ()
         state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
-        return state, StepInfo(loss, norm, aux)
+        return state, StepInfo(loss, norm, aux, handled)
+
+
+def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...], extra: dict[str, Any]) -> Any:
+    """What an optimizer's update returns, without those of the extra arguments that it, or a part of it, refuses."""
+    refused = []
+    while True:
+        try:
+            return update(*arguments, **extra)
+        except TypeError as error:
+            name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if name is not None and name[1] in extra:
+                refused.append(name[1])
+                del extra[name[1]]
+            elif refused:
+                raise TypeError(
+                    f"optax_descent: optimizer: a part of it takes no {', '.join(refused)}, another one needs more "
+                    f"({error}); expected parts that can be given the same"
+                ) from error
+            else:
+                raise
+
+
+def _handles_what_is_not_finite(optimizer_state: Any) -> bool:
+    """Whether an optimizer of optax was asked to see to gradients that are not finite, by what it keeps."""
+    import optax
+
+    handlers = (optax.ApplyIfFiniteState, optax.ZeroNansState, optax.MultiStepsState)
+    found = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, handlers))
+    return any(
+        bool(jax.tree.leaves(node.skip_state)) or _handles_what_is_not_finite(node.inner_opt_state)
+        if isinstance(node, optax.MultiStepsState)
+        else isinstance(node, handlers)
+        for node in found
+    )
 
 
 def _within(rate: jax.Array, dtype: Any) -> jax.Array:

@@ -17,7 +17,7 @@ class Settings:
 
     Attributes:
         steps: how many steps at most.
-        learning_rate: of the optimizer, positive.
+        learning_rate: of the optimizer, positive; of ``polyak_sgd`` the largest.
         batch_size: points a step; every step sees all points if None.
         until_flat: stop before a step whose gradient norm is at most this.
         seed: of the start, of the order of minibatches and of dropout.
@@ -200,13 +200,19 @@ def load_module(path: str | Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
-        raise ExperimentError(f"{path}: it does not import:\n{_own_traceback(error, path)}") from error
+        raise ExperimentError(f"{path}: it does not import:\n{own_traceback(error, path)}") from error
     return module
 
 
-def _own_traceback(error: BaseException, path: Path) -> str:
-    """The traceback from the file itself on, without the frames of those who loaded it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    first = next((i for i, frame in enumerate(frames) if Path(frame.filename).resolve() == path.resolve()), len(frames))
+def own_traceback(error: BaseException, path: Path | None = None) -> str:
+    """The traceback from the file itself on, or from the module that was imported, without those who loaded it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    loaders = (str(Path(__file__).parent), importlib.__file__)
+    first = next(
+        (i for i, frame in enumerate(frames) if Path(frame.filename).resolve() == path.resolve())
+        if path
+        else (i for i, frame in enumerate(frames) if not frame.filename.startswith(loaders)),
+        len(frames),
+    )
     lines = traceback.format_list(frames[first:][-3:]) + traceback.format_exception_only(error)
     return "".join(lines).rstrip()

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.pytrees import structure_difference
+from minijaxnet.pytrees import check_callable, structure_difference
 
 ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
 
@@ -32,8 +32,8 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
         ``custom_vjp``; forward over reverse works.
 
     Raises:
-        TypeError: on differentiation, a gradient whose structure, shapes or dtypes are not those of ``params``, or a
-            loss that is not a scalar.
+        TypeError: what is no function; on differentiation, a gradient whose structure, shapes or dtypes are not those
+            of ``params``, or a loss that is not a scalar.
 
     Example:
         >>> square = lambda weight, batch: (weight - batch) ** 2
@@ -44,7 +44,8 @@ def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: Valu
 
     Source: the JAX documentation, "Custom derivative rules".
     """
-    return _WithGradient(objective, value_and_gradient)
+    check_callable("with_gradient: objective", objective)
+    return _WithGradient(objective, check_callable("with_gradient: value_and_gradient", value_and_gradient))
 
 
 @dataclass(frozen=True)

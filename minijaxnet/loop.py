@@ -19,11 +19,11 @@ from jax.custom_batching import custom_vmap
 
 from minijaxnet._programs import JitOf, known
 from minijaxnet.data import numbers
-from minijaxnet.descent import Descent, DescentState, StepInfo
+from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state
 from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
 from minijaxnet.losses import check_labels
 from minijaxnet.pytrees import check_count, structure_difference
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, packed, unpacked, without_untaken
+from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, may_go_on, packed, unpacked, without_untaken
 
 Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
@@ -41,9 +41,9 @@ def descend(
 ) -> tuple[DescentState, Trace]:
     """Take ``steps`` steps on one batch, or fewer: stop where the slope's norm is at most ``until_flat``.
 
-    The descent also stops, at its last finite state, before a step whose loss or slope is not finite. Works
-    under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone) and ``jax.jvp``; reverse mode
-    does not pass a loop of dynamic length.
+    The descent also stops, at its last finite state, before a step whose loss or slope is not finite, unless its
+    optimizer handles these. Works under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone)
+    and ``jax.jvp``; reverse mode does not pass a loop of dynamic length.
 
     Args:
         descent: how to step.
@@ -68,6 +68,8 @@ def descend(
         >>> print(state.params, trace.loss, Status(int(trace.status)).name)
         1.0 [ 4. nan nan nan] FLAT
     """
+    check_descent(descent)
+    check_state(state)
     rest = flat_norm(until_flat, sampled=state.key is not None)
     batch = numbers(batch, "batch")
     end, trace = _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
@@ -112,6 +114,8 @@ def descend_epochs(
         >>> int(trace.steps_taken)
         6
     """
+    check_descent(descent)
+    check_state(state)
     data = numbers(data, "data")
     steps = check_count("epochs", epochs) * minibatches_of(data, batch_size).per_epoch
     return descend_minibatches(descent, state, data, key, batch_size=batch_size, steps=steps)
@@ -240,7 +244,7 @@ def _chunk(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         k, running, state, history = carry
         next_state, info = step(state, feed.at(drawn, k))
-        running = running & _may_go_on(info, until_flat)
+        running = running & may_go_on(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
         row = packed(info)
         history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, row)
@@ -251,7 +255,7 @@ def _chunk(
     history = unpacked(history)
     # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
     rows = lax.iota(jnp.int32, capacity)
-    stopped_at = jnp.min(jnp.where(_may_go_on(history, until_flat), capacity, rows), initial=capacity)
+    stopped_at = jnp.min(jnp.where(may_go_on(history, until_flat), capacity, rows), initial=capacity)
     taken = jnp.where(begins, jnp.minimum(stopped_at, steps), 0)
     last = jnp.minimum(taken, capacity - 1)
     is_flat = (history.gradient_norm[last] <= until_flat) & jnp.isfinite(history.loss[last])
@@ -279,11 +283,6 @@ def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.A
 def own_copy(tree: Any) -> Any:
     """A copy that may be donated."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _may_go_on(info: StepInfo, until_flat: Any) -> Any:
-    """Whether a step may be taken: there is a slope, and all numbers are finite."""
-    return (info.gradient_norm > until_flat) & jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
 
 
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.network import Network
-from minijaxnet.pytrees import array_type, pair
+from minijaxnet.pytrees import array_type, check_callable, pair
 
 Loss = Callable[[jax.Array, Any], jax.Array]
 
@@ -184,13 +184,17 @@ def objective(network: Network, loss: Loss) -> Objective:
     Returns:
         ``f(params, batch)``, where ``batch`` is ``Batch(x, y)`` or any pair ``(x, y)``.
 
+    Raises:
+        TypeError: a network without ``apply``; a loss that is no function.
+
     Example:
         >>> from minijaxnet.network import dense
         >>> f = objective(dense(1, 1, bias=False), mean_squared_error)
         >>> f({"weights": jnp.array([[2.0]])}, (jnp.array([[3.0]]), jnp.array([[10.0]])))
         Array(16., dtype=float32)
     """
-    return Objective(network, loss)
+    check_callable("objective: network.apply", getattr(network, "apply", None))
+    return Objective(network, check_callable("objective: loss", loss))
 
 
 def check_labels(step: Any, params: Any, batch: Any) -> None:

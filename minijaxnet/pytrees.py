@@ -198,6 +198,31 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def check_callable(name: str, value: Any) -> Any:
+    """A function, or whatever else can be called.
+
+    >>> check_callable("objective", None)
+    Traceback (most recent call last):
+    TypeError: objective: got None; expected a function
+    """
+    if not callable(value):
+        got = value if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
+        raise TypeError(f"{name}: got {got!r}; expected a function")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is one real number: Python's, NumPy's or JAX's.
+
+    >>> is_number(np.int64(1)), is_number(jnp.ones(())), is_number(True), is_number("1"), is_number(np.ones(1))
+    (True, True, False, False, False)
+    """
+    if not isinstance(value, int | float | np.number | np.ndarray | jax.Array) or isinstance(value, bool):
+        return False
+    kind = jnp.result_type(value)
+    return jnp.shape(value) == () and (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer))
+
+
 def check_count(name: str, value: Any, *, least: int = 0) -> int:
     """A whole number of at least ``least``.
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 from typing import Any
 
 import jax
@@ -12,14 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from minijaxnet.descent import Descent
-from minijaxnet.pytrees import named_leaves, side_effects, structure_difference
+from minijaxnet.pytrees import is_number, named_leaves, side_effects, structure_difference
 
 _MOST_STEPS = 2**26  # of a block: were it still too short, a step would take less than a processor's cycle
 
 
 def check_seconds(seconds: Any) -> None:
     """Refuse what is no time to measure for."""
-    if not isinstance(seconds, Real) or isinstance(seconds, bool):
+    if not is_number(seconds):
         raise TypeError(f"seconds: got {seconds!r}; expected a positive number")
     if not 0 < float(seconds) < math.inf:
         raise ValueError(f"seconds: got {seconds}; expected a positive number")

@@ -19,7 +19,7 @@ from minijaxnet.bench.blocks import check_seconds, checked, fused, placed, start
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.rounds import block, take_rounds
 from minijaxnet.data import numbers
-from minijaxnet.descent import Descent
+from minijaxnet.descent import Descent, check_descent
 from minijaxnet.pytrees import named_leaves, structure_difference
 
 SAME_STEPS = 3
@@ -108,6 +108,8 @@ def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], floa
 
 
 def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> None:
+    if not isinstance(arms, Mapping):
+        raise TypeError(f"arms: got {type(arms).__name__}; expected {{name: descent}}")
     if len(arms) < 2:
         raise ValueError(f"arms: got {len(arms)}; expected at least two")
     for name in arms:
@@ -115,6 +117,7 @@ def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> 
             raise TypeError(f"arms: got the name {name!r}; expected text")
         if not name.strip():
             raise ValueError(f"arms: got the name {name!r}; expected one that can be seen")
+        check_descent(arms[name], f"arms[{name!r}]")
     if baseline not in arms:
         raise ValueError(f"baseline: got {baseline!r}; expected one of {', '.join(arms)}")
     check_seconds(seconds)

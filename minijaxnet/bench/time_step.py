@@ -23,8 +23,8 @@ from minijaxnet.bench.blocks import (
 from minijaxnet.bench.cost import folded_loop
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.data import numbers
-from minijaxnet.descent import Descent
-from minijaxnet.tables import figure, text_table
+from minijaxnet.descent import Descent, check_descent
+from minijaxnet.tables import figure, html_of, text_table
 
 _BLOCK_S = 0.004  # of the shorter of two blocks; the longer one has three times the steps
 _LONGER = 3
@@ -79,21 +79,32 @@ class StepTiming:
         plain = {name: getattr(self, name) for name in (*once, "rounds", "compilations", "folded")}
         return plain | steady | {"weak": list(self.weak), "sound": self.sound, "samples_s": samples}
 
-    def __str__(self) -> str:
-        """Two tables: what is paid once, and what each step costs."""
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def once(self) -> list[tuple[str, str]]:
+        """What is paid once, in milliseconds, a row each."""
         once = [("trace", self.trace_s), ("lower", self.lower_s), ("compile", self.compile_s)]
         once += [("first call", self.first_call_s), ("compile a loop of steps", self.fused_compile_s)]
+        return [(name, figure(1e3 * seconds)) for name, seconds in once]
+
+    def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table of what each step costs: its columns, and a row for each way of running it."""
         each = [
             ("each waited for (latency)", self.latency_s),
             ("many called, one wait (pipelined)", self.pipelined_s),
             ("inside a compiled loop (fused)", self.fused_s),
         ]
-        lines = [
-            text_table(("once", "ms"), [(name, figure(1e3 * seconds)) for name, seconds in once]),
-            "",
-            text_table(("each step", "us", "95 % interval"), [(name, *_cells(found)) for name, found in each]),
-            f"{self.rounds} rounds",
-        ]
+        return ("each step", "us", "95 % interval"), [(name, *_cells(found)) for name, found in each]
+
+    def __str__(self) -> str:
+        """Two tables: what is paid once, and what each step costs."""
+        tables = [text_table(("once", "ms"), self.once()), "", text_table(*self.cells())]
+        return "\n".join([*tables, *self.conclusions()])
+
+    def conclusions(self) -> list[str]:
+        """What to know of the tables, in sentences."""
+        lines = [f"{self.rounds} round{'s' if self.rounds != 1 else ''}"]
         if self.folded is not None:
             lines.append(
                 f"the compiled loop is {'one native function' if self.folded else 'a call for each operation'}"
@@ -102,7 +113,7 @@ class StepTiming:
             lines.append(f"weakly typed at the start, so that a jitted step compiles twice: {', '.join(self.weak)}")
         if not self.sound:
             lines.append(f"UNSOUND: JAX compiled {self.compilations} times while the step was timed")
-        return "\n".join(lines)
+        return lines
 
 
 def time_step(
@@ -138,6 +149,7 @@ def time_step(
         (True, True)
     """
     check_seconds(seconds)
+    check_descent(descent)
     batch = jax.device_put(numbers(batch, "batch"))
     weak = tuple(weak_leaves(descent.init(params, key)))
     start = start_state(descent, params, key)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
+from minijaxnet.cli.screen import patient_streams
 from minijaxnet.processes import leave
 
 VERBS = {
@@ -35,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         3 a process of several died, 130 stopped by Ctrl-C.
     """
     _open_what_was_closed()
-    verb, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    with patient_streams():
+        return _main([*(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _main(arguments: Sequence[str]) -> int:
+    verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):
         print(_help())
         return 0

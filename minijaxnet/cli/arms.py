@@ -11,6 +11,8 @@ from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment
 from minijaxnet.gradient_rule import with_gradient
 
+_RATES = ("learning_rate", "max_learning_rate")
+
 
 def differentiated(experiment: Experiment) -> Callable[..., Any]:
     """The objective whose derivative is the gradient by hand, where there is one."""
@@ -18,8 +20,10 @@ def differentiated(experiment: Experiment) -> Callable[..., Any]:
     return experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
 
 
-def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, **options: Any) -> Descent:
+def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, /, **options: Any) -> Descent:
     """The descent that a name stands for: "gd", or an optimizer of optax, with options of its own.
+
+    The rate of ``polyak_sgd`` is the largest that it may take.
 
     Raises:
         ValueError: no optimizer has that name, and the nearest ones are named; or none of its options has one.
@@ -35,15 +39,17 @@ def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: A
         raise ImportError(
             f'optimizer: got {optimizer!r}, but optax is not installed: pip install "minijaxnet[optax]"'
         ) from None
-    makers = {name: maker for name, maker in vars(optax).items() if _takes_rate(maker)}
+    makers = {name: maker for name, maker in vars(optax).items() if name[0] != "_" and _takes_rate(maker)}
     if optimizer not in makers:
         near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
     known = inspect.signature(makers[optimizer]).parameters
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(known)}")
-    return optax_descent(objective, makers[optimizer](learning_rate=learning_rate, **options))
+    rate = next(name for name in _RATES if name in known)
+    others = [name for name in known if name != rate]
+    if unknown := [name for name in options if name not in others]:
+        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(others)}")
+    return optax_descent(objective, makers[optimizer](**{rate: learning_rate}, **options))
 
 
 def describe(optimizer: str) -> str:
@@ -52,7 +58,11 @@ def describe(optimizer: str) -> str:
 
 
 def _takes_rate(maker: Any) -> bool:
-    return inspect.isfunction(maker) and "learning_rate" in inspect.signature(maker).parameters
+    if not inspect.isfunction(maker):
+        return False
+    known = inspect.signature(maker).parameters
+    needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
+    return any(name in known and needed <= {name} for name in _RATES)
 
 
 def compare_with_rivals(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
+from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags, defaults_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
@@ -65,7 +65,9 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
     """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
     folder = create_run_folder(asked.flags.runs, name)
     try:
-        config = {"file": asked.file} | _settings(asked) | {"data_sha256": data_sha256}
+        flags, init, data = defaults_of(type(asked.flags), asked.experiment, ranges=asked.verb == "sweep")
+        told = {"data_sha256": data_sha256, "defaults": {"flags": flags, "init": init, "data": data}}
+        config = {"file": asked.file} | _settings(asked) | told
         write_beginning(folder, config, asked.file, asked.experiment.files)
         yield folder
     except BaseException:

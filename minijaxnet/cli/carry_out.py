@@ -49,9 +49,6 @@ def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
 
 def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     experiment, flags = asked.experiment, asked.flags
-    for name in ("bench_seconds", "checkpoint_seconds"):
-        if not 0 <= (value := getattr(flags, name)) < float("inf"):
-            raise ValueError(f"{name}: got {value}; expected a finite number, at least 0")
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     params, train, test, _, key = beginning
     mesh = mesh_of(flags)
@@ -59,6 +56,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
+    if flags.batch_size is not None and not (jax.process_count() > 1 and loads_its_share(experiment)):
+        minibatches_of(train, flags.batch_size)
     data_sha256 = agree(asked, digest_of(train, test))
     run = _placed(asked, mesh, descent, start, beginning)
     heading = (
@@ -135,7 +134,7 @@ def _placed(
         until_flat=flags.until_flat,
         batch_size=flags.batch_size,
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
-        log_every=flags.log_every or log_every_of(start.params, flags.steps),
+        log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
         measure=measure_of(asked.experiment, start.params, train, test, start.key),
         checkpoint_every=flags.checkpoint_every,
         checkpoint_s=flags.checkpoint_seconds,

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.cli.begin import begin, first_batch
-from minijaxnet.cli.checks import checks_of
+from minijaxnet.cli.checks import CHECKED, checks_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import CheckFlags, parse, split_file
 from minijaxnet.cli.screen import Screen, screen
 from minijaxnet.descent import DescentState, gradient_descent
-from minijaxnet.experiment import Experiment, load_experiment, load_module
+from minijaxnet.experiment import Experiment, load_experiment, load_module, own_traceback
 from minijaxnet.loop import descend
 from minijaxnet.pytrees import array_type, cast_floats
 from minijaxnet.run.folder import create_run_folder, environment, write_json
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     file, rest = split_file("check", arguments)
     if file is not None and ":" in file and not file.endswith(".py"):
         return _check_named(file, parse(CheckFlags, "check", None, file, rest)[0])
+    if file is not None and not Path(file).exists() and not file.endswith(".py"):
+        raise UsageError(f"check: there is no file {file}; expected a Python file, or package.module:function")
     module = None if file is None else load_module(file)
     if module is not None and not hasattr(module, "experiment") and hasattr(module, "args"):
         return _check_parts(vars(module), file or "", parse(CheckFlags, "check", None, file or "", rest)[0])
@@ -106,7 +108,7 @@ def _check_experiment(
         what: {precision: {name: r.to_dict() for name, r in of.items()} for precision, of in reports.items()}
         for what, reports in found.items()
     }
-    write_json(folder / "check.json", {"file": file, "flags": dataclasses.asdict(flags), "reports": told})
+    write_json(folder / CHECKED, {"file": file, "flags": dataclasses.asdict(flags), "reports": told})
     code = _conclude(experiment.name, found)
     print(f"written to {folder}")
     return code
@@ -210,17 +212,21 @@ def _check_named(name: str, flags: CheckFlags) -> int:
 def _function(name: str) -> Callable[..., Any]:
     """A function by its name, from the current folder or from where Python finds it."""
     module_name, _, parts = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *parts.split("."))):
+        raise UsageError(f"check: got {name}; expected package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+            raise _not_imported(module_name, error) from error
         raise UsageError(
             f"check: there is no module {error.name}, neither in the current folder nor where Python looks; "
             f"expected package.module:function, got {name}"
         ) from None
+    except (Exception, SystemExit) as error:
+        raise _not_imported(module_name, error) from error
     for part in parts.split("."):
         if not hasattr(found, part):
             near = difflib.get_close_matches(part, dir(found), n=1)
@@ -231,8 +237,13 @@ def _function(name: str) -> Callable[..., Any]:
             )
         found = getattr(found, part)
     if not callable(found):
-        raise UsageError(f"check: {name} is a {type(found).__name__}; expected a function")
+        kind = type(found).__name__
+        raise UsageError(f"check: {name} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}; expected a function")
     return found
+
+
+def _not_imported(module: str, error: BaseException) -> UsageError:
+    return UsageError(f"check: the module {module} does not import:\n{own_traceback(error)}")
 
 
 def _arguments(name: str, fun: Callable[..., Any], text: str | None) -> tuple[Any, ...]:

@@ -1,12 +1,17 @@
 """What there is to check in an experiment: its gradient by hand, and the derivative rules within its loss."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minijaxnet.experiment import Experiment
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.check import grad_checker
+from minijaxnet.verify.report import headline_of
 from minijaxnet.verify.rules import rules_checker, rules_in
+
+# The file in which the verb ``check`` leaves what it found.
+CHECKED = "check.json"
 
 Check = Callable[[tuple[Any, ...]], GradReport]
 
@@ -42,3 +47,29 @@ def checks_of(
     if by_hand is not None:
         checks["gradient by hand"] = grad_checker(experiment.objective, by_hand, like, has_value=True, **options)
     return checks
+
+
+def checked_in(told: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was judged, in which dtype, at which point, and the headline, of what the file ``CHECKED`` holds."""
+    try:
+        return [
+            (what, precision, point, headline_of(report))
+            for what, reports in told["reports"].items()
+            for precision, of in reports.items()
+            for point, report in of.items()
+        ]
+    except (AttributeError, KeyError, TypeError):  # it is damaged
+        return []
+
+
+def conclusion_of(headlines: Sequence[str]) -> str:
+    """How many verdicts are what.
+
+    >>> conclusion_of(["right", "right", "NOT RIGHT"])
+    'right at 2, NOT RIGHT at 1 of 3 verdicts'
+    """
+    if not headlines:
+        return "nothing can be read"
+    count = len(headlines)
+    states = ", ".join(f"{how} at {n}" for how, n in Counter(headlines).items())
+    return f"{states} of {count} verdict{'s' if count != 1 else ''}"

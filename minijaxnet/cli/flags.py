@@ -5,10 +5,11 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options
+from minijaxnet.pytrees import check_count
 
 Flags = TypeVar("Flags")
 
@@ -37,6 +38,10 @@ _DESCRIPTIONS = {
     "what a small file defines: args with loss and gradient, or args with fun; or the derivative rules of a function "
     'by its name, as in: minijaxnet check my_package.module:function --args "jnp.ones(3), 2.0"',
 }
+
+RANGE = "A RANGE, as for --learning-rate."
+# The least that a whole number may be, where there is one.
+_LEAST = {"steps": 0, "log_every": 1, "checkpoint_every": 1, "batch_size": 1, "block": 1, "seeds": 1}
 
 # What one start is told and the next one anew: no settings of the run.
 EACH_START = ("coordinator", "num_processes", "process_id", "heartbeat_seconds", "resume_latest")
@@ -111,13 +116,14 @@ class SweepFlags:
     """What ``minijaxnet sweep`` can be told; RANGE is a number, several with commas, or ``from:to:count[log]``."""
 
     learning_rate: str = "0.1"
-    """RANGE."""
+    """A RANGE: a number, several with commas (0.1,0.3), or from:to:count (0:1:5, evenly), with log by even factors
+    (1e-3:1:16log)."""
     seeds: int = 1
     """How many seeds, from 0 on: of the start, of the order of minibatches and of dropout."""
     batch_size: str = "all"
-    """RANGE, or all points; each size is a program of its own."""
+    """A RANGE, or all points; each size is a program of its own."""
     optimizer_options: str = ""
-    """Numbers of optax's optimizer, such as "momentum=0:0.9:4"."""
+    """A RANGE for each number of optax's optimizer, such as "momentum=0:0.9:4"."""
     steps: int = 1_000
     """How many steps at most."""
     until_flat: float = 0.0
@@ -175,19 +181,17 @@ def parse(
     """
     import tyro  # 80 ms: imported where used
 
-    init: dict[str, Any] = dict(number_options(experiment.init)) if experiment else {}
-    init = {name: str(value) for name, value in init.items()} if ranges else init
-    data = {f"data_{name}": value for name, value in (number_options(experiment.data) if experiment else {}).items()}
-    known = {field.name for field in dataclasses.fields(flags_class)}  # pyright: ignore[reportArgumentType]
+    defaults, init, data = defaults_of(flags_class, experiment, ranges=ranges)
+    data = {f"data_{name}": value for name, value in data.items()}
+    known = set(defaults)
     if clash := known & set(init):
         raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of {verb}; expected another name")
-    own = [(name, type(value), dataclasses.field(default=value)) for name, value in (init | data).items()]
+    about = {name: RANGE for name in init} if ranges else {}
+    own = [
+        (name, Annotated[type(value), tyro.conf.arg(help=about.get(name))], dataclasses.field(default=value))
+        for name, value in (init | data).items()
+    ]
     flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
-    settings = dataclasses.asdict(experiment.defaults) if experiment else {}
-    defaults: dict[str, Any] = settings if issubclass(flags_class, Settings) else {}
-    if ranges:
-        defaults = {name: settings[name] for name in settings if name in known}
-        defaults |= {name: str(settings[name] or "all") for name in ("learning_rate", "batch_size") if settings}
     flags = tyro.cli(
         flags_type,
         prog=f"minijaxnet {verb} {file}",
@@ -198,11 +202,45 @@ def parse(
         args=list(arguments),
     )
     values = dataclasses.asdict(flags)
+    _check_numbers(values)
     return (
         flags_class(**{name: values[name] for name in known}),
         {name: values[name] for name in init},
         {name.removeprefix("data_"): values[name] for name in data},
     )
+
+
+def defaults_of(
+    flags_class: type[Any], experiment: Experiment | None, *, ranges: bool = False
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What a verb's flags, and the numbers of ``init`` and of ``data``, are where nothing is said."""
+    flags = dataclasses.asdict(flags_class())
+    if experiment is None:
+        return flags, {}, {}
+    init, data = number_options(experiment.init), number_options(experiment.data)
+    settings = dataclasses.asdict(experiment.defaults)
+    if ranges:
+        settings |= {name: str(settings[name] or "all") for name in ("learning_rate", "batch_size")}
+        init = {name: str(value) for name, value in init.items()}
+    if ranges or issubclass(flags_class, Settings):
+        flags |= {name: value for name, value in settings.items() if name in flags}
+    return flags, dict(init), dict(data)
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    """Refuse numbers that no run can use, before anything is announced."""
+    for name, least in _LEAST.items():
+        if isinstance(value := values.get(name), int):
+            check_count(name, value, least=least)
+    for name in ("bench_seconds", "checkpoint_seconds"):
+        if not 0 <= values.get(name, 0) < float("inf"):
+            raise ValueError(f"{name}: got {values[name]}; expected a finite number, at least 0")
+    if not values.get("until_flat", 0) >= 0:
+        raise ValueError(f"until_flat: got {values['until_flat']}; expected a gradient norm, at least 0")
+    if not 0 < values.get("seconds", 1) < float("inf"):
+        raise ValueError(f"seconds: got {values['seconds']}; expected a positive number")
+    if empty := [name for name in ("runs", "save", "since") if values.get(name) == ""]:
+        raise ValueError(f"{empty[0]}: got ''; expected a path")
 
 
 def _summary(file: str) -> str:

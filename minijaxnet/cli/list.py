@@ -16,7 +16,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"list: got {' '.join(arguments)}; expected one folder at most")
     folder = Path(arguments[0] if arguments else "experiments")
     if not folder.is_dir():
-        raise UsageError(f"list: got {folder}; expected a folder")
+        what = "is a file" if folder.exists() else "is not there"
+        raise UsageError(f"list: got {folder}; expected a folder, but {folder.absolute()} {what}")
     rows = [row for path in sorted(folder.glob("*.py")) if (row := _describe(path))]
     if not rows:
         print(f"{folder}: no experiments")

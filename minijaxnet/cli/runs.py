@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import CONFIG, RESULT, run_state
@@ -20,8 +21,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"runs: got {' '.join(arguments)}; expected one folder at most")
     folder = Path(arguments[0] if arguments else "runs")
     if not folder.is_dir():
-        raise UsageError(f"runs: got {folder}; expected a folder")
-    found = sorted((path for path in folder.iterdir() if os.path.isfile(path / CONFIG)), key=lambda path: path.name)
+        what = "is a file" if folder.exists() else "is not there"
+        raise UsageError(f"runs: got {folder}; expected a folder, but {folder.absolute()} {what}")
+    found = sorted(
+        (path for path in folder.iterdir() if any(os.path.isfile(path / name) for name in (CONFIG, CHECKED))),
+        key=lambda path: path.name,
+    )
     if not found:
         print(f"{printable(str(folder))}: no runs")
         return 0
@@ -38,6 +43,8 @@ def _row(folder: Path) -> tuple[str, ...]:
 
 
 def _told(folder: Path) -> tuple[str, str, str]:
+    if os.path.isfile(folder / CHECKED):
+        return "check", "", conclusion_of([how for *_, how in checked_in(read_json(folder / CHECKED))])
     state, result = run_state(folder), read_json(folder / RESULT)
     rows = read_rows(folder / METRICS)
     last = rows[-1] if rows else {}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import RESULT, read_config, run_state
@@ -22,6 +23,12 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         raise UsageError(f"show: got {' '.join(arguments) or 'nothing'}; expected the folder of one run")
     folder = Path(arguments[0])
+    if (folder / CHECKED).is_file():
+        told = read_json(folder / CHECKED)
+        found = checked_in(told)
+        print(f"{folder}: check {told.get('file', '')}: {conclusion_of([how for *_, how in found])}\n")
+        print(text_table(("judged", "dtype", "point", "verdict"), found))
+        return 0
     config, environment, result = (
         read_config(folder),
         read_json(folder / "environment.json"),

@@ -20,8 +20,8 @@ from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, together_of
 from minijaxnet.cli.together import described, join, mesh_of
-from minijaxnet.descent import gradient_descent
 from minijaxnet.experiment import load_experiment, number_options
+from minijaxnet.feeds import minibatches_of
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
 from minijaxnet.run.blocks import BLOCKS, blocks_below
@@ -61,7 +61,9 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     if flags.batch_size != "all":
         sizes = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     for rate in values["learning_rate"]:
-        gradient_descent(experiment.objective, rate)  # says what is wrong with a rate, which a compiled program cannot
+        # Says what is wrong with an optimizer, its options and a rate, which a compiled program cannot.
+        extra = {name: values[name][0] for name in options}
+        make_descent(experiment.objective, flags.optimizer, rate, **extra)
     whole = {name for name, value in number_options(experiment.init).items() if isinstance(value, int)}
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
@@ -69,6 +71,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
     _, train, test, _, _ = begin(experiment, 0, flags.precision, first, asked.data)
+    for size in sizes if flags.batch_size != "all" else ():
+        minibatches_of(train, size)
 
     def run_of(batch_size: int | None) -> Callable[..., Any]:
         def run(seed: Any, **swept: Any) -> dict[str, Any]:
@@ -133,7 +137,9 @@ def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
         metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
         outcome |= {"best": values, "loss": best.loss, "metrics": metrics}
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
-        print(f"\nbest: {where}: loss {figure(best.loss)}")
+        equal = int((result.losses == best.loss).sum()) - 1
+        also = f", as low as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
+        print(f"\nbest: {where}: loss {figure(best.loss)}{also}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1

@@ -12,6 +12,7 @@ _DECADE = 10.0
 _NAME = 22  # letters beside a row
 _FAR = 1e100
 _WIDE = 3.0  # inches: room for two columns in a legend
+_LETTERS, _HANDLE = 15, 6  # of small letters an inch holds so many; what stands before a label is as wide as so many
 
 
 def as_written(name: Any, most: int = 40) -> str:
@@ -58,14 +59,17 @@ def inches(axes: Any) -> tuple[float, float]:
 
 
 def legend_above(axes: Any, title: str = "") -> None:
-    """The legend above the axes, and a title above that."""
-    columns = 2 if inches(axes)[0] > _WIDE else 1
-    entries = len(axes.get_legend_handles_labels()[0])
-    if entries:
+    """The legend above the axes, in lines that are no wider, and a title above that."""
+    handles, labels = axes.get_legend_handles_labels()
+    wide, room = inches(axes)[0] > _WIDE, int(_LETTERS * inches(axes)[0])
+    columns = 2 if wide and all(len(label) <= room // 2 - _HANDLE for label in labels) else 1
+    labels = [in_lines(label, max(room // columns - _HANDLE, _HANDLE)) for label in labels]
+    if labels:
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
-        axes.legend(fontsize="small", ncols=columns, columnspacing=1.2, **place)
+        axes.legend(handles, labels, fontsize="small", ncols=columns, columnspacing=1.2, **place)
     if title:
-        axes.set_title(title, fontsize="large" if columns > 1 else "medium", pad=6 + 12.5 * -(-entries // columns))
+        lines = -(-sum(1 + label.count("\n") for label in labels) // columns)
+        axes.set_title(title, fontsize="large" if wide else "medium", pad=6 + 12.5 * lines)
 
 
 def spans_a_decade(values: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minijaxnet.bench import StepComparison
+from minijaxnet.bench import StepComparison, StepTiming
 from minijaxnet.report.curves import draw_curves, draw_trace
 from minijaxnet.report.gradients import draw_errors, verdict_line, worst_element
 from minijaxnet.report.rates import draw_sweep
@@ -64,6 +64,15 @@ def _of_comparison(result: StepComparison) -> str:
     verdict = f"Steps, against {result.baseline}: {verdicts or 'nothing to compare'}"
     draw, height = (lambda axes: draw_forest(axes, result)), 0.9 + _ROW * (len(result.arms) + 1)
     return _shown(verdict, *result.cells(), result.conclusions(), draw, height)
+
+
+@html_of.register
+def _of_timing(result: StepTiming) -> str:
+    """Two tables; their numbers are so far apart that a picture would show less."""
+    verdict = f"A step takes {significant(1e6 * result.fused_s.median)} us inside a compiled loop"
+    tables = html_table(("once", "ms"), result.once()) + html_table(*result.cells())
+    remarks = "".join(f"<p>{html.escape(text)}</p>" for text in result.conclusions())
+    return f"<div><p><strong>{html.escape(verdict)}</strong></p>{tables}{remarks}</div>"
 
 
 @html_of.register

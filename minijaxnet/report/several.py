@@ -21,20 +21,25 @@ _DASHES = ("-", "--", "-.", ":")
 def tell_several(runs: Sequence[Told]) -> Page:
     """The page that compares some runs."""
     names = _names(runs)
-    lowest = min(runs, key=lambda told: _last(told, "test_loss"))
+    losses = {name: _last(told, "test_loss") for name, told in names.items()}
+    lowest = short(min(losses.values()))
+    best = [name for name, loss in losses.items() if short(loss) == lowest]
     verdicts = [Verdict("warning", f"{name}: {told.state}.") for name, told in names.items() if told.state != "done"]
-    if np.isfinite(loss := _last(lowest, "test_loss")):
-        best = next(name for name, told in names.items() if told is lowest)
-        verdicts.insert(0, Verdict("neutral", f"The lowest test loss at the end, {short(loss)}, is that of {best}."))
+    if np.isfinite(min(losses.values())):
+        words = f"The lowest test loss at the end, {lowest}, is that of {' and of '.join(best)}."
+        if len(best) == len(runs) > 1:
+            words = f"All runs have the same test loss at the end, {lowest}."
+        verdicts.insert(0, Verdict("neutral", words))
     columns = list(dict.fromkeys(c for told in runs if told.rows for c in told.rows[-1] if not is_weight(c)))
     rows = [
         (name, told.state, *(told.rows[-1].get(column) if told.rows else None for column in columns))
         for name, told in names.items()
     ]
     ends = Table("At the end", ("run", "state", *columns), rows)
+    height = 3.0 + 0.17 * sum(-(-len(name) // 50) for name in names)  # inches: a legend of so many lines
     pictures = [
         Wanted(title, f"The {title.lower()} of each run over steps.",
-               lambda axes, of=of: draw_runs(axes, {name: told.rows for name, told in names.items()}, of))
+               lambda axes, of=of: draw_runs(axes, {name: told.rows for name, told in names.items()}, of), height)
         for title, of in _CURVES.items()
         if any(of in row for told in runs for row in told.rows)
     ]  # fmt: skip
@@ -69,7 +74,7 @@ def draw_runs(axes: Any, runs: Mapping[str, Sequence[Mapping[str, Any]]], name: 
     scale(axes, "y", np.concatenate([values for _, values in lines.values()]))
     for i, (run, (steps, values)) in enumerate(lines.items()):
         look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
-        axes.plot(steps, values, label=as_written(run), **look)
+        axes.plot(steps, values, label=as_written(run, 1_000), **look)
     axes.set(xlabel="step", ylabel=name.replace("_", " "))
     legend_above(axes)
 

@@ -115,10 +115,18 @@ def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -
 
 
 def command_of(config: Mapping[str, Any]) -> str:
-    """The command that repeats a run."""
-    named = dict(config.get("flags", {})) | config.get("init", {})
-    named |= {f"data-{name}": value for name, value in config.get("data", {}).items()}
-    flags = [_flag(name.replace("_", "-"), value) for name, value in named.items() if value not in (None, "")]
+    """The command that repeats a run: with all flags that differ from the defaults, where the config tells those.
+
+    >>> flags = {"steps": 3, "seed": 0}
+    >>> command_of({"verb": "run", "file": "a.py", "flags": flags, "defaults": {"flags": {"steps": 5, "seed": 0}}})
+    'minijaxnet run a.py --steps 3'
+    """
+    flags, defaults = [], config.get("defaults", {})
+    for part, prefix in (("flags", ""), ("init", ""), ("data", "data-")):
+        usual = defaults.get(part, {})
+        for name, value in config.get(part, {}).items():
+            if value != usual[name] if name in usual else value not in (None, ""):
+                flags.append(_flag(prefix + name.replace("_", "-"), value))
     return " ".join(["minijaxnet", config["verb"], shlex.quote(str(config["file"])), *flags])
 
 
@@ -240,7 +248,9 @@ def _gradient(told: Told) -> Iterator[Section]:
         [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()],
     )
     leaves = list(check["leaves"].items())
-    columns = [name for name, value in leaves[0][1].items() if not isinstance(value, dict | list)] if leaves else []
+    filled = {name for _, leaf in leaves for name, value in leaf.items() if not (value is None or value == "")}
+    columns = [name for name in (leaves[0][1] if leaves else {}) if name in filled - {"path"}]
+    columns = [name for name in columns if not isinstance(leaves[0][1][name], dict | list)]
     table = Table("Leaves", ("leaf", *columns), [(name, *(leaf.get(c) for c in columns)) for name, leaf in leaves])
     hints = "\n\n".join(map(str, check.get("hints", ())))
     yield illustrated("Gradient check", Seen(hints, list(pictures), tables=[verdicts, table]))
@@ -260,7 +270,9 @@ def _benchmark(told: Told) -> Iterator[Section]:
     ]
     if told.comparison:
         alt = "The time of a step in each round, for each arm."
-        wanted.append(Wanted("Samples in the order of time", alt, lambda axes: draw_samples(axes, source)))
+        wanted.append(
+            Wanted("Samples in the order of time", alt, lambda axes: draw_samples(axes, source), 2.2 + tall / 2)
+        )
     rows = []
     for name, arm in found["arms"].items():
         ratio = found["ratios"].get(name, {})

@@ -15,6 +15,7 @@ from minijaxnet.report.style import COLOURS, INK, SERIES
 from minijaxnet.tables import figure
 
 _WIDE = 3.0  # inches: room for verdicts at the side
+_WHOLE = 1_000  # letters: legends have lines for names that are long
 _MARKERS = "osD^vP"
 _WORDS = {"faster": "hand", "slower": "diverged", "UNSOUND": "diverged"}  # their colours' meanings
 
@@ -143,7 +144,7 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
         axes.set_yticks([])
         return
     for i, (name, samples_s) in enumerate(told.samples_s.items()):
-        label = f"{as_written(name, 24)}, {_us(float(np.median(samples_s)))}"
+        label = f"{as_written(name, _WHOLE)}, {_us(float(np.median(samples_s)))}"
         style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         _draw_over_median(axes, samples_s, label=label, linewidth=0.7, **style)
     _draw_over_median(axes, told.sentinel_s, label="a fixed workload", color=COLOURS["past"], linewidth=1.6)
@@ -193,7 +194,7 @@ def draw_roofline(axes: Any, limits: Limits | Mapping[str, Any], points: Mapping
     for i, (name, share) in enumerate(shares.items()):
         colour = COLOURS["hand"] if i == 0 else SERIES[(i - 1) % len(SERIES)]
         style = {"color": colour, "marker": "*" if i == 0 else _MARKERS[i % len(_MARKERS)], "linestyle": "none"}
-        label = f"{as_written(name, 24)}, {_us(each[name])}, {100 * share:.3g} %"
+        label = f"{as_written(name, _WHOLE)}, {_us(each[name])}, {100 * share:.3g} %"
         axes.plot(told.intensity, share, label=label, markersize=11 if i == 0 else 5, zorder=4 - (i > 0), **style)
     axes.set_xlabel("matrix FLOPs a byte")
     axes.set_ylabel("share of the peak")

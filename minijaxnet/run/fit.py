@@ -5,7 +5,7 @@ nothing of it, and its chunks may be cut anywhere: the numbers are the same to t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +16,24 @@ import numpy as np
 
 from minijaxnet._programs import known
 from minijaxnet.data import check_batch, numbers
-from minijaxnet.descent import Descent, DescentState
+from minijaxnet.descent import Descent, DescentState, check_descent, check_state
 from minijaxnet.feeds import OneBatch, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import check_labels
 from minijaxnet.processes import here, is_first, own_share, told
-from minijaxnet.pytrees import check_count, floating_arrays, named_leaves, structure_difference
+from minijaxnet.pytrees import (
+    array_type,
+    check_callable,
+    check_count,
+    floating_arrays,
+    named_leaves,
+    structure_difference,
+)
 from minijaxnet.run.keeper import Keeper
 from minijaxnet.run.lock import Held, hold
 from minijaxnet.run.log import Log, Sink
 from minijaxnet.run.signals import heard
-from minijaxnet.tables import html_of
+from minijaxnet.tables import figure, html_of
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
@@ -76,6 +83,13 @@ class FitResult(NamedTuple):
     def steps_taken(self) -> int:
         """How many steps were taken since the first start."""
         return self.first_step + int(self.trace.steps_taken)
+
+    def __repr__(self) -> str:
+        """How it ended, in a line, and what is to be known of it."""
+        loss = f", loss {figure(self.rows[-1]['loss'])}" if self.rows else ""
+        ended = ", then was interrupted" if self.interrupted else ""
+        notes = "".join(f"\n{note}" for note in self.notes)
+        return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -137,7 +151,8 @@ def fit(
             batch size beyond the points, negative steps. The text names the argument.
         CheckpointError: the checkpoints are damaged, all of them, or of another descent.
         RunInUse: another process holds the run folder.
-        TypeError: the wrong kind of thing: integer params, a fractional number of steps, no key with ``batch_size``.
+        TypeError: the wrong kind of thing: integer params, a fractional number of steps, no key with ``batch_size``, a
+            ``measure`` that returns no dictionary of numbers.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
@@ -147,7 +162,17 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.status.name)
         3.000 OUT_OF_STEPS
     """
+    check_descent(descent)
+    check_state(state)
     check_count("steps", steps)
+    for name, given in (("measure", measure), ("on_progress", on_progress)):
+        check_callable(name, (lambda: None) if given is None else given)
+    if not isinstance(sink, Sink | None):
+        raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
+    if isinstance(run_dir, str | Path) and (not str(run_dir) or not Path(run_dir).is_dir()):
+        raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder that is there")
+    if not isinstance(run_dir, str | Path | Held | None):
+        raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
     log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     check_values(descent, state, data)
@@ -241,10 +266,24 @@ def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:
 
 
 def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
-    measured = {} if measure is None else {name: float(value) for name, value in measure(params).items()}
+    told = {} if measure is None else measure(params)
+    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
+        got = f"the names {[*told]}" if isinstance(told, Mapping) else type(told).__name__
+        raise TypeError(f"measure: got {got}; expected a dictionary of numbers by their names, such as {{'norm': 1.0}}")
+    measured = {name: _number(f"measure: {name}", value) for name, value in told.items()}
     if taken := {"step", "loss", "gradient_norm"} & set(measured):
         raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
     return measured
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, str | bytes) and np.ndim(value) == 0 and not np.iscomplexobj(value):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    got = array_type(value) if hasattr(value, "dtype") else type(value).__name__
+    raise TypeError(f"{name}: got {got}; expected a number")
 
 
 def check_values(descent: Descent, state: DescentState, data: Any, name: str = "data") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from minijaxnet.descent import DescentState
 from minijaxnet.processes import arrays_from_first, from_first, here
-from minijaxnet.pytrees import check_count
+from minijaxnet.pytrees import check_count, is_number
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 from minijaxnet.run.checkpoint_format import UNFINISHED, Header
@@ -31,7 +31,7 @@ class Keeper:
         """Check what is asked for; nothing is written yet."""
         if resume and folder is None:
             raise ValueError("resume: got True without run_dir; expected the folder of the run to go on with")
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        if not is_number(seconds) or not seconds >= 0:
             raise ValueError(f"checkpoint_s: got {seconds!r}; expected seconds, at least 0")
         self._every = None if every is None else check_count("checkpoint_every", every, least=1)
         self._seconds, self._resume = seconds, resume

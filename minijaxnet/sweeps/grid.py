@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from minijaxnet.pytrees import is_keys
+from minijaxnet.pytrees import check_callable, is_keys
 from minijaxnet.sweeps.program import program_of, replicas, workers_of
 from minijaxnet.sweeps.result import SweepResult
 from minijaxnet.trace import nothing
@@ -75,7 +75,7 @@ def sweep(
         ValueError: no axis, an axis without values, axes of unequal length that are zipped; a replica for which there
             is not enough memory; a run with side effects; a mesh with axes that are not Auto, or with devices of other
             processes.
-        TypeError: values without an axis in front; a run that returns what is no array.
+        TypeError: a run that is no function; values without an axis in front; a run that returns what is no array.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
@@ -98,6 +98,7 @@ def sweep(
     Source: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles", 2017
         (networks from several seeds).
     """
+    check_callable("run", run)
     axes = {name: _values(name, values) for name, values in axes.items()}
     if not axes:
         raise ValueError("axes: got none; expected at least one, {name: values}")

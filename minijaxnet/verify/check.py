@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.pytrees import structure_difference
+from minijaxnet.pytrees import check_callable, structure_difference
 from minijaxnet.verify.arguments import (
     Arguments,
     bound_where_needed,
@@ -123,6 +123,8 @@ def grad_checker(
     from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
     from minijaxnet.verify.judge import judge
 
+    for name, function in (("loss", loss), ("gradient", gradient)):
+        check_callable(name, function)
     tell("tracing and compiling both rules")
     order, given = checked_order(order), _Given(loss, gradient, argnums, has_aux, has_value)
     arguments = bound_where_needed(like, loss, lambda arguments: _shape_of_loss(given, arguments))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._jaxpr import equations
-from minijaxnet.pytrees import structure_difference
+from minijaxnet.pytrees import check_callable, structure_difference
 from minijaxnet.verify.arguments import Arguments, bound_where_needed, checked_order, differentiated
 from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
 from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
@@ -90,6 +90,7 @@ def vjp_checker(
     from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
     from minijaxnet.verify.judge import judge
 
+    check_callable("fun", fun)
     tell("tracing and compiling both rules")
     order = checked_order(order)
     arguments = bound_where_needed(like, fun, lambda arguments: _results_and_rules(fun, arguments))

@@ -267,6 +267,14 @@ def test_help_mentions_functions_and_shows_how(capsys):
         (["jax.nn:rely", "--args", "1.0"], "the module jax.nn has no 'rely'; did you mean relu?; expected package."),
         (["jax.nn:relu.x", "--args", "1.0"], "has no 'x'; expected package.module:function, got jax.nn:relu.x"),
         (["math:pi", "--args", "1.0"], "math:pi is a float; expected a function"),
+        (["sys:maxsize", "--args", "1.0"], "sys:maxsize is an int; expected a function"),
+        ([":f", "--args", "1.0"], "check: got :f; expected package.module:function\n"),
+        (["jax.nn:", "--args", "1.0"], "check: got jax.nn:; expected package.module:function\n"),
+        (["a/b.py:f", "--args", "1.0"], "check: got a/b.py:f; expected package.module:function\n"),
+        (
+            ["jax.nn.relu", "--args", "1.0"],
+            "there is no file jax.nn.relu; expected a Python file, or package.module:fun",
+        ),
         (["no.such.module:f", "--args", "1.0"], "there is no module no, neither in the current folder nor where"),
         (["jax.nn:relu", "--args", "jnp.ones("], "--args: got 'jnp.ones(': "),
         (["jax.nn:relu", "--args", "nowhere"], "--args: got 'nowhere': NameError: name 'nowhere' is not defined;"),
@@ -281,6 +289,38 @@ def test_what_cannot_be_checked_is_refused(arguments, complaint, capsys):
     assert main(["check", *arguments]) == 2
     err = capsys.readouterr().err
     assert complaint in err and "JAX has removed" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("from os import nothing", "ImportError: cannot import name 'nothing' from 'os'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_module_that_does_not_import_is_named_with_its_line(line, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "broken_by_hand.py").write_text(f"{line}\n")
+    assert main(["check", "broken_by_hand:f", "--args", "1.0"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("minijaxnet: error: check: the module broken_by_hand does not import:\n")
+    assert complaint in err and line in err and "importlib" not in err
+
+
+def test_the_folder_of_a_check_is_known_to_runs_and_show(check, tmp_path, capsys):
+    code, *_ = check(line(f"2 * {RIGHT}"), "--quick")
+    [folder] = [path.parent for path in tmp_path.rglob("check.json")]
+    assert code == 1 and main(["runs", str(folder.parent)]) == 0
+    assert re.search(rf"{folder.name} +check +NOT RIGHT at 1 of 1 verdict\n", capsys.readouterr().out)
+    assert main(["show", str(folder)]) == 0
+    assert re.search(r"\ngradient by hand +float32 +start +NOT RIGHT\n", capsys.readouterr().out)
+    (folder / "check.json").write_text('{"reports": 3}')
+    assert main(["runs", str(folder.parent)]) == main(["show", str(folder)]) == 0
+    assert capsys.readouterr().out.count("nothing can be read") == 2
 
 
 def test_arguments_are_not_for_experiments(check):

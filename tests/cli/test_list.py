@@ -54,7 +54,11 @@ def test_list_names_a_folder_that_is_none(arguments, tmp_path, monkeypatch):
     (tmp_path / "file.py").touch()
     called = call("list", *arguments)
     assert called.code == 2
-    assert f"list: got {(*arguments, 'experiments')[0]}; expected a folder" in called.err
+    looked_in = tmp_path / (*arguments, "experiments")[0]
+    assert f"expected a folder, but {looked_in} is {'a file' if looked_in.exists() else 'not there'}\n" in called.err
+    assert call("runs", *arguments).err.startswith(
+        f"minijaxnet: error: runs: got {(*arguments, 'runs')[0]}; expected a"
+    )
 
 
 def test_list_takes_one_folder():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minijaxnet.cli import main, report
-from minijaxnet.report import pictures, story
+from minijaxnet.report import pictures, several, story
 from minijaxnet.report.page import page
 from minijaxnet.report.shown import bowl, predictions, shown, stops
 from minijaxnet.run.lock import hold
@@ -99,7 +99,7 @@ def test_a_run_leaves_a_page_with_the_lessons_numbers(ran, told):
     out, text = ran[1], text_of(told.folder / "report.html")
     assert f"page: runs/{told.folder.name}/report.html" in out
     assert "The descent took all 10 steps." in text and "<svg" in text and 'id="player' in text
-    assert "minijaxnet run line.py --steps 10 --learning-rate 0.01" in text
+    assert "minijaxnet run line.py --seed 3 --bench-seconds 0.0 --scale 0.5<" in text, "what was set, and no more"
     assert "could not be" not in text and "Only what" not in text
     assert [row["step"] for row in told.rows] == list(range(11))
     assert told.rows[0]["params"] == 2.0 and told.rows[1]["params"] == pytest.approx(2.24)
@@ -163,6 +163,31 @@ def test_of_another_experiment_or_of_none_only_what_the_folder_holds_is_shown(fo
     Path("line.py").unlink()
     assert main(["report", str(folder), "--output", "none.html"]) == 0
     assert "is not there" in text_of("none.html")
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([0.5, 0.5], ["All runs have the same test loss at the end, 0.5."]),
+        ([0.5, 0.5, 0.7], ["The lowest test loss at the end, 0.5, is that of a and of b."]),
+        ([0.7, 0.5, 0.6], ["The lowest test loss at the end, 0.5, is that of b."]),
+        ([0.5, 0.5 + 1e-9], ["All runs have the same test loss at the end, 0.5."]),
+        ([np.nan, np.nan], []),
+    ],
+)
+def test_between_equals_there_is_no_winner(told, losses, words):
+    runs = [
+        told._replace(folder=Path("abc"[i]), rows=[{"step": 1, "test_loss": loss}]) for i, loss in enumerate(losses)
+    ]
+    assert [verdict.words for verdict in several.tell_several(runs).verdicts] == words
+
+
+def test_a_command_lists_what_differs_from_the_defaults_be_it_nothing_and_all_where_these_are_not_known():
+    config = {"verb": "run", "file": "a b.py", "flags": {"batch_size": None, "runs": "", "seed": 0}, "data": {"n": 2}}
+    assert story.command_of(config) == "minijaxnet run 'a b.py' --seed 0 --data-n 2"
+    defaults = {"flags": {"batch_size": 8, "runs": "runs", "seed": 0}, "data": {"n": 3}}
+    repeated = "minijaxnet run 'a b.py' --batch-size None --runs '' --data-n 2"
+    assert story.command_of(config | {"defaults": defaults}) == repeated
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import textwrap
 import time
@@ -75,6 +76,11 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written_and_a_seed_is_the_run_of
     first, *_, last = rows_in(alone.folder)
     assert arrays["losses"][2, 2, 0] == pytest.approx(first["loss"], rel=1e-6)
     assert arrays["test_weight"][2, 2] == pytest.approx(last["test_weight"], rel=1e-6)
+
+
+def test_of_equal_descents_none_is_called_the_best_without_the_others(sweep):
+    _, out, *_ = sweep("--learning-rate", "0.1,0.1,0.1", "--steps", 5)
+    assert re.search(r"best: learning_rate 0.1, seed 0: loss \S+, as low as 2 others$", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("sizes", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -215,6 +221,7 @@ def test_what_is_no_range_is_refused(text):
         (["--optimizer-options", "momentum=0.9"], "optimizer: gd takes no momentum"),
         (["--optimizer", "sgd", "--optimizer-options", "speed=0.9"], "optimizer: sgd takes no 'speed'"),
         (["--optimizer", "sdg"], "optimizer: got 'sdg'"),
+        (["--optimizer", "sgd", "--optimizer-options", "learning_rate=1"], "optimizer: sgd takes no 'learning_rate'"),
         (["--steps", "-1"], "steps: got -1; expected at least 0"),
         (["--block", "0"], "block: got 0; expected at least 1"),
         (["--devices", "0"], "devices: got 0; expected at least 1"),
@@ -224,8 +231,9 @@ def test_what_is_no_range_is_refused(text):
     ],
 )
 def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(sweep, flags, words):
-    code, _, err, folder = sweep(*flags)
+    code, out, err, folder = sweep(*flags)
     assert code == 2 and words in err and folder is None
+    assert not out or "--devices" in flags or "--block" in flags, "nothing is announced"
 
 
 def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(sweep, monkeypatch):

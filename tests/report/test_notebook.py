@@ -8,6 +8,7 @@ import pytest
 from kits.pictures import swept
 from kits.timings import comparison
 
+from minijaxnet.bench import Interval, StepTiming
 from minijaxnet.report import notebook, style
 from minijaxnet.run import FitResult
 from minijaxnet.tables import html_of
@@ -104,6 +105,18 @@ def test_a_descent_without_measures_shows_its_trace():
 def test_a_sweep_of_no_descents_has_a_line():
     result = ended()._replace(axes={"x": np.arange(3.0)}, output=np.arange(3.0))
     assert result._repr_html_() == "<p>Sweep over x (3); its output is no descent's</p>"
+
+
+def test_a_timing_shows_both_its_tables_and_what_to_know_of_them():
+    interval = Interval(2e-6, 1e-6, 3e-6)
+    once = dict.fromkeys(("trace_s", "lower_s", "compile_s", "first_call_s", "fused_compile_s"), 0.5)
+    steady = dict.fromkeys(("latency_s", "pipelined_s", "fused_s"), interval)
+    result = StepTiming(**once, **steady, rounds=1, compilations=2, folded=None, weak=("<w>",), samples_s={})
+    tree = ET.fromstring(result._repr_html_())
+    assert tree.findtext("./p/strong") == "A step takes 2 us inside a compiled loop"
+    rows = [[cell.text for cell in row] for row in tree.findall("./table/tbody/tr")]
+    assert rows == [*map(list, (*result.once(), *result.cells()[1]))] and len(rows) == 8
+    assert [p.text for p in tree.findall("./p")][1:] == result.conclusions() == str(result).splitlines()[-3:]
 
 
 def test_any_other_result_shows_as_it_prints():

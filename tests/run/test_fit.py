@@ -354,3 +354,12 @@ def test_updates_that_are_all_lost_to_rounding_are_noted(dtype, rate, noted):
     ones = np.ones(4, dtype)
     result = mjn.fit(descent, descent.init(jnp.asarray(ones)), (ones, 2 * ones), steps=20)
     assert ["none of 4 weights has moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
+
+
+def test_a_result_prints_as_a_line_and_its_notes():
+    descent, state, _ = full_batch()
+    result = fit(descent, state, DATA, steps=3)
+    line = f"FitResult: OUT_OF_STEPS after 3 steps, loss {result.rows[-1]['loss']:.4g}"
+    assert str(result) == repr(result) == line
+    odd = result._replace(notes=["one is damaged", "a row is lost"], interrupted=2, first_step=2_000, rows=[])
+    assert str(odd) == "FitResult: OUT_OF_STEPS after 2,003 steps, then was interrupted\none is damaged\na row is lost"

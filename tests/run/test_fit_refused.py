@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from kits.fits import DATA, NETWORK, PARAMS, full_batch, minibatches
+from kits.fits import DATA, NETWORK, PARAMS, bowl, full_batch, minibatches
 
 import minijaxnet as mjn
 from minijaxnet.run import fit
@@ -156,6 +157,12 @@ REFUSED = {
     ),
     "minibatches without a key": ({"batch_size": 4}, TypeError, r"key: got None; expected a jax\.random\.key"),
     "rows every 0 steps": ({"log_every": 0}, ValueError, "log_every: got 0; expected at least 1"),
+    "no descent": ({"descent": None}, TypeError, r"descent: got NoneType; expected a Descent\(init, step\)"),
+    "a step that is none": ({"descent": mjn.Descent(None, 3)}, TypeError, r"descent\.step: got 3; expected a function"),
+    "no state": ({"state": np.zeros(3)}, TypeError, "state: got ndarray; expected a DescentState"),
+    "a measure that is none": ({"measure": 3}, TypeError, "measure: got 3; expected a function"),
+    "no sink": ({"sink": print}, TypeError, r"sink: got builtin_function_or_method; expected a Sink"),
+    "progress to nobody": ({"on_progress": "bar"}, TypeError, "on_progress: got 'bar'; expected a function"),
     "rows every half step": ({"log_every": 0.5}, TypeError, r"log_every: got 0\.5; expected an int"),
 }
 
@@ -175,6 +182,72 @@ def test_an_objective_that_is_a_plain_function_is_checked_by_its_own_shapes(tmp_
     with pytest.raises(ValueError, match=r"targets: got shape \(12, 1\); expected \(12,\)"):
         fit(descent, descent.init(np.zeros(3, np.float32)), DATA, steps=3, run_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "kind"), [("", ValueError), ("nowhere", ValueError), (3, TypeError), (b"here", TypeError)]
+)
+def test_a_run_dir_that_is_no_folder_is_named(run_dir, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    descent, state, _ = full_batch()
+    with pytest.raises(kind, match=f"^run_dir: got {run_dir!r}; expected a folder"):
+        fit(descent, state, DATA, steps=3, run_dir=run_dir)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (None, "measure: got NoneType; expected a dictionary of numbers"),
+        ("loss 3", "measure: got str; expected a dictionary"),
+        (np.ones(2), "measure: got ndarray; expected a dictionary"),
+        ({3: 1.0}, r"measure: got the names \[3\]; expected a dictionary"),
+        ({"a": None}, "measure: a: got NoneType; expected a number"),
+        ({"a": "3"}, "measure: a: got str; expected a number"),
+        ({"a": np.ones(1)}, r"measure: a: got float32\[1\]; expected a number"),
+        ({"a": np.complex64(1)}, r"measure: a: got complex64\[\]; expected a number"),
+    ],
+    ids=str,
+)
+def test_a_measure_that_returns_no_numbers_is_named(measured, words):
+    descent, state, _ = full_batch()
+    with pytest.raises(TypeError, match=f"^{words}"):
+        fit(descent, state, DATA, steps=3, measure=lambda params: measured)
+
+
+@pytest.mark.parametrize("seconds", [np.int64(1), np.float32(0.5), np.array(2), jnp.float32(1)], ids=repr)
+def test_seconds_and_measures_may_be_numpys_numbers(seconds):
+    descent, state, _ = full_batch()
+    told = {"a": seconds, "b": True, "c": jnp.bfloat16(2)}
+    result = fit(descent, state, DATA, steps=1, checkpoint_s=seconds, measure=lambda params: told)
+    assert [result.rows[-1][name] for name in "abc"] == [float(seconds), 1.0, 2.0]
+
+
+@pytest.mark.parametrize("seconds", [True, np.bool_(True), "1", 1j, None, float("nan"), np.ones(2), -1], ids=str)
+def test_seconds_that_are_none_are_named(seconds):
+    descent, state, _ = full_batch()
+    with pytest.raises(ValueError, match=r"checkpoint_s: got .*; expected seconds, at least 0"):
+        fit(descent, state, DATA, steps=1, checkpoint_s=seconds)
+
+
+OBJECTIVES = {
+    "gradient_descent: objective": lambda given: mjn.gradient_descent(given, 0.1),
+    "optax_descent: objective": lambda given: mjn.optax_descent(given, optax.sgd(0.1)),
+    "with_gradient: objective": lambda given: mjn.with_gradient(given, bowl),
+    "with_gradient: value_and_gradient": lambda given: mjn.with_gradient(bowl, given),
+    "objective: loss": lambda given: mjn.objective(NETWORK, given),
+    "loss": lambda given: mjn.check_grad(given, bowl, (1.0,)),
+    "gradient": lambda given: mjn.check_grad(bowl, given, (1.0,)),
+    "fun": lambda given: mjn.check_vjp(given, (1.0,)),
+    "run": lambda given: mjn.sweep(given, {"seed": np.arange(2)}),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_no_function_is_named(name):
+    for given, got in ((None, "None"), (0.1, r"0\.1"), (np.ones(2), "'ndarray'")):
+        with pytest.raises(TypeError, match=f"^{name}: got {got}; expected a function"):
+            OBJECTIVES[name](given)
 
 
 @pytest.mark.parametrize(
