@@ -129,7 +129,7 @@ def environment() -> dict[str, Any]:
     """What a result depends on beside the code: versions, device, flags.
 
     >>> sorted(environment())[:3]
-    ['devices', 'platform', 'processor_count']
+    ['devices', 'platform', 'processor']
     """
     packages = ("minijaxnet", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
     return {
