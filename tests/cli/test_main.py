@@ -60,7 +60,10 @@ def test_import_takes_in_no_extra_and_nothing_slow():
     assert said(python(lines)) == "[]\n[]\n"
 
 
-@pytest.mark.parametrize("closed", ["2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    ["2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow), pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow)],
+)
 def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in_its_files(closed, tmp_path):
     (tmp_path / "line.py").write_text(LINE)
     run = "run line.py --bench-seconds 0 --no-report --log-every 100"

@@ -395,21 +395,3 @@ def test_what_is_measured_on_the_side_never_fails_a_run(place, error, flags, cod
     assert called.err == ("stopped\n" if code == 130 else "")
     assert code == 130 or words in (called.folder / "log.txt").read_text()
     assert not Path(called.folder / "report.html").exists()
-
-
-LOGARITHM = 'jnp.log(100 - jnp.abs(params["slope"]))'
-OF_THE_FIRST_POINT = 'jnp.sum(jnp.log(1 - (batch.x == -1))) * params["slope"]'
-
-
-@pytest.mark.parametrize(
-    ("broken", "flags"),
-    [
-        (LOGARITHM, ("--steps", 300, "--learning-rate", 2)),
-        pytest.param(OF_THE_FIRST_POINT, ("--batch-size", 2, "--seed", 2), marks=pytest.mark.slow),
-    ],
-    ids=["of all points", "of the step's own minibatch"],
-)
-def test_diagnose_names_the_operation_that_is_not_finite(broken, flags, tmp_path):
-    called = run(tmp_path, AUTODIFF.replace("return jnp.mean((", f"return {broken} + jnp.mean(("), "--diagnose", *flags)
-    assert called.code == 1 and "DIVERGED at step" in called.out and "DIVERGED at step 0" not in called.out
-    assert "the first operation whose result is not finite is log, my_experiment.py:" in called.out

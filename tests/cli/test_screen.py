@@ -20,7 +20,7 @@ def experiment(folder, summary="A line."):
         pytest.param("sweep it.py --help", None, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("errors", ["apart", "together"])
+@pytest.mark.parametrize("errors", [pytest.param("apart", marks=pytest.mark.slow), "together"])
 def test_where_nobody_reads_on_it_ends_quietly_and_leaves_all_that_it_would(command, left, errors, tmp_path):
     experiment(tmp_path)
     read, write = os.pipe()
@@ -33,7 +33,11 @@ def test_where_nobody_reads_on_it_ends_quietly_and_leaves_all_that_it_would(comm
     assert left is None or len([*tmp_path.rglob(left)]) == 1
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}], ids=str)
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "ascii"}, pytest.param({"PYTHONIOENCODING": "latin-1"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_letters_that_a_terminal_lacks_are_replaced(environment, tmp_path):
     experiment(tmp_path, "Ab \u2192 \u03c0.")
     calls = [["list", "."], ["sweep", "it.py", "--help"], ["run", "\u03c0.py"]]

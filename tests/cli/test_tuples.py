@@ -26,7 +26,7 @@ experiment = mjn.Experiment(
 @pytest.mark.parametrize(
     ("verb", "flags"),
     [
-        ("run", "--batch-size 4 --bench-seconds 0 --no-report --learning-rate 1e30 --diagnose --unchecked"),
+        SLOW("run", "--batch-size 4 --bench-seconds 0 --no-report --learning-rate 1e30 --diagnose --unchecked"),
         ("sweep", "--seeds 2 --batch-size all"),
         SLOW("run", "--bench-seconds 0.1"),
         SLOW("bench", "--seconds 0.2"),
