@@ -226,6 +226,8 @@ def _as_numbers(leaf: Any, name: str) -> Any:
         raise TypeError(f"{name}: got dtype {dtype.str}; expected this machine's own byte order")
     if dtype.kind in "iu":
         _check_integers(values, name)
+    elif dtype == np.float64:
+        _check_floats(values, name)
     return values if isinstance(leaf, np.ndarray) or not isinstance(leaf, int) else leaf
 
 
@@ -255,6 +257,15 @@ def _check_integers(values: np.ndarray, name: str) -> None:
         place = list(map(int, outside[0]))
         got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
         raise ValueError(f"{got}; expected an {held.dtype}: subtract an offset, or set JAX_ENABLE_X64=1")
+
+
+def _check_floats(values: np.ndarray, name: str) -> None:
+    held = np.finfo(jax.dtypes.canonicalize_dtype(values.dtype))
+    outside = np.argwhere(np.isfinite(values) & (np.abs(values) > held.max)) if held.bits < 64 else []
+    if len(outside):
+        place = list(map(int, outside[0]))
+        got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
+        raise ValueError(f"{got}; expected a finite {held.dtype}: scale it, or set JAX_ENABLE_X64=1")
 
 
 def _check_values(values: Any, name: str) -> int:

@@ -139,8 +139,8 @@ def descend_minibatches(
 
 
 def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -> Trace:
-    """The trace; of a descent that could take no step because its labels are no classes, an error that says so."""
-    if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED and not trace.steps_taken:
+    """The trace; of a descent that diverged because its labels are no classes, an error that says so."""
+    if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED:
         check_labels(descent.step, state.params, data)
     return trace
 

@@ -258,5 +258,5 @@ def _check_range(name: str, values: Any, low: int, high: int, what: str) -> None
     outside = np.argwhere(~((values >= low) & (values <= high)))
     if len(outside):
         index = tuple(int(i) for i in outside[0])
-        where = index[0] if len(index) == 1 else index
+        where = ", ".join(map(str, index))
         raise ValueError(f"{name}[{where}]: got {values[index]}; expected {what}, from {low} to {high}")

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
-    {"_jaxpr", "_machine", "_programs", "pytrees", "tables"},
-    {"network", "data"},
+    {"_jaxpr", "_machine", "_reads", "pytrees", "tables"},
+    {"_programs", "network", "data"},
     {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment", "mesh"},
     {"trace", "landscape", "parallel"},

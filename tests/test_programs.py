@@ -1,7 +1,9 @@
 """Compiled programs: found again by what a function is and reads, compiled anew where that changes, gone with it."""
 
+import collections
 import functools
 import gc
+import types
 import weakref
 
 import jax
@@ -69,6 +71,54 @@ def by_dictionary():
     return lambda weight, batch: WEIGHTS["rate"] * weight**2, functools.partial(WEIGHTS.__setitem__, "rate")
 
 
+def by_namespace():
+    config = types.SimpleNamespace(rate=1.0)
+    return lambda weight, batch: config.rate * weight**2, functools.partial(setattr, config, "rate")
+
+
+def by_class():
+    class Config:
+        rate = 1.0
+
+        def loss(self, weight, batch):
+            return self.helper() * weight**2
+
+        def helper(self):
+            return self.rate
+
+    return Config().loss, functools.partial(setattr, Config, "rate")
+
+
+def by_slots():
+    class Config:
+        __slots__ = ("rate",)
+
+    config = Config()
+    return lambda weight, batch: config.rate * weight**2, functools.partial(setattr, config, "rate")
+
+
+def by_deque():
+    rates = collections.deque([1.0])
+    return lambda weight, batch: rates[0] * weight**2, functools.partial(rates.__setitem__, 0)
+
+
+def by_another_function():
+    ops = [abs]
+    return lambda weight, batch: ops[0](weight**2), lambda value: ops.__setitem__(0, lambda x: value * x)
+
+
+def by_what_it_sets_itself():
+    class Lazy:
+        scale = None
+
+        def __call__(self, weight, batch):
+            self.scale = self.scale or 1.0
+            return self.scale * weight**2
+
+    lazy = Lazy()
+    return lazy, functools.partial(setattr, lazy, "scale")
+
+
 def by_own_gradient():
     loss, change = by_closure()
     return mjn.with_gradient(loss, jax.value_and_grad(loss)), change
@@ -80,7 +130,18 @@ def by_own_gradient():
         by_attribute,
         by_global_of_what_it_calls,
         by_own_gradient,
-        *slow(by_closure, by_dictionary, by_an_array_of_an_object, by_an_array_changed_in_place),
+        by_class,
+        by_what_it_sets_itself,
+        *slow(
+            by_namespace,
+            by_slots,
+            by_deque,
+            by_another_function,
+            by_closure,
+            by_dictionary,
+            by_an_array_of_an_object,
+            by_an_array_changed_in_place,
+        ),
     ],
 )
 def test_a_number_that_is_changed_between_two_descents_counts(build):

@@ -115,7 +115,7 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
     file = next((place for place in places if Path(place).is_file()), None)
     if file is None:
         raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
-    if not trust and (why := why_not_own(folder, config, file)):
+    if not trust and (why := why_not_own(folder, file)):
         if "\n" not in why:
             raise UsageError(f"{folder}: {why}; expected a run of yours (--trust runs its code, {file}, all the same)")
         if not changed:

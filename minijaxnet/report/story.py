@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,13 +105,28 @@ def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -
         notes: why something is not shown.
     """
     name = told.config.get("experiment", told.folder.name)
-    where = ", ".join(told.environment.get("devices", [])) or "an unknown device"
+    devices = told.environment.get("devices")
+    where = ", ".join(map(str, devices)) if isinstance(devices, list) and devices else "an unknown device"
     first = [section for section in shown if section.players]
     rest = [section for section in shown if not section.players]
-    sections = [*first, _descent(told), *rest, *_gradient(told), *_benchmark(told), _what_was_run(told)]
-    verdicts = [*_verdicts(told), *(Verdict("neutral", note) for note in notes)]
+    odd: list[str] = []
+
+    def made(what: str, make: Callable[[], Iterable[Any]]) -> list[Any]:
+        """A part of the page; a note where the folder holds something else than a run leaves."""
+        try:
+            return list(make())
+        except Exception as error:
+            odd.append(f"{what} can't be shown: {type(error).__name__}: {error}")
+            return []
+
+    sections = [*first, *made("The descent", lambda: [_descent(told)]), *rest]
+    sections += [*made("The gradient", lambda: _gradient(told)), *made("The benchmark", lambda: _benchmark(told))]
+    sections += made("What was run", lambda: [_what_was_run(told)])
+    verdicts = made("How it went", lambda: _verdicts(told))
+    command = made("The command", lambda: [command_of(told.config)])
+    verdicts += [Verdict("neutral", note) for note in (*notes, *odd)]
     words = f"{told.folder.name}, on {where}, {told.environment.get('time_utc', 'at an unknown time')}"
-    return Page(str(name), verdicts, sections, command_of(told.config), words)
+    return Page(str(name), verdicts, sections, "".join(command), words)
 
 
 def command_of(config: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from minijaxnet.experiment import module_name
 from minijaxnet.run.disk import naming
@@ -52,7 +52,8 @@ def sources(file: str | Path, files: Sequence[str | Path] = ()) -> dict[str, str
         path = file.parent / each
         if not path.is_file():
             raise ValueError(f"files: got {each}; expected a file, as seen from {file.parent}")
-        found[f"{FILES}{PurePosixPath(Path(each)).name}.sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
+        name = "/".join(part for part in Path(each).parts if part not in (Path(each).anchor, ".."))
+        found[f"{FILES}{name}.sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
     return found
 
 

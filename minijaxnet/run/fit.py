@@ -25,6 +25,7 @@ from minijaxnet.pytrees import (
     array_type,
     check_callable,
     check_count,
+    checked_tree,
     floating_arrays,
     named_leaves,
     structure_difference,
@@ -248,15 +249,16 @@ def fit(
 
 
 def _lost_updates(before: Any, after: Any, steps: int) -> list[str]:
-    """A note where no weight has moved; one that is 0 always does, however little."""
+    """A note where no weight of few digits has moved; one that is 0 always does, however little."""
     starts, ends = ([np.asarray(leaf) for leaf in jax.tree.leaves(here(tree))] for tree in (before, after))
     count = sum(int(np.sum(a != 0)) for a in starts)
-    if steps < 2 or not count or any(((a != 0) & (a != b)).any() for a, b in zip(starts, ends, strict=True)):
+    few = all(jnp.finfo(a.dtype).bits < 32 for a in starts)
+    if steps < 2 or not few or not count or any(((a != 0) & (a != b)).any() for a, b in zip(starts, ends, strict=True)):
         return []
     dtypes = ", ".join(sorted({str(a.dtype) for a in starts}))
     return [
-        f"none of {count:,} weights has moved: the learning rate times the gradient is below half a unit in their last "
-        f"place ({dtypes}); take float32 weights, a larger rate, or stochastic rounding of optax"
+        f"none of {count:,} weights has moved: if they are not meant to stay, the learning rate times the gradient is "
+        f"below half a unit in their last place ({dtypes}); take float32 weights, a larger rate, or stochastic rounding"
     ]
 
 
@@ -292,12 +294,12 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     Raises:
         ValueError: with the place of the first such number.
     """
-    data, params = own_share(data), here(state.params)
+    data, params = own_share(checked_tree(data, name)), here(state.params)
     check_batch(data, name)
     for name, leaf in named_leaves(floating_arrays(params, "state.params")).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
-    check_labels(descent.step, params, data)
+    check_labels(descent.step, params, numbers(data, name))
 
 
 def _check_optimizer(descent: Descent, state: DescentState) -> None:

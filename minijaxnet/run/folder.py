@@ -53,11 +53,10 @@ def write_beginning(folder: Path, config: dict[str, Any], file: str | Path, file
     The code is kept below ``code/``, the config once more beside it, so that what has changed since can be shown.
     """
     texts = code.sources(file, files)
-    digest = code.digest(texts)
-    config = config | {"code_sha256": digest, "code_mark": code.mark(digest)}
+    config = config | {"code_sha256": code.digest(texts)}
     code.keep(folder / CODE, texts | {CONFIG: _json(config)})
     write_json(folder / CONFIG, config)
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", environment() | {"mark": own_mark(folder)})
 
 
 def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) -> str:
@@ -67,14 +66,19 @@ def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) ->
     return code.difference(then, now | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
 
 
-def why_not_own(folder: Path, config: dict[str, Any], file: str | Path) -> str:
+def why_not_own(folder: Path, file: str | Path) -> str:
     """Why the code of a run may be somebody else's; "" if this user has run it before, and it is as it was."""
-    then = {name: text for name, text in code.kept(folder / CODE).items() if name != CONFIG}
-    mark = code.mark(code.digest(then))
-    if not mark or not hmac.compare_digest(mark, str(config.get("code_mark", ""))):
+    mark, then = own_mark(folder), code.kept(folder / CODE)
+    marked = str(read_json(folder / "environment.json").get("mark", ""))
+    if not mark or Path(file).name not in then or not hmac.compare_digest(mark.encode(), marked.encode()):
         return "the run was not started by you, on this machine"
     seen = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
-    return code.difference(seen, code.present(file, seen))
+    return code.difference(seen, code.present(file, seen) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
+
+
+def own_mark(folder: Path) -> str:
+    """What shows that this user has started a run, with the code and the config that are kept with it."""
+    return code.mark(code.digest(code.kept(folder / CODE)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

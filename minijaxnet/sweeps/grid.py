@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from minijaxnet.data import numbers
 from minijaxnet.pytrees import check_callable, is_keys
 from minijaxnet.sweeps.program import program_of, replicas, workers_of
 from minijaxnet.sweeps.result import SweepResult
@@ -171,6 +172,8 @@ def _values(name: str, values: Any) -> Any:
     if not isinstance(name, str):
         raise TypeError(f"axes: got the name {name!r}; expected text, an argument of run")
     array = values if isinstance(values, jax.Array) else np.asarray(values)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "iuf":
+        array = numbers(array, f"axes[{name!r}]")
     if not is_keys(array) and array.dtype.kind not in "biufcV":
         raise TypeError(f"axes[{name!r}]: got {array.dtype} values; expected numbers or keys")
     if array.ndim == 0:

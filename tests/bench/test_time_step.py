@@ -140,6 +140,17 @@ def test_loop_invariants_work_on_the_batch_alone_is_done_in_each_step(frozen):
     assert "cosine" not in done_once(program)
 
 
+def test_loop_invariants_work_on_weights_that_stay_is_done_in_each_step():
+    def step(params, batch):
+        loss = jnp.sum(jnp.cos(params["frozen"]) * params["w"] - batch)
+        return params | {"w": params["w"] * 0.9}, loss
+
+    lowered, *_ = loop_of(own(step), {"frozen": np.ones(4, np.float32), "w": np.ones(4, np.float32)})
+    program = lowered.compile()
+    assert "cosine" in program.as_text()
+    assert "cosine" not in done_once(program)
+
+
 def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
     lowered, start, batch = loop_of(PLAIN)
     state, info = lowered.compile()(start, batch, 5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kits.stopped import mark_again
 
 from minijaxnet.cli import main, report
 from minijaxnet.report import pictures, several, story
@@ -69,6 +70,7 @@ def folder(ran, tmp_path, monkeypatch):
     [found] = Path("runs").iterdir()
     for path in found.rglob("config.json"):  # which says where the experiment is
         path.write_text(path.read_text(encoding="utf-8").replace(str(ran[0]), str(tmp_path)), encoding="utf-8")
+    mark_again(found)
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kits.command import call
 from kits.processes import ended, python
-from kits.stopped import RUN, TEXT, at, forget, here, made, only, stopping
+from kits.stopped import RUN, TEXT, at, forget, here, made, mark_again, only, stopping
 
 __all__ = ["here", "made"]  # fixtures
 
@@ -37,7 +37,8 @@ def state(runs="runs"):
 def test_a_stopped_run_is_resumed_to_the_same_files_though_it_was_moved_and_one_is_elsewhere(here):
     assert state() == "interrupted"
     moved = shutil.move(only("runs"), here / "another name")
-    (moved / "environment.json").unlink()
+    (moved / "environment.json").write_text("{}")
+    mark_again(moved)
     (here / "elsewhere").mkdir()
     with contextlib.chdir("elsewhere"):
         called = call("resume", f"{moved}/")

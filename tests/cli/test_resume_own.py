@@ -110,3 +110,31 @@ def test_own_code_that_lies_elsewhere_and_data_files_are_watched(changed, packag
     assert called.code == 2 and changed.split("/")[-1] in called.err
     place.write_text(before)
     assert call("resume", only("stopped")).code == 0
+
+
+def test_a_mark_is_of_no_use_with_another_file(here):
+    """Though the code beside it is that of a run of one's own."""
+    folder = only("runs")
+    (here / "evil.py").write_text(STRANGE + "from line import experiment\n")
+    config = json.loads((folder / "config.json").read_text())
+    for edited in (folder / "config.json", folder / "code" / "config.json"):
+        edited.write_text(json.dumps(config | {"file_here": str(here / "evil.py"), "file": "evil.py"}))
+        assert call("resume", folder).code == 2 and call("report", folder).code == 0
+        assert not Path("was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("result.json", {"steps_taken": "x", "gradient_check": {"a": 1}}),
+        ("timing.json", {"step_comparison": {"a": 1}}),
+        ("config.json", {"defaults": "x"}),
+        ("environment.json", {"devices": 3}),
+    ],
+)
+def test_a_page_leaves_out_what_a_folder_has_that_no_run_leaves(file, content, here):
+    path = only("whole") / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | content))
+    called = call("report", only("whole"))
+    assert (called.code, called.err) == (0, ""), called
+    assert "can&#39;t be shown" in (only("whole") / "report.html").read_text() or file == "environment.json"

@@ -1,6 +1,7 @@
 """A run that was stopped, in a folder to work in; and what stops one."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from kits.command import AUTODIFF, HEAD, QUICK, call
 
+from minijaxnet.run.folder import own_mark
 from minijaxnet.run.keeper import Keeper
 
 TEXT = HEAD + "from beside import THIRD\n" + AUTODIFF.replace("x / 3", "THIRD * x")
@@ -72,8 +74,16 @@ def here(made, tmp_path):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     for path in tmp_path.rglob("config.json"):  # which says where the experiment is
         path.write_text(path.read_text(encoding="utf-8").replace(str(made), str(tmp_path)), encoding="utf-8")
+    for folder in (path.parent for path in tmp_path.glob("*/*/environment.json")):
+        mark_again(folder)
     with working_in(tmp_path):
         yield tmp_path
+
+
+def mark_again(folder):
+    """Make a run one's own again whose config has been edited."""
+    found = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps(found | {"mark": own_mark(folder)}))
 
 
 def only(parent):

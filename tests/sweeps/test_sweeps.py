@@ -301,3 +301,9 @@ def test_keys_that_draw_other_numbers_for_many_at_once_are_refused(draw):
         mjn.sweep(draw, {"key": jax.random.split(jax.random.key(0, impl="rbg"), 3)})
     with pytest.raises(ValueError, match="run: got keys of urbg"):
         mjn.sweep(lambda seed: draw(jax.random.key(seed, impl="unsafe_rbg")), {"seed": np.arange(3)})
+
+
+@pytest.mark.parametrize(("values", "got"), [([2**40, 3], "1099511627776"), (np.array([0.1, 1e300]), r"1e\+300")])
+def test_values_that_jax_has_no_number_for_are_refused(values, got):
+    with pytest.raises(ValueError, match=rf"axes\['seed'\]\[\d\]: got {got}; expected a"):
+        mjn.sweep(lambda seed: seed * 1.0, {"seed": values})
