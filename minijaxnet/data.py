@@ -154,12 +154,12 @@ def numbers(tree: Any, where: str) -> Any:
 
     Raises:
         TypeError: a leaf that is no array of numbers, such as text, dates, a masked array, or floats of 128 bits.
-        ValueError: an integer beyond the integers that JAX holds; a tree that is nested too deep.
+        ValueError: a number beyond those that JAX holds; a tree that is nested too deep.
 
     Example:
         >>> numbers(np.array([2**40]), "data.x")
         Traceback (most recent call last):
-        ValueError: data.x[0]: got 1099511627776; expected an int32: subtract an offset, or set JAX_ENABLE_X64=1
+        ValueError: data.x[0]: got 1099511627776; expected what int32 holds: subtract an offset, or set JAX_ENABLE_X64=1
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _as_numbers(leaf, where + jax.tree_util.keystr(path)), checked_tree(tree, where)
@@ -224,10 +224,8 @@ def _as_numbers(leaf: Any, name: str) -> Any:
         raise TypeError(f"{name}: got {_kind_of(leaf, dtype)}; expected numbers")
     if not dtype.isnative:
         raise TypeError(f"{name}: got dtype {dtype.str}; expected this machine's own byte order")
-    if dtype.kind in "iu":
-        _check_integers(values, name)
-    elif dtype == np.float64:
-        _check_floats(values, name)
+    if dtype.kind in "iuf":
+        _check_held(values, name)
     return values if isinstance(leaf, np.ndarray) or not isinstance(leaf, int) else leaf
 
 
@@ -250,22 +248,17 @@ def _kind_of(leaf: Any, dtype: Any) -> str:
     return f"a {type(leaf).__name__} with columns {', '.join(names[:3])}"
 
 
-def _check_integers(values: np.ndarray, name: str) -> None:
-    held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
-    if values.size and not held.min <= int(values.min()) <= int(values.max()) <= held.max:
-        outside = np.argwhere((values < held.min) | (values > held.max))
-        place = list(map(int, outside[0]))
-        got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
-        raise ValueError(f"{got}; expected an {held.dtype}: subtract an offset, or set JAX_ENABLE_X64=1")
-
-
-def _check_floats(values: np.ndarray, name: str) -> None:
-    held = np.finfo(jax.dtypes.canonicalize_dtype(values.dtype))
-    outside = np.argwhere(np.isfinite(values) & (np.abs(values) > held.max)) if held.bits < 64 else []
+def _check_held(values: np.ndarray, name: str) -> None:
+    """That JAX holds each number: without float64 enabled it has 32 bits at most."""
+    held = jax.dtypes.canonicalize_dtype(values.dtype)
+    if held == values.dtype:
+        return
+    limits, advice = (np.finfo(held), "scale it") if held.kind == "f" else (np.iinfo(held), "subtract an offset")
+    outside = np.argwhere(np.isfinite(values) & ((values < limits.min) | (values > limits.max)))
     if len(outside):
         place = list(map(int, outside[0]))
         got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
-        raise ValueError(f"{got}; expected a finite {held.dtype}: scale it, or set JAX_ENABLE_X64=1")
+        raise ValueError(f"{got}; expected what {held} holds: {advice}, or set JAX_ENABLE_X64=1")
 
 
 def _check_values(values: Any, name: str) -> int:

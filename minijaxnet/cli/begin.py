@@ -21,7 +21,15 @@ from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.disk import read_json
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, why_not_own, write_beginning
+from minijaxnet.run.folder import (
+    CONFIG,
+    RESULT,
+    changes_before_loading,
+    create_run_folder,
+    is_own,
+    plain,
+    write_beginning,
+)
 from minijaxnet.run.log import METRICS, read_rows
 
 
@@ -115,11 +123,12 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
     file = next((place for place in places if Path(place).is_file()), None)
     if file is None:
         raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
-    if not trust and (why := why_not_own(folder, file)):
-        if "\n" not in why:
-            raise UsageError(f"{folder}: {why}; expected a run of yours (--trust runs its code, {file}, all the same)")
-        if not changed:
-            raise OtherCode(folder, why)
+    if not trust:
+        if not is_own(folder, file):
+            got = "got a run that was not started by you, on this machine"
+            raise UsageError(f"{folder}: {got}; expected a run of yours (--trust runs its code, {file}, all the same)")
+        if (difference := changes_before_loading(folder, file)) and not changed:
+            raise OtherCode(folder, difference)
     experiment = load_experiment(file)
     try:
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])

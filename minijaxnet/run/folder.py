@@ -66,12 +66,16 @@ def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) ->
     return code.difference(then, now | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
 
 
-def why_not_own(folder: Path, file: str | Path) -> str:
-    """Why the code of a run may be somebody else's; "" if this user has run it before, and it is as it was."""
-    mark, then = own_mark(folder), code.kept(folder / CODE)
-    marked = str(read_json(folder / "environment.json").get("mark", ""))
-    if not mark or Path(file).name not in then or not hmac.compare_digest(mark.encode(), marked.encode()):
-        return "the run was not started by you, on this machine"
+def is_own(folder: Path, file: str | Path) -> bool:
+    """Whether this user has started a run, with the code that is kept with it, from a file of this name."""
+    mark, marked = own_mark(folder), str(read_json(folder / "environment.json").get("mark", ""))
+    its = Path(file).name in code.kept(folder / CODE)
+    return bool(mark) and its and hmac.compare_digest(mark.encode(), marked.encode())
+
+
+def changes_before_loading(folder: Path, file: str | Path) -> str:
+    """As ``changes``, of an experiment that is not loaded, so that none of its code is carried out."""
+    then = code.kept(folder / CODE)
     seen = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
     return code.difference(seen, code.present(file, seen) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
 

@@ -48,7 +48,8 @@ def test_the_code_of_somebody_elses_run_is_not_carried_out_unless_trusted(here, 
         called = call(verb, folder)
         assert not Path("was_run").exists()
     assert (
-        called.code == 0 and "the run was not started by you, on this machine" in (folder / "report.html").read_text()
+        called.code == 0
+        and "a run that was not started by you, on this machine" in (folder / "report.html").read_text()
     )
     called = call("resume", folder)
     assert called.code == 2 and "not started by you, on this machine; expected a run of yours (--trust" in called.err
