@@ -1,6 +1,5 @@
 """A batch, the small data sets, and what is checked on them before they meet a compiled program."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -183,10 +182,7 @@ def check_batch(batch: Any, where: str) -> None:
         ValueError: data.y: got 3 points; expected 2, as many as in data.x
     """
     lengths: dict[str, int] = {}
-    _refuse_several(batch, where)
     for side, tree in zip(("x", "y"), pair(batch, where), strict=True):
-        if tree is None:
-            raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
         for path, leaf in jax.tree_util.tree_flatten_with_path(checked_tree(tree, f"{where}.{side}"))[0]:
             name = f"{where}.{side}{jax.tree_util.keystr(path)}"
             lengths[name] = _check_values(_as_numbers(leaf, name), name)
@@ -198,15 +194,6 @@ def check_batch(batch: Any, where: str) -> None:
             raise ValueError(f"{name}: got {length} points; expected {points}, as many as in {first}")
     if points == 0:
         raise ValueError(f"{first}: got an empty data set; expected at least one point")
-
-
-def _refuse_several(batch: Any, where: str) -> None:
-    """Say that several batches, or what yields some, is not one."""
-    join = "expected one pair (x, y) of all points: join them by np.concatenate, and pass batch_size"
-    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
-        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
-    if isinstance(batch, list) and len(batch) > 1 and all(isinstance(each, tuple) and len(each) == 2 for each in batch):
-        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
 
 
 def _as_numbers(leaf: Any, name: str) -> Any:
@@ -221,6 +208,8 @@ def _as_numbers(leaf: Any, name: str) -> Any:
     if dtype.kind in "mM":
         raise TypeError(f"{name}: got dtype {dtype}; expected numbers, such as seconds: x / np.timedelta64(1, 's')")
     if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+        if isinstance(leaf, int):
+            raise ValueError(f"{name}: got an integer of {len(str(abs(leaf)))} digits; expected what 64 bits hold")
         raise TypeError(f"{name}: got {_kind_of(leaf, dtype)}; expected numbers")
     if not dtype.isnative:
         raise TypeError(f"{name}: got dtype {dtype.str}; expected this machine's own byte order")

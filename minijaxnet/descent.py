@@ -18,9 +18,19 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from minijaxnet.pytrees import array_type, check_callable, floating_arrays, l2_norm
+from minijaxnet.pytrees import (
+    array_type,
+    check_arrays,
+    check_callable,
+    check_structure,
+    floating_arrays,
+    is_number,
+    l2_norm,
+)
 
 ObjectiveFn = Callable[..., Any]
+
+_OPTIMIZER = "state.optimizer, as the descent's own init makes it"
 
 
 class DescentState(NamedTuple):
@@ -181,6 +191,7 @@ class _GradientStep:
     has_aux: bool
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+        check_structure(state.optimizer, jnp.float32(0), _OPTIMIZER)
         rate = state.optimizer
         loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
 
@@ -206,6 +217,8 @@ class _OptaxStep:
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         import optax
+
+        check_structure(state.optimizer, jax.eval_shape(self.optimizer.init, state.params), _OPTIMIZER)
 
         def value(params: Any) -> jax.Array:
             result = self.objective(params, *_arguments(state, batch))
@@ -234,16 +247,13 @@ def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...],
             return update(*arguments, **extra)
         except TypeError as error:
             name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if name is not None and name[1] in extra:
-                refused.append(name[1])
-                del extra[name[1]]
-            elif refused:
-                raise TypeError(
-                    f"optax_descent: optimizer: a part of it takes no {', '.join(refused)}, another one needs more "
-                    f"({error}); expected parts that can be given the same"
-                ) from error
-            else:
-                raise
+            if name is None or name[1] not in extra:
+                if not refused:
+                    raise
+                without = f"a part of it takes no {', '.join(refused)}, another one needs more ({error})"
+                raise TypeError(f"optax_descent: optimizer: {without}; expected parts that take the same") from error
+            refused.append(name[1])
+            del extra[name[1]]
 
 
 def _handles_what_is_not_finite(optimizer_state: Any) -> bool:
@@ -288,7 +298,7 @@ def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: An
         if dtype is None or shape != () or not jnp.issubdtype(dtype, jnp.floating):
             got = type(loss).__name__ if dtype is None else array_type(loss)
             raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
-        return loss, aux
+        return loss, check_arrays(aux, "objective: aux")
 
     (loss, aux), slope = jax.value_and_grad(checked, has_aux=True)(state.params)
     return loss, aux, slope
@@ -297,12 +307,10 @@ def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: An
 def _learning_rate(learning_rate: Any) -> jax.Array:
     """The rate as a strongly typed scalar of JAX's default floating dtype, so that all rates share one compilation."""
     where = "gradient_descent: learning_rate"
-    number = isinstance(learning_rate, int | float | np.number | np.ndarray | jax.Array)
-    kind = jnp.result_type(learning_rate) if number else None
-    if kind is None or not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+    if shape := getattr(learning_rate, "shape", ()):
+        raise ValueError(f"{where}: got an array of shape {shape}; expected one number")
+    if not is_number(learning_rate):
         raise TypeError(f"{where}: got {learning_rate!r}; expected a positive number")
-    if jnp.shape(learning_rate) != ():
-        raise ValueError(f"{where}: got an array of shape {jnp.shape(learning_rate)}; expected one number")
     dtype = jnp.result_type(float)
     if not isinstance(learning_rate, Tracer):
         with np.errstate(over="ignore", under="ignore"):

@@ -110,3 +110,16 @@ def count_points(data: Any) -> int:
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"data: got batch axes of length {sorted(lengths)}; expected one length, above 0")
     return lengths.pop()
+
+
+def check_key(key: Any) -> None:
+    """That this is one key of JAX.
+
+    Raises:
+        TypeError: it is none, or several.
+    """
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0
+    if not is_key and not (dtype == jnp.uint32 and ndim == 1):
+        got = "None" if key is None else f"a {type(key).__name__}" + (f" of shape {key.shape}" if ndim else "")
+        raise TypeError(f"key: got {got}; expected a jax.random.key, for the order of the minibatches")

@@ -20,8 +20,8 @@ from jax.custom_batching import custom_vmap
 from minijaxnet._programs import JitOf, known
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state
-from minijaxnet.feeds import CHUNK_BYTES, OneBatch, minibatches_of
-from minijaxnet.losses import check_labels
+from minijaxnet.feeds import CHUNK_BYTES, OneBatch, check_key, minibatches_of
+from minijaxnet.losses import check_labels, check_probabilities
 from minijaxnet.pytrees import check_count, structure_difference
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, may_go_on, packed, unpacked, without_untaken
 
@@ -72,6 +72,7 @@ def descend(
     check_state(state)
     rest = flat_norm(until_flat, sampled=state.key is not None)
     batch = numbers(batch, "batch")
+    check_probabilities(descent.step, batch)
     end, trace = _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
     return end, _explained(trace, descent, state, batch)
 
@@ -133,13 +134,15 @@ def descend_minibatches(
 ) -> tuple[DescentState, Trace]:
     """The same for a number of steps, be it no whole number of epochs; 0 for ``until_flat`` never stops it."""
     rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
+    check_key(key)
+    check_probabilities(descent.step, data)
     feed = minibatches_of(data, batch_size)
     end, trace = _run_steps(descent.step, state, feed, (data, key), check_count("steps", steps), rest)
     return end, _explained(trace, descent, state, data)
 
 
 def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -> Trace:
-    """The trace; of a descent that diverged because its labels are no classes, an error that says so."""
+    """The trace; of a descent that diverged for want of classes or points, an error that says so."""
     if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED:
         check_labels(descent.step, state.params, data)
     return trace

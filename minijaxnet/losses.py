@@ -1,5 +1,6 @@
 """Losses: how wrong a batch of predictions is, as one number. Lower means a better model."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from minijaxnet.network import Network
 from minijaxnet.pytrees import array_type, check_callable, pair
@@ -159,17 +161,31 @@ class Objective:
         """Say on the host what the compiled program could only turn into NaN: labels that are no class.
 
         Raises:
-            ValueError: shapes that do not fit, labels out of range.
+            ValueError: no points, shapes that do not fit, labels out of range.
         """
         x, y = pair(batch)
+        if not all(map(jnp.size, jax.tree.leaves(y))):
+            raise ValueError("labels: got no points; expected at least one")
         logits = jax.eval_shape(self.network.apply, params, x)
         jax.eval_shape(self.loss, logits, y)
-        if self.loss in (softmax_cross_entropy, accuracy) and _are_classes(y):
+        if self.loss in (softmax_cross_entropy, accuracy) and _are_classes(y) and _at_hand(y):
             _check_range("labels", y, 0, logits.shape[-1] - 1, f"a class of {logits.shape[-1]}")
-        elif self.loss in (softmax_cross_entropy, binary_cross_entropy):
-            _check_range("labels", y, 0, 1, "a probability")
-        if self.loss is softmax_cross_entropy and not _are_classes(y):
-            _check_sums(y)
+        self.check_probabilities(y)
+
+    def check_probabilities(self, labels: Any) -> None:
+        """Say the same of probabilities, which make the loss no NaN; of an array of JAX only once, since it stays.
+
+        Raises:
+            ValueError: labels out of range, or that do not sum to 1.
+        """
+        losses = (binary_cross_entropy,) if _are_classes(labels) else (binary_cross_entropy, softmax_cross_entropy)
+        if self.loss not in losses or not _at_hand(labels) or _found_right.get((id(labels), self.loss)) is labels:
+            return
+        _check_range("labels", labels, 0, 1, "a probability")
+        if self.loss is softmax_cross_entropy:
+            _check_sums(labels)
+        if isinstance(labels, jax.Array):
+            _found_right[id(labels), self.loss] = labels
 
 
 def objective(network: Network, loss: Loss) -> Objective:
@@ -206,11 +222,36 @@ def check_labels(step: Any, params: Any, batch: Any) -> None:
     Example:
         >>> check_labels(lambda state, batch: (state, None), 1.0, ())
     """
+    if (found := _objective_of(step)) is not None:
+        found.check_values(params, batch)
+
+
+def check_probabilities(step: Any, batch: Any) -> None:
+    """The part of ``check_labels`` that costs next to nothing, for each call of a descent.
+
+    Example:
+        >>> check_probabilities(lambda state, batch: (state, None), ())
+    """
+    if (found := _objective_of(step)) is not None:
+        found.check_probabilities(pair(batch)[1])
+
+
+def _objective_of(step: Any) -> Objective | None:
     found = getattr(step, "objective", None)
     while found is not None and not isinstance(found, Objective):
         found = getattr(found, "objective", None)  # a wrapper, such as with_gradient's
-    if found is not None:
-        found.check_values(params, batch)
+    return found
+
+
+# Labels that were found right, by their place and the loss.
+_found_right: weakref.WeakValueDictionary[tuple[int, Loss], jax.Array] = weakref.WeakValueDictionary()
+
+
+def _at_hand(labels: Any) -> bool:
+    """Whether these are numbers that this process can look at."""
+    if isinstance(labels, jax.Array):
+        return not isinstance(labels, Tracer) and labels.is_fully_addressable
+    return isinstance(labels, np.ndarray)
 
 
 def _are_classes(labels: Any) -> bool:

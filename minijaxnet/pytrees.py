@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,47 +47,36 @@ def number_of(tree: Any) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def weights_of(params: Any) -> dict[str, jax.Array]:
-    """Each number of some params under a name of its own, with slashes as TensorBoard's groups have them.
-
-    >>> list(weights_of({"a": jnp.ones(2), "b": jnp.ones(())}))
-    ['params/a/0', 'params/a/1', 'params/b']
-    """
-    named = {
-        jax.tree_util.keystr((jax.tree_util.DictKey("params"), *path), simple=True, separator="/"): jnp.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
-    return {
-        "/".join((name, *map(str, index))): leaf[index]
-        for name, leaf in named.items()
-        for index in np.ndindex(leaf.shape)
-    }
-
-
-def is_weight(name: str) -> bool:
-    """Whether a logged number is a weight, by its name.
-
-    >>> is_weight("params"), is_weight("params/slope"), is_weight("params_norm")
-    (True, True, False)
-    """
-    return name.split("/")[0] == "params"
-
-
 def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
     """A batch as ``(x, y)``.
 
     Raises:
-        TypeError: it is not a pair.
+        TypeError: it is not a pair, or one half is missing; several batches, or what yields some.
 
     Example:
         >>> pair([1, 2, 3])
         Traceback (most recent call last):
         TypeError: batch: got list of 3; expected a pair (x, y)
     """
+    join = "expected one pair (x, y) of all points: join them by np.concatenate, and take minibatches by batch_size"
+    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
+        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
+    if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
+        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise TypeError(f"{where}: got {type(batch).__name__}{size}; expected a pair (x, y)")
+        got = array_type(batch) if hasattr(batch, "dtype") else type(batch).__name__ + size
+        raise TypeError(f"{where}: got {got}; expected a pair (x, y)")
+    for side, half in zip("xy", batch, strict=True):
+        if half is None:
+            raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
     return batch[0], batch[1]
+
+
+def _alike_containers(trees: list[Any]) -> bool:
+    if not all(isinstance(tree, tuple | list | dict) for tree in trees):
+        return False
+    return len({jax.tree.structure(tree) for tree in trees}) == 1
 
 
 def checked_tree(tree: Any, where: str) -> Any:
@@ -266,6 +256,32 @@ def structure_difference(got: Any, expected: Any) -> str | None:
         if (jnp.shape(leaf), jnp.result_type(leaf)) != (jnp.shape(want), jnp.result_type(want)):
             return f"{name}: got {array_type(leaf)}; expected {array_type(want)}"
     return None
+
+
+def check_structure(got: Any, expected: Any, where: str) -> None:
+    """That one tree is made like another, whatever the shapes of its leaves.
+
+    >>> check_structure([1.0], [1], "state")
+    >>> check_structure([1.0], (1.0,), "state")
+    Traceback (most recent call last):
+    TypeError: state: got PyTreeDef([*]); expected PyTreeDef((*,))
+    """
+    if jax.tree.structure(got) != jax.tree.structure(expected):
+        raise TypeError(f"{where}: {structure_difference(got, expected)}")
+
+
+def check_arrays(tree: Any, where: str) -> Any:
+    """A tree of nothing but arrays and numbers.
+
+    >>> check_arrays({"name": "a"}, "aux")
+    Traceback (most recent call last):
+    TypeError: aux['name']: got a str; expected an array or a number
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            name = where + jax.tree_util.keystr(path)
+            raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array or a number")
+    return tree
 
 
 def side_effects(traced: Any) -> str:

@@ -246,7 +246,7 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
         (lambda: iter([(np.ones(2), np.ones(2))]), TypeError, r"data: got a list_iterator, which yields batches; exp"),
         ((Frame(x=[1.0, 2.0], name=["a", "b"]), np.ones(2)), TypeError, r"data\.x: got a Frame with columns 'name' of"),
         (lambda: (jax.random.split(jax.random.key(0), 2), 1), TypeError, r"data\.x: got dtype key<fry>; expected"),
-        (np.ones((2, 2)), TypeError, r"data: got ndarray; expected a pair \(x, y\)"),
+        (np.ones((2, 2)), TypeError, r"data: got float(32|64)\[2,2\]; expected a pair \(x, y\)"),
         ((np.ones(2),), TypeError, r"data: got tuple of 1; expected a pair \(x, y\)"),
         ({"x": np.ones(2), "y": np.ones(2)}, TypeError, r"data: got dict; expected a pair \(x, y\)"),
         (({"a": np.ones(2), "b": np.ones(3)}, np.ones(2)), ValueError, r"data\.x\['b'\]: got 3 points; expected 2, as"),

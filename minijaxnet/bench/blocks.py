@@ -17,11 +17,13 @@ _MOST_STEPS = 2**26  # of a block: were it still too short, a step would take le
 
 
 def check_seconds(seconds: Any) -> None:
-    """Refuse what is no time to measure for."""
+    """Refuse what is no time to measure for, and a JAX that does not compile."""
     if not is_number(seconds):
         raise TypeError(f"seconds: got {seconds!r}; expected a positive number")
     if not 0 < float(seconds) < math.inf:
         raise ValueError(f"seconds: got {seconds}; expected a positive number")
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise ValueError("JAX_DISABLE_JIT: got true; expected false, since compiled steps are timed")
 
 
 def start_state(descent: Descent, params: Any, key: Any) -> Any:

@@ -20,6 +20,7 @@ from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.rounds import block, take_rounds
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
+from minijaxnet.losses import check_labels
 from minijaxnet.pytrees import named_leaves, structure_difference
 
 SAME_STEPS = 3
@@ -80,6 +81,8 @@ def compare_steps(
     """
     _check_arguments(arms, baseline, seconds)
     batch = jax.device_put(numbers(batch, "batch"))
+    for descent in arms.values():
+        check_labels(descent.step, params, batch)
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)

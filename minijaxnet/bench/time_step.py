@@ -24,6 +24,7 @@ from minijaxnet.bench.cost import folded_loop
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
+from minijaxnet.losses import check_labels
 from minijaxnet.tables import figure, html_of, text_table
 
 _BLOCK_S = 0.004  # of the shorter of two blocks; the longer one has three times the steps
@@ -151,6 +152,7 @@ def time_step(
     check_seconds(seconds)
     check_descent(descent)
     batch = jax.device_put(numbers(batch, "batch"))
+    check_labels(descent.step, params, batch)
     weak = tuple(weak_leaves(descent.init(params, key)))
     start = start_state(descent, params, key)
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet.pytrees import is_weight
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.sections import Seen, Wanted, illustrated
 from minijaxnet.report.story import Told, command_of
 from minijaxnet.report.style import SERIES
 from minijaxnet.report.thin import thin
+from minijaxnet.run.log import is_weight
 from minijaxnet.tables import figure as short
 
 _CURVES = {"Training loss": "train_loss", "Test loss": "test_loss", "Gradient norm": "gradient_norm"}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.landscape import LossSurface, loss_surface
-from minijaxnet.pytrees import cast_floats, number_of, weights_of
+from minijaxnet.pytrees import cast_floats, number_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import random_directions
 from minijaxnet.report.graph import draw_network
@@ -22,7 +22,7 @@ from minijaxnet.report.sections import Seen, Wanted, illustrated
 from minijaxnet.report.story import Known, Told
 from minijaxnet.report.surface import draw_contour, draw_surface
 from minijaxnet.report.weight import Bowl, bowl_of, draw_strip
-from minijaxnet.run.log import MOST_WATCHED
+from minijaxnet.run.log import MOST_WATCHED, weights_of
 
 _POINTS, _MARGIN = 61, 1.4  # of the surface over two weights: along each, and how far beyond the descent
 _GRID, _MOST_POINTS = 25, 512  # of the surface around a network's weights, and of the data that it is seen on

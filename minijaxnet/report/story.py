@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet.experiment import Experiment
-from minijaxnet.pytrees import is_weight
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
@@ -19,7 +18,7 @@ from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, result_state, run_state
-from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.run.log import METRICS, is_weight, read_rows
 from minijaxnet.tables import figure as short
 from minijaxnet.verify.report import headline_of, subject_of
 

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from minijaxnet.run.disk import Lines, read_own, replace_file
 from minijaxnet.run.folder import plain
 
@@ -176,3 +180,29 @@ def _whole_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(dict(row))) + "\n"
+
+
+def weights_of(params: Any) -> dict[str, jax.Array]:
+    """Each number of some params under a name of its own, with slashes as TensorBoard's groups have them.
+
+    >>> list(weights_of({"a": jnp.ones(2), "b": jnp.ones(())}))
+    ['params/a/0', 'params/a/1', 'params/b']
+    """
+    named = {
+        jax.tree_util.keystr((jax.tree_util.DictKey("params"), *path), simple=True, separator="/"): jnp.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    return {
+        "/".join((name, *map(str, index))): leaf[index]
+        for name, leaf in named.items()
+        for index in np.ndindex(leaf.shape)
+    }
+
+
+def is_weight(name: str) -> bool:
+    """Whether a logged number is a weight, by its name.
+
+    >>> is_weight("params"), is_weight("params/slope"), is_weight("params_norm")
+    (True, True, False)
+    """
+    return name.split("/")[0] == "params"

@@ -6,8 +6,9 @@ call runs a block on each of its devices: the same program on each, with nothing
 """
 
 import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
@@ -100,9 +101,17 @@ def sweep(
         (networks from several seeds).
     """
     check_callable("run", run)
+    if not isinstance(axes, Mapping):
+        raise TypeError(f"axes: got a {type(axes).__name__}; expected {{name: values}}, by the arguments of run")
     axes = {name: _values(name, values) for name, values in axes.items()}
     if not axes:
         raise ValueError("axes: got none; expected at least one, {name: values}")
+    try:
+        inspect.signature(run).bind(**axes)
+    except TypeError as error:
+        raise TypeError(f"axes: got {', '.join(axes)}; expected the arguments of run ({error})") from None
+    except ValueError:
+        pass  # a function without a signature, such as a builtin
     lengths = {name: len(values) for name, values in axes.items()}
     if zipped and len(set(lengths.values())) > 1:
         raise ValueError(f"axes: got lengths {lengths}; expected the same for all, since they are zipped")
@@ -171,6 +180,8 @@ def _values(name: str, values: Any) -> Any:
     """An axis as an array: NumPy's for numbers, JAX's for keys."""
     if not isinstance(name, str):
         raise TypeError(f"axes: got the name {name!r}; expected text, an argument of run")
+    if isinstance(values, Iterator):
+        raise TypeError(f"axes[{name!r}]: got a {type(values).__name__}; expected an array or a list of values")
     array = values if isinstance(values, jax.Array) else np.asarray(values)
     if isinstance(array, np.ndarray) and array.dtype.kind in "iuf":
         array = numbers(array, f"axes[{name!r}]")

@@ -353,7 +353,7 @@ def test_updates_that_are_all_lost_to_rounding_are_noted(dtype, rate, noted):
     descent = mjn.gradient_descent(lambda weights, batch: jnp.mean((weights * batch[0] - batch[1]) ** 2), rate)
     ones = np.ones(4, dtype)
     result = mjn.fit(descent, descent.init(jnp.asarray(ones)), (ones, 2 * ones), steps=20)
-    assert ["none of 4 weights has moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
+    assert ["0 of 4 weights have moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
 
 
 def test_a_result_prints_as_a_line_and_its_notes():
@@ -363,3 +363,10 @@ def test_a_result_prints_as_a_line_and_its_notes():
     assert str(result) == repr(result) == line
     odd = result._replace(notes=["one is damaged", "a row is lost"], interrupted=2, first_step=2_000, rows=[])
     assert str(odd) == "FitResult: OUT_OF_STEPS after 2,003 steps, then was interrupted\none is damaged\na row is lost"
+
+
+def test_one_weight_that_moves_does_not_hide_the_others_nor_do_weights_of_32_bits():
+    descent = mjn.gradient_descent(lambda params, batch: jnp.sum(params["few"] * batch[0]) + params["wide"] ** 2, 1e-4)
+    params = {"few": jnp.ones(200, jnp.bfloat16).at[0].set(1e-3), "wide": jnp.ones(())}
+    [note] = mjn.fit(descent, descent.init(params), (np.ones(200), 1.0 * np.ones(200)), steps=20).notes
+    assert "1 of 200 weights have moved" in note

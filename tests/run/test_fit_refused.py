@@ -204,7 +204,7 @@ def test_a_run_dir_that_is_no_folder_is_named(run_dir, kind, tmp_path, monkeypat
         ({3: 1.0}, r"measure: got the names \[3\]; expected a dictionary"),
         ({"a": None}, "measure: a: got NoneType; expected a number"),
         ({"a": "3"}, "measure: a: got str; expected a number"),
-        ({"a": np.ones(1)}, r"measure: a: got float32\[1\]; expected a number"),
+        ({"a": np.ones(1)}, r"measure: a: got float64\[1\]; expected a number"),
         ({"a": np.complex64(1)}, r"measure: a: got complex64\[\]; expected a number"),
     ],
     ids=str,
