@@ -22,7 +22,7 @@ from minijaxnet.pytrees import (
     array_type,
     check_arrays,
     check_callable,
-    check_structure,
+    check_like,
     floating_arrays,
     is_number,
     l2_norm,
@@ -191,8 +191,8 @@ class _GradientStep:
     has_aux: bool
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
-        check_structure(state.optimizer, jnp.float32(0), _OPTIMIZER)
         rate = state.optimizer
+        check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), _OPTIMIZER)
         loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
@@ -218,7 +218,7 @@ class _OptaxStep:
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         import optax
 
-        check_structure(state.optimizer, jax.eval_shape(self.optimizer.init, state.params), _OPTIMIZER)
+        check_like(state.optimizer, jax.eval_shape(self.optimizer.init, state.params), _OPTIMIZER)
 
         def value(params: Any) -> jax.Array:
             result = self.objective(params, *_arguments(state, batch))

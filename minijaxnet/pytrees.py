@@ -258,16 +258,15 @@ def structure_difference(got: Any, expected: Any) -> str | None:
     return None
 
 
-def check_structure(got: Any, expected: Any, where: str) -> None:
-    """That one tree is made like another, whatever the shapes of its leaves.
+def check_like(got: Any, expected: Any, where: str) -> None:
+    """That one tree could stand where another one does.
 
-    >>> check_structure([1.0], [1], "state")
-    >>> check_structure([1.0], (1.0,), "state")
+    >>> check_like(jnp.ones(2), jnp.ones(3), "state")
     Traceback (most recent call last):
-    TypeError: state: got PyTreeDef([*]); expected PyTreeDef((*,))
+    TypeError: state: (leaf): got float32[2]; expected float32[3]
     """
-    if jax.tree.structure(got) != jax.tree.structure(expected):
-        raise TypeError(f"{where}: {structure_difference(got, expected)}")
+    if difference := structure_difference(got, expected):
+        raise TypeError(f"{where}: {difference}")
 
 
 def check_arrays(tree: Any, where: str) -> Any:
