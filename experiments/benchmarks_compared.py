@@ -1,31 +1,23 @@
-"""Tools that time steps, judged by their verdicts: what they call different that is equal, and what they overlook.
+"""Tools that time steps, judged by their power: how small a slowdown each finds, in how many seconds.
 
     pip install -e ".[all,peers]"
-    python experiments/benchmarks_compared.py --json verdicts.json
+    python experiments/benchmarks_compared.py --seconds 1 --json power.json
+    python experiments/benchmarks_compared.py --draw power.json --out experiments/benchmarks_compared.svg
     python experiments/benchmarks_compared.py --overhead
 
-A comparison has two arms, compiled anew, each a step of small matrix products in a loop. In an A/A comparison both take
-400 rounds of that loop, and any verdict but "indistinguishable" is false, though the run be called unsound. In the
-others one arm, drawn by lot, takes 412 or 440 rounds: a verdict that does not say so is a miss, and one that says the
-opposite goes the wrong way, too. All comparisons come in an order drawn by lot, and in each all tools take their turn,
-in an order drawn by lot again; all of it once while nothing else is started, and once while another process keeps a
-core busy at random. With four tools that takes about half an hour a load.
+A comparison has two arms, compiled anew, each a step of small matrix products in a loop, of about 0.1 ms. One takes
+200 rounds of that loop; the other one as many or 0.5 to 10 per cent more, and which of them is the slower is drawn by
+lot. In each comparison all tools take their turn, in an order drawn by lot; all of it once while nothing else is
+started, and once while another process keeps a core busy at random. Each tool measures for the same seconds in all,
+half of them an arm, the first arm wholly before the second; only ours takes them in turn, and it may end early.
+Compilation, and finding out how many calls a sample should have, count for none.
 
-Each tool measures for the same seconds in all, half of them an arm, the first arm wholly before the second; only ours
-takes them in turn. Compilation, and finding out how many calls a sample should have, count for none. The others call
-the jitted step and wait for what it returns, as JAX's documentation has it; a call's own cost is about a twentieth of
-the step. They give figures, no verdicts. So each has several rows, with what turns its figures into one:
+``compare_steps`` gives a verdict. The others give times, and what difference between two of them is one is left to the
+reader. So each of them is given the best rule that there is: two medians differ if they are further apart than in 95
+per cent of its own comparisons of equal arms, in this very run. Ours is told nothing of that.
 
-- ``timeit``: ``autorange``, then ``repeat``; the medians, or the best as its documentation advises, differ in the three
-  digits that ``python -m timeit`` prints.
-- ``pytest-benchmark``: its fixture in a session of pytest, of which only ``--benchmark-max-time`` is set; the factor in
-  its table, of two decimals, is not 1.00 for the medians, or for the minima that it sorts by.
-- ``torch.utils.benchmark``: ``blocked_autorange``; the medians differ as ``Compare`` prints them with
-  ``trim_significant_figures``; or in those digits that are significant for both, and neither measurement warns of its
-  interquartile range; or they are more than 1 % apart, where ``colorize`` no longer shows both as the best.
-- marked by ``*``: more than so much apart, which is half of what was planted. Ours is not told that.
-
-``--overhead`` holds what ``time_step`` says of a fused step against a bare loop of a million of them.
+``--json`` adds to what is in the file already. ``--overhead`` holds what ``time_step`` says of a fused step against a
+bare loop of a million of them.
 """
 
 import argparse
@@ -44,14 +36,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from timers import FASTER, PLANTED, ROUNDS, SAME, SLOWER, TOOLS, Arms, Tool, rounds_of
+from timers import FASTER, ROUNDS, SLOWER, TOOLS, Arms, Tool, rounds_of
 
 import minijaxnet as mjn
-from minijaxnet.bench.machine import machine
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import figure, percent, text_table
 
-LONGER = {"A/A": 1, "3 %": 5, "10 %": 1}  # how many times the seconds of an A/A comparison
-LOADS = ("none", "random")
+PLANTED = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # how much more rounds the slower arm takes
+LOADS = {"none": "quiet", "random": "another core busy"}
+FALSE = 0.05  # the share of equal arms that a rule may call different
 
 # A process that works and sleeps at random. It ends when its pipe is closed, which the system does for a parent that
 # is gone, however it went.
@@ -74,14 +66,19 @@ class Task(NamedTuple):
     """A comparison to make.
 
     Attributes:
-        kind: a key of ``PLANTED``.
-        truth: what is to be said of the second arm, against the first.
+        planted: how much more rounds the slower arm takes.
+        slower: whether that is the second one; of equal arms neither is.
         seconds: to measure for.
     """
 
-    kind: str
-    truth: str
+    planted: float
+    slower: bool
     seconds: float
+
+    @property
+    def truth(self) -> str | None:
+        """What is to be said of the second arm."""
+        return None if not self.planted else SLOWER if self.slower else FASTER
 
 
 # --- What is compared -------------------------------------------------------------------------------------------------
@@ -94,21 +91,17 @@ def arms_of(task: Task) -> Arms:
     that are far beyond, so that tanh does not saturate.
     """
     draw = np.random.default_rng(0)
-    weights = jnp.asarray(1.5 / 8 * draw.normal(size=(64, 64)), jnp.float32)
-    x = jnp.asarray(draw.normal(size=(32, 64)), jnp.float32)
-    more = round(ROUNDS * (1 + PLANTED[task.kind]))
-    first, second = (more if task.truth == slow else ROUNDS for slow in (FASTER, SLOWER))
+    weights = jnp.asarray(1.5 / math.sqrt(32) * draw.normal(size=(32, 32)), jnp.float32)
+    x = jnp.asarray(draw.normal(size=(16, 32)), jnp.float32)
+    counts = [ROUNDS, round(ROUNDS * (1 + task.planted))]
+    first, second = counts if task.slower else counts[::-1]
     return Arms(rounds_of(first), rounds_of(second), x, weights)
 
 
-def plan(comparisons: int, planted: int, seconds: float, draw: np.random.Generator) -> list[Task]:
+def plan(equal: int, planted: int, seconds: float, draw: np.random.Generator) -> list[Task]:
     """All comparisons, in an order drawn by lot; in about half of the planted ones the first arm is the slower."""
-    counts = {kind: planted if share else comparisons for kind, share in PLANTED.items()}
-    tasks = [
-        Task(kind, str(draw.choice([SLOWER, FASTER])) if PLANTED[kind] else SAME, LONGER[kind] * seconds)
-        for kind, count in counts.items()
-        for _ in range(count)
-    ]
+    counts = {share: planted if share else equal for share in PLANTED}
+    tasks = [Task(share, bool(draw.integers(2)), seconds) for share, count in counts.items() for _ in range(count)]
     return [tasks[i] for i in draw.permutation(len(tasks))]
 
 
@@ -130,67 +123,110 @@ def load(kind: str, seed: int) -> Iterator[subprocess.Popen[bytes] | None]:
 
 
 def measured(tool: Tool, task: Task) -> dict[str, Any]:
-    """The figures of one tool for new arms, and the verdicts by its rules; without one where it could not measure."""
+    """What one tool finds of new arms; why not, where it could not measure."""
     try:
-        figures = tool.measure(arms_of(task), task.seconds)
+        return tool.measure(arms_of(task), task.seconds)._asdict()
     except (RuntimeError, ValueError) as error:
-        return {"error": f"{type(error).__name__}: {error}", "verdicts": dict.fromkeys(tool.rules, "none")}
-    if "seconds" in figures:
-        figures["ratio"] = {name: second / first for name, (first, second) in figures["seconds"].items()}
-    return figures | {"verdicts": {row: rule(figures) for row, rule in tool.rules.items()}}
-
-
-def tallied(records: Sequence[Mapping[str, Any]], tool: str, row: str) -> tuple[int, ...]:
-    """How many verdicts of a row are false in A/A, miss what was planted, kind by kind, and go the wrong way."""
-    verdicts = [(record["kind"], record["truth"], record["tools"][tool]["verdicts"][row]) for record in records]
-    wrong = [kind for kind, truth, said in verdicts if said in (SLOWER, FASTER) and said != truth]
-    missed = [kind for kind, truth, said in verdicts if said != truth]
-    false = wrong.count("A/A")
-    return false, *(missed.count(kind) for kind, share in PLANTED.items() if share), len(wrong) - false
-
-
-def table(title: str, records: Sequence[Mapping[str, Any]], tools: Sequence[str], absent: Sequence[str]) -> str:
-    """A row for each rule of each tool, and what could not be believed or measured."""
-    counts = {kind: sum(record["kind"] == kind for record in records) for kind in PLANTED}
-    missed = [f"missed {kind} of {counts[kind]}" for kind in PLANTED if PLANTED[kind]]
-    rows, notes = [], ["* told what was planted: the threshold is half of it"]
-    for tool in tools:
-        if tool in absent:
-            rows.append((tool, "not installed", *[""] * (len(missed) + 1)))
-            continue
-        rows += [(row, *tallied(records, tool, row)) for row in TOOLS[tool].rules]
-        found = [(record["kind"], record["tools"][tool]) for record in records]
-        for what, kinds in (
-            ("unsound", [kind for kind, taken in found if not taken.get("sound", True)]),
-            ("failed", [kind for kind, taken in found if "error" in taken]),
-        ):
-            if kinds:
-                notes.append(f"{tool}: {what}: {', '.join(f'{kinds.count(k)} of {n} {k}' for k, n in counts.items())}")
-    columns = ("tool, and what makes a verdict of its figures", f"false of {counts['A/A']} A/A", *missed, "wrong way")
-    return "\n".join([text_table(columns, rows, title=title), *notes])
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def carried_out(
-    kind: str, tasks: Sequence[Task], tools: Sequence[str], seed: int, save: Callable[[list[Any]], None]
-) -> list[dict[str, Any]]:
-    """Make all comparisons under a load; ``save`` is called after each with all that there is.
+    kind: str, tasks: Sequence[Task], tools: Sequence[str], seed: int, save: Callable[[dict[str, Any]], None]
+) -> None:
+    """Make all comparisons under a load, and save each.
 
     Raises:
         RuntimeError: the load ended before they did.
     """
-    records, draw = [], np.random.default_rng(seed)
+    draw = np.random.default_rng(seed)
     with load(kind, seed) as busy:
         for number, task in enumerate(tasks, 1):
             order = [tools[int(i)] for i in draw.permutation(len(tools))]
             found = {tool: measured(TOOLS[tool], task) for tool in order}
             if busy is not None and busy.poll() is not None:
                 raise RuntimeError(f"the load ended with {busy.returncode} while tools were measuring")
-            records.append({**task._asdict(), "tools": found})
-            save(records)
-            said = "; ".join(f"{tool} {next(iter(found[tool]['verdicts'].values()))}" for tool in tools)
-            print(f"load {kind}, {number} of {len(tasks)}, {task.kind}: {task.truth} is true; {said}", flush=True)
+            save({"load": kind, **task._asdict(), "truth": task.truth, "tools": found})
+            print(f"load {kind}, {number} of {len(tasks)}: {percent(task.planted)}", flush=True)
             jax.clear_caches()  # hundreds of programs that are not used again
-    return records
+
+
+def threshold(ratios: Sequence[float]) -> float:
+    """How far from 1, as a logarithm, all but 5 per cent of the ratios of equal arms are at most.
+
+    >>> round(threshold([1.0] * 95 + [1.1] * 5), 3)
+    0.0
+    """
+    return float(np.quantile(np.abs(np.log(ratios)), 1 - FALSE, method="inverted_cdf"))
+
+
+def verdict(found: Mapping[str, Any], least: float) -> str | None:
+    """A tool's own verdict, or what a threshold makes of its ratio."""
+    if found.get("verdict") is not None:
+        return found["verdict"] if found["verdict"] in (SLOWER, FASTER) else None
+    log = math.log(found["ratio"])
+    return None if abs(log) <= least else SLOWER if log > 0 else FASTER
+
+
+def shares(records: Sequence[Mapping[str, Any]], tool: str) -> dict[float, tuple[int, int, int]]:
+    """``{planted: (how many were found, how many said the opposite, of how many)}``; at 0 false and unsound ones."""
+    there = [(record, record["tools"][tool]) for record in records if "ratio" in record["tools"].get(tool, {})]
+    equal = [found["ratio"] for record, found in there if not record["planted"]]
+    least, counted = threshold(equal) if equal else 0.0, {}
+    for planted in sorted({record["planted"] for record, _ in there}):
+        said = [(verdict(found, least), r["truth"], found["sound"]) for r, found in there if r["planted"] == planted]
+        if planted:
+            found, odd = sum(a == truth for a, truth, _ in said), sum(a not in (truth, None) for a, truth, _ in said)
+        else:
+            found, odd = sum(a is not None for a, _, _ in said), sum(not sound for *_, sound in said)
+        counted[planted] = (found, odd, len(said))
+    return counted
+
+
+def grouped(records: Sequence[Mapping[str, Any]]) -> dict[tuple[float, str], list[Mapping[str, Any]]]:
+    """The records of each ``(seconds, load)``."""
+    keys = sorted({(record["seconds"], record["load"]) for record in records})
+    return {key: [record for record in records if (record["seconds"], record["load"]) == key] for key in keys}
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each time and load: a row a tool, what it found of each slowdown."""
+    parts = []
+    for (seconds, kind), some in grouped(records).items():
+        rows = []
+        for tool in TOOLS:
+            if counted := shares(some, tool):
+                cells = {planted: f"{found} of {count}" for planted, (found, _, count) in counted.items()}
+                wrong = sum(odd for planted, (_, odd, _) in counted.items() if planted)
+                rows.append((tool, *(cells.get(planted, "") for planted in PLANTED), wrong, counted[0.0][1]))
+        columns = ("tool", "equal: false", *map(percent, PLANTED[1:]), "wrong way", "unsound")
+        parts.append(text_table(columns, rows, title=f"{seconds:g} s, {LOADS[kind]}"))
+    return "\n\n".join(parts)
+
+
+def drawn(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the share that each tool found against what was planted, for each time and load."""
+    from minijaxnet.report.style import SERIES, save, styled
+    from minijaxnet.report.style import figure as new_figure
+
+    groups = grouped(records)
+    with styled():
+        picture = new_figure(7.2, 2.9 * math.ceil(len(groups) / 2) + 0.5)
+        panels = picture.subplots(math.ceil(len(groups) / 2), min(2, len(groups)), sharey=True, squeeze=False).ravel()
+        for axes, ((seconds, kind), some) in zip(panels, groups.items(), strict=False):
+            for tool, colour in zip(TOOLS, SERIES, strict=False):
+                counted = shares(some, tool)
+                y = [100 * found / count for found, _, count in counted.values()]
+                ours = {"linewidth": 2.5, "zorder": 3} if tool == "minijaxnet" else {"linewidth": 1.2}
+                x = [PLANTED.index(planted) for planted in counted]
+                axes.plot(x, y, label=tool, color=colour, marker="o", markersize=3.5, **ours)
+            axes.set_title(f"{seconds:g} s, {LOADS[kind]}")
+            axes.set_xticks(range(len(PLANTED)), [f"{100 * planted:g}" for planted in PLANTED])
+            axes.axhline(100 * FALSE, color="0.6", linewidth=0.8, linestyle=":")
+            axes.set_xlabel("planted slowdown, per cent")
+        for axes in panels[:: min(2, len(groups))]:
+            axes.set_ylabel("found, per cent of comparisons")
+        panels[0].legend()
+        save(picture, path)
 
 
 # --- What time_step adds to a step ------------------------------------------------------------------------------------
@@ -242,19 +278,21 @@ def overhead(repetitions: int, seconds: float, steps: int = 1_000_000) -> str:
 
 
 def main() -> None:
-    """Print a table a load, or with ``--overhead`` what ``time_step`` adds to a step."""
+    """Make comparisons and print a table, draw what was made, or show what ``time_step`` adds to a step."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tools", default=",".join(TOOLS), help="some of %(default)s")
-    parser.add_argument("--comparisons", type=int, default=100, help="of equal arms (default: %(default)s)")
+    parser.add_argument("--equal", type=int, default=40, help="comparisons of equal arms (default: %(default)s)")
     parser.add_argument("--planted", type=int, default=10, help="comparisons of each slowdown (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one, those of 3 %% five times as many")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one (default: %(default)s)")
     parser.add_argument("--load", choices=(*LOADS, "both"), default="both", help="beside it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn by lot (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to save every figure and verdict")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to add every figure and verdict")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="only print and draw what is in such a file")
+    parser.add_argument("--out", type=Path, default=Path("power.svg"), help="of --draw (default: %(default)s)")
     parser.add_argument("--overhead", action="store_true", help="only hold time_step against a bare loop")
     parser.add_argument("--repetitions", type=int, default=7, help="of --overhead (default: %(default)s)")
     options = parser.parse_args()
-    for name, least in (("comparisons", 1), ("planted", 1), ("repetitions", 1), ("seed", 0)):
+    for name, least in (("equal", 1), ("planted", 0), ("repetitions", 1), ("seed", 0)):
         if (got := getattr(options, name)) < least:
             parser.error(f"--{name}: got {got}; expected at least {least}")
     if not 0 < options.seconds < math.inf:
@@ -265,22 +303,29 @@ def main() -> None:
     if options.overhead:
         print(overhead(options.repetitions, options.seconds), flush=True)
         return
+    if options.draw is not None:
+        records = json.loads(options.draw.read_text(encoding="utf-8"))
+        print(table(records))
+        drawn(records, options.out)
+        return
 
     needs = {tool: TOOLS[tool].needs for tool in tools}
     absent = [tool for tool, package in needs.items() if package and importlib.util.find_spec(package) is None]
-    saved: dict[str, Any] = {"seed": options.seed, "machine": machine(), "loads": {}}
+    for tool in absent:
+        print(f"{tool}: not installed", flush=True)
+    file: Path | None = options.json
+    records = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else []
 
-    def save(kind: str, records: list[Any]) -> None:
-        saved["loads"][kind] = records
-        if options.json is not None:
-            options.json.write_text(json.dumps(saved, indent=1), encoding="utf-8")
+    def save(record: dict[str, Any]) -> None:
+        records.append(record)
+        if file is not None:
+            file.write_text(json.dumps(records, indent=1), encoding="utf-8")
 
     for kind in LOADS if options.load == "both" else (options.load,):
         # The same comparisons in the same order under each load.
-        tasks = plan(options.comparisons, options.planted, options.seconds, np.random.default_rng(options.seed))
-        present = [tool for tool in tools if tool not in absent]
-        records = carried_out(kind, tasks, present, options.seed, lambda found, kind=kind: save(kind, found))
-        print("\n" + table(f"load: {kind}", records, tools, absent) + "\n", flush=True)
+        tasks = plan(options.equal, options.planted, options.seconds, np.random.default_rng(options.seed))
+        carried_out(kind, tasks, [tool for tool in tools if tool not in absent], options.seed, save)
+    print("\n" + table(records), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
 from peers.compare import Comparison, Peer, compare_peers
 
-from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.tables import figure, text_table
 
 
@@ -66,7 +66,7 @@ def table(title: str, found: Comparison) -> str:
     """Loops in Python and whole programs, each from the fastest to the slowest, and what was not timed."""
     rows, scan = found.rows, found.rows[SCAN].samples_s
     n_ratios = 2 * len(rows)
-    control = median_interval(found.control_s / scan, n_ratios)
+    control = median_interval(found.control_s / scan, RISK / n_ratios)
     loop = rows.get(LOOP)
     columns = ("", "us a step", "times scan", "interval", "times ours", "ours is", "compile s", "break-even")
     cells: list[tuple[str, ...]] = []
@@ -77,8 +77,8 @@ def table(title: str, found: Comparison) -> str:
         cells.append((heading, *[""] * (len(columns) - 1)))
         group = {label: row for label, row in rows.items() if row.whole == whole}
         for label, row in sorted(group.items(), key=lambda item: float(np.median(item[1].samples_s / scan))):
-            step_s, to_scan = float(np.median(row.samples_s)), median_interval(row.samples_s / scan, n_ratios)
-            to_ours = median_interval(row.samples_s / rows[ours].samples_s, n_ratios) if ours in rows else None
+            step_s, to_scan = float(np.median(row.samples_s)), median_interval(row.samples_s / scan, RISK / n_ratios)
+            to_ours = median_interval(row.samples_s / rows[ours].samples_s, RISK / n_ratios) if ours in rows else None
             versus = ("", "") if to_ours is None else (_cell(to_ours.median), verdict(to_ours, control))
             ahead = ""
             if loop is not None and label != LOOP:

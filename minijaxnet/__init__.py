@@ -1,88 +1,22 @@
 """A small JAX framework for researchers who work on gradients: descend, verify, benchmark."""
 
-from minijaxnet.backprop import mlp_gradient
-from minijaxnet.bench import StepComparison, StepTiming, compare_steps, time_step
-from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
-from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
-from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
-from minijaxnet.gradient_rule import with_gradient
-from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction
-from minijaxnet.loop import descend, descend_epochs
-from minijaxnet.losses import (
-    accuracy,
-    binary_cross_entropy,
-    mean_squared_error,
-    objective,
-    prediction_errors,
-    softmax_cross_entropy,
-)
-from minijaxnet.network import Network, dense, elementwise, mlp, serial
-from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
-from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
-from minijaxnet.sweeps import SweepResult, sweep
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
-from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DIVERGED",
-    "FLAT",
-    "OUT_OF_STEPS",
-    "Batch",
-    "CheckpointError",
-    "Descent",
-    "DescentState",
-    "Experiment",
-    "ExperimentError",
-    "FitResult",
-    "GradReport",
-    "GradientMismatch",
-    "LossSlice",
-    "LossSurface",
-    "Network",
-    "Settings",
-    "Sink",
-    "Status",
-    "StepComparison",
-    "StepInfo",
-    "StepTiming",
-    "SweepResult",
-    "Trace",
-    "accuracy",
-    "assert_grad",
-    "assert_vjp",
-    "binary_cross_entropy",
-    "breast_cancer",
-    "check_grad",
-    "check_vjp",
-    "checkpoint_step",
-    "compare_steps",
-    "dense",
-    "descend",
-    "descend_epochs",
-    "diabetes",
-    "digits",
-    "elementwise",
-    "fit",
-    "gradient_descent",
-    "iris",
-    "lesson_points",
-    "load_checkpoint",
-    "load_experiment",
-    "loss_slice",
-    "loss_surface",
-    "mean_squared_error",
-    "mlp",
-    "mlp_gradient",
-    "objective",
-    "optax_descent",
-    "prediction_errors",
-    "project_path",
-    "save_checkpoint",
-    "serial",
-    "softmax_cross_entropy",
-    "sweep",
-    "time_step",
-    "weight_direction",
-    "wine",
-    "with_gradient",
-]
+if TYPE_CHECKING:
+    from minijaxnet._public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Import all public names with the first that is asked for: pytest finds the fixture without importing JAX."""
+    if name != "__all__" and name.startswith("__"):
+        raise AttributeError(f"module 'minijaxnet' has no attribute {name!r}")
+    public = importlib.import_module("minijaxnet._public")
+    globals().update({each: getattr(public, each) for each in (*public.__all__, "__all__")})
+    if name not in globals():
+        raise AttributeError(f"module 'minijaxnet' has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __getattr__("__all__")

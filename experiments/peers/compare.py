@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.bench.intervals import fewest_samples
+from minijaxnet.bench.intervals import RISK, fewest_samples
 from minijaxnet.bench.machine import sentinel
 from minijaxnet.bench.rounds import in_turns
 
@@ -227,7 +227,7 @@ def _rounds(
 
     arms = [lambda label=label: block(label) for label in turns]
     rounds = in_turns([*arms, lambda: again.ask("block", reference), sentinel()])
-    taken, end, needed = [], time.perf_counter() + seconds, fewest_samples(2 * len(turns))
+    taken, end, needed = [], time.perf_counter() + seconds, fewest_samples(1, RISK / (2 * len(turns)))
     while len(taken) < needed or time.perf_counter() < end:
         taken.append(next(rounds))
     return np.array(taken).T

@@ -1,12 +1,12 @@
-"""Tools that time steps, each used as its documentation says, and the rules that make verdicts of their figures."""
+"""Tools that time steps, each used as its documentation says."""
 
 import contextlib
 import io
-import re
+import math
 import sys
 import tempfile
 import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,8 @@ from jax import lax
 
 import minijaxnet as mjn
 
-ROUNDS = 400
-PLANTED = {"A/A": 0.0, "3 %": 0.03, "10 %": 0.1}  # how much more of them the slower arm takes
-SAME, SLOWER, FASTER = "indistinguishable", "slower", "faster"
+ROUNDS = 200
+SLOWER, FASTER = "slower", "faster"
 
 _PYTEST = """
 import pytest
@@ -40,18 +39,30 @@ class Arms(NamedTuple):
     batch: Any
 
 
+class Found(NamedTuple):
+    """What a tool found.
+
+    Attributes:
+        ratio: the second arm's time over the first one's.
+        verdict: on the second arm; None where the tool gives none.
+        sound: whether the tool itself believes it.
+    """
+
+    ratio: float
+    verdict: str | None = None
+    sound: bool = True
+
+
 class Tool(NamedTuple):
     """A tool that is judged.
 
     Attributes:
         needs: the package that it is in, if it has to be installed.
-        measure: ``measure(arms, seconds) -> figures``; where these have ``seconds``, they are those of both arms.
-        rules: ``{row of the table: figures -> verdict on the second arm}``.
+        measure: ``measure(arms, seconds)``.
     """
 
     needs: str | None
-    measure: Callable[[Arms, float], dict[str, Any]]
-    rules: dict[str, Callable[[dict[str, Any]], str]]
+    measure: Callable[[Arms, float], Found]
 
 
 # --- What is compared -------------------------------------------------------------------------------------------------
@@ -74,53 +85,6 @@ def rounds_of(count: int) -> mjn.Descent:
     return mjn.Descent(init, step)
 
 
-# --- Verdicts from figures --------------------------------------------------------------------------------------------
-
-
-def apart(times: Sequence[float], least: float) -> str:
-    """The verdict on the second of two times, if it takes more than ``least`` for a difference.
-
-    >>> apart((1.0, 1.02), 0.01), apart((1.02, 1.0), 0.01), apart((1.0, 1.02), 0.03)
-    ('slower', 'faster', 'indistinguishable')
-    """
-    first, second = times
-    if max(times) <= (1 + least) * min(times):
-        return SAME
-    return SLOWER if second > first else FASTER
-
-
-def printed(times: Sequence[float]) -> str:
-    """The verdict on the second of two times, if a difference in three digits is one."""
-    return apart([float(f"{t:.3g}") for t in times], 0.0)
-
-
-def factor(times: Sequence[float]) -> str:
-    """The verdict on the second of two times, if a factor that is not 1.00 when printed is a difference."""
-    return SAME if f"{max(times) / min(times):.2f}" == "1.00" else apart(times, 0.0)
-
-
-def careful(figures: dict[str, Any]) -> str:
-    """The verdict on the second of two medians of torch, if a difference in digits significant for both is one.
-
-    There is none where the spread of a measurement is so large that it comes with a warning.
-    """
-    digits = min(figures["digits"])
-    return SAME if figures["warned"] else apart([float(f"{t:.{digits}g}") for t in figures["seconds"]["median"]], 0.0)
-
-
-def half_of_what_is_planted(tool: str, statistics: Sequence[str]) -> dict[str, Callable[[dict[str, Any]], str]]:
-    """Rules that know what was planted."""
-
-    def rule(statistic: str, least: float) -> Callable[[dict[str, Any]], str]:
-        return lambda figures: apart(figures["seconds"][statistic], least)
-
-    return {
-        f"{tool}, {statistic}, {100 * least:g} % apart *": rule(statistic, least)
-        for statistic in statistics
-        for least in (PLANTED["3 %"] / 2, PLANTED["10 %"] / 2)
-    }
-
-
 # --- The tools --------------------------------------------------------------------------------------------------------
 
 
@@ -136,29 +100,39 @@ def calls_of(arms: Arms) -> list[Callable[[], Any]]:
     return [call_of(descent) for descent in (arms.first, arms.second)]
 
 
-def by_ours(arms: Arms, seconds: float) -> dict[str, Any]:
+def by_ours(arms: Arms, seconds: float) -> Found:
     """``compare_steps``, which gives the verdict itself."""
     steps = {"first": arms.first, "second": arms.second}
     options = {"baseline": "first", "seconds": seconds, "same_result": False}
     found = mjn.compare_steps(steps, arms.params, arms.batch, **options)
-    ratio, control = list(found.ratios["second"]), list(found.control)
-    return {"verdict": found.verdicts["second"], "sound": found.sound, "ratio": ratio, "control": control}
+    return Found(found.ratios["second"].median, found.verdicts["second"], found.sound)
 
 
-def by_timeit(arms: Arms, seconds: float) -> dict[str, Any]:
+def by_timeit(arms: Arms, seconds: float) -> Found:
     """``timeit``: as many samples as there is time for, each of as many calls as ``autorange`` finds."""
-    medians, best = [], []
+    medians = []
     for call in calls_of(arms):
         timer = timeit.Timer(call)
         number, took = timer.autorange()
-        samples = timer.repeat(max(1, round(seconds / 2 / took)), number)
-        medians.append(float(np.median(samples)) / number)
-        best.append(min(samples) / number)
-    return {"seconds": {"median": medians, "best": best}}
+        medians.append(float(np.median(timer.repeat(max(1, round(seconds / 2 / took)), number))) / number)
+    return Found(medians[1] / medians[0])
 
 
-def by_pytest_benchmark(arms: Arms, seconds: float) -> dict[str, Any]:
-    """The fixture ``benchmark`` in a session of pytest within this process, one test an arm.
+def by_tokamax(arms: Arms, seconds: float) -> Found:
+    """``tokamax.benchmarking``: as many iterations as there is time for; it calls twice in each."""
+    from tokamax import benchmarking  # pyright: ignore[reportMissingImports]
+
+    medians = []
+    for descent in (arms.first, arms.second):
+        given = (jax.device_put(descent.init(arms.params)), arms.batch)
+        run = benchmarking.compile_benchmark(lambda given, step=descent.step: step(*given), given)
+        once_s = run(given).median_evaluation_time_ms / 1e3
+        medians.append(run(given, iterations=math.ceil(seconds / 4 / once_s)).median_evaluation_time_ms)
+    return Found(medians[1] / medians[0])
+
+
+def by_pytest_benchmark(arms: Arms, seconds: float) -> Found:
+    """The fixture ``benchmark`` in a session of pytest within this process, one test an arm; its medians.
 
     Raises:
         RuntimeError: a test failed, or there was none.
@@ -188,56 +162,24 @@ def by_pytest_benchmark(arms: Arms, seconds: float) -> dict[str, Any]:
     sys.modules.pop("test_arms", None)  # else the next session would find this one's
     if code or len(found) != 2:
         raise RuntimeError(f"pytest ended with {code!r}: {' '.join(said.getvalue().split())[-300:]}")
-    return {"seconds": {name: [getattr(found[arm], name) for arm in (0, 1)] for name in ("median", "min")}}
+    return Found(found[1].median / found[0].median)
 
 
-def by_torch(arms: Arms, seconds: float) -> dict[str, Any]:
-    """``Timer.blocked_autorange``, and what ``Compare`` prints of both measurements."""
+def by_torch(arms: Arms, seconds: float) -> Found:
+    """``Timer.blocked_autorange``; its medians."""
     from torch.utils import benchmark  # pyright: ignore[reportMissingImports]
 
-    found = [
-        benchmark.Timer("call()", globals={"call": call}, label="steps", sub_label=name, description="time")
-        .blocked_autorange(min_run_time=seconds / 2)
-        for name, call in zip(("first", "second"), calls_of(arms), strict=True)
-    ]  # fmt: skip
-    table = benchmark.Compare(found)
-    table.trim_significant_figures()
-    return {
-        "seconds": {"median": [measurement.median for measurement in found]},
-        "printed": [float(cell) for cell in re.findall(r"^ *(?:first|second) *\| *([\d.]+)", str(table), re.MULTILINE)],
-        "digits": [measurement.significant_figures for measurement in found],
-        "warned": any(measurement.has_warnings for measurement in found),
-    }
+    first, second = (
+        benchmark.Timer("call()", globals={"call": call}).blocked_autorange(min_run_time=seconds / 2).median
+        for call in calls_of(arms)
+    )
+    return Found(second / first)
 
 
 TOOLS = {
-    "minijaxnet": Tool(None, by_ours, {"minijaxnet, compare_steps": lambda figures: figures["verdict"]}),
-    "timeit": Tool(
-        None,
-        by_timeit,
-        {
-            "timeit, median, printed digits": lambda figures: printed(figures["seconds"]["median"]),
-            "timeit, best, printed digits": lambda figures: printed(figures["seconds"]["best"]),
-            **half_of_what_is_planted("timeit", ("median", "best")),
-        },
-    ),
-    "pytest-benchmark": Tool(
-        "pytest_benchmark",
-        by_pytest_benchmark,
-        {
-            "pytest-benchmark, median, printed factor": lambda figures: factor(figures["seconds"]["median"]),
-            "pytest-benchmark, min, printed factor": lambda figures: factor(figures["seconds"]["min"]),
-            **half_of_what_is_planted("pytest-benchmark", ("median", "min")),
-        },
-    ),
-    "torch": Tool(
-        "torch",
-        by_torch,
-        {
-            "torch Timer, median, printed digits": lambda figures: apart(figures["printed"], 0.0),
-            "torch Timer, median, digits of both": careful,
-            "torch Timer, median, not both the best": lambda figures: apart(figures["seconds"]["median"], 0.01),
-            **half_of_what_is_planted("torch Timer", ("median",)),
-        },
-    ),
+    "minijaxnet": Tool(None, by_ours),
+    "timeit": Tool(None, by_timeit),
+    "pytest-benchmark": Tool("pytest_benchmark", by_pytest_benchmark),
+    "torch": Tool("torch", by_torch),
+    "tokamax": Tool("tokamax", by_tokamax),
 }

@@ -1,29 +1,33 @@
-"""Which of several steps is faster? Interleaved, with a control, and with an interval instead of a guess.
+"""Which of several steps is faster? Paired by the millisecond, with a control, and with an interval instead of a guess.
 
-A machine drifts: two measurements minutes apart compare its moods. Here all arms run in turn, in a new order each
-round, so that a round's ratio of an arm to the baseline is taken within a fraction of a second. The median of these
-ratios, with the interval that order statistics give it, needs no assumption on the noise but that rounds are alike. The
-baseline enters twice, compiled twice: its ratio to itself shows what this machine cannot tell apart. A fixed workload
-runs in every round, too: how its time wanders is the machine's own doing.
+All arms run in turn, so that a round's ratio of an arm to the baseline is taken within a few milliseconds. The baseline
+enters twice: it is compiled several times, and half of its programs are held against the other half. So each arm's time
+has a rank among three in a round, the median of its ratios an interval from these ranks alone, and the baseline's ratio
+to itself shows whether what is equal comes out equal. The answer may be clear early: it is looked at after an eighth, a
+quarter and half of the time, too, at risks that together with the last one are 5 %.
 """
 
+import functools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.bench.blocks import check_seconds, checked, fused, placed, start_state
+from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
-from minijaxnet.bench.rounds import block, take_rounds
+from minijaxnet.bench.intervals import fewest_samples
+from minijaxnet.bench.machine import sentinel
+from minijaxnet.bench.rounds import WARM_CALLS, Block, block_length, calls_of, take_rounds
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
 from minijaxnet.losses import check_labels
-from minijaxnet.pytrees import named_leaves, structure_difference
+from minijaxnet.pytrees import is_number, named_leaves, structure_difference
 
 SAME_STEPS = 3
+_MOST_PROGRAMS = 4
 
 
 def compare_steps(
@@ -35,6 +39,7 @@ def compare_steps(
     seconds: float = 10.0,
     key: jax.Array | None = None,
     same_result: bool = True,
+    width: float = 0.01,
 ) -> StepComparison:
     """Time the steps of several descents against one of them, all in one run.
 
@@ -50,7 +55,8 @@ def compare_steps(
     the same as NaN in the same place.
 
     Equal steps that are compiled apart can differ by up to a per cent all through a process, by where they lie in
-    memory. The baseline's second entry, compiled by itself, shows some of that.
+    memory. So each arm is compiled up to four times, where that takes no more than half of its time, and its state and
+    batch are copied to a new place before each block. A call's own cost, that of a call without steps, is taken off.
 
     Args:
         arms: ``{name: descent}``, two at least, under any names.
@@ -58,59 +64,103 @@ def compare_steps(
         batch: what each step looks at. Where it or the params are placed on several devices, so are the steps; an arm
             may place for itself, too, by its ``init`` and as ``on_mesh`` does. Nothing is moved while the clock runs.
         baseline: the arm that the others are held against.
-        seconds: how long to measure, compilation not counted.
+        seconds: how long to measure at most, compilation not counted; it ends early where every verdict is clear.
         key: for arms whose objective takes one.
         same_result: whether to refuse arms that compute another thing than the baseline.
+        width: arms whose ratio is surely within so much of 1 are the same.
 
     Returns:
-        Ratios with intervals, widened so that all of them hold together with 95 % confidence.
+        Ratios with intervals, widened so that all of them hold together with 95 % confidence whenever it ended.
 
     Raises:
-        TypeError: a name that is not text, ``seconds`` that are not a number.
+        TypeError: a name that is not text, ``seconds`` or ``width`` that are not a number.
         ValueError: fewer than two arms, an empty name, a baseline that is none of the arms, ``seconds`` that are not
             positive or too short for the rounds an interval needs, a step that does nothing, has side effects or
-            returns another structure than it took; with ``same_result``, arms whose params have another
-            structure, shape or dtype than the baseline's or become others.
+            returns another structure than it took; a ``width`` that is not between 0 and 1; with ``same_result``, arms
+            whose params have another structure, shape or dtype than the baseline's or become others.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
         >>> descent = gradient_descent(lambda weights, batch: jnp.sum((weights - batch) ** 2), 0.1)
         >>> result = compare_steps({"a": descent, "b": descent}, jnp.zeros(9), 1.0, baseline="a", seconds=0.5)
-        >>> sorted(result.arms), result.verdicts["b"] in ("faster", "slower", "indistinguishable")
+        >>> sorted(result.arms), result.verdicts["b"] in ("faster", "slower", "same", "undecided")
         (['a', 'b'], True)
     """
-    _check_arguments(arms, baseline, seconds)
+    _check_arguments(arms, baseline, seconds, width)
     batch = jax.device_put(numbers(batch, "batch"))
     for descent in arms.values():
         check_labels(descent.step, params, batch)
     states = {name: start_state(descent, params, key) for name, descent in arms.items()}
     if same_result:
         _check_alike(states, baseline)
-    loops, programs, compile_s, starts = {}, {}, {}, {}
-    for name, descent in arms.items():
-        start = time.perf_counter()
-        loops[name] = _loop(descent.step, states[name], batch, f"arms[{name!r}]")
-        programs[name] = _compiled(loops[name], states[name], batch)
-        compile_s[name] = time.perf_counter() - start
-        starts[name] = placed(programs[name], states[name], batch)
+    loops = {name: _compiled(descent.step, states[name], batch, f"arms[{name!r}]") for name, descent in arms.items()}
     if same_result:
-        _check_same(programs, starts, baseline)
+        _check_same(loops, baseline)
+    lengths = {name: block_length(name, loop.programs[0], loop.start) for name, loop in loops.items()}
+    steps = max(steps for steps, _ in lengths.values())
+    for name, loop in loops.items():
+        of_block, block_s = lengths[name]
+        each_s = loop.compile_s + WARM_CALLS * block_s / of_block
+        more = max(int(name == baseline), int(seconds / 2 / len(arms) / each_s))
+        loop.programs.extend(_program(loop.run, *loop.start) for _ in range(min(_MOST_PROGRAMS - 1, more)))
+    first, second = loops[baseline].programs[::2], loops[baseline].programs[1::2]
+    entries = [(first if name == baseline else loop.programs, loop.start) for name, loop in loops.items()]
+    entries.append((second, loops[baseline].start))
+    blocks = [Block(programs, start, steps, seed) for seed, (programs, start) in enumerate(entries)]
+    return _timed(loops, blocks, steps, baseline, seconds, width)
 
-    # The control is compiled anew, on a state of its own: of two equal programs one may lie better in memory.
-    state, batch = starts[baseline]
-    state = jax.tree.map(jnp.copy, state)
-    control = _compiled(loops[baseline], state, batch)
-    blocks = {name: _block(name, program, *starts[name]) for name, program in programs.items()}
-    found = take_rounds(blocks, _block(baseline, control, state, batch), seconds=seconds)
-    timings = {name: ArmTiming(compile_s[name], samples_s) for name, samples_s in found.arms.items()}
-    return StepComparison(baseline, timings, found.control, found.sentinel)
+
+class _Loop(NamedTuple):
+    """A loop of an arm's steps, ``run(state, batch, steps)``, as it is and compiled."""
+
+    run: Callable[..., Any]
+    programs: list[Any]
+    compile_s: float
+    start: tuple[Any, Any]
 
 
-def _block(name: str, program: Any, state: Any, batch: Any) -> Callable[[], float]:
-    return block(name, lambda steps: program(state, batch, steps))
+def _compiled(step: Callable[..., Any], state: Any, batch: Any, where: str) -> _Loop:
+    began = time.perf_counter()
+    # A function of its own, lest JAX find an equal step's trace again.
+    run = fused(checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where))
+    program = _program(run, state, batch)
+    return _Loop(run, [program], time.perf_counter() - began, placed(program, state, batch))
 
 
-def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> None:
+def _program(run: Callable[..., Any], state: Any, batch: Any) -> Any:
+    # Again a function of its own, for a loop that is compiled several times.
+    def repeat(state: Any, batch: Any, steps: Any) -> Any:
+        return run(state, batch, steps)
+
+    return jax.jit(repeat).lower(state, batch, 1).compile()
+
+
+def _timed(
+    loops: Mapping[str, _Loop], blocks: Sequence[Block], steps: int, baseline: str, seconds: float, width: float
+) -> StepComparison:
+    """Take rounds until all is clear, or the time is up."""
+    found, fixed, baselines = None, sentinel(), [[*loops].index(baseline), -1]
+    with compilations() as compiled:
+        for risk, rounds, wandering in take_rounds(blocks, fixed, functools.partial(_needed, len(loops)), seconds):
+            calls_s = calls_of(np.transpose([block.calls_s for block in blocks]), baselines)
+            *samples_s, control_s = np.maximum(rounds - calls_s, rounds / 10).T / steps
+            timings = {
+                name: ArmTiming(loop.compile_s, call_s, taken)
+                for (name, loop), call_s, taken in zip(loops.items(), calls_s.tolist(), samples_s, strict=False)
+            }
+            found = StepComparison(baseline, timings, control_s, wandering, risk, width, tuple(compiled))
+            if found.is_clear:
+                break
+    assert found is not None, "the last look is always taken"
+    return found
+
+
+def _needed(intervals: int, risk: float) -> int:
+    """How many rounds the ratios and the control need, for so many intervals at a risk."""
+    return max(fewest_samples(others, risk / intervals) for others in (1, 2))
+
+
+def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float, width: float) -> None:
     if not isinstance(arms, Mapping):
         raise TypeError(f"arms: got {type(arms).__name__}; expected {{name: descent}}")
     if len(arms) < 2:
@@ -124,19 +174,10 @@ def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float) -> 
     if baseline not in arms:
         raise ValueError(f"baseline: got {baseline!r}; expected one of {', '.join(arms)}")
     check_seconds(seconds)
-
-
-def _loop(step: Callable[..., Any], state: Any, batch: Any, where: str) -> Callable[..., Any]:
-    # A function of its own, lest JAX find an equal step's trace again.
-    return fused(checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where))
-
-
-def _compiled(loop: Callable[..., Any], state: Any, batch: Any) -> Any:
-    # Again a function of its own, for a loop that is compiled twice.
-    def repeat(state: Any, batch: Any, steps: Any) -> Any:
-        return loop(state, batch, steps)
-
-    return jax.jit(repeat).lower(state, batch, 1).compile()
+    if not is_number(width):
+        raise TypeError(f"width: got {width!r}; expected a share such as 0.01, one per cent")
+    if not 0 < float(width) < 1:
+        raise ValueError(f"width: got {width}; expected a share between 0 and 1, such as 0.01 for one per cent")
 
 
 def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
@@ -145,11 +186,11 @@ def _check_alike(states: Mapping[str, Any], baseline: str) -> None:
             raise ValueError(f"arms[{name!r}]: params: {difference}, as {baseline!r} has it, or same_result=False")
 
 
-def _check_same(programs: Mapping[str, Any], starts: Mapping[str, Any], baseline: str) -> None:
+def _check_same(loops: Mapping[str, _Loop], baseline: str) -> None:
     """Refuse arms whose params differ after a few steps by more than rounding explains: see ``compare_steps``."""
-    ends = {name: programs[name](*starts[name], SAME_STEPS)[0].params for name in programs}
+    ends = {name: loop.programs[0](*loop.start, SAME_STEPS)[0].params for name, loop in loops.items()}
     for name, end in ends.items():
-        if found := beyond_rounding(starts[baseline][0].params, ends[baseline], end):
+        if found := beyond_rounding(loops[baseline].start[0].params, ends[baseline], end):
             path, difference, tolerance = found
             raise ValueError(
                 f"arms[{name!r}]: params{path} differs from that of {baseline!r} by {difference:.2g} "

@@ -1,5 +1,6 @@
 """What a comparison of steps found: ratios with intervals, and what may be concluded from them."""
 
+import functools
 import math
 import textwrap
 from dataclasses import dataclass, field
@@ -8,12 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import machine
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
 from minijaxnet.tables import figure, html_of, percent, text_table
 
 _COLUMNS = 100
+_MANY_TIMES = 1000
+
+
+# Of programs that are compiled alike some differ by so much for as long as they lie where they lie; measured on two
+# x86-64 machines by experiments/benchmarks_compared.py. No smaller difference is a verdict.
+ALIKE = 0.002
 
 
 class ArmTiming(NamedTuple):
@@ -22,10 +29,12 @@ class ArmTiming(NamedTuple):
     Attributes:
         compile_s: seconds to trace, lower and compile the loop of steps, anew for each arm. What JAX keeps of jitted
             functions inside the step, and its cache on disk where that is on, still shorten it.
-        samples_s: seconds a step inside a compiled loop, for each round.
+        call_s: seconds of a call that takes no step.
+        samples_s: seconds a step inside a compiled loop, for each round; the call is taken off.
     """
 
     compile_s: float
+    call_s: float
     samples_s: np.ndarray
 
     @property
@@ -42,7 +51,10 @@ class StepComparison:
         baseline: the name of the arm that the others are held against.
         arms: ``{name: ArmTiming}``.
         control_s: seconds a step of the baseline's second entry, for each round.
-        sentinel_s: seconds of a fixed workload, for each round.
+        sentinel_s: seconds of a fixed workload, every few rounds.
+        risk: how likely one of the intervals is wrong.
+        width: arms whose ratio is surely within so much of 1 are the same.
+        compiled: what JAX compiled while the clock ran.
         machine: what was measured on, as ``machine()`` tells.
     """
 
@@ -50,6 +62,9 @@ class StepComparison:
     arms: dict[str, ArmTiming]
     control_s: np.ndarray
     sentinel_s: np.ndarray
+    risk: float = RISK
+    width: float = 0.01
+    compiled: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
 
     @property
@@ -57,20 +72,21 @@ class StepComparison:
         """How often each arm was timed."""
         return len(self.control_s)
 
-    @property
+    @functools.cached_property
     def ratios(self) -> dict[str, Interval]:
         """``{name: ratio of its time to the baseline's}``, with intervals that hold together with 95 % confidence."""
-        return {name: self._over_baseline(arm.samples_s) for name, arm in self.arms.items() if name != self.baseline}
+        entries = np.stack([self.arms[self.baseline].samples_s, self.control_s], axis=1)
+        return {n: self._ratio(arm.samples_s, entries) for n, arm in self.arms.items() if n != self.baseline}
 
-    @property
+    @functools.cached_property
     def control(self) -> Interval:
-        """The ratio of the baseline to itself."""
-        return self._over_baseline(self.control_s)
+        """The ratio of the baseline's second entry to its first."""
+        return self._ratio(self.control_s, self.arms[self.baseline].samples_s[:, None])
 
-    def _over_baseline(self, samples_s: np.ndarray) -> Interval:
+    def _ratio(self, samples_s: np.ndarray, others_s: np.ndarray) -> Interval:
         # The logarithm makes the ratio and its inverse alike: the median of an even number of rounds lies in between.
-        logs = np.log(samples_s / self.arms[self.baseline].samples_s)
-        return Interval(*map(math.exp, median_interval(logs, len(self.arms))))
+        logs = np.log(samples_s[:, None] / others_s)
+        return Interval(*map(math.exp, median_interval(logs, self.risk / len(self.arms))))
 
     @property
     def drift(self) -> float:
@@ -80,31 +96,52 @@ class StepComparison:
 
     @property
     def sound(self) -> bool:
-        """Whether the baseline equals itself, as far as the interval tells."""
-        return self.control.low <= 1 <= self.control.high
+        """Whether the baseline equals itself, and nothing was compiled while the clock ran."""
+        return not self.compiled and _beyond(self.control, ALIKE) is None
 
     @property
     def resolution(self) -> float:
-        """The ratio that the baseline may have to itself, upwards or downwards: nothing smaller is told apart."""
-        return max(self.control.high, 1 / self.control.low)
+        """The least ratio that is a verdict, upwards or downwards: more where the baseline differs from itself."""
+        return 1 + ALIKE if self.sound else max(self.control.high, 1 / self.control.low, 1 + ALIKE)
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """``{name: "faster", "slower" or "indistinguishable"}``: whether the interval is beyond the resolution."""
+        """``{name: "faster", "slower", "same" or "undecided"}``.
+
+        Faster and slower: the interval is beyond ``resolution``. The same: it is within ``width`` of 1.
+        """
         return {name: self._verdict(ratio) for name, ratio in self.ratios.items()}
 
     def _verdict(self, ratio: Interval) -> str:
-        if ratio.high < 1 / self.resolution:
-            return "faster"
-        return "slower" if ratio.low > self.resolution else "indistinguishable"
+        if verdict := _beyond(ratio, self.resolution - 1):
+            return verdict
+        is_same = self.sound and distance(ratio) <= self.width
+        return "same" if is_same else "undecided"
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether more rounds would change no verdict."""
+        return self.sound and "undecided" not in self.verdicts.values()
+
+    def rounds_needed(self, name: str) -> float:
+        """About how many rounds would decide: an interval narrows as the root of their number grows."""
+        log = [math.log(x) for x in self.ratios[name]]
+        off, half = abs(log[0]), (log[2] - log[1]) / 2
+        room = max(off - math.log(self.resolution), math.log1p(self.width) - off)
+        return self.rounds * (half / room) ** 2 if room > 0 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """The figures in JSON's own kinds, without the samples."""
-        arms = {name: {"compile_s": arm.compile_s, "step_us": 1e6 * arm.step_s} for name, arm in self.arms.items()}
+        arms = {
+            name: {"compile_s": arm.compile_s, "call_us": 1e6 * arm.call_s, "step_us": 1e6 * arm.step_s}
+            for name, arm in self.arms.items()
+        }
         return {
             "baseline": self.baseline,
             "sound": self.sound,
             "resolution": self.resolution,
+            "width": self.width,
+            "risk": self.risk,
             "rounds": self.rounds,
             "control": self.control._asdict(),
             "drift": self.drift,
@@ -115,7 +152,10 @@ class StepComparison:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, with every sample and what it was measured on, for ``against``."""
-        arms = {n: {"compile_s": arm.compile_s, "samples_s": arm.samples_s.tolist()} for n, arm in self.arms.items()}
+        arms = {
+            n: {"compile_s": arm.compile_s, "call_s": arm.call_s, "samples_s": arm.samples_s.tolist()}
+            for n, arm in self.arms.items()
+        }
         samples = {"arms": arms, "control_s": self.control_s.tolist(), "sentinel_s": self.sentinel_s.tolist()}
         told = {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine}
         write_result(path, told | samples)
@@ -149,20 +189,31 @@ class StepComparison:
                 f"{arm.compile_s:.2f}",
                 figure(1e6 * arm.step_s),
                 *_interval_cells(self.ratios.get(name)),
-                self.verdicts.get(name, "baseline"),
+                "baseline" if name == self.baseline else self._verdict_cell(name),
             )
             for name, arm in self.arms.items()
         ]
         return ("step", "compile s", "us a step", "ratio", "95 % interval", "verdict"), rows
 
+    def _verdict_cell(self, name: str) -> str:
+        verdict = self.verdicts[name]
+        return f"same within {percent(distance(self.ratios[name]))}" if verdict == "same" else verdict
+
     def conclusions(self) -> list[str]:
         """What to know of the table, in sentences."""
         median, interval = _interval_cells(self.control)
         lines = [
-            f"{self.rounds} interleaved rounds; the baseline against itself: {median} ({interval})",
+            f"{self.rounds:,} paired rounds; the baseline against itself: {median} ({interval})",
             f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
         ]
-        if not self.sound:
+        for name, verdict in self.verdicts.items():
+            if verdict == "undecided" and self.sound:
+                times = self.rounds_needed(name) / self.rounds
+                more = f"about {figure(times, 2)} times as many seconds" if times < _MANY_TIMES else "no time"
+                lines.append(f"undecided: {more} would settle {name}, at this noise")
+        if self.compiled:
+            lines.append(f"UNSOUND: JAX compiled {', '.join(self.compiled)} while the clock ran")
+        elif not self.sound:
             beyond = _cell(self.resolution)
             lines.append(f"UNSOUND: the baseline differs from itself; a verdict needs more than {beyond} times as long")
         return lines
@@ -176,6 +227,22 @@ class StepComparison:
             first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
             rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
         return "\n".join([text_table(("step", *columns), rows), *self.conclusions()])
+
+
+def distance(ratio: Interval) -> float:
+    """How far from 1 a ratio may be, as a share of the smaller time.
+
+    >>> round(distance(Interval(1.0, 0.99, 1.005)), 4)
+    0.0101
+    """
+    return max(ratio.high, 1 / ratio.low) - 1
+
+
+def _beyond(ratio: Interval, share: float) -> str | None:
+    """What a ratio is that surely is more than so much away from 1."""
+    if ratio.high < 1 / (1 + share):
+        return "faster"
+    return "slower" if ratio.low > 1 + share else None
 
 
 def _interval_cells(ratio: Interval | None) -> tuple[str, str]:

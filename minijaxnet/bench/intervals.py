@@ -1,10 +1,14 @@
-"""A median and the interval that order statistics give it: no assumption on the noise but that samples are alike."""
+"""Medians and the intervals that order statistics give them: no assumption on the noise but that samples are alike."""
 
+import functools
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-_CONFIDENCE = 0.95
+RISK = 0.05
+# From so many samples on, a sum is as good as normal.
+_MANY = 200
 
 
 class Interval(NamedTuple):
@@ -23,40 +27,51 @@ class Interval(NamedTuple):
         return Interval(self.median / other.median, self.low / other.high, self.high / other.low)
 
 
-def median_interval(samples: np.ndarray, share: int = 1) -> Interval:
-    """The median of samples, and the order statistics that enclose the true one with 95 % confidence.
+def median_interval(samples: np.ndarray, risk: float = RISK) -> Interval:
+    """The median of samples, and the order statistics that enclose the true one but for a probability of ``risk``.
 
-    With X binomial (n, 1/2), the true median lies between the r-th smallest and the r-th largest of n samples but for a
-    probability of at most ``2 P(X < r)``; r is the largest for which that is no more than 5 % over ``share``.
+    Samples ``(n,)`` lie below the true median as often as above: how many do so is a sum S of n fair coins. Samples
+    ``(n, k)`` are, in each of n rounds, the differences of one time from k others; if it is drawn as they are, but for
+    a shift, then so is its rank among them, from 0 to k, and S is the sum of n of these. The shift lies between the
+    r-th smallest and the r-th largest of all differences but for a probability of at most ``2 P(S < r)``.
 
     Args:
-        samples: at least one, in any order.
-        share: among how many intervals the 5 % are divided, so that all of them hold together (Bonferroni).
+        samples: ``(n,)`` or ``(n, k)``, at least one, in any order.
+        risk: what 95 % leave, or less where several intervals have to hold together (Bonferroni).
 
     Example:
         >>> median_interval(np.arange(1.0, 10.0))
         Interval(median=5.0, low=2.0, high=8.0)
 
-    Source: Gibbons and Chakraborti, "Nonparametric statistical inference", section 5.2.
+    Source: Gibbons and Chakraborti, "Nonparametric statistical inference", section 5.2; Steel, "A multiple comparison
+        rank sum test: treatments versus control", 1959, for ranks among a control's times.
     """
-    ordered = np.sort(samples)
-    rank = interval_rank(len(ordered), share)
+    ordered = np.sort(samples, axis=None)
+    rank = interval_rank(len(samples), samples[0].size, risk)
     low, high = (ordered[rank - 1], ordered[-rank]) if rank else (np.nan, np.nan)
     return Interval(float(np.median(ordered)), float(low), float(high))
 
 
-def interval_rank(count: int, share: int = 1) -> int:
-    """The largest r with ``2 P(X < r) <= risk`` for X binomial (count, 1/2); 0 if there is none."""
-    from scipy.special import bdtr
+@functools.cache
+def interval_rank(count: int, others: int = 1, risk: float = RISK) -> int:
+    """The largest r with ``2 P(S < r) <= risk``, S the sum of ``count`` ranks from 0 to ``others``; 0 if there is none.
 
-    risk = (1 - _CONFIDENCE) / share
-    return int(np.sum(2 * bdtr(np.arange(count // 2), count, 0.5) <= risk))
+    >>> interval_rank(9), interval_rank(9, 2), interval_rank(5)
+    (2, 5, 0)
+    """
+    if count > _MANY:
+        # A rank's variance is k (k + 2) / 12; half a rank for the step from one to the next.
+        deviation = (count * others * (others + 2) / 12) ** 0.5
+        return int(count * others / 2 + NormalDist().inv_cdf(risk / 2) * deviation + 0.5)
+    ranks = np.full(others + 1, 1 / (others + 1))
+    below = np.cumsum(functools.reduce(np.convolve, [ranks] * count))
+    return int(np.sum(2 * below[: count * others // 2] <= risk * (1 + 1e-12)))
 
 
-def fewest_samples(share: int = 1) -> int:
+def fewest_samples(others: int = 1, risk: float = RISK) -> int:
     """How many samples an interval needs.
 
-    >>> fewest_samples(), fewest_samples(3)
-    (6, 7)
+    >>> fewest_samples(), fewest_samples(2), fewest_samples(2, RISK / 3)
+    (6, 4, 5)
     """
-    return next(count for count in range(2, 100) if interval_rank(count, share) > 0)
+    return next(count for count in range(2, 100) if interval_rank(count, others, risk) > 0)

@@ -1,45 +1,112 @@
-"""Rounds: a block of every arm in turn, in a new order each time, until the time is up."""
+"""Paired rounds: a block of every arm, a millisecond long, in a new order and in new places of memory each time.
 
+What lies between two blocks of a round is a few milliseconds, so that their ratio knows nothing of how the machine's
+speed wanders. And where code and data lie makes a step faster or slower for as long as they lie there: no number of
+rounds would remove that. So each block has new copies of state and batch, and one of several compilations of its loop,
+drawn by lot: what would be a bias becomes noise.
+
+Source: Kalibera and Jones, "Rigorous benchmarking in reasonable time", 2013 (repetitions on each level that has noise);
+Curtsinger and Berger, "Stabilizer: statistically sound performance evaluation", 2013 (places drawn anew).
+"""
+
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
-from minijaxnet.bench.blocks import seconds_of, steps_for
-from minijaxnet.bench.intervals import fewest_samples
-from minijaxnet.bench.machine import sentinel
+from minijaxnet.bench.blocks import placed, seconds_of, steps_for
+from minijaxnet.bench.intervals import median_interval
+from minijaxnet.loop import own_copy
 
-_BLOCK_S = 0.02  # long against the clock and the call, short against the machine's drift
-
-
-class Samples(NamedTuple):
-    """Seconds a step of each round.
-
-    Attributes:
-        arms: ``{name: (rounds,)}``.
-        control: ``(rounds,)``, of the baseline's second entry.
-        sentinel: ``(rounds,)``, of the fixed workload.
-    """
-
-    arms: dict[str, np.ndarray]
-    control: np.ndarray
-    sentinel: np.ndarray
+BLOCK_S = 0.001  # long against the clock; short, so that there are many
+_CALLS = 10  # nor is a block shorter than so many calls without a step
+WARM_CALLS = 3  # the first call of a program is plain, on a GPU the second builds a graph that the third replays
+_EVERY = 8  # rounds to a look at the fixed workload
+_KEPT, _KEPT_BYTES = 16, 2**27  # copies that are kept, so that new ones lie elsewhere
+_SURE = 0.002  # the risk that an arm's call is taken for another than the baseline's
+# When it may end, as shares of the time, and the risk that is taken there: together 5 % (Bonferroni), so that the
+# intervals hold whenever it ends.
+LOOKS = {1 / 8: 0.002, 1 / 4: 0.006, 1 / 2: 0.012, 1: 0.03}
 
 
-def block(name: str, run: Callable[[int], Any]) -> Callable[[], float]:
-    """A function that times one block of steps, in seconds a step; blocks are about equally long for all arms.
+def block_length(name: str, program: Any, start: tuple[Any, Any]) -> tuple[int, float]:
+    """How many steps of an arm take a millisecond or more, and are long against the call; and how long they take.
 
     Args:
         name: of the arm.
-        run: ``run(steps)`` takes so many steps from the start, and returns what has to be waited for.
+        program: ``run(state, batch, steps)``, compiled.
+        start: state and batch.
     """
+    took = 0.0
 
     def seconds(steps: int) -> float:
-        return seconds_of(lambda: run(steps))
+        nonlocal took
+        took = seconds_of(lambda: program(*start, steps))
+        return took
 
-    steps = steps_for(_BLOCK_S, seconds, f"arms[{name!r}]")
-    return lambda: seconds(steps) / steps
+    call_s = min(seconds(0) for _ in range(WARM_CALLS))
+    return steps_for(max(BLOCK_S, _CALLS * call_s), seconds, f"arms[{name!r}]"), took
+
+
+class Block:
+    """Times blocks of so many steps of an arm.
+
+    Attributes:
+        calls_s: seconds of a call that takes no step, before each block.
+    """
+
+    def __init__(self, programs: Sequence[Any], start: tuple[Any, Any], steps: int, seed: int = 0):
+        """Warm the programs up.
+
+        Args:
+            programs: ``run(state, batch, steps)``, compiled one or several times.
+            start: state and batch; they are copied.
+            steps: the same for all arms, so that what a call costs beside its steps is the same part of their times.
+            seed: of what is drawn by lot.
+        """
+        self._programs, self._start, self._draw = programs, start, np.random.default_rng(seed)
+        self._steps = steps
+        self._copies: list[Any] = []
+        self.calls_s: list[float] = []
+        for program in programs:
+            for _ in range(WARM_CALLS):
+                jax.block_until_ready(program(*start, 1))
+        self._copy()
+        block_s = seconds_of(lambda: programs[0](*start, steps))
+        self._new_every = math.ceil(4 * seconds_of(self._copy) / block_s)
+
+    def _copy(self) -> Any:
+        """New copies; of the earlier ones some are kept, lest the new ones get their places."""
+        copy = jax.block_until_ready(placed(self._programs[0], *own_copy(self._start)))
+        most = _KEPT_BYTES // max(1, sum(leaf.nbytes for leaf in jax.tree.leaves(copy)))
+        while len(self._copies) >= max(1, min(_KEPT, most)):
+            del self._copies[int(self._draw.integers(len(self._copies)))]
+        self._copies.append(copy)
+        return copy
+
+    def __call__(self) -> float:
+        """Time a block, in seconds; what its call costs is in it."""
+        program = self._programs[int(self._draw.integers(len(self._programs)))]
+        copy = self._copies[-1] if len(self.calls_s) % self._new_every else self._copy()
+        self.calls_s.append(seconds_of(lambda: program(*copy, 0)))
+        return seconds_of(lambda: program(*copy, self._steps))
+
+
+def calls_of(calls_s: np.ndarray, baselines: Sequence[int]) -> np.ndarray:
+    """What a call costs that takes no step: so much of a block's time is not its steps'.
+
+    The median of the baseline's entries, for all: noise in it makes no arm slower than another. An arm's own only where
+    it surely is another, as where its state has more leaves.
+
+    >>> calls_of(np.array([[1.0, 1.0, 9.0]] * 20 + [[1.0, 1.1, 9.2]]), [0, 1])
+    array([1., 1., 9.])
+    """
+    common = float(np.median(calls_s[:, baselines]))
+    found = [median_interval(own[:, None] - calls_s[:, baselines], _SURE) for own in calls_s.T]
+    return np.array([common + (more.median if more.low > 0 or more.high < 0 else 0.0) for more in found])
 
 
 def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
@@ -56,31 +123,41 @@ def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
         yield times
 
 
-def take_rounds(blocks: Mapping[str, Callable[[], float]], control: Callable[[], float], *, seconds: float) -> Samples:
-    """Time a block of each arm, of the control and of a fixed workload, round by round.
+def take_rounds(
+    runs: Sequence[Callable[[], float]], fixed: Callable[[], float], needed: Callable[[float], int], seconds: float
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Let all runs take their turn, round by round; at each of ``LOOKS`` say what there is.
 
     Args:
-        blocks: ``{name: block}``; a block returns seconds a step.
-        control: a block of the baseline's second entry.
-        seconds: for how long; at least as many rounds are taken as an interval needs.
+        runs: each returns the seconds of a block.
+        fixed: returns seconds of a fixed workload; it has its turn every few rounds.
+        needed: how many rounds an interval needs at a risk; a look before there are so many is left out, but for the
+            last one, which waits for them.
+        seconds: for how long.
+
+    Yields:
+        The risk of this look, the times ``(rounds, runs)`` so far, and those of a fixed workload.
 
     Raises:
-        ValueError: these rounds would take more than half a minute longer, and ten times as long.
+        ValueError: the rounds that are needed would take more than half a minute longer, and ten times as long.
     """
-    turns = in_turns([*blocks.values(), control, sentinel()])
-    needed = fewest_samples(len(blocks))
+    turns = in_turns(runs)
+    least = needed(LOOKS[1])
     rounds: list[list[float]] = []
-    durations: list[float] = []
-    began, elapsed = time.perf_counter(), 0.0
-    while len(rounds) < needed or elapsed + max(durations) < seconds:
-        rounds.append(next(turns))
-        durations.append(time.perf_counter() - began - elapsed)
-        elapsed += durations[-1]
-        # The shortest of two at least: a machine that is busy for a moment is no reason to refuse.
-        if len(rounds) > 1 and min(durations) * needed > max(10 * seconds, seconds + 30):
-            raise ValueError(
-                f"seconds: got {seconds:g}; expected at least {min(durations) * needed:.1f}, "
-                f"the {needed} rounds that an interval needs"
-            )
-    *arms, again, wandering = np.array(rounds).T
-    return Samples(dict(zip(blocks, arms, strict=True)), again, wandering)
+    wandering: list[float] = []
+    began, elapsed, shortest = time.perf_counter(), 0.0, math.inf
+    for share, risk in LOOKS.items():
+        while (share == 1 and len(rounds) < least) or elapsed * (1 + 1 / max(1, len(rounds))) < share * seconds:
+            if len(rounds) % _EVERY == 0:
+                wandering.append(fixed())
+            rounds.append(next(turns))
+            before, elapsed = elapsed, time.perf_counter() - began
+            # The shortest of two at least: a machine that is busy for a moment is no reason to refuse.
+            shortest = min(shortest, elapsed - before)
+            if len(rounds) > 1 and shortest * least > max(10 * seconds, seconds + 30):
+                raise ValueError(
+                    f"seconds: got {seconds:g}; expected at least {shortest * least:.1f}, "
+                    f"the {least} rounds that an interval needs"
+                )
+        if len(rounds) >= needed(risk):
+            yield risk, np.array(rounds), np.array(wandering)

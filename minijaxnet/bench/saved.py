@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import SAME
 from minijaxnet.tables import figure, text_table
 
@@ -34,11 +34,11 @@ class SinceThen(NamedTuple):
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """``{name: "faster", "slower" or "indistinguishable"}``: beyond 1 and beyond the fixed workload's own ratio."""
+        """``{name: "faster", "slower" or "undecided"}``: beyond 1 and beyond the fixed workload's own ratio."""
         low, high = min(1.0, self.sentinel.low), max(1.0, self.sentinel.high)
         words = {name: "faster" if ratio.high < low else "slower" for name, ratio in self.ratios.items()}
         beyond = {name: ratio.high < low or ratio.low > high for name, ratio in self.ratios.items()}
-        return {name: word if beyond[name] else "indistinguishable" for name, word in words.items()}
+        return {name: word if beyond[name] else "undecided" for name, word in words.items()}
 
     def __str__(self) -> str:
         """A table of the arms, and how far it can be trusted."""
@@ -117,9 +117,9 @@ def since_then(
     if not names:
         raise ValueError(f"{path}: holds {', '.join(then)}; expected one of {', '.join(samples)}")
     # Each ratio rests on two intervals, and all of them have to hold together.
-    share = 2 * (len(names) + 1)
-    ratios = {n: median_interval(samples[n], share).over(median_interval(then[n], share)) for n in names}
-    sentinel = median_interval(sentinel_s, share).over(median_interval(before, share))
+    risk = RISK / (2 * (len(names) + 1))
+    ratios = {n: median_interval(samples[n], risk).over(median_interval(then[n], risk)) for n in names}
+    sentinel = median_interval(sentinel_s, risk).over(median_interval(before, risk))
     return SinceThen(str(path), ratios, sentinel, changes)
 
 

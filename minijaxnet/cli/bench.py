@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
+from minijaxnet.bench.comparison import distance
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
@@ -15,7 +16,7 @@ from minijaxnet.cli.flags import BenchFlags, parse, split_file
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.parallel import divide_cpu
-from minijaxnet.tables import figure, text_table
+from minijaxnet.tables import percent
 from minijaxnet.verify import GradReport, check_grad
 
 
@@ -53,17 +54,20 @@ def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_o
         if not report.ok:
             print(f"\n{report}\n\nNothing was timed: a wrong gradient may be as fast as it likes.")
             return 1
-    cost = _show_step(descent, params, batch, key, seconds=flags.seconds / 2)
-    comparison = compare_with_rivals(
-        experiment, settings.optimizer, settings.learning_rate, params, batch, key, seconds=flags.seconds
-    )
+    settled = (settings.optimizer, settings.learning_rate)
+    comparison = compare_with_rivals(experiment, *settled, params, batch, key, seconds=flags.seconds)
+    cost = step_cost(descent.step, descent.init(params, key), batch)
     if comparison is None:
         print("\nno rival to compare with: no gradient by hand, and optax is not installed")
     else:
-        print(f"\n{comparison}", flush=True)
-    if comparison is not None and report is not None:
-        autodiff = make_descent(experiment.objective, settings.optimizer, settings.learning_rate)
-        print(f"\n{_by_hand(report, comparison, cost, step_cost(autodiff.step, autodiff.init(params, key), batch))}")
+        if report is not None:
+            autodiff = make_descent(experiment.objective, *settled)
+            answer = _by_hand(report, comparison, cost, step_cost(autodiff.step, autodiff.init(params, key), batch))
+        else:
+            own, *rivals = comparison.arms
+            answer = " ".join(f"{_times(comparison, rival, rival, own)}." for rival in rivals)
+        print(f"\n{answer}\n\n{comparison}", flush=True)
+    _show_step(descent, params, batch, key, cost, seconds=flags.seconds / 2)
     if devices:
         options: dict[str, Any] = {"seconds": flags.seconds, "same_result": settings.optimizer == "gd"}
         print(f"\n{compare_devices(descent, devices, params, batch, key, **options)}", flush=True)
@@ -75,33 +79,31 @@ def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_o
     return 0
 
 
-def _show_step(descent: Descent, params: Any, batch: Any, key: Any, *, seconds: float) -> StepCost:
+def _show_step(descent: Descent, params: Any, batch: Any, key: Any, cost: StepCost, *, seconds: float) -> None:
     """What a step costs, what it is made of, and what it is up against."""
     timing = time_step(descent, params, batch, seconds=seconds, key=key)
-    print(f"\n{timing}", flush=True)
-    cost = step_cost(descent.step, descent.init(params, key), batch)
     roofline = measure_roofline([*cost.matrix_flops] or ["float32"], seconds=seconds / 5)
-    print(f"\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
-    return cost
+    print(f"\n{timing}\n\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
 
 
 def _by_hand(report: GradReport, comparison: StepComparison, cost: StepCost, autodiff_cost: StepCost) -> str:
-    """The gradient by hand against autodiff, in four lines."""
-    own = next(iter(comparison.arms))
-    ratio, verdict = comparison.ratios[own], comparison.verdicts[own]
-    times = f"{ratio.median:.3f} times autodiff's step ({ratio.low:.3f} to {ratio.high:.3f})"
-    rows = [
-        ("right?", f"{report.verdicts['algebra'].state}: {report.verdicts['algebra'].reason}"),
-        ("precise?", f"{report.verdicts['precision'].state}: {report.verdicts['precision'].reason}"),
-        ("fast?", f"{verdict}: {times}"),
-        ("memory?", _memory(cost.planned_peak_bytes, autodiff_cost.planned_peak_bytes)),
+    """The gradient by hand against autodiff, in a sentence."""
+    right, precise = (report.verdicts[name].state == "pass" for name in ("algebra", "precision"))
+    parts = [
+        _times(comparison, next(iter(comparison.arms)), "By hand", "autodiff"),
+        "right" if right else f"not checked ({report.verdicts['algebra'].reason})",
+        "as precise" if precise else f"its precision not checked ({report.verdicts['precision'].reason})",
     ]
-    width = max(len(answer) for _, answer in rows)
-    return text_table(("by hand", "against autodiff".ljust(width)), [(what, a.ljust(width)) for what, a in rows])
+    mine, its = cost.planned_peak_bytes, autodiff_cost.planned_peak_bytes
+    if mine is not None and its:
+        parts.append("the same memory" if mine == its else f"{mine / its:.2g} times its memory")
+    return ", ".join(parts) + "."
 
 
-def _memory(by_hand: int | None, autodiff: int | None) -> str:
-    if by_hand is None or autodiff is None:
-        return "not known: the compiler does not tell"
-    word = "more" if by_hand > autodiff else "less" if by_hand < autodiff else "the same"
-    return f"{word}: {figure(by_hand / autodiff)} times autodiff's planned peak ({by_hand:,} bytes)"
+def _times(comparison: StepComparison, arm: str, name: str, baseline: str) -> str:
+    """How an arm's time compares, as the beginning of a sentence."""
+    ratio, verdict = comparison.ratios[arm], comparison.verdicts[arm]
+    if verdict == "same":
+        return f"{name} the same time as {baseline} within {percent(distance(ratio))}"
+    doubt = {"undecided": ", undecided"}.get(verdict, "")
+    return f"{name} {ratio.median:.3g} times {baseline}'s time ({ratio.low:.3g} to {ratio.high:.3g}{doubt})"

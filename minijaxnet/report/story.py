@@ -25,6 +25,12 @@ from minijaxnet.verify.report import headline_of, subject_of
 _MOST_ROWS = 200
 _STATES = {"done": "ok", "diverged": "bad", "failed": "bad", "interrupted": "warning", "running": "warning"}
 
+_COMPARED = {
+    "faster": "is faster than",
+    "slower": "is slower than",
+    "same": "takes the same time as",
+    "undecided": "was not told apart from",
+}
 _CHECKED = {"right": ("ok", "right"), "NOT RIGHT": ("bad", "WRONG"), "unchecked": ("warning", "unchecked")}
 
 
@@ -189,8 +195,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
         doubt = "" if found["sound"] else " The baseline did not equal itself: measure again on a quieter machine."
         yield Verdict(
             "neutral" if found["sound"] else "warning",
-            f"A step of {arm} is {verdict}{' than' if verdict != 'indistinguishable' else ' from'} "
-            f"one of {found['baseline']}: {interval}.{doubt}",
+            f"A step of {arm} {_COMPARED.get(verdict, _COMPARED['undecided'])} one of {found['baseline']}: "
+            f"{interval}.{doubt}",
         )
 
 

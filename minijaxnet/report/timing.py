@@ -16,6 +16,7 @@ from minijaxnet.tables import figure
 
 _WIDE = 3.0  # inches: room for verdicts at the side
 _WHOLE = 1_000  # letters: legends have lines for names that are long
+_MOST_GROUPS = 100
 _MARKERS = "osD^vP"
 _WORDS = {"faster": "hand", "slower": "diverged", "UNSOUND": "diverged"}  # their colours' meanings
 
@@ -28,13 +29,13 @@ class Compared(NamedTuple):
         step_s: ``{arm: seconds a step}``, the median.
         compile_s: ``{arm: seconds to compile the loop}``.
         ratios: ``{arm: its time over the baseline's}``, but for the baseline.
-        verdicts: ``{arm: "faster", "slower" or "indistinguishable"}``.
+        verdicts: ``{arm: "faster", "slower", "same" or "undecided"}``.
         control: the baseline over itself.
-        resolution: the ratio from which on arms are told apart.
+        width: within so much of 1 arms are the same.
         sound: whether the baseline equals itself.
         samples_s: ``{arm: (rounds,)}``; empty where none were kept, as in ``timing.json``.
         control_s: ``(rounds,)`` of the baseline's second entry; empty where none were kept.
-        sentinel_s: ``(rounds,)``, seconds of a fixed workload; empty where none were kept.
+        sentinel_s: seconds of a fixed workload, every few rounds; empty where none were kept.
     """
 
     baseline: str
@@ -43,7 +44,7 @@ class Compared(NamedTuple):
     ratios: dict[str, Interval]
     verdicts: dict[str, str]
     control: Interval
-    resolution: float
+    width: float
     sound: bool
     samples_s: dict[str, np.ndarray]
     control_s: np.ndarray
@@ -83,7 +84,7 @@ def compared(source: Comparison) -> Compared:
         ratios={name: _interval(ratio) for name, ratio in found["ratios"].items()},
         verdicts=dict(found["verdicts"]),
         control=_interval(found["control"]),
-        resolution=_number(found["resolution"]),
+        width=_number(found.get("width", 0.0)),
         sound=found["sound"],
         samples_s={name: np.asarray(arm["samples_s"], float) for name, arm in samples.get("arms", {}).items()},
         control_s=np.asarray(samples.get("control_s", ()), float),
@@ -92,7 +93,7 @@ def compared(source: Comparison) -> Compared:
 
 
 def draw_forest(axes: Any, comparison: Comparison) -> None:
-    """Each arm's time over the baseline's, with its interval and its verdict; shaded is what nobody can tell apart.
+    """Each arm's time over the baseline's, with its interval and its verdict; shaded is what counts as the same.
 
     Args:
         axes: of matplotlib.
@@ -104,8 +105,7 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
     wide = inches(axes)[0] > _WIDE
     labels = []
     axes.set_xscale("log")
-    if math.isfinite(told.resolution):
-        axes.axvspan(1 / told.resolution, told.resolution, color=COLOURS["past"], alpha=0.25, linewidth=0)
+    axes.axvspan(1 / (1 + told.width), 1 + told.width, color=COLOURS["past"], alpha=0.25, linewidth=0)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--")
     for y, (name, ratio) in enumerate(rows):
         word = "baseline" if name == told.baseline else told.verdicts.get(name, "sound" if told.sound else "UNSOUND")
@@ -121,7 +121,7 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
         if wide:
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
             axes.text(1.02, y, text, **beside)
-    ends = np.array([x for _, ratio in rows for x in ratio] + [told.resolution, 1 / told.resolution])
+    ends = np.array([x for _, ratio in rows for x in ratio] + [1 + told.width, 1 / (1 + told.width)])
     ends = ends[np.isfinite(ends) & (ends > 0)]
     _ratio_axis(axes, float(ends.min()), float(ends.max()), 6 if wide else 4)
     name_rows(axes, labels, lines=2 if wide else 3)
@@ -143,14 +143,15 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
+    rounds = max(map(len, told.samples_s.values()))
     for i, (name, samples_s) in enumerate(told.samples_s.items()):
         label = f"{as_written(name, _WHOLE)}, {_us(float(np.median(samples_s)))}"
         style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
-        _draw_over_median(axes, samples_s, label=label, linewidth=0.7, **style)
-    _draw_over_median(axes, told.sentinel_s, label="a fixed workload", color=COLOURS["past"], linewidth=1.6)
+        _draw_over_median(axes, samples_s, rounds, label=label, linewidth=0.7, **style)
+    _draw_over_median(axes, told.sentinel_s, rounds, label="a fixed workload", color=COLOURS["past"], linewidth=1.6)
     axes.axhline(1, color=INK, linewidth=0.6, linestyle="--")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    beside = scale(axes, "y", np.concatenate([x / np.median(x) for x in told.samples_s.values()]))
+    beside = scale(axes, "y", np.concatenate([_over_median(x) for x in told.samples_s.values()]))
     axes.set_ylabel("time / its median" + beside)
     legend_above(axes)
 
@@ -231,9 +232,16 @@ def draw_compile_and_steady(axes: Any, comparison: Comparison) -> None:
     legend_above(axes)
 
 
-def _draw_over_median(axes: Any, samples: np.ndarray, **style: Any) -> None:
+def _over_median(samples: np.ndarray) -> np.ndarray:
+    """Samples over their median; of many rounds the medians of so many groups."""
+    groups = np.array_split(samples, min(len(samples), _MOST_GROUPS))
+    return np.array([np.median(group) for group in groups]) / np.median(samples)
+
+
+def _draw_over_median(axes: Any, samples: np.ndarray, rounds: int, **style: Any) -> None:
     if samples.size:
-        axes.plot(1 + np.arange(len(samples)), samples / np.median(samples), **style)
+        over = _over_median(samples)
+        axes.plot((0.5 + np.arange(len(over))) * rounds / len(over) + 0.5, over, **style)
 
 
 def _ratio_axis(axes: Any, low: float, high: float, most: int) -> None:

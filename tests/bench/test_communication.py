@@ -140,13 +140,13 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 import minijaxnet as mjn
 import minijaxnet.cli.bench as verb
-from minijaxnet.bench import Interval, communication, roofline, rounds, step_cost
+from minijaxnet.bench import Interval, communication, roofline, step_cost
 from minijaxnet.bench.blocks import placed, start_state
 from minijaxnet.cli import main
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 
 # A slope of two blocks of a machine that is busy for a moment may be no time at all.
-fused_s, rounds._BLOCK_S, roofline._ARRAYS, roofline._SIDES = Interval(1e-6, 1e-6, 1e-6), 0.002, (2**10,), (4,)
+fused_s, roofline._ARRAYS, roofline._SIDES = Interval(1e-6, 1e-6, 1e-6), (2**10,), (4,)
 verb.time_step = lambda *args, **options: dataclasses.replace(mjn.time_step(*args, **options), fused_s=fused_s)
 
 # The verb: a row a number, the smallest number in it whether asked for or not. It divides the CPU itself.

@@ -48,12 +48,17 @@ def compared(monkeypatch):
     """Hold arms against one of them while the clock goes on by a millisecond a look; a step takes its FLOPs in us."""
     clock, draw = itertools.count(step=0.001), np.random.default_rng(0)
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=clock.__next__))
-    monkeypatch.setattr(rounds, "sentinel", lambda: lambda: 1e-6)
+    monkeypatch.setattr(compare, "sentinel", lambda: lambda: 1e-6)
 
-    def made_up(name, program, state, batch):
-        return lambda: 1e-6 * program.cost_analysis()["flops"] * (1 + draw.exponential(0.1))
+    class MadeUp:
+        def __init__(self, programs, start, steps, seed):
+            self.calls_s, self.block_s = [], 1e-6 * steps * programs[0].cost_analysis()["flops"]
 
-    monkeypatch.setattr(compare, "_block", made_up)
+        def __call__(self):
+            self.calls_s.append(1e-9)
+            return self.block_s * (1 + draw.exponential(0.1))
+
+    monkeypatch.setattr(compare, "Block", MadeUp)
 
     def run(arms, params=WEIGHTS, batch=0.0, *, baseline=None, seconds=SHORT, **options):
         return compare_steps(arms, params, batch, baseline=baseline or next(iter(arms)), seconds=seconds, **options)
@@ -74,7 +79,7 @@ def test_a_comparison_takes_arms_of_any_names_and_says_which_does_more_work_than
     arms = {"much": work(12), "little": little} | dict.fromkeys(names, little)
     found = compared(arms, np.ones((16, 16), np.float32), np.eye(16, dtype=np.float32), baseline="little", seconds=0.1)
     assert found.sound and found.rounds >= 50
-    assert found.verdicts == {"much": "slower"} | dict.fromkeys(names, "indistinguishable")
+    assert found.verdicts["much"] == "slower" and {found.verdicts[name] for name in names} <= {"same", "undecided"}
     assert found.ratios["much"].low > 3
     assert list(found.arms) == list(arms) and found.baseline == "little"
     assert all(len(arm.samples_s) == found.rounds for arm in found.arms.values())
@@ -102,10 +107,12 @@ BOTH = {"a": PLAIN, "b": BY_HAND}
         *((BOTH | {name: PLAIN}, {}, ValueError, f"the name {name!r}; expected one") for name in ("", " ", "\n")),
         *((BOTH, {"seconds": n}, ValueError, f"seconds: got {n}; expected a positive number") for n in NO_TIMES),
         *((BOTH, {"seconds": n}, TypeError, f"seconds: got {n!r}; expected a positive number") for n in NO_NUMBERS),
+        *((BOTH, {"width": n}, ValueError, f"width: got {n}; expected a share between 0 and 1") for n in (0, 1, -0.1)),
+        *((BOTH, {"width": n}, TypeError, f"width: got {n!r}; expected a share such as 0.01") for n in NO_NUMBERS),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_compiled(monkeypatch, arms, options, error, words):
-    monkeypatch.setattr(compare, "_loop", None)
+    monkeypatch.setattr(compare, "_compiled", None)
     with pytest.raises(error, match=re.escape(words)):
         compare_steps(arms, WEIGHTS, 0.0, **{"baseline": "a"} | options)
 
@@ -295,14 +302,12 @@ def test_each_arm_is_traced_and_compiled_once_and_nothing_is_compiled_while_the_
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(kwargs.get("fun_name"))
 
-    run = compare._block
+    class Watched(rounds.Block):
+        def __call__(self):
+            timed.append(len(compiled))
+            return super().__call__()
 
-    def block(*args):
-        timed_block = run(*args)
-        return lambda: timed.append(len(compiled)) or timed_block()
-
-    monkeypatch.setattr(compare, "_block", block)
-    monkeypatch.setattr(rounds, "_BLOCK_S", 0.002)
+    monkeypatch.setattr(compare, "Block", Watched)
     optax_loss = functools.partial(loss, name="optax")
     arms = {"ours": mjn.Descent(init, momentum), "optax": mjn.optax_descent(optax_loss, optax.sgd(0.01, momentum=0.9))}
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -319,7 +324,7 @@ def test_each_arm_is_traced_and_compiled_once_and_nothing_is_compiled_while_the_
 
 def test_an_equal_step_is_compiled_anew_so_that_each_arm_shows_what_compiling_takes(compared, monkeypatch):
     # The clock goes on by 100 s while anything is compiled, by a millisecond otherwise.
-    traces, now, compiled = [], [0.0], compare._compiled
+    traces, now, program = [], [0.0], compare._program
 
     def clock():
         now[0] += 1e-3
@@ -327,11 +332,11 @@ def test_an_equal_step_is_compiled_anew_so_that_each_arm_shows_what_compiling_ta
 
     def slowly(*args):
         now[0] += 100
-        return compiled(*args)
+        return program(*args)
 
     for module in (compare, rounds):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr(compare, "_compiled", slowly)
+    monkeypatch.setattr(compare, "_program", slowly)
 
     def loss(weights, batch):
         traces.append(weights)
@@ -349,8 +354,8 @@ def test_states_are_on_the_device_before_the_clock_runs_and_the_users_arrays_sta
     def init(params, key=None):
         return mjn.DescentState(params, np.zeros(2), np.int32(0), key)
 
-    seen = []
-    monkeypatch.setattr(compare, "_block", lambda *args: seen.append(args) or (lambda: 1e-6))
+    seen, block = [], compare.Block
+    monkeypatch.setattr(compare, "Block", lambda *args: seen.append(args[1]) or block(*args))
     params, batch = {"w": jnp.arange(3.0)}, (np.arange(3.0, dtype=np.float32), jnp.ones(3))
     before = jax.tree.map(np.array, (params, batch))
 
@@ -359,6 +364,39 @@ def test_states_are_on_the_device_before_the_clock_runs_and_the_users_arrays_sta
         return state._replace(params=params, step=state.step + 1), mjn.StepInfo(jnp.float32(0), jnp.float32(0))
 
     compared({name: mjn.Descent(init, step) for name in "ab"}, params, batch)
-    chex.assert_tree_is_on_device([args[2:] for args in seen], platform="cpu")
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves([args[2:] for args in seen]))
+    chex.assert_tree_is_on_device(seen, platform="cpu")
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(seen))
     chex.assert_trees_all_equal((params, batch), before)
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.01, (2, 1)), (0.1, (2, 1)), (2.0, (3, 3)), (100.0, (4, 4))])
+def test_loops_are_compiled_as_often_as_half_of_the_time_allows(compared, monkeypatch, seconds, times):
+    # A compilation takes 0.2 s, nothing else takes any time.
+    now, program, programs = [0.0], compare._program, []
+
+    def slowly(*args):
+        now[0] += 0.2
+        return program(*args)
+
+    block = compare.Block
+    monkeypatch.setattr(compare, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(compare, "_program", slowly)
+    monkeypatch.setattr(compare, "block_length", lambda *args: (1, 0.0))
+    monkeypatch.setattr(compare, "Block", lambda given, *rest: programs.append(given) or block(given, *rest))
+    monkeypatch.setattr(rounds, "LOOKS", {1: 0.03})
+    monkeypatch.setattr(compare, "take_rounds", lambda runs, *rest: iter([(0.03, np.ones((9, 3)), np.ones(2))]))
+    monkeypatch.setattr(compare, "calls_of", lambda *rest: np.zeros(3))
+    compared(BOTH, seconds=seconds)
+    first, other, second = map(len, programs)
+    assert (first + second, other) == times and second >= 1
+
+
+def test_it_ends_at_the_first_look_at_which_all_is_clear(compared):
+    def wide(weights, batch):
+        return bowl(weights, batch) + jnp.sum(jnp.sin(weights))
+
+    arms = {"plain": PLAIN, "again": BY_HAND, "wide": mjn.gradient_descent(wide, 0.1)}
+    early = compared({name: arms[name] for name in ("plain", "wide")}, seconds=1, same_result=False)
+    assert early.verdicts == {"wide": "slower"} and early.rounds < 150 and early.risk == 0.002
+    late = compared(arms, seconds=1, same_result=False)
+    assert late.verdicts["again"] == "undecided" and late.rounds > 900 and late.risk == 0.03

@@ -1,13 +1,15 @@
 """The fixture ``benchmark_step``, in a test suite of its own: what fails, what is saved, what is held against it."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from minijaxnet import StepComparison
-from minijaxnet.bench import ArmTiming, plugin
+from minijaxnet.bench import ArmTiming
 
 SUITE = """
 import pytest
@@ -34,10 +36,10 @@ def suite(tmp_path, monkeypatch):
             assert (params, batch, given) == ("params", "batch", {"baseline": "plain", "seconds": seconds})
             factors = arms | {"other": slower * arms["other"]}
             taken = {name: 1e-6 * factor * (1 + 0.01 * draw.random(40)) for name, factor in factors.items()}
-            timings = {name: ArmTiming(0.5, samples) for name, samples in taken.items()}
+            timings = {name: ArmTiming(0.5, 1e-7, samples) for name, samples in taken.items()}
             fixed = 1e-6 * (1 + 0.01 * draw.random(40))
             machine = dict.fromkeys(("processor", "cores", "devices", "platform"), "the same")
-            return StepComparison("plain", timings, 1e-6 * (1 + 0.01 * draw.random(40)), fixed, machine)
+            return StepComparison("plain", timings, 1e-6 * (1 + 0.01 * draw.random(40)), fixed, machine=machine)
 
         words = {}
 
@@ -46,11 +48,11 @@ def suite(tmp_path, monkeypatch):
                 if report.when == "call":
                     words[report.nodeid.split("[")[1].strip("]")] = str(report.longrepr) if report.failed else ""
 
-        monkeypatch.setattr(plugin, "compare_steps", made_up)
+        monkeypatch.setattr("minijaxnet.bench.compare_steps", made_up)
         monkeypatch.delitem(sys.modules, "test_it", raising=False)
         quick = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]  # which collects this process's garbage
         flags = ["-q", *quick, "-c", "/dev/null", "--rootdir", ".", "--import-mode=importlib"]
-        pytest.main(["-p", "minijaxnet.bench.plugin", *flags, *options, "test_it.py"], plugins=[Listener()])
+        pytest.main(["-p", "minijaxnet.pytest_plugin", *flags, *options, "test_it.py"], plugins=[Listener()])
         return words
 
     return run
@@ -68,3 +70,30 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert suite(1.05, "--bench-against", "saved")["3"] == ""
     assert "surely slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
     assert suite(1.3, "--bench-against", "saved", "--bench-slower", "1.5")["3"] == ""
+
+
+def test_pytest_finds_it_by_itself_and_imports_no_jax(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n\ndef test_it(request):\n"
+        "    assert request.config.getoption('--bench-seconds') == 2\n"
+        "    assert [name for name in sys.modules if name.startswith('minijaxnet.')] == ['minijaxnet.pytest_plugin']\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        ".",
+        "test_it.py",
+    ]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    outside = [path for path in alone.pop("PYTHONPATH", "").split(os.pathsep) if path]
+    found = subprocess.run(
+        command, cwd=tmp_path, env=alone | {"PYTHONPATH": os.pathsep.join(outside)}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -3,81 +3,69 @@
 import itertools
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minijaxnet import StepComparison
-from minijaxnet.bench import ArmTiming, rounds
 from minijaxnet.bench import blocks as bench_blocks
-from minijaxnet.bench.intervals import fewest_samples
-from minijaxnet.bench.rounds import block, take_rounds
+from minijaxnet.bench import rounds
+from minijaxnet.bench.rounds import BLOCK_S, LOOKS, WARM_CALLS, Block, block_length, calls_of, take_rounds
+
+# --- Rounds -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Take rounds while the clock goes on by ``tick(look)`` a look, and compare the arms with the first of them."""
+    """Take rounds while the clock goes on by ``tick(look)`` a look: ``(risk, rounds)`` at each of the looks."""
 
-    def take(blocks, seconds, tick=lambda look: 0.001):
+    def take(runs, seconds, tick=lambda look: 0.001, needed=lambda risk: 7):
         clock = itertools.accumulate(map(tick, itertools.count()))
         monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=clock.__next__))
-        monkeypatch.setattr(rounds, "sentinel", lambda: lambda: 1e-6)
-        baseline, *_ = blocks
-        found = take_rounds(blocks, blocks[baseline], seconds=seconds)
-        arms = {name: ArmTiming(0.1, samples) for name, samples in found.arms.items()}
-        return StepComparison(baseline, arms, found.control, found.sentinel, {"cpu": "one"})
+        return [(risk, found) for risk, found, _ in take_rounds(runs, lambda: 1e-6, needed, seconds)]
 
     return take
 
 
-def noisy(factors, noise):
-    return {name: lambda factor=factor: 1e-6 * factor * noise() for name, factor in factors.items()}
+def always(seconds=1e-6):
+    return lambda: seconds
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1, "indistinguishable"), (0.5, "faster"), (2, "slower")])
-def test_a_comparison_finds_what_was_put_into_the_times(taken, factor, verdict):
-    draw = np.random.default_rng(0)
-    found = taken(noisy({"plain": 1, "by hand": factor}, lambda: 1 + draw.exponential(0.3)), 1)
-    assert found.sound and found.rounds >= 100
-    assert found.verdicts == {"by hand": verdict}
-    ratio = found.ratios["by hand"]
-    assert ratio.low <= factor <= ratio.high
-    assert found.control.low <= 1 <= found.control.high
-    assert all(len(arm.samples_s) == found.rounds for arm in found.arms.values())
-
-
-@pytest.mark.parametrize(("factor", "verdict"), [(1, "indistinguishable"), (1.2, "slower")])
-def test_a_drift_that_all_share_leaves_no_trace(taken, factor, verdict):
-    age = itertools.count()
-    found = taken(noisy({"a": 1, "b": factor}, lambda: 1.01 ** next(age)), 1)  # 3 % slower each round
-    assert found.arms["a"].samples_s[-1] > 10 * found.arms["a"].samples_s[0]
-    assert found.sound and found.verdicts == {"b": verdict}
-
-
-def test_each_arm_is_timed_once_a_round_and_the_baseline_twice(taken):
+def test_each_run_has_its_turn_once_a_round_in_a_new_order():
     calls = []
-    found = taken({name: lambda name=name: calls.append(name) or 1e-6 for name in "ab"}, 0.5)
-    each = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
-    assert len(each) == found.rounds
-    assert {"".join(sorted(names)) for names in each} == {"aab"}
-    assert set(each) == {"aab", "aba", "baa"}, "in a new order each round"
+    turns = rounds.in_turns([lambda name=name: calls.append(name) or 1e-6 for name in "abc"])
+    for _ in range(100):
+        next(turns)
+    each = {"".join(calls[i : i + 3]) for i in range(0, len(calls), 3)}
+    assert each == {"".join(order) for order in itertools.permutations("abc")}
 
 
-# --- As many rounds as an interval needs ------------------------------------------------------------------------------
+def test_there_is_a_look_at_each_share_of_the_time_with_all_rounds_so_far(taken):
+    ages = itertools.count(1)
+    found = taken([lambda: next(ages), always()], 1)
+    assert [risk for risk, _ in found] == list(LOOKS.values())
+    assert sum(LOOKS.values()) == pytest.approx(0.05), "of all looks together"
+    for share, (_, times) in zip(LOOKS, found, strict=True):
+        assert len(times) == pytest.approx(1000 * share, abs=3)
+        assert sorted(times[:, 0]) == list(range(1, len(times) + 1))
 
 
-@pytest.mark.parametrize("names", ["ab", "abc", "abcdefghij"])
-def test_at_least_the_rounds_that_an_interval_needs_are_taken_however_short_the_time(taken, names):
-    draw = np.random.default_rng(0)
-    found = taken(noisy(dict.fromkeys(names, 1), draw.random), 1e-6)
-    assert found.rounds == fewest_samples(len(names))
-    low, high = found.ratios["b"].low, found.ratios["b"].high
-    assert low <= found.ratios["b"].median <= high
+def test_a_look_with_too_few_rounds_is_left_out_and_the_last_one_waits_for_them(taken):
+    needed = {0.002: 50, 0.006: 40, 0.012: 30, 0.03: 20}.__getitem__
+    assert [len(times) for _, times in taken([always()], 1e-6, needed=needed)] == [20]
+    assert [(risk, len(times)) for risk, times in taken([always()], 0.1, needed=needed)] == [(0.012, 49), (0.03, 99)]
 
 
 def test_no_round_is_begun_that_would_last_beyond_the_time(taken):
-    # Each takes 1 s, then one takes 3: after it there have to be 3 s left.
-    assert taken({"a": lambda: 1e-6, "b": lambda: 1e-6}, 20, lambda look: 3 if look == 8 else 1).rounds == 15
-    assert taken({"a": lambda: 1e-6, "b": lambda: 1e-6}, 20.5, lambda look: 1).rounds == 20
+    assert len(taken([always()], 20.5, lambda look: 1)[-1][1]) == 20
+    hiccup = taken([always()], 1, lambda look: 0.3 if look == 5 else 0.001)
+    assert len(hiccup[-1][1]) > 650, "one long round does not end it early"
+
+
+def test_the_fixed_workload_has_its_turn_every_few_rounds():
+    calls = []
+    *_, last = take_rounds([always()], lambda: calls.append(1) or 2e-6, lambda risk: 7, 0.01)
+    assert list(last[2]) == [2e-6] * len(calls) and len(calls) == -(-len(last[1]) // 8)
 
 
 @pytest.mark.parametrize(
@@ -85,20 +73,34 @@ def test_no_round_is_begun_that_would_last_beyond_the_time(taken):
     [(1, 4.4, None), (1, 4.5, 31.5), (4, 5.7, None), (4, 5.8, 40.6), (0.01, 4.28, None), (0.01, 4.29, 30.0)],
 )
 def test_only_rounds_that_take_half_a_minute_more_and_ten_times_as_long_are_refused(taken, seconds, round_s, needed_s):
-    arms = {"a": lambda: 1e-6, "b": lambda: 1e-6}
     if needed_s is None:
-        assert taken(arms, seconds, lambda look: round_s).rounds == 7
+        assert len(taken([always()], seconds, lambda look: round_s)[-1][1]) == 7
         return
     words = rf"seconds: got {seconds:g}; expected at least {needed_s:.1f}, the 7 rounds that an interval needs"
     with pytest.raises(ValueError, match=words):
-        taken(arms, seconds, lambda look: round_s)
+        taken([always()], seconds, lambda look: round_s)
 
 
 @pytest.mark.parametrize("busy", [{1}, {2}, {1, 3, 5}, {2, 3, 4, 5, 6, 7}])
 def test_a_machine_that_is_busy_for_a_while_is_no_reason_to_refuse(taken, busy):
     # A minute each: seven such rounds would be refused, but one has shown that they need not take so long.
-    found = taken({"a": lambda: 1e-6, "b": lambda: 1e-6}, 1, lambda look: 60 if look in busy else 0.001)
-    assert found.rounds == 7
+    assert len(taken([always()], 1, lambda look: 60 if look in busy else 0.001)[-1][1]) == 7
+
+
+# --- What a call costs ------------------------------------------------------------------------------------------------
+
+
+def test_a_call_costs_the_same_for_all_but_an_arm_whose_call_surely_costs_more():
+    draw = np.random.default_rng(0)
+    calls_s = 80e-6 * (1 + draw.exponential(0.1, (200, 4)))
+    calls_s[:, 1] += 20e-6
+    same, more, first, second = calls_of(calls_s, [2, 3])
+    assert same == first == second == np.median(calls_s[:, 2:])
+    assert more - same == pytest.approx(20e-6, rel=0.1)
+
+
+def test_of_few_calls_none_is_sure():
+    assert len(set(calls_of(np.array([[1.0, 5.0, 1.0]] * 3), [0, 2]))) == 1
 
 
 # --- Blocks -----------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ def program(monkeypatch):
     def make(took):
         now, asked = [0.0], []
 
-        def run(steps):
+        def run(state, batch, steps):
             now[0] += took(steps, len(asked))
             asked.append(steps)
 
@@ -124,23 +126,81 @@ def program(monkeypatch):
 @pytest.mark.parametrize("step_s", [1e-9, 3.7e-8, 1e-6, 5e-4, 0.015, 3.0])
 def test_a_block_is_one_step_or_as_many_as_are_long_against_the_call(program, step_s):
     run, asked = program(lambda steps, call: 1e-5 + steps * step_s)
-    timed = block("a", run)
-    assert len(asked) <= 12
-    assert timed() == pytest.approx(step_s, rel=2e-3)
-    assert asked[-1] == 1 or asked[-1] * step_s < 2 * rounds._BLOCK_S
+    steps, took = block_length("a", run, (None, None))
+    assert took == pytest.approx(1e-5 + steps * step_s)
+    assert steps == 1 or BLOCK_S / 2 < steps * step_s < 2 * BLOCK_S
+    assert len(asked) <= 16 and asked.count(steps) >= WARM_CALLS
 
 
-@pytest.mark.parametrize("hiccups", [(0,), (1,), (0, 1), (1, 3)])
+def test_a_block_is_ten_calls_long_where_calls_are_dear(program):
+    run, _ = program(lambda steps, call: 1e-3 + steps * 1e-6)
+    assert 5e-3 < block_length("a", run, (None, None))[0] * 1e-6 < 20e-3
+
+
+@pytest.mark.parametrize("hiccups", [(3,), (4,), (3, 4), (4, 6)])
 def test_a_hiccup_of_the_machine_does_not_leave_a_block_of_one_step(program, hiccups):
-    run, asked = program(lambda steps, call: 1e-5 + steps * 1e-7 + (call in hiccups))
-    timed = block("a", run)
-    assert timed() == pytest.approx(1e-7, rel=2e-3)
-    assert asked[-1] * 1e-7 >= rounds._BLOCK_S / 2 - 1e-5
+    run, _ = program(lambda steps, call: 1e-5 + steps * 1e-7 + (call in hiccups))
+    assert block_length("a", run, (None, None))[0] * 1e-7 >= BLOCK_S / 2 - 1e-5
 
 
 def test_no_block_has_more_steps_than_an_int32_holds(program):
     run, asked = program(lambda steps, call: 0.0)
     with pytest.raises(ValueError, match=r"arms\['a'\]: got a step that does nothing"):
-        block("a", run)
+        block_length("a", run, (None, None))
     assert max(asked) == bench_blocks._MOST_STEPS < 2**31
-    assert len(asked) < 12
+
+
+@pytest.fixture
+def watched():
+    """Two programs of a block, and what each was called with: ``(which, place of the state, steps)``."""
+    calls = []
+
+    def programs():
+        def run(which):
+            loop = jax.jit(lambda state, batch, steps: state + batch * steps).lower(*START, 1).compile()
+
+            def watch(state, batch, steps):
+                calls.append((which, state.unsafe_buffer_pointer(), steps))
+                return loop(state, batch, steps)
+
+            watch.input_shardings = loop.input_shardings
+            return watch
+
+        return [run(which) for which in range(2)]
+
+    return programs(), calls
+
+
+START = (jnp.zeros(4), jnp.ones(4))
+
+
+def test_each_block_has_new_copies_and_one_of_the_programs_after_a_call_without_a_step(watched):
+    programs, calls = watched
+    block = Block(programs, START, 5)
+    assert sum(steps == 1 for *_, steps in calls) == 2 * WARM_CALLS, "each program is warm"
+    block._new_every = 1  # copying four numbers takes as long as adding them
+    calls.clear()
+    took = [block() for _ in range(200)]
+    assert min(took) > 0 and len(block.calls_s) == 200
+    assert [steps for *_, steps in calls] == [0, 5] * 200
+    pairs = list(zip(calls[::2], calls[1::2], strict=True))
+    assert all(empty[:2] == full[:2] for empty, full in pairs), "the same program, the same copies"
+    assert {which for which, *_ in calls} == {0, 1}
+    places = [place for _, place, _ in calls[1::2]]
+    assert len(set(places)) > 8 and START[0].unsafe_buffer_pointer() not in places
+    assert sum(a == b for a, b in itertools.pairwise(places)) < 20
+
+
+def test_copies_that_take_long_are_made_less_often_and_few_are_kept_of_large_ones(watched, monkeypatch):
+    programs, calls = watched
+    block = Block(programs, START, 5)
+    block._new_every = 10
+    calls.clear()
+    for _ in range(40):
+        block()
+    assert len({place for _, place, _ in calls}) <= 4
+    monkeypatch.setattr(rounds, "_KEPT_BYTES", 3 * 32)
+    block._new_every = 1
+    for _ in range(20):
+        block()
+    assert len(block._copies) == 3

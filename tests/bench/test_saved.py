@@ -17,7 +17,7 @@ def comparison(step_s=2e-6, sentinel_s=1e-5, seed=0, machine=None, names=("a", "
     def samples(value):
         return value * (1 + 0.01 * draw.random(40))
 
-    arms = {name: ArmTiming(0.5, samples(step_s * (1 + 0.5 * i))) for i, name in enumerate(names)}
+    arms = {name: ArmTiming(0.5, 1e-6, samples(step_s * (1 + 0.5 * i))) for i, name in enumerate(names)}
     given = {} if machine is None else {"machine": machine}
     return StepComparison(names[0], arms, samples(step_s), samples(sentinel_s), **given)
 
@@ -34,7 +34,7 @@ def test_what_was_saved_is_all_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "indistinguishable"), (1.2, "slower"), (0.8, "faster")])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "undecided"), (1.2, "slower"), (0.8, "faster")])
 def test_a_change_since_then_is_found(tmp_path, factor, verdict):
     comparison().save(tmp_path / "then.json")
     since = comparison(factor * 2e-6, seed=1).against(tmp_path / "then.json")
@@ -47,7 +47,7 @@ def test_a_change_since_then_is_found(tmp_path, factor, verdict):
 def test_what_the_machine_itself_changed_is_no_change_of_the_step(tmp_path):
     comparison().save(tmp_path / "then.json")
     since = comparison(1.2 * 2e-6, 1.25 * 1e-5, seed=1).against(tmp_path / "then.json")
-    assert since.verdicts == {"a": "indistinguishable", "b": "indistinguishable"}
+    assert since.verdicts == {"a": "undecided", "b": "undecided"}
 
 
 def test_another_machine_is_refused_and_accepted_if_told_so(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from kits.lines import RIGHT, line
 from kits.timings import comparison
 
 import minijaxnet as mjn
-from minijaxnet.bench import Interval, machine, roofline, rounds
+from minijaxnet.bench import Interval, machine, roofline
 from minijaxnet.cli import devices, main
+from minijaxnet.cli.bench import _by_hand as bench_of
 from minijaxnet.verify import GradReport, Verdict
 
 ARMS = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
@@ -27,7 +29,6 @@ def bench(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minijaxnet.cli.bench.time_step", timed)
-    monkeypatch.setattr(rounds, "_BLOCK_S", 0.002)
     monkeypatch.setattr(machine, "_commit", lambda: "a commit")
     for name, few in (("_SIDES", (4,)), ("_ARRAYS", (2**10,)), ("_BLOCK_S", 0.001)):
         monkeypatch.setattr(roofline, name, few)
@@ -56,9 +57,9 @@ def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_sa
     assert "line: a step of gradient descent on 3 points" in out
     for words in ("trace", "compile", "(latency)", "(fused)", *ARMS):
         assert words in out
-    rows = {row.split()[0]: row for row in out.splitlines() if row}
-    assert "pass" in rows["right?"] and "pass" in rows["precise?"] and "autodiff's step" in rows["fast?"]
-    assert "autodiff's planned peak" in rows["memory?"]
+    answer = out.splitlines()[2]
+    assert answer.startswith("By hand ") and "autodiff" in answer and answer.endswith("."), "the answer comes first"
+    assert ", right, as precise, " in answer and answer.endswith(" memory.")
     for words in ("one native function", "other FLOPs, float32", "nearest limit:"):
         assert words in out
     assert "measured peak" not in out, "there is no matrix product"
@@ -80,7 +81,30 @@ def test_a_wrong_gradient_is_not_timed(bench, monkeypatch):
 def test_without_a_gradient_by_hand_optax_is_the_rival(bench):
     code, out, _ = bench(line(RIGHT, by_hand=""), "--batch-size", "3")
     assert code == 0
-    assert "optax.sgd, autodiff" in out and "by hand" not in out
+    assert out.splitlines()[2].startswith("optax.sgd, autodiff ") and "gradient descent" in out.splitlines()[2]
+    assert "by hand" not in out
+
+
+@pytest.mark.parametrize(
+    ("ratio", "begins"),
+    [
+        (0.88, "By hand 0.88 times autodiff's time ("),
+        (1.0, "By hand the same time as autodiff within 0."),
+        (1.0057, "By hand 1.01 times autodiff's time ("),
+    ],
+)
+@pytest.mark.parametrize(
+    ("peaks", "ends"), [((70, 100), "0.7 times its memory."), ((9, 9), "the same memory."), ((None, 9), "as precise.")]
+)
+def test_the_answer_is_a_sentence(ratio, begins, peaks, ends):
+    found = comparison({"own, gradient by hand": ratio, "autodiff": 1.0})
+    held = dataclasses.replace(found, baseline="autodiff", control_s=1.003 * found.arms["autodiff"].samples_s)
+    passed = GradReport(dict.fromkeys(("algebra", "precision"), Verdict("pass", "it is")), {}, ())
+    costs = [SimpleNamespace(planned_peak_bytes=peak) for peak in peaks]
+    said = bench_of(passed, held, *costs)
+    assert said.startswith(begins) and said.endswith(f", right, {'' if ends[0] == 'a' else 'as precise, '}{ends}")
+    doubtful = GradReport({"algebra": Verdict("unchecked", "no"), "precision": Verdict("pass", "")}, {}, ())
+    assert ", not checked (no), " in bench_of(doubtful, held, *costs)
 
 
 @pytest.mark.parametrize(

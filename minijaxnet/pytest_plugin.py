@@ -1,19 +1,18 @@
-"""A pytest fixture that compares steps; in the ``conftest.py`` of your tests' root:
+"""The pytest fixture ``benchmark_step``, which pytest finds by itself where minijaxnet is installed.
 
-    pytest_plugins = ["minijaxnet.bench.plugin"]
-
-A test fails where an interval's bound says that a step is too slow, never because a single figure does.
+A test fails where an interval's bound says that a step is too slow, never because a single figure does. JAX is imported
+when the fixture is used.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minijaxnet.bench.compare import compare_steps
-from minijaxnet.bench.comparison import StepComparison
+if TYPE_CHECKING:
+    from minijaxnet.bench import StepComparison
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def benchmark_step(request: pytest.FixtureRequest) -> Callable[..., StepComparison]:
+def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepComparison]":
     """``benchmark_step({name: descent}, params, batch, baseline=..., at_most={name: ratio})``: compare, save, gate.
 
     Takes what ``compare_steps`` takes but for ``seconds``, and ``at_most``: for arms that may not take more than so
@@ -42,7 +41,9 @@ def benchmark_step(request: pytest.FixtureRequest) -> Callable[..., StepComparis
 
     def compare(
         arms: Mapping[str, Any], params: Any, batch: Any, *, at_most: Mapping[str, float] | None = None, **options: Any
-    ) -> StepComparison:
+    ) -> "StepComparison":
+        from minijaxnet.bench import compare_steps
+
         limits = dict(at_most or {})
         if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:
             raise ValueError(f"at_most: got {unknown[0]!r}; expected arms beside the baseline: {', '.join(arms)}")
