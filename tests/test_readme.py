@@ -36,7 +36,7 @@ def test_the_three_jobs_fit_into_ten_lines_each_and_run(trained, capsys):
     assert trained["trace"].loss[-1] < 0.1 < trained["trace"].loss[0]
     printed = capsys.readouterr().out
     assert "gradient by hand against autodiff: right" in printed
-    assert "interleaved rounds" in printed
+    assert "paired rounds" in printed
 
 
 def test_its_experiment_runs(tmp_path, capsys):

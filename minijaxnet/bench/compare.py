@@ -141,14 +141,15 @@ def _timed(
     """Take rounds until all is clear, or the time is up."""
     found, fixed, baselines = None, sentinel(), [[*loops].index(baseline), -1]
     with compilations() as compiled:
-        for risk, rounds, wandering in take_rounds(blocks, fixed, functools.partial(_needed, len(loops)), seconds):
+        needed = functools.partial(_needed, len(loops))
+        for risk, measured_s, rounds, wandering in take_rounds(blocks, fixed, needed, seconds):
             calls_s = calls_of(np.transpose([block.calls_s for block in blocks]), baselines)
             *samples_s, control_s = np.maximum(rounds - calls_s, rounds / 10).T / steps
             timings = {
                 name: ArmTiming(loop.compile_s, call_s, taken)
                 for (name, loop), call_s, taken in zip(loops.items(), calls_s.tolist(), samples_s, strict=False)
             }
-            found = StepComparison(baseline, timings, control_s, wandering, risk, width, tuple(compiled))
+            found = StepComparison(baseline, timings, control_s, wandering, risk, width, measured_s, tuple(compiled))
             if found.is_clear:
                 break
     assert found is not None, "the last look is always taken"

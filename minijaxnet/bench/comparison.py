@@ -15,7 +15,7 @@ from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_res
 from minijaxnet.tables import figure, html_of, percent, text_table
 
 _COLUMNS = 100
-_MANY_TIMES = 1000
+_AN_HOUR_S = 3600
 
 
 # Of programs that are compiled alike some differ by so much for as long as they lie where they lie; measured on two
@@ -54,6 +54,7 @@ class StepComparison:
         sentinel_s: seconds of a fixed workload, every few rounds.
         risk: how likely one of the intervals is wrong.
         width: arms whose ratio is surely within so much of 1 are the same.
+        measured_s: seconds that the rounds took.
         compiled: what JAX compiled while the clock ran.
         machine: what was measured on, as ``machine()`` tells.
     """
@@ -64,6 +65,7 @@ class StepComparison:
     sentinel_s: np.ndarray
     risk: float = RISK
     width: float = 0.01
+    measured_s: float = 1.0
     compiled: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
 
@@ -123,12 +125,12 @@ class StepComparison:
         """Whether more rounds would change no verdict."""
         return self.sound and "undecided" not in self.verdicts.values()
 
-    def rounds_needed(self, name: str) -> float:
-        """About how many rounds would decide: an interval narrows as the root of their number grows."""
+    def seconds_needed(self, name: str) -> float:
+        """About how many seconds would decide: an interval narrows as the root of the number of rounds grows."""
         log = [math.log(x) for x in self.ratios[name]]
         off, half = abs(log[0]), (log[2] - log[1]) / 2
         room = max(off - math.log(self.resolution), math.log1p(self.width) - off)
-        return self.rounds * (half / room) ** 2 if room > 0 else math.inf
+        return self.measured_s * (half / room) ** 2 if room > 0 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
         """The figures in JSON's own kinds, without the samples."""
@@ -143,6 +145,7 @@ class StepComparison:
             "width": self.width,
             "risk": self.risk,
             "rounds": self.rounds,
+            "measured_s": self.measured_s,
             "control": self.control._asdict(),
             "drift": self.drift,
             "ratios": {name: ratio._asdict() for name, ratio in self.ratios.items()},
@@ -203,18 +206,20 @@ class StepComparison:
         """What to know of the table, in sentences."""
         median, interval = _interval_cells(self.control)
         lines = [
-            f"{self.rounds:,} paired rounds; the baseline against itself: {median} ({interval})",
-            f"meanwhile a fixed workload's time wandered by {percent(self.drift - 1)}",
+            f"{self.rounds:,} paired rounds in {figure(self.measured_s, 2)} s; "
+            f"the baseline against itself: {median} ({interval})",
+            f"a call's own {figure(1e6 * self.arms[self.baseline].call_s, 2)} us are taken off; meanwhile a fixed "
+            f"workload's time wandered by {percent(self.drift - 1)}",
         ]
         for name, verdict in self.verdicts.items():
             if verdict == "undecided" and self.sound:
-                times = self.rounds_needed(name) / self.rounds
-                more = f"about {figure(times, 2)} times as many seconds" if times < _MANY_TIMES else "no time"
+                needed_s = self.seconds_needed(name)
+                more = f"about {figure(needed_s, 2)} s" if needed_s < _AN_HOUR_S else "more than an hour"
                 lines.append(f"undecided: {more} would settle {name}, at this noise")
         if self.compiled:
             lines.append(f"UNSOUND: JAX compiled {', '.join(self.compiled)} while the clock ran")
         elif not self.sound:
-            beyond = _cell(self.resolution)
+            beyond = as_ratio(self.resolution)
             lines.append(f"UNSOUND: the baseline differs from itself; a verdict needs more than {beyond} times as long")
         return lines
 
@@ -246,8 +251,13 @@ def _beyond(ratio: Interval, share: float) -> str | None:
 
 
 def _interval_cells(ratio: Interval | None) -> tuple[str, str]:
-    return ("1", "") if ratio is None else (_cell(ratio.median), f"{_cell(ratio.low)} to {_cell(ratio.high)}")
+    return ("1", "") if ratio is None else (as_ratio(ratio.median), f"{as_ratio(ratio.low)} to {as_ratio(ratio.high)}")
 
 
-def _cell(ratio: float) -> str:
+def as_ratio(ratio: float) -> str:
+    """A ratio with four digits.
+
+    >>> as_ratio(0.88), as_ratio(12.3456)
+    ('0.880', '12.35')
+    """
     return f"{ratio:.3f}" if 0.1 <= ratio < 10 else figure(ratio)

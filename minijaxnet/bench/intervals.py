@@ -44,7 +44,7 @@ def median_interval(samples: np.ndarray, risk: float = RISK) -> Interval:
         Interval(median=5.0, low=2.0, high=8.0)
 
     Source: Gibbons and Chakraborti, "Nonparametric statistical inference", section 5.2; Steel, "A multiple comparison
-        rank sum test: treatments versus control", 1959, for ranks among a control's times.
+        sign test: treatments versus control", 1959, for one entry of the control in each round.
     """
     ordered = np.sort(samples, axis=None)
     rank = interval_rank(len(samples), samples[0].size, risk)
@@ -57,7 +57,7 @@ def interval_rank(count: int, others: int = 1, risk: float = RISK) -> int:
     """The largest r with ``2 P(S < r) <= risk``, S the sum of ``count`` ranks from 0 to ``others``; 0 if there is none.
 
     >>> interval_rank(9), interval_rank(9, 2), interval_rank(5)
-    (2, 5, 0)
+    (2, 4, 0)
     """
     if count > _MANY:
         # A rank's variance is k (k + 2) / 12; half a rank for the step from one to the next.

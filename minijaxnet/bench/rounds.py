@@ -125,7 +125,7 @@ def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
 
 def take_rounds(
     runs: Sequence[Callable[[], float]], fixed: Callable[[], float], needed: Callable[[float], int], seconds: float
-) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[float, float, np.ndarray, np.ndarray]]:
     """Let all runs take their turn, round by round; at each of ``LOOKS`` say what there is.
 
     Args:
@@ -136,7 +136,7 @@ def take_rounds(
         seconds: for how long.
 
     Yields:
-        The risk of this look, the times ``(rounds, runs)`` so far, and those of a fixed workload.
+        The risk of this look, the seconds so far, the times ``(rounds, runs)``, and those of a fixed workload.
 
     Raises:
         ValueError: the rounds that are needed would take more than half a minute longer, and ten times as long.
@@ -160,4 +160,4 @@ def take_rounds(
                     f"the {least} rounds that an interval needs"
                 )
         if len(rounds) >= needed(risk):
-            yield risk, np.array(rounds), np.array(wandering)
+            yield risk, elapsed, np.array(rounds), np.array(wandering)

@@ -22,6 +22,7 @@ from minijaxnet.bench.blocks import (
 )
 from minijaxnet.bench.cost import folded_loop
 from minijaxnet.bench.intervals import Interval, median_interval
+from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
 from minijaxnet.losses import check_labels
@@ -191,7 +192,7 @@ def time_step(
     def in_loop(steps: int) -> float:
         return seconds_of(lambda: loop(start, batch, steps))
 
-    called(2)  # the second call takes what the first returned
+    called(WARM_CALLS)
     n_called, n_fused = (steps_for(_BLOCK_S, block, "descent") for block in (called, in_loop))
     plan: dict[str, Callable[[], float]] = {
         "latency": lambda: waited_for(n_called),

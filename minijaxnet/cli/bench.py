@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
-from minijaxnet.bench.comparison import distance
+from minijaxnet.bench.comparison import as_ratio, distance
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
@@ -105,5 +105,5 @@ def _times(comparison: StepComparison, arm: str, name: str, baseline: str) -> st
     ratio, verdict = comparison.ratios[arm], comparison.verdicts[arm]
     if verdict == "same":
         return f"{name} the same time as {baseline} within {percent(distance(ratio))}"
-    doubt = {"undecided": ", undecided"}.get(verdict, "")
-    return f"{name} {ratio.median:.3g} times {baseline}'s time ({ratio.low:.3g} to {ratio.high:.3g}{doubt})"
+    low, high, doubt = as_ratio(ratio.low), as_ratio(ratio.high), ", undecided" if verdict == "undecided" else ""
+    return f"{name} {as_ratio(ratio.median)} times {baseline}'s time ({low} to {high}{doubt})"

@@ -323,7 +323,6 @@ def test_each_arm_is_traced_and_compiled_once_and_nothing_is_compiled_while_the_
 
 
 def test_an_equal_step_is_compiled_anew_so_that_each_arm_shows_what_compiling_takes(compared, monkeypatch):
-    # The clock goes on by 100 s while anything is compiled, by a millisecond otherwise.
     traces, now, program = [], [0.0], compare._program
 
     def clock():
@@ -371,7 +370,6 @@ def test_states_are_on_the_device_before_the_clock_runs_and_the_users_arrays_sta
 
 @pytest.mark.parametrize(("seconds", "times"), [(0.01, (2, 1)), (0.1, (2, 1)), (2.0, (3, 3)), (100.0, (4, 4))])
 def test_loops_are_compiled_as_often_as_half_of_the_time_allows(compared, monkeypatch, seconds, times):
-    # A compilation takes 0.2 s, nothing else takes any time.
     now, program, programs = [0.0], compare._program, []
 
     def slowly(*args):
@@ -384,7 +382,7 @@ def test_loops_are_compiled_as_often_as_half_of_the_time_allows(compared, monkey
     monkeypatch.setattr(compare, "block_length", lambda *args: (1, 0.0))
     monkeypatch.setattr(compare, "Block", lambda given, *rest: programs.append(given) or block(given, *rest))
     monkeypatch.setattr(rounds, "LOOKS", {1: 0.03})
-    monkeypatch.setattr(compare, "take_rounds", lambda runs, *rest: iter([(0.03, np.ones((9, 3)), np.ones(2))]))
+    monkeypatch.setattr(compare, "take_rounds", lambda runs, *rest: iter([(0.03, 1.0, np.ones((9, 3)), np.ones(2))]))
     monkeypatch.setattr(compare, "calls_of", lambda *rest: np.zeros(3))
     compared(BOTH, seconds=seconds)
     first, other, second = map(len, programs)
@@ -398,5 +396,5 @@ def test_it_ends_at_the_first_look_at_which_all_is_clear(compared):
     arms = {"plain": PLAIN, "again": BY_HAND, "wide": mjn.gradient_descent(wide, 0.1)}
     early = compared({name: arms[name] for name in ("plain", "wide")}, seconds=1, same_result=False)
     assert early.verdicts == {"wide": "slower"} and early.rounds < 150 and early.risk == 0.002
-    late = compared(arms, seconds=1, same_result=False)
+    late = compared(arms, seconds=1, same_result=False, width=1e-4)
     assert late.verdicts["again"] == "undecided" and late.rounds > 900 and late.risk == 0.03

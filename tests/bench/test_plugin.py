@@ -78,22 +78,7 @@ def test_pytest_finds_it_by_itself_and_imports_no_jax(tmp_path):
         "    assert request.config.getoption('--bench-seconds') == 2\n"
         "    assert [name for name in sys.modules if name.startswith('minijaxnet.')] == ['minijaxnet.pytest_plugin']\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:xdist",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        ".",
-        "test_it.py",
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-c", "/dev/null", "--rootdir", ".", "test_it.py"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    outside = [path for path in alone.pop("PYTHONPATH", "").split(os.pathsep) if path]
-    found = subprocess.run(
-        command, cwd=tmp_path, env=alone | {"PYTHONPATH": os.pathsep.join(outside)}, capture_output=True, text=True
-    )
+    found = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr

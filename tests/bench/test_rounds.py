@@ -22,7 +22,7 @@ def taken(monkeypatch):
     def take(runs, seconds, tick=lambda look: 0.001, needed=lambda risk: 7):
         clock = itertools.accumulate(map(tick, itertools.count()))
         monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=clock.__next__))
-        return [(risk, found) for risk, found, _ in take_rounds(runs, lambda: 1e-6, needed, seconds)]
+        return [(risk, found) for risk, _, found, _ in take_rounds(runs, lambda: 1e-6, needed, seconds)]
 
     return take
 
@@ -65,7 +65,7 @@ def test_no_round_is_begun_that_would_last_beyond_the_time(taken):
 def test_the_fixed_workload_has_its_turn_every_few_rounds():
     calls = []
     *_, last = take_rounds([always()], lambda: calls.append(1) or 2e-6, lambda risk: 7, 0.01)
-    assert list(last[2]) == [2e-6] * len(calls) and len(calls) == -(-len(last[1]) // 8)
+    assert list(last[3]) == [2e-6] * len(calls) and len(calls) == -(-len(last[2]) // 8)
 
 
 @pytest.mark.parametrize(
