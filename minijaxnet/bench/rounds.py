@@ -24,7 +24,7 @@ from minijaxnet.loop import own_copy
 BLOCK_S = 0.001  # long against the clock; short, so that there are many
 _CALLS = 10  # nor is a block shorter than so many calls without a step
 WARM_CALLS = 3  # the first call of a program is plain, on a GPU the second builds a graph that the third replays
-_EVERY = 8  # rounds to a look at the fixed workload
+_CALL_EVERY, _FIXED_EVERY = 2, 8  # rounds to a call without a step, and to a look at the fixed workload
 _KEPT, _KEPT_BYTES = 16, 2**27  # copies that are kept, so that new ones lie elsewhere
 _SURE = 0.002  # the risk that an arm's call is taken for another than the baseline's
 # When it may end, as shares of the time, and the risk that is taken there: together 5 % (Bonferroni), so that the
@@ -55,7 +55,7 @@ class Block:
     """Times blocks of so many steps of an arm.
 
     Attributes:
-        calls_s: seconds of a call that takes no step, before each block.
+        calls_s: seconds of a call that takes no step, before every other block.
     """
 
     def __init__(self, programs: Sequence[Any], start: tuple[Any, Any], steps: int, seed: int = 0):
@@ -70,6 +70,7 @@ class Block:
         self._programs, self._start, self._draw = programs, start, np.random.default_rng(seed)
         self._steps = steps
         self._copies: list[Any] = []
+        self._taken = 0
         self.calls_s: list[float] = []
         for program in programs:
             for _ in range(WARM_CALLS):
@@ -90,8 +91,11 @@ class Block:
     def __call__(self) -> float:
         """Time a block, in seconds; what its call costs is in it."""
         program = self._programs[int(self._draw.integers(len(self._programs)))]
-        copy = self._copies[-1] if len(self.calls_s) % self._new_every else self._copy()
-        self.calls_s.append(seconds_of(lambda: program(*copy, 0)))
+        copy = self._copies[-1] if self._taken % self._new_every else self._copy()
+        jax.block_until_ready(program(*copy, 1))  # else the first step would be the one that fetches them
+        if self._taken % _CALL_EVERY == 0:
+            self.calls_s.append(seconds_of(lambda: program(*copy, 0)))
+        self._taken += 1
         return seconds_of(lambda: program(*copy, self._steps))
 
 
@@ -148,7 +152,7 @@ def take_rounds(
     began, elapsed, shortest = time.perf_counter(), 0.0, math.inf
     for share, risk in LOOKS.items():
         while (share == 1 and len(rounds) < least) or elapsed * (1 + 1 / max(1, len(rounds))) < share * seconds:
-            if len(rounds) % _EVERY == 0:
+            if len(rounds) % _FIXED_EVERY == 0:
                 wandering.append(fixed())
             rounds.append(next(turns))
             before, elapsed = elapsed, time.perf_counter() - began

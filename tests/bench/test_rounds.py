@@ -174,21 +174,22 @@ def watched():
 START = (jnp.zeros(4), jnp.ones(4))
 
 
-def test_each_block_has_new_copies_and_one_of_the_programs_after_a_call_without_a_step(watched):
+def test_each_block_has_new_copies_and_one_of_the_programs_both_of_them_warm(watched):
     programs, calls = watched
     block = Block(programs, START, 5)
     assert sum(steps == 1 for *_, steps in calls) == 2 * WARM_CALLS, "each program is warm"
     block._new_every = 1  # copying four numbers takes as long as adding them
     calls.clear()
     took = [block() for _ in range(200)]
-    assert min(took) > 0 and len(block.calls_s) == 200
-    assert [steps for *_, steps in calls] == [0, 5] * 200
-    pairs = list(zip(calls[::2], calls[1::2], strict=True))
-    assert all(empty[:2] == full[:2] for empty, full in pairs), "the same program, the same copies"
-    assert {which for which, *_ in calls} == {0, 1}
-    places = [place for _, place, _ in calls[1::2]]
-    assert len(set(places)) > 8 and START[0].unsafe_buffer_pointer() not in places
-    assert sum(a == b for a, b in itertools.pairwise(places)) < 20
+    assert min(took) > 0 and len(block.calls_s) == 100
+    assert [steps for *_, steps in calls] == [1, 0, 5, 1, 5] * 100, "a step that is not timed comes first"
+    for each in range(0, 500, 5):
+        (one,), (other,) = ({call[:2] for call in calls[k:n]} for k, n in ((each, each + 3), (each + 3, each + 5)))
+        assert one[1] != START[0].unsafe_buffer_pointer() != other[1], "the same program and copies within a block"
+    blocks = [call for call in calls if call[2] == 5]
+    assert {which for which, *_ in blocks} == {0, 1}
+    places = [place for _, place, _ in blocks]
+    assert len(set(places)) > 8 and sum(a == b for a, b in itertools.pairwise(places)) < 20
 
 
 def test_copies_that_take_long_are_made_less_often_and_few_are_kept_of_large_ones(watched, monkeypatch):
