@@ -208,7 +208,7 @@ class StepComparison:
         lines = [
             f"{self.rounds:,} paired rounds in {figure(self.measured_s, 2)} s; "
             f"the baseline against itself: {median} ({interval})",
-            f"a call's own {figure(1e6 * self.arms[self.baseline].call_s, 2)} us are taken off; meanwhile a fixed "
+            f"a call's own {figure(1e6 * self.arms[self.baseline].call_s, 3)} us are taken off; meanwhile a fixed "
             f"workload's time wandered by {percent(self.drift - 1)}",
         ]
         for name, verdict in self.verdicts.items():

@@ -389,6 +389,21 @@ def test_loops_are_compiled_as_often_as_half_of_the_time_allows(compared, monkey
     assert (first + second, other) == times and second >= 1
 
 
+def test_what_a_call_costs_is_taken_off(compared, monkeypatch):
+    class Dear:
+        def __init__(self, programs, start, steps, seed):
+            self.calls_s, self.block_s = [], 1e-3 + 1e-6 * steps
+
+        def __call__(self):
+            self.calls_s.append(1e-3)
+            return self.block_s
+
+    monkeypatch.setattr(compare, "Block", Dear)
+    found = compared(BOTH, seconds=0.1)
+    assert [arm.step_s for arm in found.arms.values()] == pytest.approx([1e-6, 1e-6])
+    assert {arm.call_s for arm in found.arms.values()} == {1e-3} and found.verdicts == {"b": "same"}
+
+
 def test_it_ends_at_the_first_look_at_which_all_is_clear(compared):
     def wide(weights, batch):
         return bowl(weights, batch) + jnp.sum(jnp.sin(weights))
