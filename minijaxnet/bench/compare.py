@@ -57,8 +57,8 @@ def compare_steps(
     Equal steps that are compiled apart can differ by up to a per cent all through a process, by where they lie in
     memory. So each arm is compiled up to four times, where that takes no more than half of its time, and its state and
     batch are copied to a new place before each block. A call's own cost, that of a call without steps, is taken off.
-    What is measured is a millisecond of steps after others' work. In a loop of seconds caches and threads may be warmer,
-    by a few per cent more for one program than for another; ``time_step`` has longer blocks.
+    What is measured is a millisecond of steps after others' work. In a loop of seconds caches and threads may be
+    warmer, by a few per cent more for one program than for another; ``time_step`` has longer blocks.
 
     Args:
         arms: ``{name: descent}``, two at least, under any names.
