@@ -22,7 +22,7 @@ def check_seconds(seconds: Any) -> None:
         raise TypeError(f"seconds: got {seconds!r}; expected a positive number")
     if not 0 < float(seconds) < math.inf:
         raise ValueError(f"seconds: got {seconds}; expected a positive number")
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
         raise ValueError("JAX_DISABLE_JIT: got true; expected false, since compiled steps are timed")
 
 

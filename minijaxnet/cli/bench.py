@@ -96,7 +96,8 @@ def _by_hand(report: GradReport, comparison: StepComparison, cost: StepCost, aut
     ]
     mine, its = cost.planned_peak_bytes, autodiff_cost.planned_peak_bytes
     if mine is not None and its:
-        parts.append("the same memory" if mine == its else f"{mine / its:.2g} times its memory")
+        times = f"{mine / its:.2g}"
+        parts.append("the same memory" if times == "1" else f"{times} times its memory")
     return ", ".join(parts) + "."
 
 

@@ -94,7 +94,13 @@ def test_without_a_gradient_by_hand_optax_is_the_rival(bench):
     ],
 )
 @pytest.mark.parametrize(
-    ("peaks", "ends"), [((70, 100), "0.7 times its memory."), ((9, 9), "the same memory."), ((None, 9), "as precise.")]
+    ("peaks", "ends"),
+    [
+        ((70, 100), "0.7 times its memory."),
+        ((9, 9), "the same memory."),
+        ((1001, 1000), "the same memory."),
+        ((None, 9), "as precise."),
+    ],
 )
 def test_the_answer_is_a_sentence(ratio, width, begins, peaks, ends):
     found = comparison({"own, gradient by hand": ratio, "autodiff": 1.0})
