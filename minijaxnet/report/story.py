@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet.bench.comparison import as_ratio
 from minijaxnet.experiment import Experiment
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
@@ -191,7 +192,8 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     found = told.timing.get("step_comparison") or {}
     for arm, verdict in found.get("verdicts", {}).items():
         ratio = found["ratios"][arm]
-        interval = f"{ratio['median']:.3g} times the time, 95 % between {ratio['low']:.3g} and {ratio['high']:.3g}"
+        median, low, high = (as_ratio(ratio[name]) for name in ("median", "low", "high"))
+        interval = f"{median} times the time, 95 % between {low} and {high}"
         doubt = "" if found["sound"] else " The baseline did not equal itself: measure again on a quieter machine."
         yield Verdict(
             "neutral" if found["sound"] else "warning",
