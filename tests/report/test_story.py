@@ -81,6 +81,7 @@ def test_a_page_has_a_section_on_the_gradient_check_and_on_the_steps_and_on_a_sw
     sweep, right, faster = made.verdicts
     assert sweep == Verdict("ok", "All descents of the sweep were carried out.")
     assert right == Verdict("ok", "The gradient by hand is right.")
-    assert faster.words.startswith("A step of hand is faster than one of autodiff: 0.500 times the time, 95 % between 0.500 and")
+    ratio = "0.500 times the time, 95 % between 0.500 and "
+    assert faster.words.startswith(f"A step of hand is faster than one of autodiff: {ratio}")
     wrong = told([])._replace(result={"gradient_check": checked.to_dict() | {"ok": False}})
     assert Verdict("bad", "The gradient by hand is WRONG.") in tell(wrong).verdicts
