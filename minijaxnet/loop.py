@@ -17,6 +17,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
+from minijaxnet._loops import block_on, repeated_while
 from minijaxnet._programs import JitOf, known
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state
@@ -152,18 +153,20 @@ def _run_steps(
     step: Any, state: DescentState, feed: Any, source: Any, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
-    step = known(step)  # looked at once for both programs
+    step, block = known(step), block_on(state)  # looked at once for both programs
     if _trace_state() != _untraced():
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
         if capacity > 2**31:
             raise ValueError(f"steps: got {steps}; expected fewer within jit or vmap, where each has its row")
-        end, trace = _traced_chunk(step, feed, capacity, state, source, steps, until_flat, OUT_OF_STEPS)
+        end, trace = _traced_chunk(step, feed, capacity, block, state, source, steps, until_flat, OUT_OF_STEPS)
         return end, without_untaken(trace, steps)
     capacity = chunk_capacity(step, feed, state, source)
 
     def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
-        return run_chunk(step, feed, capacity, state, source, min(steps - first, capacity), until_flat, status)
+        length = min(steps - first, capacity)
+        with jax.transfer_guard("allow"):  # of the three numbers that follow the source; all else is there
+            return run_chunk(step, feed, capacity, block, state, source, length, until_flat, status)
 
     history = History(steps)
     end, trace = chunk(own_copy(state), 0, np.int32(OUT_OF_STEPS))
@@ -224,13 +227,17 @@ def _chunk(
     step: Step,
     feed: Any,
     capacity: int,
+    block: int,
     state: DescentState,
     source: Any,
     steps: Any,
     until_flat: Any,
     status: Any,
 ) -> tuple[DescentState, Trace]:
-    """At most ``steps <= capacity`` steps, and their trace of ``capacity`` rows; none if ``status`` says it is over."""
+    """At most ``steps <= capacity`` steps, and their trace of ``capacity`` rows; none if ``status`` says it is over.
+
+    It is asked between blocks whether there is more to do, and within one the descent stands still once it is over.
+    """
     drawn = feed.draw(source, state.step, steps, capacity)
     step = _traced_once(step)
     next_state, info = jax.eval_shape(step, state, jax.eval_shape(feed.at, drawn, 0))
@@ -240,9 +247,9 @@ def _chunk(
     row = jax.eval_shape(packed, info)
     history = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
 
-    def unfinished(carry: tuple[Any, ...]) -> jax.Array:
+    def may_take(carry: tuple[Any, ...], more: int) -> jax.Array:
         k, running, _, _ = carry
-        return (k < steps) & _any_replica(running)
+        return (steps - k >= more) & _any_replica(running)
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         k, running, state, history = carry
@@ -254,7 +261,7 @@ def _chunk(
         return k + 1, running, state, history
 
     begins = status == OUT_OF_STEPS
-    _, running, state, history = lax.while_loop(unfinished, body, (jnp.int32(0), begins, state, history))
+    _, running, state, history = repeated_while(may_take, body, (jnp.int32(0), begins, state, history), block)
     history = unpacked(history)
     # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
     rows = lax.iota(jnp.int32, capacity)
@@ -288,9 +295,9 @@ def own_copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-_traced_chunk = JitOf(_chunk, static_argnums=(0, 1))
+_traced_chunk = JitOf(_chunk, static_argnums=(0, 1, 2))
 # Compiled once for any steps, flat norm and learning rate; it donates the state.
-run_chunk = JitOf(_chunk, static_argnums=(0, 1), donate_argnums=(2,))
+run_chunk = JitOf(_chunk, static_argnums=(0, 1, 2), donate_argnums=(3,))
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:

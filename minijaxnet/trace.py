@@ -57,15 +57,16 @@ class History:
 
     def append(self, chunk: Trace) -> StepInfo:
         """Take over the rows of the steps that the chunk took, and hand them back."""
+        chunk = jax.device_get(chunk)
         taken, first = int(chunk.steps_taken), self.steps_taken
-        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[:taken], rows_of(chunk))
+        rows = jax.tree.map(lambda leaf: leaf[:taken], rows_of(chunk))
         if self._rows is None:
             self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, _AT_ONCE)), rows)
         if first + taken > len(self._rows.loss):
             self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, 2 * (first + taken))), self._rows)
         for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
             mine[first : first + taken] = new
-        self.steps_taken, self.status = first + taken, np.asarray(chunk.status)
+        self.steps_taken, self.status = first + taken, chunk.status
         return rows
 
     def trace(self) -> Trace:

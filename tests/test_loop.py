@@ -149,7 +149,7 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     descent = mjn.gradient_descent(mjn.objective(network, mjn.mean_squared_error), 0.01)
     state = jax.eval_shape(descent.init, jax.eval_shape(network.init, jax.random.key(0)))
     flat, status = np.float32(0), np.int32(mjn.OUT_OF_STEPS)
-    arguments = (descent.step, feeds.OneBatch(), 512, state, POINTS, 9, flat, status)
+    arguments = (descent.step, feeds.OneBatch(), 512, 1, state, POINTS, 9, flat, status)
     assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from minijaxnet._loops import repeated
 from minijaxnet.descent import Descent
 from minijaxnet.pytrees import is_number, named_leaves, side_effects, structure_difference
 
@@ -73,8 +74,8 @@ def checked(traced: Any, state: Any, where: str) -> Any:
     return traced
 
 
-def fused(traced: Any) -> Callable[..., Any]:
-    """Of a traced step, ``repeat(state, batch, steps) -> (state, info)``: so many of them in one program.
+def fused(traced: Any, block: int) -> Callable[..., Any]:
+    """Of a traced step, ``repeat(state, batch, steps) -> (state, info)``: so many of them in one program, by blocks.
 
     What a step reports goes from step to step, too: were it dropped, XLA would not compute it. And state and
     batch, as far as XLA can see, are others in each step: work on the batch alone would else be done once, before the
@@ -94,7 +95,7 @@ def fused(traced: Any) -> Callable[..., Any]:
             _, *given = (k, carry[0], batch) if idle else lax.optimization_barrier((k, carry[0], batch))
             return jax.tree.unflatten(tree, step(*jax.tree.leaves(given)))
 
-        return lax.fori_loop(0, steps, body, (state, nothing))
+        return repeated(steps, body, (state, nothing), block)
 
     return repeat
 

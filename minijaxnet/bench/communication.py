@@ -23,7 +23,7 @@ KINDS = (
     "collective-broadcast",
     "collective-permute",
 )
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$", re.MULTILINE)
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\w*\[([\d,]*)\]")
 _NAME = re.compile(r"%[\w.-]+")
 Groups = tuple[tuple[int, ...], ...]
@@ -117,8 +117,8 @@ def communication(compiled: Any) -> Communication:
     @functools.cache
     def within(name: str) -> Counter[tuple[str, int, Groups]]:
         body, found = bodies[name], Counter()
-        types = {made: kind for made, kind, _, _ in _INSTRUCTION.findall(body)}
-        for _, made, operation, rest in _INSTRUCTION.findall(body):
+        types = {made: kind for made, kind, _, _ in INSTRUCTION.findall(body)}
+        for _, made, operation, rest in INSTRUCTION.findall(body):
             operands, attributes = _split(rest)
             kind = operation.removesuffix("-start")
             if kind in KINDS:

@@ -16,8 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._loops import block_on, platform_of
+from minijaxnet._machine import product_epsilon
 from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
+from minijaxnet.bench.device import clock_reader
 from minijaxnet.bench.intervals import fewest_samples
 from minijaxnet.bench.machine import sentinel
 from minijaxnet.bench.rounds import WARM_CALLS, Block, block_length, calls_of, take_rounds
@@ -50,7 +53,8 @@ def compare_steps(
 
         sqrt(eps) * largest update of the leaf + 4 eps * largest parameter of the leaf + eps * largest update of all
 
-    An update is what the baseline's three steps made of a leaf, ``eps`` that of the leaf's dtype. So a wrong slope is
+    An update is what the baseline's three steps made of a leaf, ``eps`` that of the leaf's dtype, or for updates that
+    of a matrix product, where that is larger, as for float32 on a GPU. So a wrong slope is
     found at a small learning rate too, unless the updates themselves are lost in the rounding of the params. NaN is
     the same as NaN in the same place.
 
@@ -124,7 +128,8 @@ class _Loop(NamedTuple):
 def _compiled(step: Callable[..., Any], state: Any, batch: Any, where: str) -> _Loop:
     began = time.perf_counter()
     # A function of its own, lest JAX find an equal step's trace again.
-    run = fused(checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where))
+    traced = checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where)
+    run = fused(traced, block_on(state))
     program = _program(run, state, batch)
     return _Loop(run, [program], time.perf_counter() - began, placed(program, state, batch))
 
@@ -142,16 +147,25 @@ def _timed(
 ) -> StepComparison:
     """Take rounds until all is clear, or the time is up."""
     found, fixed, baselines = None, sentinel(), [[*loops].index(baseline), -1]
+    clock, clocks = clock_reader(), []
+
+    def on_the_side() -> float:
+        if clock is not None:
+            clocks.append(clock())
+        return fixed()
+
     with compilations() as compiled:
         needed = functools.partial(_needed, len(loops))
-        for risk, measured_s, rounds, wandering in take_rounds(blocks, fixed, needed, seconds):
+        for risk, measured_s, rounds, wandering in take_rounds(blocks, on_the_side, needed, seconds):
             calls_s = calls_of(np.transpose([block.calls_s for block in blocks]), baselines)
             *samples_s, control_s = np.maximum(rounds - calls_s, rounds / 10).T / steps
             timings = {
                 name: ArmTiming(loop.compile_s, call_s, taken)
                 for (name, loop), call_s, taken in zip(loops.items(), calls_s.tolist(), samples_s, strict=False)
             }
-            found = StepComparison(baseline, timings, control_s, wandering, risk, width, measured_s, tuple(compiled))
+            found = StepComparison(
+                baseline, timings, control_s, wandering, risk, width, measured_s, tuple(compiled), tuple(clocks)
+            )
             if found.is_clear:
                 break
     assert found is not None, "the last look is always taken"
@@ -217,17 +231,18 @@ def beyond_rounding(start: Any, end: Any, other: Any) -> tuple[str, float, float
         >>> beyond_rounding(one, two, two * (1 + 1e-6)), beyond_rounding(one, two, two * 1.01)[0]
         (None, '(leaf)')
     """
-    eps = {path: float(jnp.finfo(leaf.dtype).eps) for path, leaf in named_leaves(end).items()}
+    platform = platform_of(end)
     starts, ends, others = map(_wide_leaves, (start, end, other))
     with np.errstate(invalid="ignore"):
         updates = {path: _largest(leaf - starts[path]) for path, leaf in ends.items()}
         # A slope that cancels to nothing is all rounding: that of the terms it is made of, which other leaves show.
         most = max(updates.values(), default=0.0)
-        for path, got in others.items():
-            want = ends[path]
+        for path, leaf in named_leaves(end).items():
+            want, got = ends[path], others[path]
+            eps, of_product = float(jnp.finfo(leaf.dtype).eps), product_epsilon(leaf.dtype, platform)
             same = (got == want) | (np.isnan(got) & np.isnan(want))
             difference = np.max(np.where(same, 0, np.abs(got - want)), initial=0)
-            tolerance = eps[path] ** 0.5 * updates[path] + eps[path] * (4 * _largest(starts[path]) + most)
+            tolerance = of_product**0.5 * updates[path] + 4 * eps * _largest(starts[path]) + of_product * most
             if not difference <= tolerance:
                 return path, float(difference), tolerance
     return None

@@ -56,6 +56,7 @@ class StepComparison:
         width: arms whose ratio is surely within so much of 1 are the same.
         measured_s: seconds that the rounds took.
         compiled: what JAX compiled while the clock ran.
+        clocks: a GPU's clock in MHz, and what limited it, every few rounds; none where nobody tells.
         machine: what was measured on, as ``machine()`` tells.
     """
 
@@ -67,6 +68,7 @@ class StepComparison:
     width: float = 0.01
     measured_s: float = 1.0
     compiled: tuple[str, ...] = ()
+    clocks: tuple[tuple[float, str], ...] = ()
     machine: dict[str, Any] = field(default_factory=machine)
 
     @property
@@ -150,6 +152,7 @@ class StepComparison:
             "drift": self.drift,
             "ratios": {name: ratio._asdict() for name, ratio in self.ratios.items()},
             "verdicts": self.verdicts,
+            "clocks": [[*clock] for clock in self.clocks],
             "arms": arms,
         }
 
@@ -211,6 +214,16 @@ class StepComparison:
             f"a call's own {figure(1e6 * self.arms[self.baseline].call_s, 3)} us are taken off; meanwhile a fixed "
             f"workload's time wandered by {percent(self.drift - 1)}",
         ]
+        if self.clocks:
+            lowest, highest = min(self.clocks)[0], max(self.clocks)[0]
+            limits = (
+                f"; limited by {limits}"
+                if (limits := ", ".join(sorted({why for _, why in self.clocks if why})))
+                else ""
+            )
+            lines.append(f"the device's clock went between {lowest:,.0f} and {highest:,.0f} MHz{limits}")
+        if products := self.machine.get("products"):
+            lines.append(products)
         for name, verdict in self.verdicts.items():
             if verdict == "undecided" and self.sound:
                 needed_s = self.seconds_needed(name)

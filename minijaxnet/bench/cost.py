@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from minijaxnet.bench.communication import Communication, communication, computations
+from minijaxnet.bench.device import launches_of
 from minijaxnet.bench.flops import bytes_of, count, live
 from minijaxnet.pytrees import structure_difference
 from minijaxnet.tables import text_table
@@ -26,10 +27,11 @@ class StepCost(NamedTuple):
         unfused_bytes: what would be moved if each operation read its operands and wrote its result.
         planned_peak_bytes: the compiler's plan for the step with its state donated: arguments, results and temporaries,
             of one device; None where it does not tell. What the process and its libraries take comes on top.
-        observed_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
+        process_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
             where the device does not tell, as a CPU.
         exact: whether the FLOPs are exact by the rules of ``step_cost``.
         notes: if not, why; and what the communication leaves open.
+        launches: how many kernels and library calls the device is asked for; None on a CPU, which calls functions.
         devices: how many the step runs on. The FLOPs and the bytes are those of all of them together.
         communication: what the devices say to one another.
     """
@@ -40,11 +42,12 @@ class StepCost(NamedTuple):
     least_bytes: int
     unfused_bytes: int
     planned_peak_bytes: int | None
-    observed_peak_bytes: int | None
+    process_peak_bytes: int | None
     exact: bool
     notes: tuple[str, ...]
     devices: int = 1
     communication: Communication = Communication()
+    launches: int | None = None
 
     @property
     def flops(self) -> int:
@@ -61,9 +64,10 @@ class StepCost(NamedTuple):
             "bytes, at least": self.least_bytes,
             "bytes, nothing fused": self.unfused_bytes,
             "peak bytes, planned": self.planned_peak_bytes,
-            "peak bytes, observed": self.observed_peak_bytes,
+            "peak bytes, of this process": self.process_peak_bytes,
         }
         rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
+        rows += [] if self.launches is None else [("launches", f"{self.launches:,}")]
         rows += [
             (f"{one.times} {one.kind} {one.among}, bytes", f"{one.payload_bytes:,}")
             for one in self.communication.collectives
@@ -135,6 +139,7 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
         (*found.notes, *said.notes),
         len(_devices(compiled)) or 1,
         said,
+        None if _platforms(compiled) == {"cpu"} else launches_of(compiled.as_text()),
     )
 
 
@@ -154,7 +159,7 @@ def folded_loop(compiled: Any) -> bool | None:
         >>> folded_loop(jax.jit(lambda x: jax.lax.fori_loop(0, 99, lambda _, x: jnp.sin(x), x)).lower(1.0).compile())
         True
     """
-    if {device.platform for device in _devices(compiled)} != {"cpu"}:
+    if _platforms(compiled) != {"cpu"}:
         return None
     entry, bodies = computations(compiled.as_text())
     pending = [entry]
@@ -189,6 +194,10 @@ def _peaks(compiled: Any) -> tuple[int | None, int | None]:
     ours = [device for device in _devices(compiled) if device.process_index == jax.process_index()]
     seen = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in ours]
     return planned, max((peak for peak in seen if peak is not None), default=None)
+
+
+def _platforms(compiled: Any) -> set[str]:
+    return {device.platform for device in _devices(compiled)} or {jax.default_backend()}
 
 
 def _devices(compiled: Any) -> set[Any]:

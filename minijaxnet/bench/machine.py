@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
-from jax import lax
 
-from minijaxnet._machine import processor, read_text
+from minijaxnet._loops import block_on, repeated
+from minijaxnet._machine import processor, product_note, read_text
 from minijaxnet.bench.blocks import seconds_of, steps_for
 
 _SENTINEL_S = 0.002
@@ -41,6 +41,7 @@ def machine() -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "x64": jnp.result_type(float) == jnp.float64,
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
+        "products": product_note(jax.devices()[0].platform),
         "python": platform.python_version(),
         "commit": _commit(),
     }
@@ -51,7 +52,9 @@ def sentinel() -> Callable[[], float]:
     matrix = jax.device_put(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 64)
 
     def products(matrix: Any, times: Any) -> Any:
-        return lax.fori_loop(0, times, lambda _, x: matrix @ x + matrix, matrix)
+        return repeated(times, lambda _, x: matrix @ x + matrix, matrix, block)
+
+    block = block_on(matrix)
 
     program = jax.jit(products).lower(matrix, 1).compile()
 

@@ -1,8 +1,8 @@
-"""Which limit of this machine binds a step: its arithmetic, its memory, or the call itself?
+"""Which limit of this machine binds a step: its arithmetic, its memory, its launches, or the call itself?
 
-A step can't be faster than the machine's best rate of arithmetic allows, nor than its bytes can be moved, nor, called
-from Python, than a call that does nothing. All three are measured here, in this run, on the device at hand: a data
-sheet knows neither the clock, nor the neighbours, nor what XLA makes of the machine.
+A step can't be faster than the machine's best rate of arithmetic allows, nor than its bytes can be moved, nor than its
+kernels can be launched, nor, called from Python, than a call that does nothing. All are measured here, in this run, on
+the device at hand: a data sheet knows neither the clock, nor the neighbours, nor what XLA makes of the machine.
 """
 
 import functools
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from minijaxnet._loops import block_on, repeated
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
 from minijaxnet.bench.cost import StepCost
 from minijaxnet.tables import figure, percent, text_table
@@ -34,12 +34,14 @@ class Roofline(NamedTuple):
         peaks: ``{dtype: FLOP/s}`` of matrix products, the best of all sizes.
         bandwidths: ``{bytes moved a pass: bytes/s}``, read and written bytes together, the best for each size.
         dispatch_s: seconds from calling a compiled function that does next to nothing to its result, the least.
+        launch_s: seconds that a kernel in a compiled loop takes that does next to nothing, the least; 0 on a CPU.
     """
 
     device: str
     peaks: dict[str, float]
     bandwidths: dict[int, float]
     dispatch_s: float
+    launch_s: float = 0.0
 
     def bandwidth(self, moved: float = math.inf) -> float:
         """The best rate at which so many bytes, or more, were moved again and again; from memory, if not said.
@@ -61,6 +63,7 @@ class Roofline(NamedTuple):
             for moved, rate in self.bandwidths.items()
         ]
         rows += [("an empty call", f"{figure(1e6 * self.dispatch_s)} us")]
+        rows += [("an empty kernel", f"{figure(1e6 * self.launch_s)} us")] if self.launch_s else []
         return text_table((self.device, "measured"), rows)
 
 
@@ -72,11 +75,12 @@ class Limits(NamedTuple):
         dispatch_s: seconds that an empty call takes; 0 for a step inside a compiled loop.
         bandwidth_s: seconds to move its least bytes.
         compute_s: seconds for its matrix products at the measured peak.
-        binds: "dispatch", "bandwidth" or "compute": the largest of the three.
+        binds: "dispatch", "bandwidth", "compute" or "launches": the largest of them.
         attained: the share of the measured peak that was attained, ``matrix_flops / step_s / peak``.
         intensity: matrix FLOPs a byte, of the least that must be moved.
         ridge: matrix FLOPs a byte at which moving takes as long as computing; NaN without matrix products.
         notes: those of the step's cost.
+        launches_s: seconds to launch its kernels; 0 on a CPU.
     """
 
     step_s: float
@@ -88,15 +92,17 @@ class Limits(NamedTuple):
     intensity: float
     ridge: float
     notes: tuple[str, ...] = ()
+    launches_s: float = 0.0
 
     @property
     def bound_s(self) -> float:
-        """The largest of the three: seconds that such a step can hardly beat on this machine."""
-        return max(self.dispatch_s, self.bandwidth_s, self.compute_s)
+        """The largest of them: seconds that such a step can hardly beat on this machine."""
+        return max(self.dispatch_s, self.bandwidth_s, self.compute_s, self.launches_s)
 
     def __str__(self) -> str:
         """A table of the limits, and what to conclude."""
         each = {"dispatch": self.dispatch_s, "bandwidth": self.bandwidth_s, "compute": self.compute_s}
+        each |= {"launches": self.launches_s} if self.launches_s else {}
         rows = [("the step", figure(1e6 * self.step_s), "")]
         rows += [(name, figure(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
         times = self.step_s / self.bound_s if self.bound_s else math.inf
@@ -122,6 +128,7 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
         dispatch     an empty call, if the step is called from Python
         bandwidth    least bytes / the rate at which so many bytes can be moved
         compute      the sum over dtypes of matrix FLOPs / peak FLOP/s
+        launches     kernels * the time of an empty one
 
     The bytes count at the rate that so few of them reach, from a cache if they fit. Still the middle one holds only for
     a step that moves its bytes each time: a loop folded into one function may keep the smallest networks in registers.
@@ -168,7 +175,8 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
     matrix_flops, rate = sum(cost.matrix_flops.values()), roofline.bandwidth(cost.least_bytes)
     dispatch_s, bandwidth_s = called * roofline.dispatch_s, cost.least_bytes / rate
     compute_s = sum(flops / roofline.peaks[dtype] for dtype, flops in cost.matrix_flops.items())
-    each = {"dispatch": dispatch_s, "bandwidth": bandwidth_s, "compute": compute_s}
+    launches_s = (cost.launches or 0) * roofline.launch_s
+    each = {"dispatch": dispatch_s, "bandwidth": bandwidth_s, "compute": compute_s, "launches": launches_s}
     return Limits(
         step_s=step_s,
         dispatch_s=dispatch_s,
@@ -179,6 +187,7 @@ def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = 
         intensity=matrix_flops / cost.least_bytes if cost.least_bytes else math.inf,
         ridge=matrix_flops / compute_s / rate if compute_s else math.nan,
         notes=cost.notes,
+        launches_s=launches_s,
     )
 
 
@@ -190,6 +199,7 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
         peak         2 side^3 / seconds of x <- x @ w, square and ever larger while there is time
         bandwidth    2 * bytes of x / seconds of x <- s * x, from 16 KiB to 256 MiB: each byte is read and written
         the call     a jitted scalar function, waited for each time
+        a kernel     x <- x + 1, of 8 numbers, in a compiled loop; on an accelerator only
 
     The first two run in a compiled loop. ``w`` is orthogonal and ``s`` is 1, so that numbers neither vanish nor
     overflow. The matrix precision is JAX's default, as a step has it; a product of complex numbers counts four times.
@@ -223,6 +233,8 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
     (device,) = jnp.zeros(()).devices()
     # By what it is and how much of it a round does.
     blocks = {("call", 1): _calls()} | {("bytes", 2 * size): _passes(size) for size in _ARRAYS}
+    if device.platform != "cpu":
+        blocks["kernel", 1] = _block(jnp.add, jnp.zeros(8, jnp.float32), jnp.ones((), jnp.float32))
     for kind in kinds:
         for side in _SIDES:
             work = (8 if kind.kind == "c" else 2) * side**3
@@ -239,6 +251,7 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
         {kind.name: max(rate for (what, _), rate in rates.items() if what == kind.name) for kind in kinds},
         {work: rate for (what, work), rate in rates.items() if what == "bytes"},
         1 / rates["call", 1],
+        1 / rates["kernel", 1] if ("kernel", 1) in rates else 0.0,
     )
 
 
@@ -275,8 +288,9 @@ def _block(function: Callable[[Any, Any], Any], x: Any, other: Any) -> Callable[
     """
 
     def repeat(x: Any, other: Any, rounds: Any) -> Any:
-        return lax.fori_loop(0, rounds, lambda _, x: function(x, other), x)
+        return repeated(rounds, lambda _, x: function(x, other), x, block)
 
+    block = block_on(x)
     program = jax.jit(repeat, donate_argnums=0).lower(x, other, 1).compile()
 
     def timed(rounds: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from minijaxnet._loops import block_on
 from minijaxnet.bench.blocks import (
     check_seconds,
     checked,
@@ -21,6 +22,7 @@ from minijaxnet.bench.blocks import (
     weak_leaves,
 )
 from minijaxnet.bench.cost import folded_loop
+from minijaxnet.bench.device import Kernel, kernel_table, kernels_of
 from minijaxnet.bench.intervals import Interval, median_interval
 from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.data import numbers
@@ -52,6 +54,7 @@ class StepTiming:
             else each operation is a call of its own. None on other devices.
         weak: the leaves of the first state that are weakly typed, and make a jitted step compile twice.
         samples_s: ``{"latency", "pipelined", "fused": seconds a step, for each round}``.
+        kernels: what a step has a GPU do, and how long that takes there; none where the device does not tell.
     """
 
     trace_s: float
@@ -67,6 +70,7 @@ class StepTiming:
     folded: bool | None
     weak: tuple[str, ...]
     samples_s: dict[str, np.ndarray]
+    kernels: tuple[Kernel, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -79,7 +83,8 @@ class StepTiming:
         steady = {name: getattr(self, name)._asdict() for name in ("latency_s", "pipelined_s", "fused_s")}
         samples = {name: values.tolist() for name, values in self.samples_s.items()}
         plain = {name: getattr(self, name) for name in (*once, "rounds", "compilations", "folded")}
-        return plain | steady | {"weak": list(self.weak), "sound": self.sound, "samples_s": samples}
+        kernels = [kernel._asdict() for kernel in self.kernels]
+        return plain | steady | {"weak": [*self.weak], "sound": self.sound, "samples_s": samples, "kernels": kernels}
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -102,7 +107,8 @@ class StepTiming:
     def __str__(self) -> str:
         """Two tables: what is paid once, and what each step costs."""
         tables = [text_table(("once", "ms"), self.once()), "", text_table(*self.cells())]
-        return "\n".join([*tables, *self.conclusions()])
+        kernels = kernel_table(self.kernels, self.fused_s.median)
+        return "\n".join([*tables, *self.conclusions(), *(["", kernels] if kernels else [])])
 
     def conclusions(self) -> list[str]:
         """What to know of the tables, in sentences."""
@@ -170,7 +176,7 @@ def time_step(
     first = _copy(start)
     first_call_s = seconds_of(lambda: compiled(first, batch))
     before_fused = clock()
-    loop = jax.jit(fused(traced)).lower(start, batch, 1).compile()
+    loop = jax.jit(fused(traced, block_on(start))).lower(start, batch, 1).compile()
     fused_compile_s = clock() - before_fused
 
     def called(steps: int) -> float:
@@ -229,6 +235,7 @@ def time_step(
         folded=folded_loop(loop),
         weak=weak,
         samples_s=arrays,
+        kernels=kernels_of(lambda state, batch: descent.step(state, batch), start, batch),
     )
 
 

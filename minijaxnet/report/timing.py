@@ -160,7 +160,7 @@ def draw_roofline(axes: Any, limits: Limits | Mapping[str, Any], points: Mapping
     """How near steps are to what this machine can do: the share of its peak over FLOPs a byte, under the roof.
 
     Left of the ridge memory is the limit, right of it arithmetic. Peers do the same work, and stand below or above the
-    step; a step called from Python has a lower ceiling, that of the call.
+    step; a step called from Python has a lower ceiling, that of the call, one of many kernels that of their launches.
 
     Args:
         axes: of matplotlib.
@@ -189,9 +189,9 @@ def draw_roofline(axes: Any, limits: Limits | Mapping[str, Any], points: Mapping
     axes.annotate("measured peak", (x[-1], 1), ha="right", xytext=(0, 2), **above)
     axes.plot([told.ridge] * 2, [axes.get_ylim()[0], 1], color=COLOURS["past"], linewidth=0.8, linestyle=":")
     axes.annotate(f"ridge {figure(told.ridge, 3)}", (told.ridge, axes.get_ylim()[0]), xytext=(3, 3), **above)
-    if 0 < told.dispatch_s and told.compute_s / told.dispatch_s < 1:
-        ceiling = told.compute_s / told.dispatch_s
-        axes.axhline(ceiling, color=COLOURS["past"], linestyle="-.", linewidth=1, label="an empty call")
+    for name, seconds, style in (("an empty call", told.dispatch_s, "-."), ("its launches", told.launches_s, ":")):
+        if told.compute_s < seconds:
+            axes.axhline(told.compute_s / seconds, color=COLOURS["past"], linestyle=style, linewidth=1, label=name)
     for i, (name, share) in enumerate(shares.items()):
         colour = COLOURS["hand"] if i == 0 else SERIES[(i - 1) % len(SERIES)]
         style = {"color": colour, "marker": "*" if i == 0 else _MARKERS[i % len(_MARKERS)], "linestyle": "none"}

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._loops import block_on
 from minijaxnet._programs import known
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState, check_descent, check_state
@@ -183,7 +184,7 @@ def fit(
     began, run_s, start = time.perf_counter(), 0.0, state
     state = own_copy(state)
     step_known = known(descent.step)
-    capacity = chunk_capacity(step_known, feed, state, source)
+    capacity, block = chunk_capacity(step_known, feed, state, source), block_on(state)
 
     if not is_first():  # the first process writes
         run_dir, resume, sink, on_progress = None, False, None, None
@@ -198,9 +199,12 @@ def fit(
         first, state = keeper.begin(state, log, log_every)
         log.begin(first)
 
+        under_way = np.int32(OUT_OF_STEPS)
+
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
-            out = run_chunk(step_known, feed, capacity, state, source, steps, until_flat, np.int32(OUT_OF_STEPS))
+            with jax.transfer_guard("allow"):  # of the three numbers that follow the source; all else is there
+                out = run_chunk(step_known, feed, capacity, block, state, source, steps, until_flat, under_way)
             jax.block_until_ready(out)
             return *out, time.perf_counter() - start
 
@@ -212,7 +216,8 @@ def fit(
             step = first + history.steps_taken
             most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
             # What clocks and signals say is not the same in each process: here they agree on what comes next.
-            wanted = min(most, max(1, int(_CHUNK_S * steps_per_s)))
+            timely = max(1, int(_CHUNK_S * steps_per_s))
+            wanted = min(most, timely // block * block or timely)
             plans = told((wanted, keeper.is_due(step), stop.signum))
             (length, is_due, _), interrupted = plans[0].tolist(), int(plans[:, 2].max())
             if step >= steps or history.status != OUT_OF_STEPS or interrupted:
@@ -239,7 +244,7 @@ def fit(
             keeper.keep(end, state, log.sha256)
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
-        log.append(end, _row(look, _measured(measure, state.params)), run_s)
+        log.append(end, _row(jax.device_get(look), _measured(measure, state.params)), run_s)
         log.sync()
     notes = [*keeper.notes, *_lost_updates(start.params, state.params, end)]
     return FitResult(state, history.trace(), log.rows, first, interrupted, notes, compile_s, run_s)

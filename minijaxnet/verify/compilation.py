@@ -301,6 +301,8 @@ def _dtypes(leaves: Sequence[Any]) -> tuple[Any, ...]:
 def _narrowest_cast(closed: Any) -> str:
     """Where a program that was given float64 makes fewer digits of it; "" if nowhere."""
     for eqn in equations(closed):
+        if eqn.primitive.name == "reduce_precision" and eqn.params["mantissa_bits"] < 23:
+            return f"it rounds to {eqn.params['mantissa_bits']} bits, which was taken for float64"
         for before, after in zip(eqn.invars, eqn.outvars, strict=False):
             wide, narrow = getattr(before.aval, "dtype", None), getattr(after.aval, "dtype", None)
             if eqn.primitive.name == "convert_element_type" and wide == jnp.float64 and narrow is not None:

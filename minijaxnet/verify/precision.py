@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._loops import platform_of
+from minijaxnet._machine import product_epsilon, product_note
 from minijaxnet.verify.compared import Compared
 from minijaxnet.verify.compilation import EPSILON
 from minijaxnet.verify.evaluation import Evaluation, on_host, outputs
@@ -26,6 +28,7 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
     Both rules are carried out in the working dtype, here and with all inputs moved by one unit in their last place, and
     held against float64. A rule fails where its largest error in a leaf exceeds 8 times autodiff's, plus what one unit
     in the last place of the inputs does, plus the rounding of the result; or where it is not finite and autodiff is.
+    Where matrix products read fewer digits than their operands have, as float32 on a GPU, a unit is one of theirs.
     Where autodiff itself is not finite, there is nothing to compare it with.
     """
     at.tell("measuring rounding errors in the working dtype")
@@ -34,11 +37,13 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
     working = at.compiled.working(at.leaves)
     if working.program is None:
         return Verdict("unchecked", working.why_not), [None] * len(compared)
-    coarsest = max(float(jnp.finfo(dtype).eps) for dtype in at.dtypes())
+    platform = platform_of(at.leaves)
+    units = [product_epsilon(dtype, platform) for dtype in at.dtypes()]
     here = _in_working(at, at.leaves, at.reference)
     moved, slopes = [], []
     for sign in (1.0, -1.0):
-        leaves = [_one_unit(x, mine, sign, at.seed) for x, mine in zip(at.leaves, at.problem.moved, strict=True)]
+        each = zip(at.leaves, at.problem.moved, strict=True)
+        leaves = [_moved(x, sign * product_epsilon(x.dtype, platform), at.seed) if mine else x for x, mine in each]
         reference = outputs(at.compiled, [widened(leaf) for leaf in leaves])[1]
         moved.append(_in_working(at, leaves, reference))
         slopes.append([float(np.max(x, initial=0.0)) for x in map(distance, reference, at.reference)])
@@ -49,7 +54,7 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
         comparable = np.isfinite(truth) & np.isfinite(autodiff)
         right = np.where(compared[i].excused, at.hand[k], truth)
         largest = float(np.max(np.abs(right), initial=0.0, where=np.isfinite(right)))
-        floor = max(float(limits.eps) * largest, float(limits.tiny))
+        floor = max(units[i] * largest, float(limits.tiny))
         mine = _largest(hand, right, comparable)
         own = max(_largest(autodiff, truth, comparable), *(_largest(m[1][k], m[2][k], comparable) for m in moved))
         broken = ~np.isfinite(hand) & comparable & np.isfinite(right)
@@ -58,7 +63,7 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
         if broken.any() or mine > _WORSE * own + allowed:
             too_coarse.append((i, mine, allowed, bool(broken.any())))
     if too_coarse:
-        _, spread = enlarged_errors(at, coarsest)
+        _, spread = enlarged_errors(at, max(units))
         n = at.problem.n_values
         too_coarse = [
             at.problem.names[i]
@@ -68,6 +73,7 @@ def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> t
     if too_coarse:
         return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
     names = ", ".join(sorted({dtype.name for dtype in at.dtypes()}))
+    names += f" ({note})" if "float32" in names and (note := product_note(platform)) else ""
     if not any(ratio is not None for ratio in ratios):
         return Verdict("unchecked", "autodiff is not finite: there is no error of its own to compare with"), ratios
     return Verdict("pass", f"in {names} its rounding error goes {_compared(ratios)}"), ratios
@@ -81,12 +87,10 @@ def _in_working(
     return on_host(at.problem, hand), on_host(at.problem, reference), truth
 
 
-def _one_unit(leaf: jax.Array, moved: bool, sign: float, seed: int) -> jax.Array:
-    """A leaf moved by a unit in the last place or two, at random up or down."""
-    if not moved:
-        return leaf
+def _moved(leaf: jax.Array, share: float, seed: int) -> jax.Array:
+    """A leaf moved by a share of itself, at random up or down."""
     draw, real = np.random.default_rng((seed, leaf.size)), as_real(widened(leaf))
-    real = real * (1 + sign * float(jnp.finfo(leaf.dtype).eps) * draw.choice((-1.0, 1.0), size=real.shape))
+    real = real * (1 + share * draw.choice((-1.0, 1.0), size=real.shape))
     return jax.device_put(as_given(real, leaf.dtype).astype(leaf.dtype), leaf.sharding)
 
 

@@ -59,7 +59,8 @@ def exchanged(descent, feed, state, source):
     """The collectives in the program of many steps."""
     capacity = chunk_capacity(descent.step, feed, state, source)
     rest = (1, np.float32(0 if isinstance(feed, OneBatch) else -1), np.int32(OUT_OF_STEPS))
-    return collectives(run_chunk.trace(descent.step, feed, capacity, state, source, *rest).lower().compile().as_text())
+    program = run_chunk.trace(descent.step, feed, capacity, 1, state, source, *rest).lower().compile()
+    return collectives(program.as_text())
 
 
 def weights(*sizes):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.marks import SLOW
 from kits.reports import check_grad_at, failures, passes, states
 from kits.rules import sine
 
@@ -95,3 +96,37 @@ def test_a_custom_rule_that_is_right_but_unstable_fails_precision_alone():
     report = check_vjp(sine(backward), (np.float32([0.3, -1.2, 2.0]),))
     assert "precision" in failures(report)
     assert "algebra" not in failures(report)
+
+
+def by_a_coarse_product(v):
+    """``2 v`` by way of a matrix product that reads ten bits of its operands, as a GPU's does."""
+    return 2 * jax.lax.reduce_precision(v, 8, 10) @ jnp.eye(v.shape[-1], dtype=v.dtype)
+
+
+def test_what_a_product_does_is_no_fault_of_the_rule_s(monkeypatch):
+    points = (np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),)
+
+    def check(gradient):
+        return check_grad(lambda v: jnp.sum(v**2), gradient, points)
+
+    assert states(check(by_a_coarse_product))["precision"] == "fail"
+    monkeypatch.setattr("minijaxnet.verify.precision.platform_of", lambda leaves: "gpu")
+    report = check(by_a_coarse_product)
+    assert report.ok, str(report)
+    assert "10 of 23 bits" in report.verdicts["precision"].reason
+    assert states(check(lambda v: 2 * jax.lax.reduce_precision(v, 8, 4)))["precision"] == "fail"
+    with jax.default_matmul_precision("highest"):
+        assert states(check(by_a_coarse_product))["precision"] == "fail"
+
+
+@pytest.mark.parametrize("precision", ["BF16_BF16_F32", SLOW("bfloat16"), SLOW("highest")])
+def test_a_product_of_few_digits_is_compared_in_float64_all_the_same(precision):
+    def by_product(v):
+        return 2 * jnp.matmul(v, jnp.eye(v.shape[-1], dtype=v.dtype), precision=precision)
+
+    points = (np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),)
+    report = check_grad(lambda v: jnp.sum(v**2), by_product, points)
+    assert states(report)["algebra"] == "pass", str(report)
+    with jax.default_matmul_precision(precision):
+        report = check_grad(lambda v: jnp.sum(v @ v.T), lambda v: 2 * jnp.sum(v, 0) + 0 * v, points)
+        assert report.ok, str(report)

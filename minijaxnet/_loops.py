@@ -1,0 +1,84 @@
+"""A loop of compiled steps that does not wait for the host at each of them.
+
+XLA runs a loop on a GPU from the host. Of one whose number of rounds it does not know, the condition is copied to the
+host after each round, and the next round waits for that. A loop of a known number of rounds is launched without
+waiting. So on an accelerator the condition is asked once a block of steps, and the rounds within a block are known.
+On a CPU there is nothing to wait for, and XLA makes one native function of a small plain loop, but not of a nested one.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+Carry = TypeVar("Carry")
+
+# Of rounds: one wait for the host, about 20 us, is then little against a block of the shortest steps, some us each.
+_BLOCK = 64
+
+
+def block_on(tree: Any) -> int:
+    """How many rounds a block has, where these arrays are: 1 on a CPU.
+
+    >>> block_on(jax.numpy.zeros(3)) == (1 if jax.default_backend() == "cpu" else 64)
+    True
+    """
+    return 1 if platform_of(tree) == "cpu" else _BLOCK
+
+
+def platform_of(tree: Any) -> str:
+    """The kind of device that the first array on one is on, or else where JAX puts new ones: "cpu", "gpu" or "tpu"."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
+            return next(iter(leaf.devices())).platform
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
+    return getattr(default, "platform", default) or jax.default_backend()
+
+
+def repeated_while(
+    may_take: Callable[[Carry, int], Any], body: Callable[[Carry], Carry], carry: Carry, block: int
+) -> Carry:
+    """``while may_take(carry, 1): carry = body(carry)``, as long as it may by ``block`` rounds at a time.
+
+    Args:
+        may_take: ``may_take(carry, rounds)``: whether so many rounds more may be taken. Where it turns false within a
+            block, the rounds that are left must leave the carry as it is, but for what nobody looks at.
+        body: a round.
+        carry: what the first round starts from.
+        block: rounds a block.
+
+    Returns:
+        The carry after the last round, the same bits for any ``block``.
+
+    Example:
+        >>> count_to_ten = lambda k, rounds: 10 - k >= rounds
+        >>> [int(repeated_while(count_to_ten, lambda k: k + 1, 0, block)) for block in (1, 4)]
+        [10, 10]
+    """
+    if block > 1:
+        carry = lax.while_loop(
+            lambda carry: may_take(carry, block),
+            lambda carry: lax.fori_loop(0, block, lambda _, carry: body(carry), carry),
+            carry,
+        )
+    return lax.while_loop(lambda carry: may_take(carry, 1), body, carry)
+
+
+def repeated(rounds: Any, body: Callable[[Any, Carry], Carry], carry: Carry, block: int) -> Carry:
+    """``lax.fori_loop(0, rounds, body, carry)``, as long as it may by ``block`` rounds at a time.
+
+    >>> [repeated(10, lambda k, total: total + k, 0, block).item() for block in (1, 4)]
+    [45, 45]
+    """
+
+    def may_take(counted: tuple[Any, Carry], more: int) -> Any:
+        return rounds - counted[0] >= more
+
+    def round_of(counted: tuple[Any, Carry]) -> tuple[Any, Carry]:
+        k, carry = counted
+        return k + 1, body(k, carry)
+
+    return repeated_while(may_take, round_of, (jnp.int32(0), carry), block)[1]
