@@ -39,7 +39,14 @@ def jax_settings() -> dict[str, Any]:
     """
     values = {name: jax.config.values[name] for name in _SETTINGS if name in jax.config.values}
     # Within a run float64 is allowed or not by its precision; the experiment's file was loaded before that.
-    return values | {"JAX_ENABLE_X64": os.environ.get("JAX_ENABLE_X64", "")}
+    return values | {name: os.environ.get(name, "") for name in ("JAX_ENABLE_X64", "NVIDIA_TF32_OVERRIDE")}
+
+
+def choose_deterministic() -> None:
+    """Have XLA take for a GPU only kernels that return the same bits each time, if JAX has not started yet."""
+    flags, wanted = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
+    if wanted not in flags.split():
+        os.environ["XLA_FLAGS"] = f"{flags} {wanted}".strip()
 
 
 # Bits of the fraction that a matrix product of float32 reads of its operands, where not all 23.

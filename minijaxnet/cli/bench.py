@@ -1,18 +1,23 @@
 """``minijaxnet bench``: what a step costs, and how the gradient by hand does against autodiff: right, precise, fast?"""
 
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from minijaxnet._machine import choose_deterministic
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
 from minijaxnet.bench.comparison import as_ratio, distance
+from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
-from minijaxnet.cli.flags import BenchFlags, parse, split_file
+from minijaxnet.cli.flags import BenchFlags, parse, split_file, together_of
+from minijaxnet.cli.launch import another
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.parallel import divide_cpu
@@ -24,14 +29,20 @@ def main(arguments: Sequence[str]) -> int:
     """Time the step of an experiment."""
     file, rest = split_file("bench", arguments)
     divide_cpu(most_devices(rest))
+    if together_of(rest).deterministic:
+        choose_deterministic()
+    if "--peak" in rest:  # else JAX takes most of a GPU's memory at once
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     experiment = None if file is None else load_experiment(file)
     flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"
     with jax.enable_x64(flags.precision == "float64"):
-        return _bench(experiment, flags, init_options, data_options)
+        return _bench(arguments, experiment, flags, init_options, data_options)
 
 
-def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict) -> int:
+def _bench(
+    arguments: Sequence[str], experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict
+) -> int:
     params, train, _, _, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     settings = experiment.defaults
     if flags.since is not None:
@@ -41,6 +52,10 @@ def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_o
     batch = first_batch(train, settings.batch_size if flags.batch_size is None else flags.batch_size)
     devices = checked_devices(flags.devices, batch)
     descent = make_descent(differentiated(experiment), settings.optimizer, settings.learning_rate)
+    if flags.peak:
+        peak = _peak(descent, params, batch, key)
+        print("the device does not tell its memory" if peak is None else peak)
+        return 0
     points = len(jax.tree.leaves(batch)[0])
     print(
         f"{experiment.name}: a step of {describe(settings.optimizer)} on {points:,} points, "
@@ -68,6 +83,8 @@ def _bench(experiment: Experiment, flags: BenchFlags, init_options: dict, data_o
             answer = " ".join(f"{_times(comparison, rival, rival, own)}." for rival in rivals)
         print(f"\n{answer}\n\n{comparison}", flush=True)
     _show_step(descent, params, batch, key, cost, seconds=flags.seconds / 2)
+    if cost.process_peak_bytes is not None:
+        print(f"\npeak bytes of a step, observed in a process of its own: {_peak_observed(arguments)}", flush=True)
     if devices:
         options: dict[str, Any] = {"seconds": flags.seconds, "same_result": settings.optimizer == "gd"}
         print(f"\n{compare_devices(descent, devices, params, batch, key, **options)}", flush=True)
@@ -84,6 +101,21 @@ def _show_step(descent: Descent, params: Any, batch: Any, key: Any, cost: StepCo
     timing = time_step(descent, params, batch, seconds=seconds, key=key)
     roofline = measure_roofline([*cost.matrix_flops] or ["float32"], seconds=seconds / 5)
     print(f"\n{timing}\n\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
+
+
+def _peak(descent: Descent, params: Any, batch: Any, key: Any) -> int | None:
+    """The most bytes that this process has had on the device, after some steps."""
+    step, state = jax.jit(lambda state, batch: descent.step(state, batch), donate_argnums=0), descent.init(params, key)
+    for _ in range(WARM_CALLS):
+        state, _ = step(state, batch)
+    (device,) = jax.block_until_ready(state.step).devices()
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _peak_observed(arguments: Sequence[str]) -> str:
+    """The same in a process of its own, of which no other step has had the memory."""
+    done = subprocess.run(**another(["bench", *arguments, "--peak"]), capture_output=True, text=True)
+    return f"{int(done.stdout):,}" if done.stdout.strip().isdecimal() else f"not seen ({done.stderr.strip()[-200:]})"
 
 
 def _by_hand(report: GradReport, comparison: StepComparison, cost: StepCost, autodiff_cost: StepCost) -> str:

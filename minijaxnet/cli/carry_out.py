@@ -30,6 +30,7 @@ from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.disk import Lines, naming
 from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
 from minijaxnet.run.lock import hold
+from minijaxnet.run.programs import kept_programs
 from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport
@@ -87,7 +88,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             _print(text)
             log.append(f"{text}\n")
 
-        with failure_told(folder), _progress_bar(flags.steps) as on_progress:
+        kept = kept_programs(folder, flags.keep_programs)
+        with kept, failure_told(folder), _progress_bar(flags.steps) as on_progress:
             result = run(run_dir=held, resume=resume, on_progress=on_progress)
         for note in result.notes:
             say(f"warning: {note}")

@@ -31,6 +31,9 @@ class Together:
     """Which of them this is, from 0."""
     heartbeat_seconds: int = 30
     """For how long a process may not be heard from before it is taken for dead."""
+    deterministic: bool = False
+    """On a GPU only kernels that return the same bits each time: sums into one place, as in the gradient of an
+    embedding, then take longer, and how much ``bench --deterministic`` against ``bench`` tells."""
 
 
 _DESCRIPTIONS = {
@@ -65,6 +68,8 @@ class RunFlags(Together, Settings):
     """Seconds from one checkpoint to the next."""
     diagnose: bool = False
     """Name the first operation that was not finite, if it diverges."""
+    keep_programs: Literal["auto", "yes", "no"] = "auto"
+    """Keep what XLA compiles in the run's folder, so that resume comes to the same bits: auto for on an accelerator."""
     unchecked: bool = False
     """Descend though the gradient by hand, or a derivative rule within the loss, is wrong."""
     report: bool = True
@@ -109,6 +114,10 @@ class BenchFlags:
     """An earlier result to hold this one against."""
     devices: str = "1"
     """Numbers of devices, such as 1,2,4, over which the batch is divided in turn; a CPU is divided into as many."""
+    deterministic: bool = False
+    """On a GPU only kernels that return the same bits each time: without it and with it shows what they cost."""
+    peak: bool = False
+    """Tell only the most bytes that a step takes on its device, as observed; a CPU does not tell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +145,10 @@ class SweepFlags:
     """How many descents run at once on a device; as many as fit into memory if left out."""
     devices: int | Literal["all"] = 1
     """Over how many devices the descents are divided, or all there are; a CPU is divided into as many."""
+    keep_programs: Literal["auto", "yes", "no"] = "auto"
+    """Keep what XLA compiles in the sweep's folder, for resume to come to the same bits: auto for on an accelerator."""
+    deterministic: bool = False
+    """On a GPU only kernels that return the same bits each time; what that costs, ``bench`` tells."""
     runs: str = "runs"
     """The folder in which the sweep's own folder is made."""
 
@@ -154,6 +167,7 @@ def together_of(arguments: Sequence[str]) -> Together:
     said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text and text.lstrip("-").isdecimal()}
     said |= {name: texts[name] for name in ("coordinator",) if texts[name] is not None}
     said |= {"devices": "all"} if texts["devices"] == "all" else {}
+    said |= {"deterministic": True} if "--deterministic" in words else {}
     return Together(**said)
 
 

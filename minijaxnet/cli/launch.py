@@ -71,12 +71,17 @@ def launch(arguments: Sequence[str], count: int) -> int:
     return bad[rank] if bad[rank] > 0 else LOST
 
 
-def _start(arguments: Sequence[str], *, quiet: bool) -> Started:
+def another(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``subprocess`` needs to start this command with other arguments, installed or not."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-P", "-m", "minijaxnet", *arguments]
+    return {"args": command, "env": os.environ | {"PYTHONPATH": path}}
+
+
+def _start(arguments: Sequence[str], *, quiet: bool) -> Started:
     errors = tempfile.TemporaryFile() if quiet else None
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "minijaxnet", *arguments],
-        env=os.environ | {"PYTHONPATH": path},
+        **another(arguments),
         start_new_session=True,  # Ctrl-C on a terminal reaches this process alone, which hands it on
         stdout=subprocess.DEVNULL if quiet else None,
         stderr=errors,

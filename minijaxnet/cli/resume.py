@@ -41,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run first")
     folder = Path(folders[0] if folders else "RUN")
     config = {"flags": {}} if helped else read_config(folder)
-    before = {name: config["flags"][name] for name in ("devices", "processes") if name in config["flags"]}
+    before = {
+        name: config["flags"][name] for name in ("devices", "processes", "deterministic") if name in config["flags"]
+    }
     if together_of(arguments).coordinator is not None:  # they are started one by one
         before.pop("processes", None)
     flags = tyro.cli(

@@ -28,6 +28,7 @@ from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import RESULT, SWEPT, write_json
 from minijaxnet.run.lock import hold
+from minijaxnet.run.programs import kept_programs
 from minijaxnet.run.signals import heard
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.tables import figure
@@ -36,7 +37,8 @@ from minijaxnet.tables import figure
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
-    join(Together(devices=together_of(rest).devices))
+    together = together_of(rest)
+    join(Together(devices=together.devices, deterministic=together.deterministic))
     experiment = None if file is None else load_experiment(file)
     flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
@@ -103,7 +105,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     )
     found: list[SweepResult] = []
     with open_folder(digest_of(train, test)) as folder, hold(folder), failure_told(folder), heard(raises=True) as stop:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
             for size in sizes:
                 blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
                 rest = {"block": flags.block, "blocks": blocks, "mesh": mesh}

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from minijaxnet._machine import choose_deterministic
 from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, SweepFlags, Together
@@ -41,6 +42,8 @@ def join(asked: Together) -> None:
     Raises:
         UsageError: devices that the processes do not divide, or another number of them in each.
     """
+    if asked.deterministic:
+        choose_deterministic()
     count = asked.num_processes or 1
     if isinstance(asked.devices, int):
         if asked.devices % count:

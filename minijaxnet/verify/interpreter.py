@@ -265,8 +265,7 @@ def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any]
 
 def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     """The operation itself, on float64 whatever it was traced for; where that cannot be, in its own dtypes."""
-    # A matrix product may have asked for fewer digits.
-    params = eqn.params | ({"precision": None} if wide and "precision" in eqn.params else {})
+    params = eqn.params | ({"precision": None} if wide and "precision" in eqn.params else {})  # of a product: in full
     if wide and eqn.primitive.name == "reduce_precision":
         return operands
     if wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):

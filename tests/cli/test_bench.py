@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import textwrap
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from kits.lines import RIGHT, line
 from kits.timings import comparison
 
 import minijaxnet as mjn
-from minijaxnet.bench import Interval, machine, roofline
+from minijaxnet.bench import Interval, machine, roofline, step_cost
 from minijaxnet.cli import devices, main
 from minijaxnet.cli.bench import _by_hand as bench_of
 from minijaxnet.verify import GradReport, Verdict
@@ -148,3 +149,31 @@ def test_each_number_of_devices_has_a_row_against_one(monkeypatch):
     assert [(row[0], row[1], row[5]) for row in rows[1:]] == [("2", "200.1", "2"), ("4", "400.3", "4")]
     assert rows[0][0] == "1" and [row[-2:] for row in rows] == [["0", "0"]] * 3
     assert "no speedup is to be expected here, and none is claimed" in table
+
+
+def test_the_peak_is_that_of_the_device_and_a_process_of_its_own_is_asked_for_it(bench, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    code, out, _ = bench(line(RIGHT), "--peak")
+    assert (code, out) == (0, "the device does not tell its memory\n")
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setattr("minijaxnet.cli.bench._peak", lambda *step: 12_345)
+    assert bench(line(RIGHT), "--peak")[:2] == (0, "12345\n")
+    asked = []
+
+    def started(args, env, **options):
+        asked.append(args)
+        return SimpleNamespace(stdout="12345\n", stderr="")
+
+    monkeypatch.setattr(
+        "minijaxnet.cli.bench.step_cost", lambda *step: step_cost(*step)._replace(process_peak_bytes=99_999)
+    )
+    monkeypatch.setattr("minijaxnet.cli.bench.subprocess.run", started)
+    code, out, _ = bench(line(RIGHT))
+    assert "peak bytes of a step, observed in a process of its own: 12,345" in out
+    assert asked[0][3:] == ["minijaxnet", "bench", "it.py", "--seconds", "0.001", "--peak"]
+
+
+def test_deterministic_kernels_are_chosen_before_jax_is_asked_for_anything(bench, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert bench(line(RIGHT), "--peak", "--deterministic")[0] == 0
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"

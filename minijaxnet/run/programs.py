@@ -1,0 +1,40 @@
+"""Compiled programs that are kept with a run, so that a new process goes on to the same bits."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+PROGRAMS = "programs"
+_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes",)
+
+
+@contextlib.contextmanager
+def kept_programs(folder: Path, keep: str) -> Iterator[None]:
+    """Have JAX keep in a run's folder what it compiles meanwhile, and take from there what is kept already.
+
+    On a GPU XLA chooses kernels by timing them, so that a new process may choose others, which round otherwise.
+
+    Args:
+        folder: of the run. What is kept there is carried out: it has to be the user's own.
+        keep: "yes", "no", or "auto" for on an accelerator only: on a CPU the same program is compiled each time. Of
+            several processes none keeps any.
+    """
+    wanted = keep == "yes" or (keep == "auto" and jax.default_backend() != "cpu")
+    if not wanted or jax.process_count() > 1:
+        yield
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = {name: jax.config.values[name] for name in _SETTINGS}
+    try:
+        for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # else JAX stays with what it found at its first compilation
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

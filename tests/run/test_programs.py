@@ -1,0 +1,72 @@
+"""Compiled programs in a run's folder: kept where asked for, found again, and JAX's settings as they were."""
+
+import contextlib
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from minijaxnet import _machine
+from minijaxnet.run.programs import _SETTINGS, PROGRAMS, kept_programs
+
+
+@contextlib.contextmanager
+def events():
+    names = []
+
+    def listen(event, **details):
+        names.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def settings():
+    return {name: jax.config.values[name] for name in _SETTINGS}
+
+
+def compiled_anew(constant):
+    return jax.jit(lambda x: x * constant)(np.float32(2))
+
+
+def test_a_kept_program_is_found_again_and_jax_is_set_as_before(tmp_path):
+    before = settings()
+    with kept_programs(tmp_path, "yes"):
+        assert compiled_anew(3) == 6
+    kept = {path.name for path in (tmp_path / PROGRAMS).iterdir()}
+    assert any(name.endswith("-cache") for name in kept)
+    with events() as names, kept_programs(tmp_path, "yes"):
+        assert compiled_anew(3) == 6
+    assert "/jax/compilation_cache/cache_hits" in names
+    assert settings() == before
+    compiled_anew(5)
+    assert not any(path.name not in kept and "-cache" in path.name for path in (tmp_path / PROGRAMS).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keep", "backend", "kept"), [("no", "gpu", False), ("auto", "cpu", False), ("auto", "gpu", True)]
+)
+def test_programs_are_kept_where_it_was_asked_for_or_on_an_accelerator(keep, backend, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    with kept_programs(tmp_path, keep):
+        compiled_anew(7)
+    assert (tmp_path / PROGRAMS).is_dir() == kept
+
+
+def test_settings_are_as_before_when_it_fails(tmp_path):
+    before = settings()
+    with pytest.raises(ZeroDivisionError), kept_programs(tmp_path, "yes"):
+        _ = 1 / 0
+    assert settings() == before
+
+
+@pytest.mark.parametrize("before", ["", "--xla_dump_to=x"])
+def test_deterministic_kernels_are_asked_for_once(before, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    for _ in range(2):
+        _machine.choose_deterministic()
+    assert os.environ["XLA_FLAGS"].split() == [*before.split(), "--xla_gpu_deterministic_ops=true"]
