@@ -64,8 +64,8 @@ def _bench(
     )
     report = None
     if experiment.value_and_gradient is not None:
-        arguments = (params, batch) if key is None else (params, batch, key)
-        report = check_grad(experiment.objective, experiment.value_and_gradient, arguments, has_value=True)
+        seen = (params, batch) if key is None else (params, batch, key)
+        report = check_grad(experiment.objective, experiment.value_and_gradient, seen, has_value=True)
         if not report.ok:
             print(f"\n{report}\n\nNothing was timed: a wrong gradient may be as fast as it likes.")
             return 1
