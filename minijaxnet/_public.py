@@ -7,6 +7,7 @@ from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
 from minijaxnet.gradient_rule import with_gradient
 from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction
+from minijaxnet.load import Run, load_params, load_run
 from minijaxnet.loop import descend, descend_epochs
 from minijaxnet.losses import (
     accuracy,
@@ -39,6 +40,7 @@ __all__ = [
     "LossSlice",
     "LossSurface",
     "Network",
+    "Run",
     "Settings",
     "Sink",
     "Status",
@@ -68,6 +70,8 @@ __all__ = [
     "lesson_points",
     "load_checkpoint",
     "load_experiment",
+    "load_params",
+    "load_run",
     "loss_slice",
     "loss_surface",
     "mean_squared_error",

@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
-    {"_jaxpr", "_machine", "_reads", "pytrees", "tables"},
+    {"_jaxpr", "_loops", "_machine", "_reads", "pytrees", "tables"},
     {"_programs", "network", "data"},
     {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment", "mesh"},
     {"trace", "landscape", "parallel"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},
+    {"load"},
     {"report", "pytest_plugin"},
     {"cli"},
     {"__main__"},

@@ -18,15 +18,14 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags, defaults_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
+from minijaxnet.load import own_file
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import (
     CONFIG,
     RESULT,
-    changes_before_loading,
     create_run_folder,
-    is_own,
     plain,
     write_beginning,
 )
@@ -51,17 +50,6 @@ class Asked(NamedTuple):
     flags: Any
     init: dict[str, Any]
     data: dict[str, Any]
-
-
-class OtherCode(UsageError):
-    """The code or the config of a run has changed since it was started."""
-
-    def __init__(self, folder: Path, difference: str):
-        """Say so, with a diff."""
-        expected = "expected the same (--force goes on all the same)"
-        super().__init__(
-            f"{folder}: got other code or another config than it was started with; {expected}\n{difference}"
-        )
 
 
 # Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
@@ -117,18 +105,9 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
 
     Raises:
         OtherCode: it has changed.
-        UsageError: the file is not there, it is not the user's own, or the config is of no run.
+        ValueError: the file is not there, it is not the user's own, or the config is of no run.
     """
-    places = (str(config.get("file_here")), str(config.get("file")))
-    file = next((place for place in places if Path(place).is_file()), None)
-    if file is None:
-        raise UsageError(f"{folder}: its experiment {config.get('file')} is not there; expected it where it was")
-    if not trust:
-        if not is_own(folder, file):
-            got = "got a run that was not started by you, on this machine"
-            raise UsageError(f"{folder}: {got}; expected a run of yours (--trust runs its code, {file}, all the same)")
-        if (difference := changes_before_loading(folder, file)) and not changed:
-            raise OtherCode(folder, difference)
+    file = own_file(folder, config, trust=trust, changed=changed)
     experiment = load_experiment(file)
     try:
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])

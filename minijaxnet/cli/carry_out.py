@@ -25,10 +25,11 @@ from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
 from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Progress, check_values, fit
+from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.disk import Lines, naming
-from minijaxnet.run.folder import COMPARISON, RESULT, result_state, write_json, write_params
+from minijaxnet.run.folder import COMPARISON, PARAMS, RESULT, result_state, write_json
 from minijaxnet.run.lock import hold
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.tables import figure, printable, text_table
@@ -150,7 +151,7 @@ def _tell(
     """Write and say what came out of a descent."""
     (experiment, flags), (params, train, test, order_key, key) = (asked.experiment, asked.flags), beginning
     state = here(result.state)
-    write_params(folder / "params.safetensors", state.params)
+    write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
     say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")

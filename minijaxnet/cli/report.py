@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 
-from minijaxnet.cli.begin import OtherCode, asked_again, begin
-from minijaxnet.pytrees import named_leaves, structure_difference
+from minijaxnet.cli.begin import asked_again, begin
+from minijaxnet.load import OtherCode, load_params
 from minijaxnet.report.page import Page, page
 from minijaxnet.report.pictures import FORMATS, write_pictures
 from minijaxnet.report.several import tell_several
 from minijaxnet.report.shown import shown
 from minijaxnet.report.story import Known, tell, told_by
 from minijaxnet.run.disk import replace_file
-from minijaxnet.run.folder import changes, read_config
+from minijaxnet.run.folder import PARAMS, changes, read_config
 
 PAGE = "report.html"
 
@@ -74,21 +74,11 @@ def _known(folder: Path, config: dict[str, Any], *, trust: bool) -> Known:
     Raises:
         ValueError: the experiment has changed since or is somebody else's, or the run has not ended.
     """
-    from safetensors.flax import load_file
-
     asked = asked_again(folder, config, trust=trust)
     if difference := changes(folder, asked.file, asked.experiment.files):
         raise OtherCode(folder, difference)
-    path = folder / "params.safetensors"
-    if not path.is_file():
+    if not (folder / PARAMS).is_file():
         raise ValueError("the run has not ended")
     flags = asked.flags
     params, train, test, _, key = begin(asked.experiment, flags.seed, flags.precision, asked.init, asked.data)
-    leaves = load_file(path)
-    names = list(named_leaves(params))
-    if set(names) != set(leaves):
-        raise ValueError(f"{path}: got the leaves {', '.join(sorted(leaves))}; expected {', '.join(names)}")
-    loaded = jax.tree.unflatten(jax.tree.structure(params), [leaves[name] for name in names])
-    if difference := structure_difference(loaded, params):
-        raise ValueError(f"{path}: {difference}")
-    return Known(asked.experiment, loaded, train, test, key)
+    return Known(asked.experiment, load_params(folder, params), train, test, key)

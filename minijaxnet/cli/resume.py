@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minijaxnet._machine import jax_settings
-from minijaxnet.cli.begin import Asked, OtherCode, asked_again
+from minijaxnet.cli.begin import Asked, asked_again
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
+from minijaxnet.load import OtherCode
 from minijaxnet.processes import is_first
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import changes, environment, plain, read_config, run_state

@@ -5,7 +5,7 @@ was, a leaf more or less are errors that name it. Nothing in a file is ever exec
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,65 @@ def checkpoint_step(path: str | Path) -> int:
 
 def read_checkpoint(path: Path, like: Any) -> tuple[Header, Any, str]:
     """Header, tree and "", or header, None and what keeps the tree from being like ``like``."""
-    expected, leaves = _described(like)
+    expected, _ = _described(like)
     with opened(path) as (file, size):
         # Longer by far than the template's header: a tree of other names, but no reason to fill the memory.
         header = read_header(path, file, size, min(MOST_HEADER_BYTES, (1 << 20) + 4 * len(encode(expected))))
-        if differences := _differences(header, expected):
-            shown = "\n  ".join(differences[:5]) + (f"\n  and {len(differences) - 5} more" if differences[5:] else "")
-            return header, None, f"{path}: {shown}"
-        arrays = {name: _room(leaves[name], stored) for name, stored in header.arrays.items()}
+        if difference := _differences(header, expected):
+            return header, None, f"{path}: {difference}"
+        arrays = {name: _room(header.kinds[name], stored) for name, stored in header.arrays.items()}
         read_data(path, file, header, (_byte_view(array) for array in arrays.values()))
-    restored = [_restored(arrays[name], leaf) for name, leaf in leaves.items()]
-    return header, jax.tree.unflatten(jax.tree.structure(like), restored), ""
+    return header, restored(arrays, like), ""
 
 
-def _differences(got: Header, expected: Header) -> list[str]:
+def read_arrays(path: Path) -> tuple[Header, dict[str, np.ndarray]]:
+    """Header and arrays of a checkpoint, without a template: the bits of keys, everything else as it was saved.
+
+    Raises:
+        CheckpointError: it is damaged, or no checkpoint, or it has a dtype that is not known here.
+        OSError: it cannot be read; FileNotFoundError if it is not there.
+    """
+    with opened(path) as (file, size):
+        header = read_header(path, file, size)
+        try:
+            arrays = {name: _room(header.kinds[name], stored) for name, stored in header.arrays.items()}
+        except TypeError as error:
+            raise CheckpointError(f"{path}: {error}; expected dtypes that are known here") from None
+        read_data(path, file, header, (_byte_view(array) for array in arrays.values()))
+    return header, arrays
+
+
+def _room(kind: str, stored: Stored) -> np.ndarray:
+    """An array for the data of a leaf of a kind."""
+    if kind.startswith("key<"):
+        return np.empty(stored.shape, "<u4")
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind)).newbyteorder("<")
+    return np.empty(stored.shape[:-1] if kind in _COMPLEX else stored.shape, dtype)
+
+
+def on_device(array: np.ndarray, kind: str, sharding: Any = None) -> jax.Array:
+    """An array of a checkpoint as JAX's, of the dtype that it was saved in, or as a key."""
+    wide = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        if not kind.startswith("key<"):
+            return jax.device_put(array, sharding)
+        keys = jax.random.wrap_key_data(jnp.asarray(array), impl=kind.removeprefix("key<").rstrip(">"))
+        return jax.device_put(keys, sharding)
+
+
+def restored(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+    """The tree of arrays by their names, each leaf as that of ``like`` is."""
+    _, leaves = _described(like)
+    values = [_restored(arrays[name], leaf) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), values)
+
+
+def differences_of(header: Header, like: Any) -> str:
+    """What keeps the tree of a checkpoint from being like a template; "" if nothing."""
+    return _differences(header, _described(like)[0])
+
+
+def _differences(got: Header, expected: Header) -> str:
     """Node by node, in the template's order; what a container's kind explains comes after it."""
 
     def shown(header: Header, name: str) -> str:
@@ -171,7 +216,11 @@ def _differences(got: Header, expected: Header) -> list[str]:
 
     names = dict.fromkeys([*expected.kinds, *got.kinds])
     shown_pairs = ((name, shown(got, name), shown(expected, name)) for name in names)
-    return [f"{name}: got {a}; expected {b}" for name, a, b in shown_pairs if a != b]
+    found = [f"{name}: got {a}; expected {b}" for name, a, b in shown_pairs if a != b]
+    found[5:] = [f"and {len(found) - 5} more"] if found[5:] else []
+    if found and "DescentState" in (got.kinds["tree"], expected.kinds["tree"]):
+        found.append("(load_params takes weights from the checkpoint of a whole state, and from that of weights)")
+    return "\n  ".join(found)
 
 
 def _has_inner_axis(kind: str) -> bool:
@@ -257,13 +306,6 @@ def _byte_view(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _room(leaf: Any, stored: Stored) -> np.ndarray:
-    """An array for the data of a leaf like this."""
-    if _is_key(leaf):
-        return np.empty(stored.shape, "<u4")
-    return np.empty(np.shape(leaf), np.dtype(getattr(leaf, "dtype", _PYTHON.get(type(leaf)))).newbyteorder("<"))
-
-
 def _restored(array: np.ndarray, like: Any) -> Any:
     """An array as what ``like`` is."""
     if type(like) in _PYTHON:
@@ -273,8 +315,4 @@ def _restored(array: np.ndarray, like: Any) -> Any:
         return array if isinstance(like, np.ndarray) else array[()]
     # An uncommitted array goes wherever the others are; committed to its device, it could not.
     sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) or like.committed else None
-    wide = jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
-    with jax.enable_x64(True) if wide else contextlib.nullcontext():
-        if not _is_key(like):
-            return jax.device_put(array, sharding)
-        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=_key_impl(like)), sharding)
+    return on_device(array, f"key<{_key_impl(like)}>" if _is_key(like) else array.dtype.name, sharding)

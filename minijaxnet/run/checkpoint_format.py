@@ -186,7 +186,8 @@ def _header(path: Path, content: Any) -> Header:
     """What a parsed header says. What is not looked at here, the comparison with ``encode`` sees."""
     metadata = content.pop("__metadata__", None) if isinstance(content, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise CheckpointError(f'{path}: got a file without "format": "{FORMAT}"; expected a checkpoint of minijaxnet')
+        expected = "expected a checkpoint of minijaxnet (load_params reads the weights of others)"
+        raise CheckpointError(f'{path}: got a file without "format": "{FORMAT}"; {expected}')
     if metadata.get("version") != VERSION:
         raise CheckpointError(f"{path}: got format version {metadata.get('version')!r}; expected {VERSION!r}")
     arrays, begin = {}, 0

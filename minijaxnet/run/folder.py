@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._machine import jax_settings, processor
-from minijaxnet.pytrees import named_leaves
 from minijaxnet.run import code
 from minijaxnet.run.disk import read_json, replace_file
 from minijaxnet.run.lock import owner
 
 CONFIG, CODE, RESULT = "config.json", "code", "result.json"
 COMPARISON, SWEPT = "comparison.json", "sweep.npz"
+# Weights: where it ended, and the best by a measured number, where that was asked for.
+PARAMS, BEST = "params.safetensors", "best.safetensors"
 
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
@@ -124,13 +125,6 @@ def _json(content: Any) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all; numbers that JSON lacks (NaN, infinity) become null."""
     replace_file(path, _json(content).encode())
-
-
-def write_params(path: Path, params: Any) -> None:
-    """Write parameters as safetensors, each leaf under its name in the tree, such as ``[0]['weights']``."""
-    from safetensors.flax import save
-
-    replace_file(path, save(named_leaves(params)))
 
 
 def environment() -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from safetensors.flax import load_file
 
 from minijaxnet.cli import main
+from minijaxnet.load import load_params
+from minijaxnet.pytrees import named_leaves
 
 HEAD = '''"""A line through a few points.
 
@@ -71,7 +72,7 @@ class Called(NamedTuple):
         return rows_in(self.folder)
 
     def params(self):
-        return load_file(self.folder / "params.safetensors")
+        return named_leaves(load_params(self.folder / "params.safetensors"))
 
 
 def rows_in(folder):

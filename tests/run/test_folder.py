@@ -5,20 +5,16 @@ import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
-import chex
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.flax import load_file
 
-from minijaxnet.pytrees import named_leaves
 from minijaxnet.run import folder as folder_module
 from minijaxnet.run.code import digest
-from minijaxnet.run.folder import create_run_folder, environment, write_json, write_params
+from minijaxnet.run.folder import create_run_folder, environment, write_json
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -53,26 +49,6 @@ def test_json_takes_arrays_and_has_null_for_what_is_not_finite(tmp_path):
     write_json(tmp_path / "a.json", content)
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert read == {"a": [1.0, None], "b": 0.5, "c": None, "d": [3], "5": True}
-
-
-def test_parameters_come_back_leaf_by_leaf(tmp_path):
-    square, half = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1.5, np.inf], ml_dtypes.bfloat16)
-    strided, none = np.arange(10, dtype=np.float32)[::3], np.zeros((0, 2), np.float32)
-    layers = ({"weights": square.T, "bias": np.float32(-0.0)}, {"half": half, "strided": strided, "none": none})
-    params = jax.tree.map(jax.device_put, layers)
-    write_params(tmp_path / "p.safetensors", params)
-    chex.assert_trees_all_equal(load_file(tmp_path / "p.safetensors"), named_leaves(params), strict=True)
-    write_params(tmp_path / "bare.safetensors", jnp.float32(3))
-    chex.assert_trees_all_equal(load_file(tmp_path / "bare.safetensors"), {"(leaf)": jnp.float32(3)}, strict=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.safetensors", "p.safetensors"]
-
-
-def test_float64_parameters_lose_nothing(tmp_path):
-    with jax.enable_x64(True):
-        write_params(tmp_path / "p.safetensors", {"third": jax.device_put(np.array([1 / 3]))})
-        [third] = load_file(tmp_path / "p.safetensors").values()
-        assert third.dtype == jnp.float64
-        assert float(third[0]) == 1 / 3
 
 
 def test_the_environment_names_what_a_result_depends_on():
