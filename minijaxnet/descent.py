@@ -310,7 +310,7 @@ def _learning_rate(learning_rate: Any) -> jax.Array:
     if shape := getattr(learning_rate, "shape", ()):
         raise ValueError(f"{where}: got an array of shape {shape}; expected one number")
     if not is_number(learning_rate):
-        raise TypeError(f"{where}: got {learning_rate!r}; expected a positive number")
+        raise TypeError(f"{where}: got {learning_rate!r}; expected a positive number (a schedule: optax_descent)")
     dtype = jnp.result_type(float)
     if not isinstance(learning_rate, Tracer):
         with np.errstate(over="ignore", under="ignore"):

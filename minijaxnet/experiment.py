@@ -1,5 +1,7 @@
 """An experiment: the handful of pure functions that every verb works on, and how one is read from a file."""
 
+import dataclasses
+import functools
 import importlib.util
 import inspect
 import sys
@@ -50,6 +52,8 @@ class Experiment:
             all outputs are from 0 to 1.
         metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
         defaults: the settings that the experiment is meant to be run with.
+        optimizer: your own: a transformation of optax, or ``optimizer(learning_rate, *, steps, ...)`` that returns one.
+            ``steps`` is how many the run may take, if it asks for them; its other keyword-only numbers become flags.
         files: further files that its numbers depend on, such as data that the objective reads, from the folder of the
             experiment's own file: a run that goes on does so only if they have not changed.
 
@@ -74,6 +78,7 @@ class Experiment:
     predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)
     defaults: Settings = field(default_factory=Settings, kw_only=True)
+    optimizer: Any = field(default=None, kw_only=True)
     files: Sequence[str | Path] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,38 @@ class Experiment:
             raise TypeError(f"Experiment: files: got {self.files!r}; expected several paths")
         number_options(self.init)
         number_options(self.data)
+        if self.optimizer is not None:
+            if not callable(self.optimizer) and not is_transformation(self.optimizer):
+                got = type(self.optimizer).__name__
+                raise TypeError(
+                    f"Experiment: optimizer: got {got}; expected a transformation of optax, or a function of a "
+                    "learning rate that returns one (the name of an optimizer goes to defaults=Settings(optimizer=...))"
+                )
+            optimizer_options(self.optimizer)
+            if self.defaults.optimizer == "gd":
+                object.__setattr__(self, "defaults", dataclasses.replace(self.defaults, optimizer=OWN))
+
+
+# The name of an experiment's own optimizer.
+OWN = "own"
+
+
+def is_transformation(optimizer: Any) -> bool:
+    """Whether it is a transformation of optax, which has an ``init`` and an ``update``."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
+
+
+def optimizer_options(optimizer: Any) -> dict[str, int | float]:
+    """The numbers of an experiment's own optimizer that can be set from outside, with their defaults.
+
+    >>> optimizer_options(lambda learning_rate, *, steps, decay=0.1: None)
+    {'decay': 0.1}
+    """
+    if optimizer is None or is_transformation(optimizer):
+        return {}
+    known = inspect.signature(optimizer).parameters
+    options = number_options(functools.partial(optimizer, steps=0) if "steps" in known else optimizer)
+    return {name: value for name, value in options.items() if name != "steps"}
 
 
 class ExperimentError(ValueError):

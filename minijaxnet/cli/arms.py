@@ -3,12 +3,14 @@
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from minijaxnet.bench import StepComparison, compare_steps
+from minijaxnet.cli.begin import Asked
+from minijaxnet.cli.flags import numbers_in
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
-from minijaxnet.experiment import Experiment
+from minijaxnet.experiment import OWN, Experiment, is_transformation, optimizer_options
 from minijaxnet.gradient_rule import with_gradient
 
 _RATES = ("learning_rate", "max_learning_rate")
@@ -20,41 +22,92 @@ def differentiated(experiment: Experiment) -> Callable[..., Any]:
     return experiment.objective if by_hand is None else with_gradient(experiment.objective, by_hand)
 
 
-def make_descent(objective: Callable[..., Any], optimizer: str, learning_rate: Any, /, **options: Any) -> Descent:
-    """The descent that a name stands for: "gd", or an optimizer of optax, with options of its own.
+class Optimizer(NamedTuple):
+    """Which optimizer, and with which numbers.
 
-    The rate of ``polyak_sgd`` is the largest that it may take.
-
-    Raises:
-        ValueError: no optimizer has that name, and the nearest ones are named; or none of its options has one.
+    Attributes:
+        name: "gd", "own" for the experiment's own, or that of an optimizer of optax.
+        options: its numbers beside the learning rate.
+        own: the experiment's own, if it has one.
+        steps: how many steps it may take, for a schedule.
     """
-    if optimizer == "gd":
-        if options:
-            raise ValueError(f"optimizer: gd takes no {', '.join(options)}; expected one of optax, such as sgd")
-        return gradient_descent(objective, learning_rate)
-    gradient_descent(objective, learning_rate)  # the same check of the rate for all
-    try:
-        import optax
-    except ImportError:
-        raise ImportError(
-            f'optimizer: got {optimizer!r}, but optax is not installed: pip install "minijaxnet[optax]"'
-        ) from None
-    makers = {name: maker for name, maker in vars(optax).items() if name[0] != "_" and _takes_rate(maker)}
-    if optimizer not in makers:
-        near = difflib.get_close_matches(optimizer, ["gd", *makers], n=3, cutoff=0.5)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise ValueError(f"optimizer: got {optimizer!r}; expected gd or the name of an optimizer of optax{hint}")
-    known = inspect.signature(makers[optimizer]).parameters
-    rate = next(name for name in _RATES if name in known)
-    others = [name for name in known if name != rate]
-    if unknown := [name for name in options if name not in others]:
-        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected some of {', '.join(others)}")
-    return optax_descent(objective, makers[optimizer](**{rate: learning_rate}, **options))
+
+    name: str
+    options: Mapping[str, Any] = {}
+    own: Any = None
+    steps: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        return {"gd": "gradient descent", OWN: "its own optimizer"}.get(self.name, f"optax.{self.name}")
+
+    def descent(self, objective: Callable[..., Any], learning_rate: Any) -> Descent:
+        """The descent by it.
+
+        The rate of ``polyak_sgd`` is the largest that it may take; a transformation that is given whole has its own.
+
+        Raises:
+            ValueError: no optimizer has that name, and the nearest ones are named; or none of its options has one.
+        """
+        plain = gradient_descent(objective, learning_rate)  # the same check of the rate for all
+        if self.name == "gd":
+            if self.options:
+                raise ValueError(f"optimizer: gd takes no {', '.join(self.options)}; expected one of optax, as sgd")
+            return plain
+        if self.name == OWN:
+            return optax_descent(objective, self._own(learning_rate))
+        try:
+            import optax
+        except ImportError:
+            raise ImportError(
+                f'optimizer: got {self.name!r}, but optax is not installed: pip install "minijaxnet[optax]"'
+            ) from None
+        makers = {name: maker for name, maker in vars(optax).items() if name[0] != "_" and _takes_rate(maker)}
+        if self.name not in makers:
+            near = difflib.get_close_matches(self.name, ["gd", *makers], n=3, cutoff=0.5)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise ValueError(f"optimizer: got {self.name!r}; expected gd or the name of an optimizer of optax{hint}")
+        known = inspect.signature(makers[self.name]).parameters
+        rate = next(name for name in _RATES if name in known)
+        others = [name for name in known if name != rate]
+        if unknown := [name for name in self.options if name not in others]:
+            raise ValueError(f"optimizer: {self.name} takes no {unknown[0]!r}; expected some of {', '.join(others)}")
+        return optax_descent(objective, makers[self.name](**{rate: learning_rate}, **self.options))
+
+    def _own(self, learning_rate: Any) -> Any:
+        if self.own is None:
+            raise ValueError(f"optimizer: got {OWN!r}; expected an experiment with one, Experiment(optimizer=...)")
+        if is_transformation(self.own):
+            if self.options:
+                got = ", ".join(self.options)
+                raise ValueError(f"optimizer: got {got}; expected an optimizer(learning_rate, *, {got}=...) of its own")
+            return self.own
+        known = optimizer_options(self.own)
+        if unknown := [name for name in self.options if name not in known]:
+            few = ", ".join(known) or "none"
+            raise ValueError(f"optimizer: its own takes no {unknown[0]!r}; expected some of its numbers: {few}")
+        steps = {"steps": self.steps} if "steps" in inspect.signature(self.own).parameters else {}
+        found = self.own(learning_rate, **steps, **self.options)
+        if not is_transformation(found):
+            raise TypeError(f"optimizer: it returns a {type(found).__name__}; expected a transformation of optax")
+        return found
 
 
-def describe(optimizer: str) -> str:
-    """An optimizer in words."""
-    return "gradient descent" if optimizer == "gd" else f"optax.{optimizer}"
+def optimizer_of(experiment: Experiment, name: str, steps: int, options: Mapping[str, Any] | None = None) -> Optimizer:
+    """An optimizer by its name; of the experiment's own the numbers are its defaults where none are given."""
+    known = optimizer_options(experiment.optimizer) if name == OWN else {}
+    return Optimizer(name, {**known, **(options or {})}, experiment.optimizer, steps)
+
+
+def optimizer_asked(asked: Asked) -> Optimizer:
+    """That of a run."""
+    flags, is_own = asked.flags, asked.flags.optimizer == OWN
+    if is_own and is_transformation(asked.experiment.optimizer):
+        if flags.learning_rate != asked.experiment.defaults.learning_rate:
+            expected = "none, since the experiment's optimizer is a transformation that has its own"
+            raise ValueError(f"learning_rate: got {flags.learning_rate:g}; expected {expected}")
+    options = asked.optimizer if is_own else {}
+    return optimizer_of(asked.experiment, flags.optimizer, flags.steps, options | numbers_in(flags.optimizer_options))
 
 
 def _takes_rate(maker: Any) -> bool:
@@ -67,7 +120,7 @@ def _takes_rate(maker: Any) -> bool:
 
 def compare_with_rivals(
     experiment: Experiment,
-    optimizer: str,
+    optimizer: Optimizer,
     learning_rate: float,
     params: Any,
     batch: Any,
@@ -79,14 +132,14 @@ def compare_with_rivals(
 
     The baseline is autodiff where there is a gradient by hand. None where there is no rival.
     """
-    own, autodiff = describe(optimizer), f"{describe(optimizer)}, autodiff"
-    arms = {own: make_descent(experiment.objective, optimizer, learning_rate)}
+    own, autodiff = str(optimizer), f"{optimizer}, autodiff"
+    arms = {own: optimizer.descent(experiment.objective, learning_rate)}
     if experiment.value_and_gradient is not None:
-        by_hand = make_descent(differentiated(experiment), optimizer, learning_rate)
+        by_hand = optimizer.descent(differentiated(experiment), learning_rate)
         arms = {f"{own}, gradient by hand": by_hand, autodiff: arms[own]}
-    if optimizer == "gd":
+    if optimizer.name == "gd":
         with contextlib.suppress(ImportError):
-            arms["optax.sgd, autodiff"] = make_descent(experiment.objective, "sgd", learning_rate)
+            arms["optax.sgd, autodiff"] = Optimizer("sgd").descent(experiment.objective, learning_rate)
     else:
         arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, learning_rate)
     if len(arms) < 2:
@@ -98,5 +151,5 @@ def compare_with_rivals(
         baseline=autodiff if autodiff in arms else own,
         seconds=seconds,
         key=key,
-        same_result=optimizer == "gd",
+        same_result=optimizer.name == "gd",
     )

@@ -42,6 +42,7 @@ class Asked(NamedTuple):
         flags: the verb's settings.
         init: the numbers for the experiment's ``init``; texts, ranges, for a sweep.
         data: the numbers for its ``data``.
+        optimizer: those of its own optimizer, or of one of optax; texts, ranges, for a sweep.
     """
 
     verb: str
@@ -50,6 +51,7 @@ class Asked(NamedTuple):
     flags: Any
     init: dict[str, Any]
     data: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
 # Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
@@ -61,8 +63,8 @@ def new_folder(asked: Asked, name: str, data_sha256: str) -> Iterator[Path]:
     """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
     folder = create_run_folder(asked.flags.runs, name)
     try:
-        flags, init, data = defaults_of(type(asked.flags), asked.experiment, ranges=asked.verb == "sweep")
-        told = {"data_sha256": data_sha256, "defaults": {"flags": flags, "init": init, "data": data}}
+        defaults = defaults_of(type(asked.flags), asked.experiment, ranges=asked.verb == "sweep")
+        told = {"data_sha256": data_sha256, "defaults": defaults}
         config = {"file": asked.file} | _settings(asked) | told
         write_beginning(folder, config, asked.file, asked.experiment.files)
         yield folder
@@ -81,6 +83,7 @@ def _settings(asked: Asked) -> dict[str, Any]:
         "flags": {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in EACH_START},
         "init": asked.init,
         "data": asked.data,
+        "optimizer": asked.optimizer,
     }
 
 
@@ -113,7 +116,7 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
     except TypeError as error:
         raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
-    return Asked(config["verb"], file, experiment, flags, config["init"], config["data"])
+    return Asked(config["verb"], file, experiment, flags, config["init"], config["data"], config.get("optimizer", {}))
 
 
 def worth_keeping(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline,
 from minijaxnet.bench.comparison import as_ratio, distance
 from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.bench.saved import read_result
-from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
+from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_of
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
 from minijaxnet.cli.flags import BenchFlags, parse, split_file, together_of
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--peak" in rest:  # else JAX takes most of a GPU's memory at once
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     experiment = None if file is None else load_experiment(file)
-    flags, init_options, data_options = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
+    flags, init_options, data_options, _ = parse(BenchFlags, "bench", experiment, file or "FILE", rest)
     assert experiment is not None, "without a file only help is shown"
     with jax.enable_x64(flags.precision == "float64"):
         return _bench(arguments, experiment, flags, init_options, data_options)
@@ -51,14 +51,15 @@ def _bench(
         raise ValueError(f"save: got {flags.save}; expected a file in a folder that exists")
     batch = first_batch(train, settings.batch_size if flags.batch_size is None else flags.batch_size)
     devices = checked_devices(flags.devices, batch)
-    descent = make_descent(differentiated(experiment), settings.optimizer, settings.learning_rate)
+    optimizer = optimizer_of(experiment, settings.optimizer, settings.steps)
+    descent = optimizer.descent(differentiated(experiment), settings.learning_rate)
     if flags.peak:
         peak = _peak(descent, params, batch, key)
         print("the device does not tell its memory" if peak is None else peak)
         return 0
     points = len(jax.tree.leaves(batch)[0])
     print(
-        f"{experiment.name}: a step of {describe(settings.optimizer)} on {points:,} points, "
+        f"{experiment.name}: a step of {optimizer} on {points:,} points, "
         f"{flags.precision} on {jax.devices()[0].device_kind}",
         flush=True,
     )
@@ -69,14 +70,15 @@ def _bench(
         if not report.ok:
             print(f"\n{report}\n\nNothing was timed: a wrong gradient may be as fast as it likes.")
             return 1
-    settled = (settings.optimizer, settings.learning_rate)
-    comparison = compare_with_rivals(experiment, *settled, params, batch, key, seconds=flags.seconds)
+    comparison = compare_with_rivals(
+        experiment, optimizer, settings.learning_rate, params, batch, key, seconds=flags.seconds
+    )
     cost = step_cost(descent.step, descent.init(params, key), batch)
     if comparison is None:
         print("\nno rival to compare with: no gradient by hand, and optax is not installed")
     else:
         if report is not None:
-            autodiff = make_descent(experiment.objective, *settled)
+            autodiff = optimizer.descent(experiment.objective, settings.learning_rate)
             answer = _by_hand(report, comparison, cost, step_cost(autodiff.step, autodiff.init(params, key), batch))
         else:
             own, *rivals = comparison.arms

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from minijaxnet.bench import StepComparison
-from minijaxnet.cli.arms import compare_with_rivals, describe, differentiated, make_descent
+from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_asked
 from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
 from minijaxnet.cli.checks import checks_of
 from minijaxnet.cli.measured import log_every_of, measure_of
@@ -54,7 +54,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
     params, train, test, _, key = beginning
     mesh = mesh_of(flags)
-    descent = divided(mesh, make_descent(differentiated(experiment), flags.optimizer, flags.learning_rate))
+    optimizer = optimizer_asked(asked)
+    descent = divided(mesh, optimizer.descent(differentiated(experiment), flags.learning_rate))
     start = descent.init(params, key)
     for name, batch in (("train", train), ("test", test)):
         check_values(descent, start, batch, name)
@@ -63,7 +64,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     data_sha256 = agree(asked, digest_of(train, test))
     run = _placed(asked, mesh, descent, start, beginning)
     heading = (
-        f"{experiment.name}: {flags.steps:,} steps of {describe(flags.optimizer)}, learning rate "
+        f"{experiment.name}: {flags.steps:,} steps of {optimizer}, learning rate "
         f"{flags.learning_rate:g}, {flags.precision} on {described(mesh)}"
     )
     report = None
@@ -169,7 +170,7 @@ def _tell(
         with _on_the_side("not timed", say):
             seen, seconds = first_batch(train, flags.batch_size), flags.bench_seconds
             comparison = compare_with_rivals(
-                experiment, flags.optimizer, flags.learning_rate, params, seen, key, seconds=seconds
+                experiment, optimizer_asked(asked), flags.learning_rate, params, seen, key, seconds=seconds
             )
             if comparison is not None:
                 say(f"\n{comparison}")

@@ -54,14 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     """Check an experiment, a small file, or a function by its name."""
     file, rest = split_file("check", arguments)
     if file is not None and ":" in file and not file.endswith(".py"):
-        return _check_named(file, parse(CheckFlags, "check", None, file, rest)[0])
+        return _check_named(file, parse(CheckFlags, "check", None, file, rest).flags)
     if file is not None and not Path(file).exists() and not file.endswith(".py"):
         raise UsageError(f"check: there is no file {file}; expected a Python file, or package.module:function")
     module = None if file is None else load_module(file)
     if module is not None and not hasattr(module, "experiment") and hasattr(module, "args"):
-        return _check_parts(vars(module), file or "", parse(CheckFlags, "check", None, file or "", rest)[0])
+        return _check_parts(vars(module), file or "", parse(CheckFlags, "check", None, file or "", rest).flags)
     experiment = None if file is None else load_experiment(file)
-    flags, init_options, data_options = parse(CheckFlags, "check", experiment, file or "FILE", rest)
+    flags, init_options, data_options, _ = parse(CheckFlags, "check", experiment, file or "FILE", rest)
     assert experiment is not None and file is not None, "without a file only help is shown"
     return _check_experiment(experiment, file, flags, init_options, data_options)
 

@@ -5,13 +5,11 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.experiment import Experiment, Settings, number_options
+from minijaxnet.experiment import Experiment, Settings, number_options, optimizer_options
 from minijaxnet.pytrees import check_count
-
-Flags = TypeVar("Flags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +56,8 @@ class RunFlags(Together, Settings):
     """The folder in which the run's own folder is made."""
     resume_latest: bool = False
     """Go on with the latest run of these settings, if there is one: the same command starts and restarts a job."""
+    optimizer_options: str = ""
+    """The numbers of the optimizer, of optax or one's own, such as "momentum=0.9 nesterov=1"."""
     bench_seconds: float = 1.0
     """How long to time the step against optax's; 0 leaves it out."""
     log_every: int | None = None
@@ -171,6 +171,35 @@ def together_of(arguments: Sequence[str]) -> Together:
     return Together(**said)
 
 
+def options_in(text: str) -> dict[str, str]:
+    """``name=range`` pairs, with blanks between them.
+
+    >>> options_in("b1=0.8 b2=0.9:0.99:3")
+    {'b1': '0.8', 'b2': '0.9:0.99:3'}
+    """
+    pairs = [part.partition("=") for part in text.split()]
+    if wrong := [name for name, equals, value in pairs if not (name.isidentifier() and equals and value)]:
+        raise UsageError(f"optimizer_options: got {wrong[0]!r}; expected name=number, such as momentum=0.9")
+    return {name: value for name, _, value in pairs}
+
+
+def numbers_in(text: str) -> dict[str, int | float | bool]:
+    """``name=number`` pairs, with blanks between them.
+
+    >>> numbers_in("b1=0.8 nesterov=True")
+    {'b1': 0.8, 'nesterov': True}
+    """
+    found = {}
+    for name, value in options_in(text).items():
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = None
+        if not isinstance(found[name], int | float):
+            raise UsageError(f"optimizer_options: {name}: got {value!r}; expected a number, such as 0.9")
+    return found
+
+
 def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The file, which comes first, and the rest; no file where only help is asked for."""
     if arguments and not arguments[0].startswith("-"):
@@ -180,30 +209,52 @@ def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequenc
     return None, ["--help"]
 
 
+class Parsed(NamedTuple):
+    """What was asked for on the command line.
+
+    Attributes:
+        flags: of the verb.
+        init: the numbers of the experiment's ``init``.
+        data: those of its ``data``.
+        optimizer: those of its own optimizer.
+    """
+
+    flags: Any
+    init: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
 def parse(
-    flags_class: type[Flags],
+    flags_class: type[Any],
     verb: str,
     experiment: Experiment | None,
     file: str,
     arguments: Sequence[str],
     *,
     ranges: bool = False,
-) -> tuple[Flags, dict[str, Any], dict[str, Any]]:
-    """The flags of a verb, and of the experiment's ``init`` and ``data``, with its defaults.
+) -> Parsed:
+    """The flags of a verb, and the numbers of the experiment's own functions, with its defaults.
 
-    With ``ranges``, numbers of ``init`` are texts, for what they stand for is the verb's to say.
+    With ``ranges``, numbers of ``init`` and of the optimizer are texts, for what they stand for is the verb's to say.
     """
     import tyro  # 80 ms: imported where used
 
-    defaults, init, data = defaults_of(flags_class, experiment, ranges=ranges)
-    data = {f"data_{name}": value for name, value in data.items()}
+    defaults, *parts = defaults_of(flags_class, experiment, ranges=ranges).values()
+    init, data, optimizer = (
+        {f"{prefix}{name}": value for name, value in part.items()}
+        for prefix, part in zip(("", "data_", ""), parts, strict=True)
+    )
     known = set(defaults)
-    if clash := known & set(init):
-        raise UsageError(f"init: its number {clash.pop()!r} has the name of a flag of {verb}; expected another name")
-    about = {name: RANGE for name in init} if ranges else {}
+    for of, own in (("init", init), ("optimizer", optimizer)):
+        if clash := (known | set(data) | (set(init) if of != "init" else set())) & set(own):
+            raise UsageError(
+                f"{of}: its number {clash.pop()!r} has the name of a flag of {verb}; expected another name"
+            )
+    about = {name: RANGE for name in init | optimizer} if ranges else {}
     own = [
         (name, Annotated[type(value), tyro.conf.arg(help=about.get(name))], dataclasses.field(default=value))
-        for name, value in (init | data).items()
+        for name, value in (init | data | optimizer).items()
     ]
     flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
     flags = tyro.cli(
@@ -217,28 +268,30 @@ def parse(
     )
     values = dataclasses.asdict(flags)
     _check_numbers(values)
-    return (
+    return Parsed(
         flags_class(**{name: values[name] for name in known}),
         {name: values[name] for name in init},
         {name.removeprefix("data_"): values[name] for name in data},
+        {name: values[name] for name in optimizer},
     )
 
 
 def defaults_of(
     flags_class: type[Any], experiment: Experiment | None, *, ranges: bool = False
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What a verb's flags, and the numbers of ``init`` and of ``data``, are where nothing is said."""
-    flags = dataclasses.asdict(flags_class())
+) -> dict[str, dict[str, Any]]:
+    """What a verb's ``flags``, and the numbers of ``init``, ``data`` and ``optimizer`` are where nothing is said."""
+    flags: dict[str, Any] = dataclasses.asdict(flags_class())
     if experiment is None:
-        return flags, {}, {}
+        return {"flags": flags, "init": {}, "data": {}, "optimizer": {}}
     init, data = number_options(experiment.init), number_options(experiment.data)
+    optimizer = optimizer_options(experiment.optimizer)
     settings = dataclasses.asdict(experiment.defaults)
     if ranges:
         settings |= {name: str(settings[name] or "all") for name in ("learning_rate", "batch_size")}
-        init = {name: str(value) for name, value in init.items()}
+        init, optimizer = ({name: str(value) for name, value in part.items()} for part in (init, optimizer))
     if ranges or issubclass(flags_class, Settings):
         flags |= {name: value for name, value in settings.items() if name in flags}
-    return flags, dict(init), dict(data)
+    return {"flags": flags, "init": dict(init), "data": dict(data), "optimizer": dict(optimizer)}
 
 
 def _check_numbers(values: dict[str, Any]) -> None:

@@ -21,10 +21,10 @@ def main(arguments: Sequence[str]) -> int:
         return code
     join(together)
     experiment = None if file is None else load_experiment(file)
-    flags, init, data = parse(RunFlags, "run", experiment, file or "FILE", rest)
+    parsed = parse(RunFlags, "run", experiment, file or "FILE", rest)
     assert experiment is not None and file is not None, "without a file only help is shown"
-    asked = Asked("run", file, experiment, flags, init, data)
-    if not flags.resume_latest or (latest := from_first(latest_like(asked))) is None:
+    asked = Asked("run", file, experiment, *parsed)
+    if not parsed.flags.resume_latest or (latest := from_first(latest_like(asked))) is None:
         return carry_out(asked, lambda data_sha256: new_folder(asked, experiment.name, data_sha256), resume=False)
     if from_first(run_state(Path(latest))) == "done":
         print(f"{latest}: this run is done already; without --resume-latest a new one is started")

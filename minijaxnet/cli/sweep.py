@@ -1,12 +1,15 @@
 """``minijaxnet sweep``: an experiment at many seeds, learning rates and numbers of its own, at once."""
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import math
+import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.cli.arms import differentiated, make_descent
+from minijaxnet.cli.arms import differentiated, optimizer_of
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
 from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import SweepFlags, Together, parse, split_file, together_of
+from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, defaults_of, options_in, parse, split_file, together_of
 from minijaxnet.cli.together import described, join, mesh_of
-from minijaxnet.experiment import load_experiment, number_options
+from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
 from minijaxnet.feeds import minibatches_of
 from minijaxnet.loop import descend, descend_minibatches
 from minijaxnet.pytrees import cast_floats, named_leaves
@@ -32,6 +35,7 @@ from minijaxnet.run.programs import kept_programs
 from minijaxnet.run.signals import heard
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.tables import figure
+from minijaxnet.trace import nothing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,9 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     together = together_of(rest)
     join(Together(devices=together.devices, deterministic=together.deterministic))
     experiment = None if file is None else load_experiment(file)
-    flags, init, data = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
+    parsed = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
-    asked = Asked("sweep", file, experiment, flags, init, data)
+    asked = Asked("sweep", file, experiment, *parsed)
     return carry_out_sweep(asked, lambda data_sha256: new_folder(asked, f"{experiment.name}-sweep", data_sha256))
 
 
@@ -54,36 +58,42 @@ def carry_out_sweep(asked: Asked, open_folder: OpenFolder) -> int:
 
 def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     experiment, flags = asked.experiment, asked.flags
-    options = _options(flags.optimizer_options)
+    options = (asked.optimizer if flags.optimizer == OWN else {}) | options_in(flags.optimizer_options)
     given = {"learning_rate": flags.learning_rate} | asked.init | options
     values = {name: parse_range(name, text) for name, text in given.items()}
     if flags.seeds < 1:
         raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
-    sizes: list[Any] = [None]
-    if flags.batch_size != "all":
-        sizes = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     for rate in values["learning_rate"]:
         # Says what is wrong with an optimizer, its options and a rate, which a compiled program cannot.
         extra = {name: values[name][0] for name in options}
-        make_descent(experiment.objective, flags.optimizer, rate, **extra)
-    whole = {name for name, value in number_options(experiment.init).items() if isinstance(value, int)}
+        optimizer_of(experiment, flags.optimizer, flags.steps, extra).descent(experiment.objective, rate)
+    known = number_options(experiment.init) | optimizer_options(experiment.optimizer)
+    whole = {name for name, value in known.items() if isinstance(value, int)}
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
+    # Of these each value is a program of its own: they are sizes, and counts that Python looks at.
+    each: dict[str, list[int]] = {name: values[name] for name in options if isinstance(values[name][0], int)}
+    if flags.batch_size != "all":
+        each["batch_size"] = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
-    axes: dict[str, Any] = {name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1}
+    axes: dict[str, Any] = {
+        name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1 and name not in each
+    }
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
     _, train, test, _, _ = begin(experiment, 0, flags.precision, first, asked.data)
-    for size in sizes if flags.batch_size != "all" else ():
+    for size in each.get("batch_size", ()):
         minibatches_of(train, size)
+    programs = [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*each.values())]
 
-    def run_of(batch_size: int | None) -> Callable[..., Any]:
+    def run_of(batch_size: int | None = None, **counts: int) -> Callable[..., Any]:
         def run(seed: Any, **swept: Any) -> dict[str, Any]:
-            numbers = fixed | swept
+            numbers = fixed | counts | swept
             start_key, order_key, draw_key = keys_of(seed)
             params = experiment.init(start_key, **{name: numbers[name] for name in asked.init})
             params = cast_floats(params, jnp.dtype(flags.precision))
             extra = {name: numbers[name] for name in options}
-            descent = make_descent(differentiated(experiment), flags.optimizer, numbers["learning_rate"], **extra)
+            optimizer = optimizer_of(experiment, flags.optimizer, flags.steps, extra)
+            descent = optimizer.descent(differentiated(experiment), numbers["learning_rate"])
             key = draw_key if draws(experiment.objective) else None
             state = descent.init(params, key)
             rest = {"steps": flags.steps, "until_flat": flags.until_flat}
@@ -98,7 +108,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         return run
 
     mesh = mesh_of(flags)
-    count = math.prod(len(numbers) for numbers in axes.values()) * len(sizes)
+    count = math.prod(len(numbers) for numbers in axes.values()) * len(programs)
     print(
         f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on {described(mesh)}",
         flush=True,
@@ -106,20 +116,20 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     found: list[SweepResult] = []
     with open_folder(digest_of(train, test)) as folder, hold(folder), failure_told(folder), heard(raises=True) as stop:
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
-            for size in sizes:
-                blocks = blocks_below(folder / BLOCKS / f"batch-{size or 'all'}")
-                rest = {"block": flags.block, "blocks": blocks, "mesh": mesh}
-                found.append(sweep(run_of(size), axes, **rest, on_progress=_on_progress()))
+            for program in programs:
+                name = "-".join(f"{name}-{number}" for name, number in program.items()) or "all"
+                rest = {"block": flags.block, "blocks": blocks_below(folder / BLOCKS / name), "mesh": mesh}
+                found.append(sweep(run_of(**program), axes, **rest, on_progress=_on_progress()))
                 if stop or found[-1].interrupted:
                     break
         if not found:
             raise KeyboardInterrupt(stop.signum)
-        whole = len(found) == len(sizes) and not found[-1].interrupted
-        result = found[0] if len(sizes) == 1 else _stacked(sizes[: len(found)], found)
-        return _report(folder, result, count, 0 if whole else stop.signum or signal.SIGINT)
+        whole = len(found) == len(programs) and not found[-1].interrupted
+        result = _together(found, {name: numbers for name, numbers in each.items() if len(numbers) > 1})
+        return _report(asked, folder, result, count, 0 if whole else stop.signum or signal.SIGINT)
 
 
-def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
+def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum: int) -> int:
     """Write and print what came out, of so many descents, and which signal ended them, 0 if none did."""
     trace = result.trace
     arrays = {"losses": trace.loss, "gradient_norms": trace.gradient_norm, "steps_taken": trace.steps_taken}
@@ -141,7 +151,7 @@ def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
         equal = int((result.losses == best.loss).sum()) - 1
         also = f", as low as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
-        print(f"\nbest: {where}: loss {figure(best.loss)}{also}")
+        print(f"\nbest: {where}: loss {figure(best.loss)}{also}\nto run it: {_command(asked, best.values)}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1
@@ -155,6 +165,34 @@ def _report(folder: Path, result: SweepResult, count: int, signum: int) -> int:
         shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # all of it is in sweep.npz
     print(f"written to {folder}")
     return code
+
+
+def _command(asked: Asked, values: Mapping[str, Any]) -> str:
+    """What runs one descent of a sweep by itself."""
+    defaults = defaults_of(RunFlags, asked.experiment)
+    flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name in defaults["flags"]}
+    flags |= {"batch_size": None if flags["batch_size"] == "all" else flags["batch_size"]}
+    own = asked.init | (asked.optimizer if asked.flags.optimizer == OWN else {})
+    options = options_in(asked.flags.optimizer_options)
+    chosen = {name: _shortest(values.get(name, value)) for name, value in {**flags, **own, **options}.items()}
+    chosen["seed"] = _shortest(values.get("seed", 0))
+    chosen["optimizer_options"] = " ".join(f"{name}={chosen.pop(name)}" for name in options)
+    usual = {**defaults["flags"], **defaults["init"], **defaults["optimizer"]}
+    words = [
+        (f"--{name.replace('_', '-')}", text) for name, text in chosen.items() if text != _shortest(usual.get(name))
+    ]
+    words += [(f"--data-{name}", str(value)) for name, value in asked.data.items() if value != defaults["data"][name]]
+    return shlex.join(["minijaxnet", "run", asked.file, *(word for pair in words for word in pair)])
+
+
+def _shortest(value: Any) -> str:
+    """A number or a text in as few digits as bring it back."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, float | np.floating):
+        return repr(int(value)) if value == int(value) else str(np.float64(str(value)))
+    return str(value)
 
 
 def parse_range(name: str, text: str) -> list[float]:
@@ -179,25 +217,25 @@ def parse_range(name: str, text: str) -> list[float]:
     return numbers
 
 
-def _options(text: str) -> dict[str, str]:
-    """``name=range`` pairs, with blanks between them."""
-    pairs = [part.partition("=") for part in text.split()]
-    if wrong := [name for name, equals, value in pairs if not (name.isidentifier() and equals and value)]:
-        raise UsageError(f"optimizer_options: got {wrong[0]!r}; expected name=range, such as momentum=0:0.9:4")
-    return {name: value for name, _, value in pairs}
-
-
 def _whole(name: str, numbers: Sequence[float]) -> list[int]:
     if broken := [number for number in numbers if number != int(number)]:
         raise UsageError(f"{name}: got {broken[0]:g}; expected whole numbers")
     return [int(number) for number in numbers]
 
 
-def _stacked(sizes: Sequence[int], found: Sequence[SweepResult]) -> SweepResult:
-    """Sweeps at several batch sizes as one, with these as the first axis."""
-    output = jax.tree.map(lambda *leaves: np.stack(leaves), *(result.output for result in found))
-    axes = {"batch_size": np.array(sizes)} | found[0].axes
-    return SweepResult(axes, output, np.stack([result.finished for result in found]), found[0].block)
+def _together(found: Sequence[SweepResult], each: Mapping[str, Sequence[int]]) -> SweepResult:
+    """Sweeps of several programs as one, with their numbers as the first axes; nothing is known of those left out."""
+    lengths = tuple(map(len, each.values()))
+    none = jax.tree.map(lambda leaf: np.full_like(leaf, nothing(leaf)), found[0].output)
+    left_out = math.prod(lengths) - len(found)
+    outputs = [*(result.output for result in found), *[none] * left_out]
+    finished = [*(result.finished for result in found), *[np.zeros_like(found[0].finished)] * left_out]
+
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+        return np.stack(leaves).reshape(lengths + leaves[0].shape)
+
+    axes = {name: np.array(numbers) for name, numbers in each.items()} | found[0].axes
+    return SweepResult(axes, jax.tree.map(joined, *outputs), joined(*finished), found[0].block)
 
 
 def _on_progress() -> Callable[[int, int], None] | None:

@@ -75,7 +75,7 @@ def agree(asked: Asked, data_sha256: str) -> str:
         return data_sha256
     digests = told_texts(data_sha256)
     settings = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in _OWN}
-    settings |= asked.init | {f"data_{name}": value for name, value in asked.data.items()}
+    settings |= asked.init | asked.optimizer | {f"data_{name}": value for name, value in asked.data.items()}
     surroundings = environment()
     settings |= {f"{name}'s version": version for name, version in surroundings["versions"].items()}
     settings |= surroundings["settings"]

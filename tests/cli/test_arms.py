@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from minijaxnet.cli.arms import make_descent
+from minijaxnet.cli.arms import Optimizer
 
 
 def squared(weight, batch):
@@ -20,7 +20,7 @@ def squared(weight, batch):
     ],
 )
 def test_a_name_stands_for_optaxs_optimizer_at_that_rate(name, options, after):
-    descent = make_descent(squared, name, 0.1, **options)
+    descent = Optimizer(name, options).descent(squared, 0.1)
     assert float(descent.step(descent.init(1.0), 0.0)[0].params) == pytest.approx(after)
 
 
@@ -37,4 +37,4 @@ def test_a_name_stands_for_optaxs_optimizer_at_that_rate(name, options, after):
 )
 def test_other_names_and_options_are_refused(name, options, words):
     with pytest.raises(ValueError, match=f"^optimizer: .*{words}"):
-        make_descent(squared, name, jnp.float32(0.1), **options)
+        Optimizer(name, options).descent(squared, jnp.float32(0.1))

@@ -76,6 +76,7 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(by_
         "processes": 1,
         "deterministic": False,
         "keep_programs": "auto",
+        "optimizer_options": "",
         "report": False,
     }
     assert by_hand.read("environment.json")["versions"]["jax"] == jax.__version__

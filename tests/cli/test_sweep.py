@@ -217,7 +217,7 @@ def test_what_is_no_range_is_refused(text):
         (["--batch-size", "1.5"], "batch_size: got 1.5; expected whole numbers"),
         (["--batch-size", "99"], "batch_size: got 99; expected at most 8"),
         (["--power", "0.5"], "power: got 0.5; expected whole numbers"),
-        (["--optimizer-options", "momentum"], "optimizer_options: got 'momentum'; expected name=range"),
+        (["--optimizer-options", "momentum"], "optimizer_options: got 'momentum'; expected name=number"),
         (["--optimizer-options", "momentum=0.9"], "optimizer: gd takes no momentum"),
         (["--optimizer", "sgd", "--optimizer-options", "speed=0.9"], "optimizer: sgd takes no 'speed'"),
         (["--optimizer", "sdg"], "optimizer: got 'sdg'"),
