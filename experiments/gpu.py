@@ -294,7 +294,7 @@ def checker(size: Size) -> Iterator[Row]:
     """Right and wrong gradients of the tests' corpus, in the dtypes and at the precisions of this device."""
     import jax
     import jax.numpy as jnp
-    from corpora import RIGHT, WRONG, GradCase
+    from corpora import RIGHT, WRONG, GradCase  # pyright: ignore[reportMissingImports] - of the tests
 
     import minijaxnet as mjn
 
@@ -374,13 +374,13 @@ def replicas(size: Size) -> Iterator[Row]:
         of = mjn.gradient_descent(objective, learning_rate)
         return mjn.descend(of, of.init(start), points, steps=taken)[1].loss[-1]
 
-    took = []
-    for _ in range(2):
+    def swept() -> tuple[float, int]:
         began = time.perf_counter()
         found = mjn.sweep(run, {"learning_rate": jnp.linspace(1e-4, 1e-2, count)})
-        took.append(time.perf_counter() - began)
-    finite = int(np.isfinite(found.output).sum())
-    words = f"{took[0]:.2f} s, then {took[1]:.2f} s: {1e9 * took[1] / count / taken:.3g} ns a step of one"
+        return time.perf_counter() - began, int(np.isfinite(found.output).sum())
+
+    (first_s, _), (second_s, finite) = swept(), swept()
+    words = f"{first_s:.2f} s, then {second_s:.2f} s: {1e9 * second_s / count / taken:.3g} ns a step of one"
     yield Row("replicas", f"{count:,} descents of {taken:,} steps", words, "all finite", finite == count)
 
 
@@ -446,7 +446,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     """Carry out all parts; the exit code is 1 if something did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="at a small size, for a CPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="at most about so long")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")

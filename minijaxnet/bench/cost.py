@@ -139,7 +139,7 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
         (*found.notes, *said.notes),
         len(_devices(compiled)) or 1,
         said,
-        None if _platforms(compiled) == {"cpu"} else launches_of(compiled.as_text()),
+        None if _platforms(compiled) == {"cpu"} else launches_of(compiled.as_text() or ""),
     )
 
 

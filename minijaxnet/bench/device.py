@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,11 +48,11 @@ def kernels_of(step: Callable[..., Any], *arguments: Any) -> tuple[Kernel, ...]:
         _, timings = profiler.measure(jax.jit(step), aggregate=False)(*arguments)
     except Exception:  # it is experimental, and what it needs may not be there: then nobody tells
         return ()
-    launches, took_ms = Counter[str](), Counter[str]()
+    taken: dict[str, list[float]] = {}
     for name, milliseconds in timings or ():
-        launches[name] += 1
-        took_ms[name] += milliseconds
-    return tuple(Kernel(name, launches[name], 1e-3 * each_ms) for name, each_ms in took_ms.most_common())
+        taken.setdefault(name, []).append(1e-3 * milliseconds)
+    kernels = [Kernel(name, len(each), sum(each)) for name, each in taken.items()]
+    return tuple(sorted(kernels, key=lambda kernel: -kernel.device_s))
 
 
 def kernel_table(kernels: Sequence[Kernel], step_s: float) -> str:

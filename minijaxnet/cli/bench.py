@@ -116,7 +116,8 @@ def _peak(descent: Descent, params: Any, batch: Any, key: Any) -> int | None:
 
 def _peak_observed(arguments: Sequence[str]) -> str:
     """The same in a process of its own, of which no other step has had the memory."""
-    done = subprocess.run(**another(["bench", *arguments, "--peak"]), capture_output=True, text=True)
+    command, environment = another(["bench", *arguments, "--peak"])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     return f"{int(done.stdout):,}" if done.stdout.strip().isdecimal() else f"not seen ({done.stderr.strip()[-200:]})"
 
 

@@ -71,17 +71,19 @@ def launch(arguments: Sequence[str], count: int) -> int:
     return bad[rank] if bad[rank] > 0 else LOST
 
 
-def another(arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``subprocess`` needs to start this command with other arguments, installed or not."""
+def another(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words that start this command with other arguments, and the environment for it, installed or not."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", "minijaxnet", *arguments]
-    return {"args": command, "env": os.environ | {"PYTHONPATH": path}}
+    return command, os.environ | {"PYTHONPATH": path}
 
 
 def _start(arguments: Sequence[str], *, quiet: bool) -> Started:
     errors = tempfile.TemporaryFile() if quiet else None
+    command, environment = another(arguments)
     process = subprocess.Popen(
-        **another(arguments),
+        command,
+        env=environment,
         start_new_session=True,  # Ctrl-C on a terminal reaches this process alone, which hands it on
         stdout=subprocess.DEVNULL if quiet else None,
         stderr=errors,

@@ -71,7 +71,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     whole = {name for name, value in known.items() if isinstance(value, int)}
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
     # Of these each value is a program of its own: they are sizes, and counts that Python looks at.
-    each: dict[str, list[int]] = {name: values[name] for name in options if isinstance(values[name][0], int)}
+    each: dict[str, list[Any]] = {name: values[name] for name in options if isinstance(values[name][0], int)}
     if flags.batch_size != "all":
         each["batch_size"] = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}
