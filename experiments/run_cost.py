@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,15 @@ def runs(parent: Path) -> dict[str, Callable[[], Any]]:
         return mjn.fit(descent, start, train, steps=steps, batch_size=BATCH_SIZE, key=order, **options).state
 
     def fit_in_folder(**options: Any) -> Any:
-        return fit(run_dir=tempfile.mkdtemp(dir=parent), on_progress=lambda progress: None, **options)
+        return fit(run_dir=tempfile.mkdtemp(dir=parent), sink=mjn.Sink(lambda row: None), **options)
 
     return {
         "descend_epochs": lambda: mjn.descend_epochs(
             descent, start, train, order, batch_size=BATCH_SIZE, epochs=EPOCHS
         )[0],
         "fit": fit,
-        "fit, with lock, log and progress": lambda: fit_in_folder(checkpoint_s=1e9),
-        "fit, and a checkpoint each second": lambda: fit_in_folder(checkpoint_s=1.0),
+        "fit, with lock, log and progress": lambda: fit_in_folder(checkpoint_every=timedelta(days=1)),
+        "fit, and a checkpoint each second": lambda: fit_in_folder(checkpoint_every=timedelta(seconds=1)),
     }
 
 

@@ -21,13 +21,14 @@ from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
 from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.sweeps import SweepResult, sweep
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Status, Trace
+from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
 __all__ = [
     "DIVERGED",
     "FLAT",
     "OUT_OF_STEPS",
+    "STOPPED_EARLY",
     "Batch",
     "CheckpointError",
     "Descent",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import checked_tree, pair
+from minijaxnet.pytrees import check_one_batch, checked_tree, is_pair
 
 
 class Batch(NamedTuple):
@@ -166,15 +166,15 @@ def numbers(tree: Any, where: str) -> Any:
 
 
 def check_batch(batch: Any, where: str) -> None:
-    """Say on the host what is wrong with the values of a data set ``(x, y)``.
+    """Say on the host what is wrong with the values of a data set.
 
     Args:
-        batch: a pair of trees of arrays, batch axis first.
+        batch: ``(x, y)``, or any other tree of arrays, batch axis first.
         where: what the caller names it in an error.
 
     Raises:
-        TypeError: not a pair, or a leaf that is no array of numbers, or a masked one.
-        ValueError: no points, as many x as y not, NaN or infinity (with the place of the first).
+        TypeError: several batches, or a leaf that is no array of numbers, or a masked one.
+        ValueError: no points, not as many in each array, NaN or infinity (with the place of the first).
 
     Example:
         >>> check_batch((np.ones((2, 1)), np.ones(3)), "data")
@@ -182,12 +182,14 @@ def check_batch(batch: Any, where: str) -> None:
         ValueError: data.y: got 3 points; expected 2, as many as in data.x
     """
     lengths: dict[str, int] = {}
-    for side, tree in zip(("x", "y"), pair(batch, where), strict=True):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(checked_tree(tree, f"{where}.{side}"))[0]:
-            name = f"{where}.{side}{jax.tree_util.keystr(path)}"
+    check_one_batch(batch, where)
+    parts = {f"{where}.x": batch[0], f"{where}.y": batch[1]} if is_pair(batch) else {where: batch}
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(checked_tree(tree, part))[0]:
+            name = f"{part}{jax.tree_util.keystr(path)}"
             lengths[name] = _check_values(_as_numbers(leaf, name), name)
     if not lengths:
-        raise ValueError(f"{where}: got no arrays; expected a pair (x, y) of them")
+        raise ValueError(f"{where}: got no arrays; expected a pair (x, y) of them, or another tree")
     first, points = next(iter(lengths.items()))
     for name, length in lengths.items():
         if length != points:

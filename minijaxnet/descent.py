@@ -133,7 +133,7 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
     def init(params: Any, key: jax.Array | None = None) -> DescentState:
         return _start(params, lambda _: rate, key)
 
-    return Descent(init, _GradientStep(objective, has_aux))
+    return Descent(init, GradientStep(objective, has_aux))
 
 
 def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = False) -> Descent:
@@ -184,13 +184,14 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
 
 
 @dataclass(frozen=True)
-class _GradientStep:
+class GradientStep:
     """One step of gradient descent; equal for equal objectives, so that any rate shares one compilation."""
 
     objective: ObjectiveFn
     has_aux: bool
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+        """Take it."""
         rate = state.optimizer
         check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), _OPTIMIZER)
         loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
@@ -201,8 +202,7 @@ class _GradientStep:
             return lax.clamp(range_.min, weight - step, range_.max)
 
         params = jax.tree.map(downhill, state.params, slope)
-        # 0 * rate is NaN for a rate that is not finite: no step can be taken with it.
-        loss = loss + (0 * rate).astype(loss.dtype)
+        loss = loss + (0 * rate).astype(loss.dtype)  # NaN for a rate that is not finite: no step can be taken with it
         state = state._replace(params=params, step=state.step + 1)
         return state, StepInfo(loss, l2_norm(slope), aux)
 

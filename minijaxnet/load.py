@@ -66,7 +66,7 @@ def load_params(source: str | Path, like: Any = None) -> Any:
         if (plain := _of_another_program(path)) is None:
             raise
         return plain if like is None else _by_names(path, plain, like)
-    if header.kinds.get("tree") == "DescentState":
+    if header.kinds.get("tree") in ("DescentState", "Best"):
         header, arrays = _below(header, arrays, "tree.params")
     if like is None:
         return _nested(path, header.kinds, arrays)

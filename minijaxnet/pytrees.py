@@ -58,19 +58,35 @@ def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
         Traceback (most recent call last):
         TypeError: batch: got list of 3; expected a pair (x, y)
     """
-    join = "expected one pair (x, y) of all points: join them by np.concatenate, and take minibatches by batch_size"
-    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
-        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
-    if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
-        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
+    check_one_batch(batch, where)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         got = array_type(batch) if hasattr(batch, "dtype") else type(batch).__name__ + size
         raise TypeError(f"{where}: got {got}; expected a pair (x, y)")
-    for side, half in zip("xy", batch, strict=True):
+    return batch[0], batch[1]
+
+
+def check_one_batch(batch: Any, where: str) -> None:
+    """Refuse several batches, what yields some, and a pair of which one half is missing.
+
+    Raises:
+        TypeError: it is one of these.
+    """
+    join = (
+        "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size"
+    )
+    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
+        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
+    if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
+        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
+    for side, half in zip("xy", batch, strict=True) if is_pair(batch) else ():
         if half is None:
             raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
-    return batch[0], batch[1]
+
+
+def is_pair(batch: Any) -> bool:
+    """Whether a batch is ``(x, y)``, or any other two."""
+    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def _alike_containers(trees: list[Any]) -> bool:

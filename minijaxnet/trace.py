@@ -12,14 +12,15 @@ from minijaxnet.descent import StepInfo
 
 
 class Status(enum.IntEnum):
-    """How a descent ended."""
+    """How a descent ended; stopped early only by ``fit``, for want of progress."""
 
     OUT_OF_STEPS = 0
     FLAT = 1
     DIVERGED = 2
+    STOPPED_EARLY = 3
 
 
-OUT_OF_STEPS, FLAT, DIVERGED = Status
+OUT_OF_STEPS, FLAT, DIVERGED, STOPPED_EARLY = Status
 
 
 class Trace(NamedTuple):

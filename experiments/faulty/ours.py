@@ -173,7 +173,8 @@ class Ours(Tool):
             checkpoint_every=1,
             run_dir=folder,
             resume=resume,
-            on_progress=on_progress,
+            sink=mjn.Sink(lambda row: None, progress=on_progress),
+            on_interrupt="return",
         )
         self.notes = result.notes
         found = self.arrays(result.state) | {"steps": np.array(result.steps_taken)}

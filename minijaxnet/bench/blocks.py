@@ -74,7 +74,7 @@ def checked(traced: Any, state: Any, where: str) -> Any:
     return traced
 
 
-def fused(traced: Any, block: int) -> Callable[..., Any]:
+def fused(traced: Any, block: int = 1) -> Callable[..., Any]:
     """Of a traced step, ``repeat(state, batch, steps) -> (state, info)``: so many of them in one program, by blocks.
 
     What a step reports goes from step to step, too: were it dropped, XLA would not compute it. And state and

@@ -5,6 +5,7 @@ import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from minijaxnet.feeds import minibatches_of
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
 from minijaxnet.report.story import Known
-from minijaxnet.run import FitResult, Progress, check_values, fit
+from minijaxnet.run import FitResult, Sink, check_values, fit
+from minijaxnet.run.best import goal_of
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
 from minijaxnet.run.disk import Lines, naming
-from minijaxnet.run.folder import COMPARISON, PARAMS, RESULT, result_state, write_json
+from minijaxnet.run.folder import BEST, COMPARISON, PARAMS, RESULT, result_state, write_json
 from minijaxnet.run.lock import hold
+from minijaxnet.run.log import Progress
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
@@ -91,8 +94,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
             log.append(f"{text}\n")
 
         kept = kept_programs(folder, flags.keep_programs)
-        with kept, failure_told(folder), _progress_bar(flags.steps) as on_progress:
-            result = run(run_dir=held, resume=resume, on_progress=on_progress)
+        with kept, failure_told(folder), _progress_bar(flags.steps) as sink:
+            result = run(run_dir=held, resume=resume, sink=sink)
         for note in result.notes:
             say(f"warning: {note}")
         if resume:
@@ -140,8 +143,10 @@ def _placed(
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
         log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
         measure=measure_of(asked.experiment, start.params, train, test, start.key),
-        checkpoint_every=flags.checkpoint_every,
-        checkpoint_s=flags.checkpoint_seconds,
+        keep_best=flags.keep_best,
+        patience=flags.patience,
+        checkpoint_every=flags.checkpoint_every or timedelta(seconds=flags.checkpoint_seconds),
+        on_interrupt="return",
     )
 
 
@@ -156,6 +161,9 @@ def _tell(
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
     say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
+    if result.best is not None:
+        best = result.best
+        say(f"\n{goal_of(flags.keep_best)}: {figure(best.value)} at step {best.step:,}, kept in {BEST}")
     if report is not None:
         say(f"\n{report}")
     is_share = jax.process_count() > 1 and loads_its_share(experiment)
@@ -179,7 +187,13 @@ def _tell(
                     comparison.save(folder / COMPARISON)
     if flags.report:
         with _on_the_side(f"no {PAGE}", say):
-            say(leave_report(folder, Known(experiment, state.params, train, test, key)))
+            shown, notes = state.params, []
+            if result.best is not None:
+                shown, notes = (
+                    here(result.best.params),
+                    [f"Pictures of weights are of the best ones, step {result.best.step:,}"],
+                )
+            say(leave_report(folder, Known(experiment, shown, train, test, key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")
@@ -222,7 +236,7 @@ def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key
 
 
 @contextlib.contextmanager
-def _progress_bar(steps: int) -> Iterator[Callable[[Progress], None] | None]:
+def _progress_bar(steps: int) -> Iterator[Sink | None]:
     """A live bar with loss, speed and time left, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -244,7 +258,7 @@ def _progress_bar(steps: int) -> Iterator[Callable[[Progress], None] | None]:
             speed = f"{progress.steps_per_s:,.0f}"
             bar.update(task, completed=progress.step, loss=figure(progress.loss), speed=speed)
 
-        yield on_progress
+        yield Sink(lambda row: None, progress=on_progress)
 
 
 def _outcome(result: FitResult) -> str:
@@ -256,6 +270,7 @@ def _outcome(result: FitResult) -> str:
             "OUT_OF_STEPS": f"took all {taken:,} steps",
             "FLAT": f"flat after {taken:,} steps",
             "DIVERGED": f"DIVERGED at step {taken:,}; its last finite parameters are kept",
+            "STOPPED_EARLY": f"stopped early after {taken:,} steps, for want of progress",
         }[result.status.name]
     speed = f" ({1e6 * result.run_s / here:.4g} us a step)" if here >= 100 else ""
     return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"
@@ -274,6 +289,7 @@ def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:
         "status": "INTERRUPTED" if result.interrupted else result.status.name,
         "steps_taken": result.steps_taken,
         "metrics": result.rows[-1],
+        "best": None if result.best is None else {"step": result.best.step, "value": result.best.value},
         "gradient_check": None if report is None else report.to_dict(),
     }
 

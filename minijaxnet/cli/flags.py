@@ -62,8 +62,13 @@ class RunFlags(Together, Settings):
     """How long to time the step against optax's; 0 leaves it out."""
     log_every: int | None = None
     """Steps from one line of metrics to the next; about 20 lines if left out."""
+    keep_best: str | None = None
+    """Keep the weights where this number is best: test_loss, test_accuracy or another that is logged; "highest NAME" or
+    "lowest NAME" where the name leaves it open."""
+    patience: int | None = None
+    """Stop when that number has not become better for so many lines of metrics."""
     checkpoint_every: int | None = None
-    """Steps from one checkpoint to the next; by time alone if left out."""
+    """Steps from one checkpoint to the next; by time if left out."""
     checkpoint_seconds: float = 60.0
     """Seconds from one checkpoint to the next."""
     diagnose: bool = False

@@ -42,15 +42,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def leave_report(folder: Path, known: Known) -> str:
+def leave_report(folder: Path, known: Known, notes: Sequence[str] = ()) -> str:
     """Leave the page of a run that has just ended in its folder, and say where."""
-    return _write(_page_of([folder], known), folder / PAGE)
+    return _write(_page_of([folder], known, notes), folder / PAGE)
 
 
-def _page_of(folders: Sequence[Path], known: Known | None, *, trust: bool = False) -> Page:
+def _page_of(folders: Sequence[Path], known: Known | None, notes: Sequence[str] = (), *, trust: bool = False) -> Page:
     if len(folders) > 1:
         return tell_several([told_by(folder) for folder in folders])
-    [folder], notes = folders, []
+    [folder] = folders
     found = told_by(folder, ended=known is not None)
     with jax.enable_x64(found.config["flags"].get("precision") == "float64"):
         if known is None and found.config["verb"] == "run":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.landscape import LossSurface, loss_surface
-from minijaxnet.pytrees import cast_floats, number_of
+from minijaxnet.pytrees import cast_floats, is_pair, number_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import random_directions
 from minijaxnet.report.graph import draw_network
@@ -205,7 +205,7 @@ def around(told: Told, known: Known) -> Seen | None:
 def predictions(told: Told, known: Known) -> Seen | None:
     """What the experiment's ``predict`` makes of its data; None if it has none."""
     predict = known.experiment.predict
-    if predict is None:
+    if predict is None or not (is_pair(known.train) and is_pair(known.test)):
         return None
     (train_x, train_y), (x, y) = known.train, known.test
     predicted, actual = np.asarray(predict(known.params, x), float), np.asarray(y)

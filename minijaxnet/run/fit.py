@@ -5,10 +5,11 @@ nothing of it, and its chunks may be cut anywhere: the numbers are the same to t
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ import numpy as np
 from minijaxnet._loops import block_on
 from minijaxnet._programs import known
 from minijaxnet.data import check_batch, numbers
-from minijaxnet.descent import Descent, DescentState, check_descent, check_state
+from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state
 from minijaxnet.feeds import OneBatch, check_key, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import check_labels
-from minijaxnet.processes import here, is_first, own_share, told
+from minijaxnet.processes import from_first, here, is_first, own_share, told
 from minijaxnet.pytrees import (
     check_callable,
     check_count,
@@ -29,25 +30,17 @@ from minijaxnet.pytrees import (
     floating_arrays,
     named_leaves,
 )
-from minijaxnet.run.keeper import Keeper
+from minijaxnet.run.best import Best, BestKeeper
+from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
-from minijaxnet.run.log import Log, Sink
+from minijaxnet.run.log import Log, Progress, Sink
+from minijaxnet.run.measured import measured_by, row_of
 from minijaxnet.run.signals import heard
 from minijaxnet.tables import figure, html_of
-from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, History, Status, Trace
+from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
 _CHUNK_S = 0.1
-
-
-class Progress(NamedTuple):
-    """Where a fit stands, told after each chunk; steps are counted from its first start."""
-
-    step: int
-    steps: int
-    loss: float
-    gradient_norm: float
-    steps_per_s: float
 
 
 class FitResult(NamedTuple):
@@ -63,6 +56,7 @@ class FitResult(NamedTuple):
             that did not move.
         compile_s: seconds to trace and compile, apart from all running.
         run_s: seconds in compiled steps.
+        best: the best weights, if ``keep_best`` asked for them.
     """
 
     state: DescentState
@@ -73,10 +67,11 @@ class FitResult(NamedTuple):
     notes: list[str]
     compile_s: float
     run_s: float
+    best: Best | None = None
 
     @property
     def status(self) -> Status:
-        """How the descent ended: FLAT, OUT_OF_STEPS (also when interrupted) or DIVERGED."""
+        """How it ended: FLAT, OUT_OF_STEPS (also when interrupted), DIVERGED or STOPPED_EARLY."""
         return Status(int(self.trace.status))
 
     @property
@@ -106,17 +101,18 @@ def fit(
     key: jax.Array | None = None,
     log_every: int | None = None,
     measure: Callable[[Any], dict[str, Any]] | None = None,
+    keep_best: str | None = None,
+    patience: int | None = None,
     run_dir: str | Path | Held | None = None,
     resume: bool = False,
-    checkpoint_every: int | None = None,
-    checkpoint_s: float = 60.0,
+    checkpoint_every: int | timedelta = EACH_MINUTE,
     sink: Sink | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_interrupt: Literal["raise", "return"] = "raise",
 ) -> FitResult:
     """Take ``steps`` steps, or fewer: as ``descend``, but checked, logged, watched and interruptible.
 
     Values are checked first, on the host. Then chunks of about a tenth of a second run; SIGINT (Ctrl-C) and SIGTERM
-    stop after the one that is under way, with what was learnt so far; a second one ends at once. A run folder is held
+    stop after the one that is under way, and what was learnt is kept; a second one ends at once. A run folder is held
     by one process at a time. It has the three newest checkpoints, from which ``resume`` goes on to the same bits,
     whatever ended the process: parameters, optimizer and keys are in them, the order of minibatches follows from these.
 
@@ -134,14 +130,19 @@ def fit(
         key: a ``jax.random.key`` for the order of the minibatches; needed with ``batch_size``.
         log_every: steps from one logged row to the next; about 20 rows if None.
         measure: ``measure(params) -> {name: number}``, added to each logged row.
+        keep_best: the name of one of these numbers: the weights are kept where it was best, in ``.best`` and as
+            ``best.safetensors``. Of an accuracy or a score the highest is the best, else the lowest; "highest NAME" or
+            "lowest NAME" say it.
+        patience: stop when that number has not become better for so many logged rows; never if None.
         run_dir: an existing folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written;
             nothing is written if None. It is held meanwhile; what ``run.lock.hold`` gave is held by the caller.
-        resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none;
-            all other arguments are to be those of the first start.
-        checkpoint_every: steps from one checkpoint to the next; None for by time alone.
-        checkpoint_s: seconds from one checkpoint to the next. There is one at the end, too, unless it diverged.
-        sink: who else keeps the logged rows; see ``Sink``.
-        on_progress: called after each chunk.
+        resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none.
+            With the arguments of the first start it comes to the same bits; steps may be more, and a plain descent's
+            rate or the batch size another from here on.
+        checkpoint_every: steps from one checkpoint to the next, or a ``timedelta``; a minute if not said. There is one
+            at the end, too, unless it diverged.
+        sink: who else is told the logged rows, and how far it has come; see ``Sink``.
+        on_interrupt: whether Ctrl-C raises KeyboardInterrupt, when all is kept, or returns what was learnt.
 
     Returns:
         The result; a descent that diverges is a result, too.
@@ -165,15 +166,17 @@ def fit(
     check_descent(descent)
     check_state(state)
     check_count("steps", steps)
-    for name, given in (("measure", measure), ("on_progress", on_progress)):
-        check_callable(name, (lambda: None) if given is None else given)
+    check_callable("measure", (lambda: None) if measure is None else measure)
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
         raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
     if isinstance(run_dir, str | Path) and (not str(run_dir) or not Path(run_dir).is_dir()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder that is there")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
-    log_every = max(1, steps // 20) if log_every is None else check_count("log_every", log_every, least=1)
+    if log_every is not None:
+        check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     check_values(descent, state, data)
     data = numbers(data, "data")
@@ -187,17 +190,22 @@ def fit(
     capacity, block = chunk_capacity(step_known, feed, state, source), block_on(state)
 
     if not is_first():  # the first process writes
-        run_dir, resume, sink, on_progress = None, False, None, None
+        run_dir, resume, sink = None, False, None
     folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
 
     with (
         nullcontext() if run_dir is None else hold(run_dir),
-        nullcontext(Keeper(folder, every=checkpoint_every, seconds=checkpoint_s, resume=resume)) as keeper,
+        nullcontext(Keeper(folder, every=checkpoint_every, resume=resume)) as keeper,
         Log(folder, resume=resume, sink=sink) as log,
         heard() as stop,
     ):
+        best = BestKeeper(keep_best, patience, folder)
+        log_every = log_every or from_first(log.every) or max(1, steps // 20)
         first, state = keeper.begin(state, log, log_every)
+        if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
+            state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
+        notes = best.begin(state.params, log.rows, resume=resume)
 
         under_way = np.int32(OUT_OF_STEPS)
 
@@ -215,39 +223,55 @@ def fit(
         while True:
             step = first + history.steps_taken
             most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
+            measured = None
+            if most > 0 and step % log_every == 0 and history.status == OUT_OF_STEPS:
+                measured = measured_by(measure, state.params)
+                best.see(step, state.params, measured)
             # What clocks and signals say is not the same in each process: here they agree on what comes next.
             timely = max(1, int(_CHUNK_S * steps_per_s))
             wanted = min(most, timely // block * block or timely)
-            plans = told((wanted, keeper.is_due(step), stop.signum))
-            (length, is_due, _), interrupted = plans[0].tolist(), int(plans[:, 2].max())
-            if step >= steps or history.status != OUT_OF_STEPS or interrupted:
+            plans = told((wanted, keeper.is_due(step), best.is_over, stop.signum))
+            (length, is_due, is_over, _), interrupted = plans[0].tolist(), int(plans[:, 3].max())
+            if most <= 0 or history.status != OUT_OF_STEPS or interrupted or is_over:
                 break
             if is_due:
                 log.sync()
                 keeper.keep(step, state, log.sha256)
-            measured = _measured(measure, state.params) if step % log_every == 0 else None
             state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
             run_s += seconds
             if len(seen.loss):
                 if measured is not None:
-                    log.append(step, _row(seen, measured), run_s)
+                    log.append(step, row_of(seen, measured), run_s)
                 # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
                 steps_per_s = min(len(seen.loss) / seconds, 4 * steps_per_s)
                 taken = first + history.steps_taken
-                if on_progress is not None:
+                if sink is not None:
                     loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
-                    on_progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
+                    sink.progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
         end = first + history.steps_taken
         if history.status != DIVERGED:
             log.sync()
             keeper.keep(end, state, log.sha256)
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
-        log.append(end, _row(jax.device_get(look), _measured(measure, state.params)), run_s)
+        measured = measured_by(measure, state.params)
+        best.see(end, state.params, measured)
+        log.append(end, row_of(jax.device_get(look), measured), run_s)
         log.sync()
-    notes = [*keeper.notes, *_lost_updates(start.params, state.params, end)]
-    return FitResult(state, history.trace(), log.rows, first, interrupted, notes, compile_s, run_s)
+    if interrupted and on_interrupt == "raise":
+        raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
+    notes += [*keeper.notes, *_lost_updates(start.params, state.params, end)]
+    trace = history.trace()
+    if is_over and trace.status == OUT_OF_STEPS:
+        trace = trace._replace(status=np.int32(STOPPED_EARLY))
+    return FitResult(state, trace, log.rows, first, interrupted, notes, compile_s, run_s, best.best)
+
+
+def _how_to_go_on(folder: Any) -> str:
+    if folder is None:
+        return "with run_dir= it could go on, on_interrupt='return' returns what was learnt"
+    return f"resume=True goes on in {folder}"
 
 
 def _lost_updates(before: Any, after: Any, steps: int) -> list[str]:
@@ -264,33 +288,6 @@ def _lost_updates(before: Any, after: Any, steps: int) -> list[str]:
         f"gradient is below half a unit in their last place ({dtypes}); take float32 weights, a larger rate, or "
         "stochastic rounding"
     ]
-
-
-def _row(seen: Any, measured: dict[str, float]) -> dict[str, float]:
-    """What the first of some steps saw."""
-    return {"loss": float(seen.loss[0]), "gradient_norm": float(seen.gradient_norm[0])} | measured
-
-
-def _measured(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
-    told = {} if measure is None else measure(params)
-    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
-        got = f"the names {[*told]}" if isinstance(told, Mapping) else type(told).__name__
-        raise TypeError(f"measure: got {got}; expected a dictionary of numbers by their names, such as {{'norm': 1.0}}")
-    measured = {name: _number(f"measure: {name}", value) for name, value in told.items()}
-    if taken := {"step", "loss", "gradient_norm"} & set(measured):
-        raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
-    return measured
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        if not isinstance(value, str | bytes) and np.ndim(value) == 0 and not np.iscomplexobj(value):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    dtype = getattr(value, "dtype", None)
-    got = type(value).__name__ if dtype is None else f"{dtype}[{','.join(map(str, np.shape(value)))}]"
-    raise TypeError(f"{name}: got {got}; expected a number")
 
 
 def check_values(descent: Descent, state: DescentState, data: Any, name: str = "data") -> None:

@@ -1,12 +1,14 @@
 """The checkpoints of a fit, from which it goes on after whatever ended it."""
 
+import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from minijaxnet.descent import DescentState
 from minijaxnet.processes import arrays_from_first, from_first, here
-from minijaxnet.pytrees import check_count, is_number
+from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 from minijaxnet.run.checkpoint_format import UNFINISHED, Header
@@ -16,6 +18,7 @@ from minijaxnet.run.log import Log
 CHECKPOINTS = "checkpoints"
 
 _KEPT = 3
+EACH_MINUTE = timedelta(minutes=1)
 
 
 class Keeper:
@@ -27,14 +30,17 @@ class Keeper:
         notes: why checkpoints could not be used, a text each.
     """
 
-    def __init__(self, folder: str | Path | None, *, every: int | None, seconds: float, resume: bool):
+    def __init__(self, folder: str | Path | None, *, every: int | timedelta, resume: bool):
         """Check what is asked for; nothing is written yet."""
         if resume and folder is None:
             raise ValueError("resume: got True without run_dir; expected the folder of the run to go on with")
-        if not is_number(seconds) or not seconds >= 0:
-            raise ValueError(f"checkpoint_s: got {seconds!r}; expected seconds, at least 0")
-        self._every = None if every is None else check_count("checkpoint_every", every, least=1)
-        self._seconds, self._resume = seconds, resume
+        self._every, self._seconds, self._resume = None, math.inf, resume
+        if isinstance(every, timedelta):
+            self._seconds = every.total_seconds()
+            if self._seconds < 0:
+                raise ValueError(f"checkpoint_every: got {every}; expected a time from one to the next, at least 0")
+        else:
+            self._every = check_count("checkpoint_every", every, least=1)
         self._folder = None if folder is None else Path(folder) / CHECKPOINTS
         if self._folder is not None and self._folder.is_dir() and checkpoints(self._folder) and not resume:
             raise FileExistsError(f"{self._folder}: there is a run in this folder; expected a new one, or resume=True")

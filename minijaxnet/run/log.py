@@ -25,10 +25,20 @@ METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 MOST_WATCHED = 2
 
 
-class Sink(NamedTuple):
-    """Who else keeps the logged rows of a ``fit``, such as TensorBoard, Weights & Biases or MLflow.
+class Progress(NamedTuple):
+    """Where a fit stands, told after each chunk; steps are counted from its first start."""
 
-    Both functions are called by ``fit`` itself, between chunks of compiled steps, in its own thread; with several
+    step: int
+    steps: int
+    loss: float
+    gradient_norm: float
+    steps_per_s: float
+
+
+class Sink(NamedTuple):
+    """Who else is told of a ``fit``, such as TensorBoard, Weights & Biases, MLflow or a bar on the screen.
+
+    These functions are called by ``fit`` itself, between chunks of compiled steps, in its own thread; with several
     processes in the first one alone. An exception that they raise ends the fit.
 
     Attributes:
@@ -37,6 +47,7 @@ class Sink(NamedTuple):
             ``measure`` added; steps are rising.
         begin: ``begin(step)``, once, before the first row: 0, or the step from which a resumed fit goes on. Rows from
             that step on, which an earlier process may have written already, follow anew, with the same numbers.
+        progress: ``progress(progress)``, after each chunk.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,6 +62,7 @@ class Sink(NamedTuple):
 
     write: Callable[[dict[str, Any]], None]
     begin: Callable[[int], None] = lambda step: None
+    progress: Callable[[Progress], None] = lambda progress: None
 
 
 class Log:
@@ -112,6 +124,12 @@ class Log:
 
     def _content(self, step: int) -> bytes:
         return "".join(_line(row) for row in self.rows if row["step"] < step).encode()
+
+    @property
+    def every(self) -> int | None:
+        """Steps from one row to the next, if there are two at least that do not end it."""
+        steps = [row["step"] for row in self.rows[:3]]
+        return steps[1] - steps[0] if len(steps) == 3 else None
 
     def whole_until(self, every: int) -> int:
         """The first multiple of ``every`` that has no row."""

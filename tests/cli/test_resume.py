@@ -201,7 +201,7 @@ def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
     assert owner(only("held")) is None
 
 
-@pytest.mark.parametrize("name", ["log.txt", "result.json.part", "params.safetensors.part", "timing.jsonl"])
+@pytest.mark.parametrize("name", ["log.txt", "result.json.part", "timing.jsonl"])
 def test_a_link_in_the_folder_is_named_and_what_it_points_to_left_alone(name, here):
     link = only("runs") / name
     link.unlink(missing_ok=True)

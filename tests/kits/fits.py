@@ -32,6 +32,13 @@ def bowl(weights, batch):
     return jnp.mean(jnp.sum((weights - batch.x) ** 2, axis=-1))
 
 
+def watched_fit(*arguments, on_progress=None, sink=None, on_interrupt="return", **options):
+    """``fit``, with a function that is called after each chunk; interrupted it returns what was learnt."""
+    if on_progress is not None:
+        sink = (sink or mjn.Sink(lambda row: None))._replace(progress=on_progress)
+    return mjn.fit(*arguments, sink=sink, on_interrupt=on_interrupt, **options)
+
+
 # Each: a descent, its start, and what else fit is to be told.
 @functools.cache
 def full_batch():

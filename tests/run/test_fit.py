@@ -23,6 +23,7 @@ from kits.fits import (
     full_batch,
     in_a_bowl,
     minibatches,
+    watched_fit,
     with_draws,
 )
 
@@ -55,7 +56,7 @@ def descended(kind, steps):
 
 def fitted(kind, steps, **more):
     descent, start, options = kind
-    return fit(descent, start, DATA, steps=steps, **options, **more)
+    return watched_fit(descent, start, DATA, steps=steps, **options, **more)
 
 
 # --- The same descent ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from datetime import timedelta
 
 import chex
 import numpy as np
@@ -18,6 +19,7 @@ from kits.fits import (
     full_batch,
     in_a_bowl,
     minibatches,
+    watched_fit,
     with_draws,
 )
 from kits.processes import in_time, python
@@ -34,7 +36,7 @@ fit_module, keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] f
 
 def fitted(kind, folder, **more):
     descent, start, options = kind
-    return fit(descent, start, DATA, run_dir=folder, **options, **more)
+    return watched_fit(descent, start, DATA, run_dir=folder, **options, **more)
 
 
 def stopped_at(steps, signum=signal.SIGINT):
@@ -118,14 +120,14 @@ def test_checkpoints_of_the_state_come_by_steps_or_by_time_and_three_stay(folder
     assert steps_in(by_steps) == [23, 20, 15]
     newest = load_checkpoint(checkpoints(by_steps / "checkpoints")[0][1], full_batch()[1])
     chex.assert_trees_all_equal(newest, result.state)
-    fitted(full_batch(), by_time, steps=9, checkpoint_s=0.0)
+    fitted(full_batch(), by_time, steps=9, checkpoint_every=timedelta(0))
     assert steps_in(by_time) == [9, 8, 7]
 
 
 def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
-    keeper = Keeper(tmp_path, every=None, seconds=10, resume=False)
+    keeper = Keeper(tmp_path, every=timedelta(seconds=10), resume=False)
     state = full_batch()[1]
     assert keeper.begin(state, Log(None), 1) == (0, state)
     clock[0] = 10.0
@@ -320,10 +322,8 @@ def test_a_folder_that_the_caller_holds_is_used_and_stays_held(tmp_path):
         ({"resume": True}, ValueError, "resume: got True without run_dir; expected the folder"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every: got 0; expected at least 1"),
         ({"checkpoint_every": 1.5}, TypeError, "checkpoint_every: got 1.5; expected an int"),
-        ({"checkpoint_s": -1.0}, ValueError, r"checkpoint_s: got -1\.0; expected seconds"),
-        ({"checkpoint_s": float("nan")}, ValueError, "checkpoint_s: got nan; expected seconds"),
-        ({"checkpoint_s": "1"}, ValueError, "checkpoint_s: got '1'; expected seconds"),
-        ({"checkpoint_s": True}, ValueError, "checkpoint_s: got True; expected seconds"),
+        ({"checkpoint_every": timedelta(seconds=-1)}, ValueError, "checkpoint_every: got -1 day, .*; expected a time"),
+        ({"checkpoint_every": "1"}, TypeError, "checkpoint_every: got '1'"),
     ],
 )
 def test_what_cannot_be_meant_is_named(options, error, words):
@@ -356,7 +356,8 @@ KILLED = """
     sys.modules["minijaxnet.run.fit"]._CHUNK_S = 0.002
     descent, start, options = minibatches()
     folder, resume = sys.argv[1:]
-    options = options | {"log_every": 50, "checkpoint_s": 0.0, "run_dir": folder, "resume": resume == "True"}
+    options = options | {"log_every": 50, "checkpoint_every": timedelta(0), "run_dir": folder}
+    options["resume"] = resume == "True"
     mjn.fit(descent, start, DATA, steps=200_000, **options)
 """
 

@@ -27,10 +27,16 @@ def wait():
     time.sleep(600)
 
 with hold(sys.argv[1]):
-    if sys.argv[2] == "os.fork" and os.fork() == 0:
+    begun, begins = os.pipe()
+    def wait_as_helper():
+        os.write(begins, b"x")  # from here on it has let go of what it was forked with
         wait()
+    if sys.argv[2] == "os.fork" and os.fork() == 0:
+        wait_as_helper()
     if sys.argv[2] == "multiprocessing":
-        multiprocessing.get_context("fork").Process(target=wait).start()
+        multiprocessing.get_context("fork").Process(target=wait_as_helper).start()
+    if sys.argv[2] in ("os.fork", "multiprocessing"):
+        os.read(begun, 1)
     if sys.argv[2] == "subprocess":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     if sys.argv[2] == "a helper that ends":

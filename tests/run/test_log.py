@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl
+from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl, watched_fit
 
 import minijaxnet as mjn
 from minijaxnet.pytrees import l2_norm
-from minijaxnet.run import fit
 from minijaxnet.run.log import Log, read_rows
 
 fit_module = sys.modules["minijaxnet.run.fit"]
@@ -19,7 +18,7 @@ fit_module = sys.modules["minijaxnet.run.fit"]
 
 def fitted(kind, steps, **more):
     descent, start, options = kind
-    return fit(descent, start, DATA, steps=steps, **options, **more)
+    return watched_fit(descent, start, DATA, steps=steps, **options, **more)
 
 
 def steps_of(rows):

@@ -1,0 +1,132 @@
+"""The best weights of a run by a number that it measures, and whether it is time to stop."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minijaxnet.loop import own_copy
+from minijaxnet.processes import here
+from minijaxnet.pytrees import check_count
+from minijaxnet.run.checkpoint import read_checkpoint, write_checkpoint
+from minijaxnet.run.checkpoint_format import CheckpointError
+from minijaxnet.run.folder import BEST
+
+# Parts of the names of numbers of which more is better.
+_HIGHER = ("accuracy", "precision", "recall", "f1", "auc", "score", "r2", "likelihood")
+
+
+class Best(NamedTuple):
+    """The best weights of a run.
+
+    Attributes:
+        params: the weights.
+        step: at which they were measured.
+        value: the number that was measured there.
+    """
+
+    params: Any
+    step: int
+    value: float
+
+
+class Goal(NamedTuple):
+    """A measured number, and whether more of it is better.
+
+    Attributes:
+        name: of the number.
+        highest: whether the highest is the best.
+    """
+
+    name: str
+    highest: bool
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{'highest' if self.highest else 'lowest'} {self.name}"
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a number is better than another; NaN never is, and any number is better than NaN."""
+        if np.isnan(value) or np.isnan(than):
+            return not np.isnan(value)
+        return value > than if self.highest else value < than
+
+
+def goal_of(text: str) -> Goal:
+    """A goal by its name: what is called an accuracy or a score should be high, anything else low.
+
+    ``highest NAME`` and ``lowest NAME`` say it.
+
+    >>> print(goal_of("test_loss"), goal_of("test_accuracy"), goal_of("highest margin"), sep=", ")
+    lowest test_loss, highest test_accuracy, highest margin
+    """
+    how, _, name = text.partition(" ")
+    if how in ("highest", "lowest") and name:
+        return Goal(name.strip(), how == "highest")
+    return Goal(text, any(part in text.lower() for part in _HIGHER))
+
+
+class BestKeeper:
+    """Keeps the best weights of a fit, in memory and in its folder.
+
+    Attributes:
+        goal: what is best; None where nothing is to be kept.
+        best: so far; None before the first measurement.
+    """
+
+    def __init__(self, keep_best: str | None, patience: int | None, folder: str | Path | None):
+        """Check what is asked for."""
+        if not isinstance(keep_best, str | None) or keep_best == "":
+            raise TypeError(
+                f"keep_best: got {keep_best!r}; expected the name of a measured number, such as 'test_loss'"
+            )
+        if patience is not None and keep_best is None:
+            raise ValueError("patience: got a number without keep_best; expected keep_best='test_loss' or the like")
+        self.goal = None if keep_best is None else goal_of(keep_best)
+        self.best: Best | None = None
+        self._patience = None if patience is None else check_count("patience", patience, least=1)
+        self._path = None if folder is None else Path(folder) / BEST
+        self._rows_since = 0
+
+    def begin(self, params: Any, rows: list[dict[str, Any]], *, resume: bool) -> list[str]:
+        """Take up what an earlier process has kept; notes on what could not be used.
+
+        The best may be of a later step than the one that the fit goes on from: it will be measured there again.
+        """
+        if self.goal is None or self._path is None or not resume or not self._path.is_file():
+            return []
+        like = Best(here(params), 0, 0.0)
+        try:
+            _, found, difference = read_checkpoint(self._path, like)
+        except CheckpointError as error:
+            found, difference = None, str(error)
+        if difference:
+            return [f"the best weights so far could not be read, and are sought anew: {difference}"]
+        self.best = found
+        self._rows_since = sum(row["step"] > found.step for row in rows)
+        return []
+
+    def see(self, step: int, params: Any, measured: Mapping[str, float] | None) -> None:
+        """Look at what was measured of some weights, and keep these if they are the best.
+
+        Raises:
+            ValueError: nothing of that name was measured.
+        """
+        if self.goal is None:
+            return
+        if self.goal.name not in (measured or {}):
+            names = ", ".join(measured or {}) or "nothing, for want of measure="
+            raise ValueError(f"keep_best: got {self.goal.name!r}; expected one of what is measured: {names}")
+        value = float((measured or {})[self.goal.name])
+        if self.best is not None and not self.goal.better(value, self.best.value):
+            self._rows_since += step > self.best.step
+            return
+        self.best, self._rows_since = Best(own_copy(params), step, value), 0
+        if self._path is not None:
+            write_checkpoint(self._path, self.best._replace(params=here(self.best.params)), step=step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has not become better for as many rows as patience allows."""
+        return self._patience is not None and self._rows_since >= self._patience

@@ -1,0 +1,39 @@
+"""The numbers of a logged row: what a step saw, and what was measured beside it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def row_of(seen: Any, measured: dict[str, float]) -> dict[str, float]:
+    """What the first of some steps saw."""
+    return {"loss": float(seen.loss[0]), "gradient_norm": float(seen.gradient_norm[0])} | measured
+
+
+def measured_by(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
+    """What a ``measure`` returns of some params, as numbers of Python.
+
+    Raises:
+        TypeError: it returns no dictionary of numbers.
+        ValueError: a name that ``fit`` itself logs.
+    """
+    told = {} if measure is None else measure(params)
+    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
+        got = f"the names {[*told]}" if isinstance(told, Mapping) else type(told).__name__
+        raise TypeError(f"measure: got {got}; expected a dictionary of numbers by their names, such as {{'norm': 1.0}}")
+    measured = {name: _number(f"measure: {name}", value) for name, value in told.items()}
+    if taken := {"step", "loss", "gradient_norm"} & set(measured):
+        raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
+    return measured
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, str | bytes) and np.ndim(value) == 0 and not np.iscomplexobj(value):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    dtype = getattr(value, "dtype", None)
+    got = type(value).__name__ if dtype is None else f"{dtype}[{','.join(map(str, np.shape(value)))}]"
+    raise TypeError(f"{name}: got {got}; expected a number")

@@ -1,0 +1,162 @@
+"""The best weights by a measured number, and a fit that ends when it becomes no better."""
+
+import os
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.fits import DATA, full_batch, minibatches, watched_fit
+
+import minijaxnet as mjn
+from minijaxnet.run.best import Goal, goal_of
+
+# A weight goes down by 1 each step; it is best at 0, after five of them, and then becomes worse.
+DESCENT = mjn.gradient_descent(lambda weight, batch: weight + 0 * jnp.sum(batch[0]), 1.0)
+BATCH = (jnp.ones(1),)
+
+
+def measure(params):
+    return {"far": abs(float(params)), "score": -abs(float(params))}
+
+
+def fit(steps=20, **options):
+    return watched_fit(DESCENT, DESCENT.init(5.0), BATCH, steps=steps, log_every=1, measure=measure, **options)
+
+
+@pytest.mark.parametrize("keep_best", ["far", "score", "lowest far", "highest score"])
+def test_the_best_is_kept_in_memory_and_on_disk(keep_best, tmp_path):
+    result = fit(keep_best=keep_best, run_dir=tmp_path)
+    assert result.status == mjn.OUT_OF_STEPS and result.steps_taken == 20
+    assert (float(result.best.params), result.best.step) == (0.0, 5)
+    assert float(mjn.load_params(tmp_path)) == 0.0
+    assert result.best.value == 0.0
+
+
+def test_it_stops_after_so_many_rows_that_are_no_better():
+    result = fit(keep_best="far", patience=3)
+    assert result.status == mjn.STOPPED_EARLY and result.steps_taken == 8
+    assert [row["step"] for row in result.rows] == [*range(9)]
+    assert result.best.step == 5
+    assert "STOPPED_EARLY after 8 steps" in str(result)
+    assert np.isfinite(result.trace.loss[:8]).all() and np.isnan(result.trace.loss[8:]).all()
+
+
+def test_the_first_of_equal_ones_stays_and_nan_is_never_better():
+    found = watched_fit(
+        DESCENT, DESCENT.init(5.0), BATCH, steps=9, log_every=1, keep_best="a", measure=lambda params: {"a": np.nan}
+    )
+    assert found.best.step == 0
+    assert not Goal("a", True).better(1.0, 1.0) and not Goal("a", False).better(float("nan"), 1.0)
+    assert Goal("a", True).better(-1.0, float("nan"))
+
+
+def test_rows_further_apart_count_as_rows():
+    result = watched_fit(
+        DESCENT, DESCENT.init(5.0), BATCH, steps=100, log_every=4, measure=measure, keep_best="far", patience=2
+    )
+    assert (result.best.step, result.steps_taken) == (4, 12)
+
+
+@pytest.mark.parametrize("at", [2, 5, 6, 7])
+def test_stopped_and_gone_on_with_it_ends_with_the_same(at, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    options = {"keep_best": "far", "patience": 3, "checkpoint_every": 2}
+    expected = fit(run_dir=whole, **options)
+
+    def stop(progress):
+        if progress.step >= at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = fit(run_dir=broken, on_progress=stop, **options)
+    assert first.interrupted
+    newest = sorted((broken / "checkpoints").iterdir())[-1]
+    newest.unlink()  # as if it had been killed before the last one
+    second = fit(run_dir=broken, resume=True, **options)
+    assert second.rows == expected.rows and second.status == expected.status
+    assert second.best._replace(params=float(second.best.params)) == expected.best._replace(
+        params=float(expected.best.params)
+    )
+    assert (broken / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
+
+
+def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
+    fit(steps=9, keep_best="far", run_dir=tmp_path, checkpoint_every=4)
+    (tmp_path / "best.safetensors").write_bytes(b"nothing")
+    result = fit(keep_best="far", run_dir=tmp_path, resume=True)
+    assert any("sought anew" in note for note in result.notes)
+    assert result.best.step == 9
+
+
+def test_a_network_in_minibatches_has_the_weights_of_its_best_row():
+    descent, start, options = minibatches()
+    kept = {}
+    loss = jax.jit(
+        lambda params: mjn.objective(mjn.mlp((3, 4, 1), activation=jnp.tanh), mjn.mean_squared_error)(params, DATA)
+    )
+
+    def measured(params):
+        kept[float(loss(params))] = jax.device_get(params)
+        return {"all_loss": loss(params)}
+
+    result = watched_fit(descent, start, DATA, steps=60, log_every=7, measure=measured, keep_best="all_loss", **options)
+    chex.assert_trees_all_equal(jax.device_get(result.best.params), kept[min(kept)])
+    assert result.best.value == min(kept)
+
+
+def test_without_it_nothing_is_kept(tmp_path):
+    assert fit(run_dir=tmp_path).best is None
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (
+            {"keep_best": "loss"},
+            ValueError,
+            "keep_best: got 'loss'; expected one of what is measured: far, score",
+        ),
+        ({"keep_best": ""}, TypeError, "keep_best: got ''; expected the name of a measured number"),
+        ({"keep_best": 3}, TypeError, "keep_best: got 3"),
+        ({"patience": 3}, ValueError, "patience: got a number without keep_best"),
+        ({"keep_best": "far", "patience": 0}, ValueError, "patience: got 0"),
+        ({"on_interrupt": "stop"}, ValueError, "on_interrupt: got 'stop'; expected 'raise' or 'return'"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_named(options, error, words):
+    with pytest.raises(error, match=words):
+        fit(**options)
+
+
+def test_ctrl_c_raises_when_all_is_kept_and_says_how_to_go_on(tmp_path):
+    descent, start, _ = full_batch()
+
+    def stop(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"log_every": 1, "on_progress": stop, "on_interrupt": "raise"}
+    with pytest.raises(KeyboardInterrupt, match="resume=True goes on in"):
+        watched_fit(descent, start, DATA, steps=1_000, run_dir=tmp_path, **options)
+    assert list((tmp_path / "checkpoints").iterdir())
+    with pytest.raises(KeyboardInterrupt, match="on_interrupt='return' returns what was learnt"):
+        watched_fit(descent, start, DATA, steps=1_000, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [
+        ("test_loss", Goal("test_loss", False)),
+        ("test_accuracy", Goal("test_accuracy", True)),
+        ("val_F1", Goal("val_F1", True)),
+        ("mae", Goal("mae", False)),
+        ("highest mae", Goal("mae", True)),
+        ("lowest score", Goal("score", False)),
+    ],
+)
+def test_which_way_is_better(text, goal):
+    assert goal_of(text) == goal
