@@ -43,6 +43,7 @@ class Asked(NamedTuple):
         init: the numbers for the experiment's ``init``; texts, ranges, for a sweep.
         data: the numbers for its ``data``.
         optimizer: those of its own optimizer, or of one of optax; texts, ranges, for a sweep.
+        changed: which flags are others than when it was started, that its rows are to show.
     """
 
     verb: str
@@ -52,6 +53,7 @@ class Asked(NamedTuple):
     init: dict[str, Any]
     data: dict[str, Any]
     optimizer: dict[str, Any]
+    changed: tuple[str, ...] = ()
 
 
 # Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
@@ -116,7 +118,22 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
         flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
     except TypeError as error:
         raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
-    return Asked(config["verb"], file, experiment, flags, config["init"], config["data"], config.get("optimizer", {}))
+    return Asked(
+        config["verb"],
+        file,
+        experiment,
+        flags,
+        config["init"],
+        config["data"],
+        config.get("optimizer", {}),
+        changed_flags(config),
+    )
+
+
+def changed_flags(config: dict[str, Any]) -> tuple[str, ...]:
+    """The flags by which a run has gone on otherwise than it was started, that its rows show."""
+    names = {name for change in config.get("changes", ()) for name in change}
+    return tuple(name for name in ("learning_rate", "batch_size") if name in names)
 
 
 def worth_keeping(folder: Path) -> bool:

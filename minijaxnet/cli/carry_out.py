@@ -129,6 +129,7 @@ def _placed(
     asked: Asked, mesh: Mesh | None, descent: Descent, start: DescentState, beginning: Beginning
 ) -> Callable[..., FitResult]:
     """The descent, where it is to run; it takes the rest of what ``fit`` does."""
+    changed = {name: getattr(asked.flags, name) for name in asked.changed}
     flags, minibatches = asked.flags, asked.flags.batch_size is not None
     train, test = placed_data(mesh, asked, beginning.train, beginning.test)
     start = placed_start(mesh, start)
@@ -142,7 +143,7 @@ def _placed(
         batch_size=flags.batch_size,
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
         log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
-        measure=measure_of(asked.experiment, start.params, train, test, start.key),
+        measure=measure_of(asked.experiment, start.params, train, test, start.key, changed),
         keep_best=flags.keep_best,
         patience=flags.patience,
         checkpoint_every=flags.checkpoint_every or timedelta(seconds=flags.checkpoint_seconds),

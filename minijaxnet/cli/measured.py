@@ -1,6 +1,6 @@
 """What a run logs beside the loss that each step sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +13,18 @@ from minijaxnet.run.log import MOST_WATCHED, weights_of
 _STOPS = 1_000
 
 
-def measure_of(experiment: Experiment, params: Any, train: Any, test: Any, key: Any) -> Callable[[Any], dict[str, Any]]:
+def measure_of(
+    experiment: Experiment,
+    params: Any,
+    train: Any,
+    test: Any,
+    key: Any,
+    also: Mapping[str, float],
+) -> Callable[[Any], dict[str, Any]]:
     """``measure(params)``: the loss and the metrics over all training points, over all test points, and few weights.
 
-    A logged row's own ``loss`` is the one that the step saw: with minibatches that of its batch.
+    And numbers that stay, by ``also``. A logged row's own ``loss`` is the one that the step saw: with minibatches that
+    of its batch.
 
     Raises:
         ValueError: a metric whose name is taken.
@@ -24,7 +32,7 @@ def measure_of(experiment: Experiment, params: Any, train: Any, test: Any, key: 
     """
     extra, watched = () if key is None else (key,), number_of(params) <= MOST_WATCHED
     names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics)]
-    names += list(weights_of(params)) if watched else []
+    names += [*also, *(weights_of(params) if watched else [])]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
@@ -37,7 +45,7 @@ def measure_of(experiment: Experiment, params: Any, train: Any, test: Any, key: 
         return numbers | (weights_of(params) if watched else {})
 
     def measure(params: Any) -> dict[str, Any]:
-        return measured(params, train, test, extra)
+        return measured(params, train, test, extra) | also
 
     for name, value in jax.eval_shape(measure, params).items():
         if not hasattr(value, "shape") or value.shape != ():

@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from minijaxnet._machine import jax_settings
-from minijaxnet.cli.begin import Asked, asked_again
+from minijaxnet.cli.begin import Asked, asked_again, changed_flags
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
 from minijaxnet.load import OtherCode
-from minijaxnet.processes import is_first
+from minijaxnet.processes import from_first, is_first
+from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.disk import read_json
-from minijaxnet.run.folder import changes, environment, plain, read_config, run_state
+from minijaxnet.run.folder import change_settings, changes, environment, plain, read_config, run_state
+from minijaxnet.run.keeper import CHECKPOINTS
+from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import printable
+
+# What may be another than before, and is then written into the run's config and, but for steps and patience, its rows.
+CHANGEABLE = ("steps", "learning_rate", "batch_size", "patience")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,14 @@ class ResumeFlags(Together):
     """Go on even if the code or the config has changed since, or it is done."""
     trust: bool = False
     """Carry out the experiment's code though the run was not started by you, on this machine."""
+    steps: int | None = None
+    """Take so many steps in all, more than before; a run that is done goes on, too."""
+    learning_rate: float | None = None
+    """Go on at this rate."""
+    batch_size: int | None = None
+    """Go on with so many points a step."""
+    patience: int | None = None
+    """Wait for so many lines of metrics for a better one."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,31 +68,57 @@ def main(arguments: Sequence[str]) -> int:
         default=ResumeFlags(**before),
         args=list(arguments[len(folders) :]),
     )
-    if run_state(folder) == "done" and not flags.force:
-        raise UsageError(f"{folder}: this run is done; expected one that stopped (--force carries its end out again)")
+    changed = {name: value for name in CHANGEABLE if (value := getattr(flags, name)) is not None}
+    if run_state(folder) == "done" and not flags.force and not changed:
+        hint = "--steps goes on for more, --force carries its end out again"
+        raise UsageError(f"{folder}: this run is done; expected one that stopped ({hint})")
+    if config["verb"] == "sweep" and changed:
+        raise UsageError(f"{folder}: got a sweep and --{next(iter(changed))}; expected the run of one descent")
     if config["verb"] == "sweep" and (flags.processes > 1 or flags.coordinator is not None):
         raise UsageError(f"{folder}: got a sweep and several processes; expected one, over as many devices as you like")
     if (code := launched("resume", arguments, flags)) is not None:
         return code
     join(flags)
     asked = asked_again(folder, config, trust=flags.trust, changed=flags.force)
-    known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes"}
+    known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes", *CHANGEABLE}
     chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
-    return go_on(folder, asked._replace(flags=dataclasses.replace(asked.flags, **chosen)), force=flags.force)
+    if changed and is_first():
+        changed = _checked_change(folder, asked, changed)
+    changed = from_first(changed)
+    names = changed_flags({"changes": [*config.get("changes", []), changed]})
+    asked = asked._replace(flags=dataclasses.replace(asked.flags, **chosen, **changed), changed=names)
+    return go_on(folder, asked, force=flags.force, changed=changed)
 
 
-def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
+def _steps_taken(folder: Path) -> int:
+    kept = checkpoints(folder / CHECKPOINTS) if (folder / CHECKPOINTS).is_dir() else []
+    return kept[0][0] if kept else 0
+
+
+def _checked_change(folder: Path, asked: Asked, changed: dict[str, Any]) -> dict[str, Any]:
+    """The flags that are to be others from here on."""
+    taken = _steps_taken(folder)
+    if (steps := changed.get("steps", taken)) < taken:
+        raise UsageError(f"steps: got {steps:,}; expected more than the {taken:,} that the run has taken")
+    rows = read_rows(folder / METRICS)
+    if asked.flags.log_every is None and len(rows) > 2:  # the lines that are there stay where they are
+        changed = changed | {"log_every": rows[1]["step"] - rows[0]["step"]}
+    return changed
+
+
+def go_on(folder: Path, asked: Asked, *, force: bool = False, changed: dict[str, Any] | None = None) -> int:
     """Go on with what was asked for, in the folder that holds its beginning; the exit code.
 
-    Of several processes the first one alone looks into the folder.
+    Of several processes the first one alone looks into the folder. What is changed goes into the run's config, once
+    all that can be checked has been.
 
     Raises:
         UsageError: code, config or data have changed since, and it is not forced.
     """
     how = f"minijaxnet resume {folder} --force goes on all the same"
     if is_first():
-        if (changed := changes(folder, asked.file, asked.experiment.files)) and not force:
-            raise OtherCode(folder, changed)
+        if (difference := changes(folder, asked.file, asked.experiment.files)) and not force:
+            raise OtherCode(folder, difference)
         if (others := _other_settings(folder)) and not force:
             raise UsageError(f"{folder}: {'; '.join(others)}: the numbers would be others ({how})")
         for name, then, now in _other_surroundings(folder):
@@ -90,6 +130,8 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False) -> int:
         # Shares of another number of processes are others, though all of them together may be the same.
         if then != now and len(then) == len(now) and not force:
             raise UsageError(f"{folder}: got other data than it was started with; expected the same ({how})")
+        if changed:
+            change_settings(folder, changed, _steps_taken(folder))
         return contextlib.nullcontext(folder)
 
     if asked.verb == "sweep":

@@ -200,8 +200,8 @@ def fit(
         heard() as stop,
     ):
         best = BestKeeper(keep_best, patience, folder)
-        log_every = log_every or from_first(log.every) or max(1, steps // 20)
-        first, state = keeper.begin(state, log, log_every)
+        every: int = log_every or from_first(log.every) or max(1, steps // 20)
+        first, state = keeper.begin(state, log, every)
         if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
@@ -222,9 +222,9 @@ def fit(
         history.append(trace)
         while True:
             step = first + history.steps_taken
-            most = min(steps - step, log_every - step % log_every, keeper.steps_left(step), capacity)
+            most = min(steps - step, every - step % every, keeper.steps_left(step), capacity)
             measured = None
-            if most > 0 and step % log_every == 0 and history.status == OUT_OF_STEPS:
+            if most > 0 and step % every == 0 and history.status == OUT_OF_STEPS:
                 measured = measured_by(measure, state.params)
                 best.see(step, state.params, measured)
             # What clocks and signals say is not the same in each process: here they agree on what comes next.

@@ -21,7 +21,7 @@ from minijaxnet.run import code
 from minijaxnet.run.disk import read_json, replace_file
 from minijaxnet.run.lock import owner
 
-CONFIG, CODE, RESULT = "config.json", "code", "result.json"
+CONFIG, CODE, RESULT, ENVIRONMENT = "config.json", "code", "result.json", "environment.json"
 COMPARISON, SWEPT = "comparison.json", "sweep.npz"
 # Weights: where it ended, and the best by a measured number, where that was asked for.
 PARAMS, BEST = "params.safetensors", "best.safetensors"
@@ -57,7 +57,19 @@ def write_beginning(folder: Path, config: dict[str, Any], file: str | Path, file
     config = config | {"code_sha256": code.digest(texts)}
     code.keep(folder / CODE, texts | {CONFIG: _json(config)})
     write_json(folder / CONFIG, config)
-    write_json(folder / "environment.json", environment() | {"mark": own_mark(folder)})
+    write_json(folder / ENVIRONMENT, environment() | {"mark": own_mark(folder)})
+
+
+def change_settings(folder: Path, flags: dict[str, Any], at_step: int) -> None:
+    """Have the config of a run say that from a step on it goes on with other flags; what was before stays in it."""
+    config, is_mine = read_config(folder), own_mark(folder) == read_json(folder / ENVIRONMENT).get("mark")
+    change = {name: [config["flags"].get(name), value] for name, value in flags.items()}
+    config["flags"] |= flags
+    config["changes"] = [*config.get("changes", []), {"at_step": at_step} | change]
+    code.keep(folder / CODE, {CONFIG: _json(config)})
+    write_json(folder / CONFIG, config)
+    if is_mine:
+        write_json(folder / ENVIRONMENT, read_json(folder / ENVIRONMENT) | {"mark": own_mark(folder)})
 
 
 def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) -> str:
@@ -69,7 +81,7 @@ def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) ->
 
 def is_own(folder: Path, file: str | Path) -> bool:
     """Whether this user has started a run, with the code that is kept with it, from a file of this name."""
-    mark, marked = own_mark(folder), str(read_json(folder / "environment.json").get("mark", ""))
+    mark, marked = own_mark(folder), str(read_json(folder / ENVIRONMENT).get("mark", ""))
     its = Path(file).name in code.kept(folder / CODE)
     return bool(mark) and its and hmac.compare_digest(mark.encode(), marked.encode())
 

@@ -350,6 +350,7 @@ def test_checkpoints_of_another_descent_are_refused(tmp_path):
 
 KILLED = """
     import sys
+    from datetime import timedelta
     from kits.fits import DATA, minibatches
     import minijaxnet as mjn
 
