@@ -290,7 +290,7 @@ def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:
         "status": "INTERRUPTED" if result.interrupted else result.status.name,
         "steps_taken": result.steps_taken,
         "metrics": result.rows[-1],
-        "best": None if result.best is None else {"step": result.best.step, "value": result.best.value},
+        "kept_best": None if result.best is None else {"step": result.best.step, "value": result.best.value},
         "gradient_check": None if report is None else report.to_dict(),
     }
 

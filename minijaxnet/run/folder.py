@@ -66,6 +66,7 @@ def change_settings(folder: Path, flags: dict[str, Any], at_step: int) -> None:
     change = {name: [config["flags"].get(name), value] for name, value in flags.items()}
     config["flags"] |= flags
     config["changes"] = [*config.get("changes", []), {"at_step": at_step} | change]
+    (folder / RESULT).unlink(missing_ok=True)  # it is not done any more
     code.keep(folder / CODE, {CONFIG: _json(config)})
     write_json(folder / CONFIG, config)
     if is_mine:

@@ -77,6 +77,8 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(by_
         "deterministic": False,
         "keep_programs": "auto",
         "optimizer_options": "",
+        "keep_best": None,
+        "patience": None,
         "report": False,
     }
     assert by_hand.read("environment.json")["versions"]["jax"] == jax.__version__
