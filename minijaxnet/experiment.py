@@ -44,13 +44,14 @@ class Experiment:
         name: names the run's folder; letters, digits, ``-`` and ``_``.
         init: ``init(key, *, ...) -> params``. Its keyword-only numbers become flags of the command line.
         objective: ``f(params, batch)``, a scalar to be made small; with a key as third argument if it draws numbers.
-        data: ``data(*, ...) -> (train, test)``, two batches ``(x, y)``. Its keyword-only numbers become ``--data-...``.
+        data: ``data(*, ...) -> (train, test)`` or ``(train, validation, test)``, batches ``(x, y)`` or other trees of
+            arrays, the batch axis first. Its keyword-only numbers become ``--data-...``.
             If it takes ``process_id`` and ``num_processes``, each of several processes gets from it its own share.
         value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
             Where there is one, the descent runs it.
         predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if
             all outputs are from 0 to 1.
-        metrics: ``{name: f(params, batch)}``, each a scalar, measured on train and test data.
+        metrics: ``{name: f(params, batch)}``, each a scalar, measured on all data.
         defaults: the settings that the experiment is meant to be run with.
         optimizer: your own: a transformation of optax, or ``optimizer(learning_rate, *, steps, ...)`` that returns one.
             ``steps`` is how many the run may take, if it asks for them; its other keyword-only numbers become flags.
@@ -73,7 +74,7 @@ class Experiment:
     name: str
     init: Callable[..., Any]
     objective: Callable[..., Any]
-    data: Callable[..., tuple[Any, Any]]
+    data: Callable[..., tuple[Any, ...]]
     value_and_gradient: Callable[[Any, Any], tuple[Any, Any]] | None = field(default=None, kw_only=True)
     predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
     metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict, kw_only=True)

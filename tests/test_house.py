@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
     {"_jaxpr", "_loops", "_machine", "_reads", "pytrees", "tables"},
-    {"_programs", "network", "data"},
+    {"_programs", "goal", "network", "data"},
     {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment", "mesh"},
     {"trace", "landscape", "parallel"},

@@ -155,14 +155,14 @@ class Beginning(NamedTuple):
     Attributes:
         params: the first parameters.
         train: the training batch.
-        test: the test batch.
+        held: by their names the batches that it does not learn from: "test", and "validation" where there is one.
         order_key: for the order of minibatches.
         draw_key: for an objective that draws numbers; None for any other.
     """
 
     params: Any
     train: Any
-    test: Any
+    held: dict[str, Any]
     order_key: jax.Array
     draw_key: jax.Array | None
 
@@ -186,11 +186,11 @@ def begin(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}; expected a number from 0 to {2**32 - 1}")
     dtype = jnp.dtype(precision)
-    train, test = (cast_floats(batch, dtype) for batch in _data(experiment, data_options))
+    data = {name: cast_floats(batch, dtype) for name, batch in _data(experiment, data_options).items()}
     start_key, order_key, draw_key = keys_of(seed)
     init = jax.jit(functools.partial(experiment.init, **init_options), compiler_options=compiler_options)
     params = cast_floats(init(start_key), dtype)
-    return Beginning(params, train, test, order_key, draw_key if draws(experiment.objective) else None)
+    return Beginning(params, data.pop("train"), data, order_key, draw_key if draws(experiment.objective) else None)
 
 
 def keys_of(seed: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -204,16 +204,20 @@ def first_batch(data: Any, batch_size: int | None) -> Any:
     return data if batch_size is None else jax.tree.map(lambda leaf: leaf[:batch_size], data)
 
 
-def _data(experiment: Experiment, options: dict) -> tuple[Any, Any]:
-    """The experiment's two batches, checked."""
+def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
+    """The experiment's batches by their names, checked."""
     if loads_its_share(experiment):
         options = options | {"process_id": jax.process_index(), "num_processes": jax.process_count()}
     batches = experiment.data(**options)
-    if not isinstance(batches, tuple | list) or len(batches) != 2:
-        raise TypeError(f"data: it returns a {type(batches).__name__}; expected a pair of batches (train, test)")
-    for name, batch in zip(("train", "test"), batches, strict=True):
+    names = {2: ("train", "test"), 3: ("train", "validation", "test")}
+    if not isinstance(batches, tuple | list) or len(batches) not in names:
+        size = f" of {len(batches)}" if isinstance(batches, tuple | list) else ""
+        expected = "batches (train, test), or (train, validation, test)"
+        raise TypeError(f"data: it returns a {type(batches).__name__}{size}; expected {expected}")
+    found = dict(zip(names[len(batches)], batches, strict=True))
+    for name, batch in found.items():
         check_batch(batch, name)
-    return numbers(batches[0], "train"), numbers(batches[1], "test")
+    return {name: numbers(batch, name) for name, batch in found.items()}
 
 
 def draws(objective: Callable[..., Any]) -> bool:

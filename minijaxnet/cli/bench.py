@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 def _bench(
     arguments: Sequence[str], experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict
 ) -> int:
-    params, train, _, _, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
+    params, train, *_, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
     settings = experiment.defaults
     if flags.since is not None:
         read_result(flags.since)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment, loads_its_share
 from minijaxnet.feeds import minibatches_of
+from minijaxnet.goal import goal_of
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
 from minijaxnet.report.story import Known
 from minijaxnet.run import FitResult, Sink, check_values, fit
-from minijaxnet.run.best import goal_of
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
@@ -55,16 +55,16 @@ def carry_out(asked: Asked, open_folder: OpenFolder, *, resume: bool) -> int:
 def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     experiment, flags = asked.experiment, asked.flags
     beginning = begin(experiment, flags.seed, flags.precision, asked.init, asked.data)
-    params, train, test, _, key = beginning
+    params, train, held, _, key = beginning
     mesh = mesh_of(flags)
     optimizer = optimizer_asked(asked)
     descent = divided(mesh, optimizer.descent(differentiated(experiment), flags.learning_rate))
     start = descent.init(params, key)
-    for name, batch in (("train", train), ("test", test)):
+    for name, batch in {"train": train, **held}.items():
         check_values(descent, start, batch, name)
     if flags.batch_size is not None and not (jax.process_count() > 1 and loads_its_share(experiment)):
         minibatches_of(train, flags.batch_size)
-    data_sha256 = agree(asked, digest_of(train, test))
+    data_sha256 = agree(asked, digest_of(train, *held.values()))
     run = _placed(asked, mesh, descent, start, beginning)
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {optimizer}, learning rate "
@@ -131,7 +131,7 @@ def _placed(
     """The descent, where it is to run; it takes the rest of what ``fit`` does."""
     changed = {name: getattr(asked.flags, name) for name in asked.changed}
     flags, minibatches = asked.flags, asked.flags.batch_size is not None
-    train, test = placed_data(mesh, asked, beginning.train, beginning.test)
+    train, held = placed_data(mesh, asked, beginning.train, beginning.held)
     start = placed_start(mesh, start)
     return functools.partial(
         fit,
@@ -143,7 +143,7 @@ def _placed(
         batch_size=flags.batch_size,
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
         log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
-        measure=measure_of(asked.experiment, start.params, train, test, start.key, changed),
+        measure=measure_of(asked.experiment, start.params, train, held, start.key, changed),
         keep_best=flags.keep_best,
         patience=flags.patience,
         checkpoint_every=flags.checkpoint_every or timedelta(seconds=flags.checkpoint_seconds),
@@ -156,12 +156,12 @@ def _tell(
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Write and say what came out of a descent."""
-    (experiment, flags), (params, train, test, order_key, key) = (asked.experiment, asked.flags), beginning
+    (experiment, flags), (params, train, held, order_key, key) = (asked.experiment, asked.flags), beginning
     state = here(result.state)
     write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
-    say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result)}")
+    say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result, held)}")
     if result.best is not None:
         best = result.best
         say(f"\n{goal_of(flags.keep_best)}: {figure(best.value)} at step {best.step:,}, kept in {BEST}")
@@ -194,7 +194,7 @@ def _tell(
                     here(result.best.params),
                     [f"Pictures of weights are of the best ones, step {result.best.step:,}"],
                 )
-            say(leave_report(folder, Known(experiment, shown, train, test, key), notes))
+            say(leave_report(folder, Known(experiment, shown, train, held["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")
@@ -277,11 +277,11 @@ def _outcome(result: FitResult) -> str:
     return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"
 
 
-def _metrics_table(experiment: Experiment, result: FitResult) -> str:
+def _metrics_table(experiment: Experiment, result: FitResult, held: Iterable[str]) -> str:
     last = result.rows[-1]
-    rows = [("loss", figure(last["train_loss"]), figure(last["test_loss"]))]
-    rows += [(name, figure(last[name]), figure(last[f"test_{name}"])) for name in experiment.metrics]
-    return text_table(("at the end", "train", "test"), rows)
+    rows = [("loss", *(figure(last[f"{of}_loss"]) for of in ("train", *held)))]
+    rows += [(name, figure(last[name]), *(figure(last[f"{of}_{name}"]) for of in held)) for name in experiment.metrics]
+    return text_table(("at the end", "train", *held), rows)
 
 
 def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:

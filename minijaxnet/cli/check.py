@@ -84,7 +84,7 @@ def _check_experiment(
         with screen() as on:
             on.say(f"{experiment.name}: {_counted(names, 'point')} in {', '.join(precisions)}")
             on.tell("data and the first parameters")
-            params, train, _, _, key = begin(
+            params, train, *_, key = begin(
                 experiment, flags.seed, "float32", init_options, data_options, quick_options()
             )
             batch = first_batch(train, experiment.defaults.batch_size)

@@ -138,6 +138,9 @@ class SweepFlags:
     """A RANGE, or all points; each size is a program of its own."""
     optimizer_options: str = ""
     """A RANGE for each number of optax's optimizer, such as "momentum=0:0.9:4"."""
+    by: str = "loss"
+    """Choose the best by this number: loss, which is the training loss, validation_loss, test_accuracy or another;
+    "highest NAME" or "lowest NAME" where the name leaves it open."""
     steps: int = 1_000
     """How many steps at most."""
     until_flat: float = 0.0

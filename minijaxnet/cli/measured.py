@@ -17,11 +17,11 @@ def measure_of(
     experiment: Experiment,
     params: Any,
     train: Any,
-    test: Any,
+    held: dict[str, Any],
     key: Any,
     also: Mapping[str, float],
 ) -> Callable[[Any], dict[str, Any]]:
-    """``measure(params)``: the loss and the metrics over all training points, over all test points, and few weights.
+    """``measure(params)``: the loss and metrics over all training points, over each batch held back, and few weights.
 
     And numbers that stay, by ``also``. A logged row's own ``loss`` is the one that the step saw: with minibatches that
     of its batch.
@@ -31,21 +31,23 @@ def measure_of(
         TypeError: one that is no scalar.
     """
     extra, watched = () if key is None else (key,), number_of(params) <= MOST_WATCHED
-    names = ["train_loss", "test_loss", *experiment.metrics, *(f"test_{name}" for name in experiment.metrics)]
+    each = ("loss", *experiment.metrics)
+    names = ["train_loss", *experiment.metrics, *(f"{of}_{name}" for of in held for name in each)]
     names += [*also, *(weights_of(params) if watched else [])]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
     @jax.jit  # the data are arguments: a program cannot hold those of other processes
-    def measured(params: Any, train: Any, test: Any, extra: Any) -> dict[str, Any]:
+    def measured(params: Any, train: Any, held: dict[str, Any], extra: Any) -> dict[str, Any]:
         numbers = {"train_loss": experiment.objective(params, train, *extra)}
         numbers |= {name: metric(params, train) for name, metric in experiment.metrics.items()}
-        numbers["test_loss"] = experiment.objective(params, test, *extra)
-        numbers |= {f"test_{name}": metric(params, test) for name, metric in experiment.metrics.items()}
+        for of, batch in held.items():
+            numbers[f"{of}_loss"] = experiment.objective(params, batch, *extra)
+            numbers |= {f"{of}_{name}": metric(params, batch) for name, metric in experiment.metrics.items()}
         return numbers | (weights_of(params) if watched else {})
 
     def measure(params: Any) -> dict[str, Any]:
-        return measured(params, train, test, extra) | also
+        return measured(params, train, held, extra) | also
 
     for name, value in jax.eval_shape(measure, params).items():
         if not hasattr(value, "shape") or value.shape != ():

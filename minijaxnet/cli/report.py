@@ -80,5 +80,5 @@ def _known(folder: Path, config: dict[str, Any], *, trust: bool) -> Known:
     if not (folder / PARAMS).is_file():
         raise ValueError("the run has not ended")
     flags = asked.flags
-    params, train, test, _, key = begin(asked.experiment, flags.seed, flags.precision, asked.init, asked.data)
-    return Known(asked.experiment, load_params(folder, params), train, test, key)
+    params, train, held, _, key = begin(asked.experiment, flags.seed, flags.precision, asked.init, asked.data)
+    return Known(asked.experiment, load_params(folder, params), train, held["test"], key)

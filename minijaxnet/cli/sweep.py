@@ -25,8 +25,9 @@ from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, defaults_of, op
 from minijaxnet.cli.together import described, join, mesh_of
 from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
 from minijaxnet.feeds import minibatches_of
+from minijaxnet.goal import goal_of
 from minijaxnet.loop import descend, descend_minibatches
-from minijaxnet.pytrees import cast_floats, named_leaves
+from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import RESULT, SWEPT, write_json
@@ -80,7 +81,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     }
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
-    _, train, test, _, _ = begin(experiment, 0, flags.precision, first, asked.data)
+    _, train, held, *_ = begin(experiment, 0, flags.precision, first, asked.data)
     for size in each.get("batch_size", ()):
         minibatches_of(train, size)
     programs = [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*each.values())]
@@ -101,12 +102,18 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
                 state, trace = descend(descent, state, train, **rest)
             else:
                 state, trace = descend_minibatches(descent, state, train, order_key, batch_size=batch_size, **rest)
-            metrics = {f"test_{name}": metric(state.params, test) for name, metric in experiment.metrics.items()}
-            loss = experiment.objective(state.params, train, *(() if key is None else (key,)))
+            extra = () if key is None else (key,)
+            loss, metrics = experiment.objective(state.params, train, *extra), {}
+            for of, batch in held.items():
+                metrics[f"{of}_loss"] = experiment.objective(state.params, batch, *extra)
+                metrics |= {f"{of}_{name}": metric(state.params, batch) for name, metric in experiment.metrics.items()}
             return {"trace": trace, "loss": loss, "metrics": metrics}
 
         return run
 
+    known = ["loss", *(f"{of}_{name}" for of in held for name in ("loss", *experiment.metrics))]
+    if (by := goal_of(flags.by).name) not in known:
+        raise ValueError(f"by: got {by!r}; expected one of {', '.join(known)}")
     mesh = mesh_of(flags)
     count = math.prod(len(numbers) for numbers in axes.values()) * len(programs)
     print(
@@ -114,7 +121,12 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         flush=True,
     )
     found: list[SweepResult] = []
-    with open_folder(digest_of(train, test)) as folder, hold(folder), failure_told(folder), heard(raises=True) as stop:
+    with (
+        open_folder(digest_of(train, *held.values())) as folder,
+        hold(folder),
+        failure_told(folder),
+        heard(raises=True) as stop,
+    ):
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
             for program in programs:
                 name = "-".join(f"{name}-{number}" for name, number in program.items()) or "all"
@@ -144,14 +156,18 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
         print(f"\n{result.table(name)}")
     code, outcome = 0, {"status": "INTERRUPTED" if signum else "DONE", "best": None}
     if np.isfinite(result.losses).any():
-        best = result.best()
+        goal, best = goal_of(asked.flags.by), result.best(asked.flags.by)
         values = {name: float(value) for name, value in best.values.items()}
-        metrics = {name: float(leaf[best.place]) for name, leaf in named_leaves(result.output["metrics"]).items()}
-        outcome |= {"best": values, "loss": best.loss, "metrics": metrics}
+        metrics = {name: float(leaf[best.place]) for name, leaf in result.metrics.items()}
+        outcome |= {"best": values, "by": str(goal), "loss": best.loss, "metrics": metrics}
         where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
-        equal = int((result.losses == best.loss).sum()) - 1
-        also = f", as low as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
-        print(f"\nbest: {where}: loss {figure(best.loss)}{also}\nto run it: {_command(asked, best.values)}")
+        chosen = {"loss": result.losses, **result.metrics}[goal.name]
+        equal = int((chosen == chosen[best.place]).sum()) - 1
+        also = f", as {'high' if goal.highest else 'low'} as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
+        found = {"loss": best.loss, **metrics}
+        rest = ", ".join(f"{name} {figure(value)}" for name, value in found.items() if name != goal.name)
+        print(f"\nbest: {where}: {goal.name} {figure(found[goal.name])}{also}\n({rest})")
+        print(f"to run it: {_command(asked, best.values)}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1
@@ -175,7 +191,7 @@ def _command(asked: Asked, values: Mapping[str, Any]) -> str:
     own = asked.init | (asked.optimizer if asked.flags.optimizer == OWN else {})
     options = options_in(asked.flags.optimizer_options)
     chosen = {name: _shortest(values.get(name, value)) for name, value in {**flags, **own, **options}.items()}
-    chosen["seed"] = _shortest(values.get("seed", 0))
+    chosen |= {"seed": _shortest(values.get("seed", 0)), "devices": "None"}
     chosen["optimizer_options"] = " ".join(f"{name}={chosen.pop(name)}" for name in options)
     usual = {**defaults["flags"], **defaults["init"], **defaults["optimizer"]}
     words = [

@@ -134,7 +134,7 @@ def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
     return start if mesh is None else replicate(mesh, arrays_from_first(start, start))
 
 
-def placed_data(mesh: Mesh | None, asked: Asked, train: Any, test: Any) -> tuple[Any, Any]:
+def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The data where the descent runs: the points divided, or for minibatches all of them on each device.
 
     A process that loads its own share of the points has no others: then these are divided for minibatches, too.
@@ -143,16 +143,16 @@ def placed_data(mesh: Mesh | None, asked: Asked, train: Any, test: Any) -> tuple
         ValueError: points or a batch size that the devices do not divide.
     """
     if mesh is None:
-        return train, test
+        return train, held
     size = asked.flags.batch_size
     if size is not None:
         check_divides("batch_size", size, mesh.size)
     if loads_its_share(asked.experiment):
-        return shard_batch(mesh, train), shard_batch(mesh, test)
+        return shard_batch(mesh, train), {name: shard_batch(mesh, batch) for name, batch in held.items()}
     if size is not None:
-        return replicate(mesh, train), replicate(mesh, test)
+        return replicate(mesh, train), replicate(mesh, held)
     points = len(jax.tree.leaves(train)[0])
     check_divides("batch", points, mesh.size, unit=" points")
     share = points // jax.process_count()
     first = share * jax.process_index()
-    return shard_batch(mesh, jax.tree.map(lambda leaf: leaf[first : first + share], train)), replicate(mesh, test)
+    return shard_batch(mesh, jax.tree.map(lambda leaf: leaf[first : first + share], train)), replicate(mesh, held)

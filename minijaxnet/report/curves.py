@@ -1,5 +1,6 @@
 """Pictures of a run: what was logged over its steps, and what each single step saw."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def _look(name: str, names: Sequence[str]) -> _Look:
         return _Look(COLOURS["test"], "--", "s")
     if name.startswith("train_") or f"test_{name}" in names:
         return _Look(COLOURS["train"], "-", "o")
-    if not any(other.startswith(("test_", "train_")) for other in names):
+    if not any(other.startswith(("test_", "train_", "validation_")) for other in names):
         place = list(names).index(name)
         return _Look(SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)], "os^Dv"[place % 5])
     return _Look(COLOURS["hand"], "-.", "^")
@@ -117,7 +118,7 @@ def _in_short(names: Any) -> list[str]:
     >>> _in_short(["train_loss", "test_loss"])
     ['loss']
     """
-    return list(dict.fromkeys(name.removeprefix("test_").removeprefix("train_") for name in names))
+    return list(dict.fromkeys(re.sub("^(test|train|validation)_", "", name) for name in names))
 
 
 def _draw_end(axes: Any, flat_at: int | None, diverged_at: int | None) -> None:

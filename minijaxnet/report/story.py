@@ -10,6 +10,7 @@ import numpy as np
 
 from minijaxnet.bench.comparison import as_ratio
 from minijaxnet.experiment import Experiment
+from minijaxnet.goal import goal_of
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
@@ -176,7 +177,13 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
         how = "All descents of the sweep were carried out."
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
+    if result.get("status") == "STOPPED_EARLY":
+        how = f"The descent was stopped early, after {result['steps_taken']:,} steps, for want of progress."
     yield Verdict(_STATES[told.state], how)
+    if best := result.get("kept_best"):
+        goal = goal_of(str(told.config["flags"].get("keep_best")))
+        words = f"The {goal} was {short(best['value'])}, at step {best['step']:,}: these weights are kept."
+        yield Verdict("neutral", words)
     if len(rows) > 1 and "train_loss" in rows[0]:
         first, last = rows[0], rows[-1]
         metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
@@ -209,10 +216,13 @@ def _descent(told: Told) -> Section:
     if not rows:
         return Section("Descent", "Nothing was logged.")
     names = [name for name in rows[-1] if name != "step" and not is_weight(name)]
-    losses = [name for name in ("train_loss", "test_loss") if name in names] or ["loss"]
+    held = [of for of in ("validation", "test") if f"{of}_loss" in names]
+    losses = [name for name in ("train_loss", *(f"{of}_loss" for of in held)) if name in names] or ["loss"]
     wanted: list[tuple[str, list[str]]] = [("Loss", losses), ("Gradient norm", ["gradient_norm"])]
-    wanted += [(name, [name, f"test_{name}"]) for name in names if f"test_{name}" in names and name != "loss"]
-    columns = ["step", *(name for name in rows[0] if name != "step")]
+    wanted += [
+        (name, [name, *(f"{of}_{name}" for of in held)]) for name in names if f"test_{name}" in names and name != "loss"
+    ]
+    columns = list(dict.fromkeys(name for row in (rows[0], rows[-1]) for name in row))
     kept, words = rows, ""
     if len(rows) > _MOST_ROWS:
         at, _ = thin(np.arange(len(rows)), np.array([row.get("loss", np.nan) for row in rows], float), _MOST_ROWS)

@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from minijaxnet.goal import goal_of
 from minijaxnet.loop import own_copy
 from minijaxnet.processes import here
 from minijaxnet.pytrees import check_count
 from minijaxnet.run.checkpoint import read_checkpoint, write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.folder import BEST
-
-# Parts of the names of numbers of which more is better.
-_HIGHER = ("accuracy", "precision", "recall", "f1", "auc", "score", "r2", "likelihood")
 
 
 class Best(NamedTuple):
@@ -29,42 +25,6 @@ class Best(NamedTuple):
     params: Any
     step: int
     value: float
-
-
-class Goal(NamedTuple):
-    """A measured number, and whether more of it is better.
-
-    Attributes:
-        name: of the number.
-        highest: whether the highest is the best.
-    """
-
-    name: str
-    highest: bool
-
-    def __str__(self) -> str:
-        """In words."""
-        return f"{'highest' if self.highest else 'lowest'} {self.name}"
-
-    def better(self, value: float, than: float) -> bool:
-        """Whether a number is better than another; NaN never is, and any number is better than NaN."""
-        if np.isnan(value) or np.isnan(than):
-            return not np.isnan(value)
-        return value > than if self.highest else value < than
-
-
-def goal_of(text: str) -> Goal:
-    """A goal by its name: what is called an accuracy or a score should be high, anything else low.
-
-    ``highest NAME`` and ``lowest NAME`` say it.
-
-    >>> print(goal_of("test_loss"), goal_of("test_accuracy"), goal_of("highest margin"), sep=", ")
-    lowest test_loss, highest test_accuracy, highest margin
-    """
-    how, _, name = text.partition(" ")
-    if how in ("highest", "lowest") and name:
-        return Goal(name.strip(), how == "highest")
-    return Goal(text, any(part in text.lower() for part in _HIGHER))
 
 
 class BestKeeper:

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet.goal import goal_of
 from minijaxnet.pytrees import is_keys
 from minijaxnet.tables import figure, html_of, percent, text_table
 from minijaxnet.trace import DIVERGED, FLAT, Trace
 
 
 class Best(NamedTuple):
-    """The replica that ended lowest.
+    """The replica that ended best.
 
     Attributes:
         place: its index on the axes.
@@ -73,22 +74,39 @@ class SweepResult(NamedTuple):
             ended = np.take_along_axis(np.asarray(trace.loss, np.float64), last, axis=-1)[..., 0]
         return np.where(self.finished, np.where(trace.status == DIVERGED, np.inf, ended), np.nan)
 
-    def best(self) -> Best:
-        """The replica that ended lowest, of those that did not diverge.
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What the run returns as ``output["metrics"]``, by name; NaN where it diverged, or nothing is known."""
+        found = self.output.get("metrics", {}) if isinstance(self.output, dict) else {}
+        known = np.isfinite(self.losses)
+        return {name: np.where(known, np.asarray(values, np.float64), np.nan) for name, values in found.items()}
+
+    def best(self, by: str = "loss") -> Best:
+        """The replica that ended best, of those that did not diverge.
+
+        Args:
+            by: "loss" for the lowest last loss, or one of ``metrics``: of an accuracy or a score the highest is the
+                best, else the lowest; "highest NAME" or "lowest NAME" say it.
 
         Raises:
-            ValueError: all of them did.
+            ValueError: all of them diverged, or there is no such metric.
         """
-        losses = self.losses
-        if not np.isfinite(losses).any():
-            raise ValueError(f"best: got {losses.size} replicas, of which none ended at a finite loss; expected one")
-        place = tuple(int(i) for i in np.unravel_index(np.nanargmin(losses), losses.shape))
+        losses, goal = self.losses, goal_of(by)
+        values = {"loss": np.where(np.isfinite(losses), losses, np.nan)} | self.metrics
+        if goal.name not in values:
+            raise ValueError(f"by: got {goal.name!r}; expected one of {', '.join(values)}")
+        values = values[goal.name]
+        if not np.isfinite(values).any():
+            got = f"got {values.size} replicas, of which none ended at a finite {goal.name}"
+            raise ValueError(f"best: {got}; expected one")
+        best = np.nanargmax(values) if goal.highest else np.nanargmin(values)
+        place = tuple(int(i) for i in np.unravel_index(best, values.shape))
         each = place if len(place) == len(self.axes) else place * len(self.axes)
-        values = {name: axis[i] for (name, axis), i in zip(self.axes.items(), each, strict=True)}
-        return Best(place, values, float(losses[place]))
+        chosen = {name: axis[i] for (name, axis), i in zip(self.axes.items(), each, strict=True)}
+        return Best(place, chosen, float(losses[place]))
 
     def table(self, axis: str | None = None) -> str:
-        """How the replicas ended, by the values of one axis: quantiles of the last loss over all others.
+        """How the replicas ended, by the values of one axis: quantiles of the last loss, medians of the metrics.
 
         Args:
             axis: its name; the first one of numbers, if not said.
@@ -111,7 +129,7 @@ class SweepResult(NamedTuple):
         for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
             there = ~np.isnan(loss)
             if not there.any():
-                rows.append((shown(values, i), *["-"] * 5))
+                rows.append((shown(values, i), *["-"] * (5 + len(self.metrics))))
                 continue
             quantiles = np.quantile(loss[there], (0.1, 0.5, 0.9), method="nearest")
             flat = taken[there & (status == FLAT)]
@@ -121,9 +139,10 @@ class SweepResult(NamedTuple):
                     *(figure(float(q)) for q in quantiles),
                     percent(float(np.mean(status[there] == DIVERGED))),
                     figure(float(np.median(flat))) if len(flat) else "-",
+                    *(_median(by_value(metric)[i]) for metric in self.metrics.values()),
                 )
             )
-        return (name, "loss 10 %", "median", "90 %", "diverged", "steps until flat"), rows
+        return (name, "loss 10 %", "median", "90 %", "diverged", "steps until flat", *self.metrics), rows
 
     def _repr_html_(self) -> str:
         return html_of(self)
@@ -131,6 +150,11 @@ class SweepResult(NamedTuple):
     def __str__(self) -> str:
         """The table."""
         return self.table()
+
+
+def _median(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    return figure(float(np.median(known))) if len(known) else "-"
 
 
 def shown(values: Any, i: int) -> str:

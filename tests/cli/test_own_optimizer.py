@@ -97,11 +97,12 @@ def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(file):
 def test_its_numbers_are_swept_and_the_table_ends_with_the_command_that_runs_the_best(file):
     called = call("sweep", file(), "--warmup", "2,9", "--decay", "0.1:0.5:2", "--steps", "20")
     assert called.code == 0
+    swept = called.folder
     line = called.out[called.out.index("minijaxnet run line.py") :].splitlines()[0]
     assert "--warmup 9" not in line and "--steps 20" in line
     again = call(*shlex.split(line)[1:], *PLAIN)
     assert again.code == 0, again.err
-    best = float(called.out.split(": loss ")[-1].split(",")[0].split()[0])
+    best = json.loads((swept / "result.json").read_text())["loss"]
     assert again.read("result.json")["metrics"]["train_loss"] == pytest.approx(best, rel=1e-3)
 
 

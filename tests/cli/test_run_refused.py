@@ -133,11 +133,11 @@ BAD_EXPERIMENTS = {
     ),
     "no batches": (
         RETURNED.format(returned="None"),
-        "data: it returns a NoneType; expected a pair of batches (train, test)",
+        "data: it returns a NoneType; expected batches (train, test), or (train, validation, test)",
     ),
-    "three batches": (
-        RETURNED.format(returned="(points, points, points)"),
-        "data: it returns a tuple; expected a pair of batches (train, test)",
+    "four batches": (
+        RETURNED.format(returned="(points, points, points, points)"),
+        "data: it returns a tuple of 4; expected batches (train, test), or (train, validation, test)",
     ),
     "an experiment of the wrong type": ("experiment = 3", "its experiment is a int; expected a line `experiment ="),
     "no experiment": ("pass", "defines no experiment; expected a line `experiment = Experiment(...)`"),

@@ -11,7 +11,7 @@ import pytest
 from kits.fits import DATA, full_batch, minibatches, watched_fit
 
 import minijaxnet as mjn
-from minijaxnet.run.best import Goal, goal_of
+from minijaxnet.goal import Goal, goal_of
 
 # A weight goes down by 1 each step; it is best at 0, after five of them, and then becomes worse.
 DESCENT = mjn.gradient_descent(lambda weight, batch: weight + 0 * jnp.sum(batch[0]), 1.0)
