@@ -20,6 +20,7 @@ from minijaxnet.losses import (
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
 from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
+from minijaxnet.streams import padded
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
@@ -80,6 +81,7 @@ __all__ = [
     "mlp_gradient",
     "objective",
     "optax_descent",
+    "padded",
     "prediction_errors",
     "project_path",
     "save_checkpoint",

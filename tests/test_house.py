@@ -15,7 +15,7 @@ FLOORS = [
     {"_programs", "goal", "network", "data"},
     {"losses", "gradient_rule", "processes"},
     {"backprop", "descent", "feeds", "experiment", "mesh"},
-    {"trace", "landscape", "parallel"},
+    {"trace", "landscape", "parallel", "streams"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},
     {"load"},

@@ -6,13 +6,12 @@ nothing of it, and its chunks may be cut anywhere: the numbers are the same to t
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._loops import block_on
@@ -31,11 +30,13 @@ from minijaxnet.pytrees import (
     named_leaves,
 )
 from minijaxnet.run.best import Best, BestKeeper
+from minijaxnet.run.diagnose import lost_updates
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
 from minijaxnet.run.log import Log, Progress, Sink
 from minijaxnet.run.measured import measured_by, row_of
 from minijaxnet.run.signals import heard
+from minijaxnet.streams import InMemory, Stream
 from minijaxnet.tables import figure, html_of
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
 
@@ -122,7 +123,9 @@ def fit(
     Args:
         descent: how to step.
         state: where to start; copied once, so it stays yours.
-        data: ``Batch(x, y)``, the batch axis first.
+        data: ``Batch(x, y)`` or any other tree of arrays, the batch axis first; or, for more than memory holds,
+            ``batches(first_step)`` that returns an iterator of batches from that step on, of one shape. They are read
+            ahead by a thread; batches of fewer points are left out, or filled up by ``padded``.
         steps: how many steps at most, at least 0.
         until_flat: stop before a step whose gradient norm is at most this; with minibatches or a keyed objective the
             slope is only a sample, and 0 means never.
@@ -178,16 +181,13 @@ def fit(
     if log_every is not None:
         check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
-    check_values(descent, state, data)
-    data = numbers(data, "data")
-    data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
-    feed, source = (OneBatch(), data) if batch_size is None else (minibatches_of(data, batch_size), (data, key))
-    if batch_size is not None:
-        check_key(key)
+    held = None if callable(data) else _in_memory(descent, state, data, batch_size, key)
+    if callable(data) and (batch_size is not None or jax.process_count() > 1):
+        got = "batch_size, too" if batch_size is not None else "several processes"
+        raise ValueError(f"data: got a function that reads batches, and {got}; expected an array or a tree of them")
     began, run_s, start = time.perf_counter(), 0.0, state
     state = own_copy(state)
-    step_known = known(descent.step)
-    capacity, block = chunk_capacity(step_known, feed, state, source), block_on(state)
+    step_known, block = known(descent.step), block_on(state)
 
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
@@ -198,6 +198,7 @@ def fit(
         nullcontext(Keeper(folder, every=checkpoint_every, resume=resume)) as keeper,
         Log(folder, resume=resume, sink=sink) as log,
         heard() as stop,
+        ExitStack() as at_the_end,
     ):
         best = BestKeeper(keep_best, patience, folder)
         every: int = log_every or from_first(log.every) or max(1, steps // 20)
@@ -206,13 +207,14 @@ def fit(
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
         notes = best.begin(state.params, log.rows, resume=resume)
-
+        reader = held or at_the_end.enter_context(closing(Stream(data, first)))
+        feed, capacity = reader.feed, chunk_capacity(step_known, reader.feed, state, reader.source())
         under_way = np.int32(OUT_OF_STEPS)
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
             start = time.perf_counter()
             with jax.transfer_guard("allow"):  # of the three numbers that follow the source; all else is there
-                out = run_chunk(step_known, feed, capacity, block, state, source, steps, until_flat, under_way)
+                out = run_chunk(step_known, feed, capacity, block, state, reader.source(), steps, until_flat, under_way)
             jax.block_until_ready(out)
             return *out, time.perf_counter() - start
 
@@ -223,6 +225,9 @@ def fit(
         while True:
             step = first + history.steps_taken
             most = min(steps - step, every - step % every, keeper.steps_left(step), capacity)
+            if most > 0 and history.status == OUT_OF_STEPS:
+                reader.source()  # the next batches, if there are any
+                most = 0 if reader.ended else min(most, reader.left)
             measured = None
             if most > 0 and step % every == 0 and history.status == OUT_OF_STEPS:
                 measured = measured_by(measure, state.params)
@@ -239,6 +244,7 @@ def fit(
                 keeper.keep(step, state, log.sha256)
             state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
+            reader.take(len(seen.loss))
             run_s += seconds
             if len(seen.loss):
                 if measured is not None:
@@ -261,33 +267,33 @@ def fit(
         log.sync()
     if interrupted and on_interrupt == "raise":
         raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
-    notes += [*keeper.notes, *_lost_updates(start.params, state.params, end)]
+    if reader.ended:
+        notes.append(f"the data ended after {end:,} of {steps:,} steps")
+    if reader.left_out:
+        notes.append(f"{reader.left_out:,} batches of fewer points were left out (minijaxnet.padded fills them up)")
+    notes += [*keeper.notes, *lost_updates(start.params, state.params, end)]
     trace = history.trace()
     if is_over and trace.status == OUT_OF_STEPS:
         trace = trace._replace(status=np.int32(STOPPED_EARLY))
     return FitResult(state, trace, log.rows, first, interrupted, notes, compile_s, run_s, best.best)
 
 
+def _in_memory(descent: Descent, state: DescentState, data: Any, batch_size: int | None, key: Any) -> InMemory:
+    """Data that is all at hand, checked."""
+    check_values(descent, state, data)
+    data = numbers(data, "data")
+    data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
+    if batch_size is None:
+        return InMemory(OneBatch(), data)
+    feed = minibatches_of(data, batch_size)
+    check_key(key)
+    return InMemory(feed, (data, key))
+
+
 def _how_to_go_on(folder: Any) -> str:
     if folder is None:
         return "with run_dir= it could go on, on_interrupt='return' returns what was learnt"
     return f"resume=True goes on in {folder}"
-
-
-def _lost_updates(before: Any, after: Any, steps: int) -> list[str]:
-    """A note where of the weights of few digits hardly one has moved; one that is 0 always does, however little."""
-    pairs = zip(jax.tree.leaves(here(before)), jax.tree.leaves(here(after)), strict=True)
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs if jnp.finfo(a.dtype).bits < 32]
-    count = sum(int(np.sum(a != 0)) for a, _ in pairs)
-    moved = sum(int(np.sum((a != 0) & (a != b))) for a, b in pairs)
-    if steps < 2 or not count or moved > count / 100:
-        return []
-    dtypes = ", ".join(sorted({str(a.dtype) for a, _ in pairs}))
-    return [
-        f"{moved:,} of {count:,} weights have moved: if the others are not meant to stay, the learning rate times the "
-        f"gradient is below half a unit in their last place ({dtypes}); take float32 weights, a larger rate, or "
-        "stochastic rounding"
-    ]
 
 
 def check_values(descent: Descent, state: DescentState, data: Any, name: str = "data") -> None:

@@ -1,0 +1,219 @@
+"""Data that is read as it is needed: batches from an iterator, read ahead by a thread, several in one compiled chunk.
+
+``batches(first_step)`` returns an iterator of batches from that step on. So a run that goes on needs no state of the
+reader: it asks for the batches from where it is.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet.data import check_batch, numbers
+from minijaxnet.feeds import CHUNK_BYTES, count_points
+from minijaxnet.pytrees import structure_difference
+
+# Batches that are stacked for a chunk, at most: enough that the host is not waited for, few enough to be read soon.
+_STACKED = 64
+_AHEAD = 2  # stacks that are read before they are needed
+
+Batches = Callable[[int], Iterator[Any]]
+
+
+class Stacked(NamedTuple):
+    """The feed of a stack of batches: ``source`` is ``(stack, first)``, the place of the first step's batch in it."""
+
+    batches: int
+
+    def most_steps(self) -> int:
+        """How many steps a chunk may have."""
+        return self.batches
+
+    def draw(self, source: Any, first: Any, steps: Any, capacity: int) -> Any:
+        """Nothing is to be drawn."""
+        return source
+
+    def at(self, drawn: Any, k: Any) -> Any:
+        """The batch of the k-th step."""
+        stack, first = drawn
+        return jax.tree.map(lambda leaf: leaf[first + k], stack)
+
+
+class InMemory(NamedTuple):
+    """Data that is all at hand, as a ``Stream`` gives it out."""
+
+    feed: Any
+    data: Any
+    ended: bool = False
+    left_out: int = 0
+    left: int = 2**31 - 1
+
+    def source(self) -> Any:
+        """What a feed draws from."""
+        return self.data
+
+    def take(self, count: int) -> None:
+        """Nothing is used up."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Stream:
+    """Batches from a step on, in stacks.
+
+    Attributes:
+        feed: how a step finds its batch.
+        left_out: how many batches were left out, since they had fewer points than the first.
+        ended: whether the iterator is at its end.
+    """
+
+    def __init__(self, batches: Batches, first_step: int):
+        """Read the first batch.
+
+        Raises:
+            TypeError: no iterator, or one of what is no batch.
+            ValueError: there is no batch.
+        """
+        read = batches(first_step)
+        if not hasattr(read, "__iter__"):
+            raise TypeError(f"data: it returns a {type(read).__name__}; expected an iterator of batches")
+        self._read = iter(read)
+        try:
+            first = next(self._read)
+        except StopIteration:
+            raise ValueError(f"data: got no batch from step {first_step:,} on; expected some") from None
+        check_batch(first, "batch")
+        first = _on_host(first)
+        self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+        nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
+        self.feed = Stacked(max(2, min(_STACKED, CHUNK_BYTES // max(1, nbytes))))
+        self.left_out, self.ended = 0, False
+        self._stack: Any = None
+        self._at, self._length = 0, 0
+        self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
+        self._stop = threading.Event()
+        x64 = jnp.result_type(float) == jnp.float64
+        self._thread = threading.Thread(target=self._read_ahead, args=(first, x64), daemon=True)
+        self._thread.start()
+
+    def _read_ahead(self, first: Any, x64: bool) -> None:
+        """Put stacks into the queue, and last of all an error or None."""
+        try:
+            with jax.enable_x64(x64):  # which each thread has for itself
+                whole = self._whole(itertools.chain([first], map(_on_host, self._read)))
+                while stack := list(itertools.islice(whole, self.feed.batches)):
+                    length = len(stack)
+                    stack += [stack[-1]] * (self.feed.batches - length)  # one shape, one program
+                    if not self._give((jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack)), length)):
+                        return
+            self._give(None)
+        except BaseException as error:
+            self._give(error)
+
+    def _whole(self, read: Iterator[Any]) -> Iterator[Any]:
+        """The batches that are like the first; those with fewer points are left out."""
+        points = count_points(self._like)
+        for number, batch in enumerate(read):
+            if difference := structure_difference(batch, self._like):
+                if number and jax.tree.structure(batch) == jax.tree.structure(self._like):
+                    if 0 <= count_points(batch) < points:
+                        self.left_out += 1
+                        continue
+                raise ValueError(f"data: batch {number:,} is not like the first one: {difference}")
+            yield batch
+
+    def _give(self, item: Any) -> bool:
+        """Put it where it is waited for; whether anybody still waits."""
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def source(self) -> Any:
+        """The stack, and where in it the next batch is; after the end the last one there was.
+
+        Raises:
+            Exception: what reading raised.
+        """
+        if self._at == self._length and not self.ended:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                self.ended = True
+            else:
+                (self._stack, self._length), self._at = item, 0
+        return self._stack, np.int32(min(self._at, max(0, self._length - 1)))
+
+    @property
+    def left(self) -> int:
+        """How many batches of the stack at hand are left."""
+        return self._length - self._at
+
+    def take(self, count: int) -> None:
+        """Go on by so many batches."""
+        self._at += count
+
+    def close(self) -> None:
+        """Have the thread end."""
+        self._stop.set()
+        if (close := getattr(self._read, "close", None)) is not None and not self._thread.is_alive():
+            close()
+
+
+def _on_host(batch: Any) -> Any:
+    """A batch as NumPy arrays, also one of torch's tensors."""
+    return jax.tree.map(np.asarray, numbers(batch, "batch"))
+
+
+def padded(batches: Batches) -> Batches:
+    """Batches of one size, with a weight for each point: 0 for those that fill up a batch which has fewer, else 1.
+
+    ::
+
+        loss = sum(weight * error) / sum(weight)
+
+    Args:
+        batches: ``batches(first_step)``, as for ``fit``; the first one is the largest.
+
+    Returns:
+        The same, with the weights, ``(points,)`` in float32, as a last entry of a tuple, or as ``"weight"`` of a dict.
+
+    Example:
+        >>> read = padded(lambda first_step: iter([(np.ones(3),), (np.ones(2),)]))
+        >>> [weight.tolist() for _, weight in read(0)]
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+    """
+
+    def weighted(first_step: int) -> Iterator[Any]:
+        most = 0
+        for batch in batches(first_step):
+            batch = _on_host(batch)
+            points = count_points(batch)
+            most = most or points
+            if points > most:
+                raise ValueError(f"data: got a batch of {points:,} points; expected at most {most:,}, as in the first")
+            more = most - points
+            filled = jax.tree.map(lambda leaf, more=more: np.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)), batch)
+            weight = (np.arange(most) < points).astype(np.float32)
+            yield {**filled, "weight": weight} if isinstance(filled, dict) else (*filled, weight)
+
+    return weighted
+
+
+def first_batch_of(data: Any) -> Any:
+    """The first batch where data is read as it is needed; other data as they are.
+
+    >>> first_batch_of(lambda first_step: iter([np.ones(2)]))
+    array([1., 1.])
+    """
+    return _on_host(next(iter(data(0)))) if callable(data) else data

@@ -1,0 +1,182 @@
+"""Data that is read as it is needed: the same descent as with all of it at hand, and whatever can go wrong."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kits.fits import DATA, OBJECTIVE, PARAMS, watched_fit
+
+import minijaxnet as mjn
+from minijaxnet import streams
+
+DESCENT = mjn.gradient_descent(OBJECTIVE, 0.05)
+START = DESCENT.init(PARAMS)
+BATCHES = [mjn.Batch(DATA.x[k : k + 3], DATA.y[k : k + 3]) for k in range(10)]
+
+
+def batches(first_step):
+    for step in itertools.count(first_step):
+        yield BATCHES[step % len(BATCHES)]
+
+
+def expected(steps, start=START):
+    """Step by step, and what each saw."""
+    step, losses, state = jax.jit(lambda state, batch: DESCENT.step(state, batch)), [], start
+    for k in range(steps):
+        state, info = step(state, BATCHES[k % len(BATCHES)])
+        losses.append(float(info.loss))
+    return state, losses
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("stacked", [1, 2, 7, 64])
+@pytest.mark.parametrize("log_every", [1, 5, 1000])
+def test_each_step_sees_its_batch_however_many_are_stacked(stacked, log_every, monkeypatch):
+    monkeypatch.setattr(streams, "_STACKED", stacked)
+    result = mjn.fit(DESCENT, START, batches, steps=43, log_every=log_every)
+    state, losses = expected(43)
+    np.testing.assert_allclose(result.trace.loss, losses, rtol=2e-6)
+    chex.assert_trees_all_close(result.state.params, state.params, rtol=2e-6, atol=1e-7)
+    assert result.steps_taken == 43 and not result.notes
+
+
+@pytest.mark.parametrize("stop_at", [1, 17, 30])
+def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(stop_at, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    options = {"steps": 60, "log_every": 4, "checkpoint_every": 5}
+
+    def stop(progress):
+        if progress.step >= stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    one = watched_fit(DESCENT, START, batches, run_dir=whole, **options)
+    first = watched_fit(DESCENT, START, batches, run_dir=broken, on_progress=stop, **options)
+    assert first.interrupted and first.steps_taken < 60
+    two = watched_fit(DESCENT, START, batches, run_dir=broken, resume=True, **options)
+    chex.assert_trees_all_equal(two.state, one.state, strict=True)
+    assert two.rows == one.rows
+
+
+def test_data_that_end_end_the_run_and_that_is_said():
+    result = mjn.fit(DESCENT, START, lambda first: itertools.islice(batches(first), 30), steps=100)
+    assert result.steps_taken == 30 and result.notes == ["the data ended after 30 of 100 steps"]
+    np.testing.assert_allclose(result.trace.loss[:30], expected(30)[1], rtol=2e-6)
+
+
+def ragged(first_step):
+    points = [slice(k, k + 5) for k in range(0, 12, 5)]  # 5, 5 and 2 points
+    for step in range(first_step, 9):
+        yield mjn.Batch(DATA.x[points[step % 3]], DATA.y[points[step % 3]])
+
+
+def test_batches_of_fewer_points_are_left_out_or_filled_up():
+    result = mjn.fit(DESCENT, START, ragged, steps=50)
+    assert result.steps_taken == 6
+    assert "3 batches of fewer points were left out (minijaxnet.padded fills them up)" in result.notes
+
+    def weighted(params, batch):
+        x, y, weight = batch
+        errors = jnp.sum((mjn.mlp((3, 4, 1), activation=jnp.tanh).apply(params, x) - y) ** 2, axis=1)
+        return jnp.sum(weight * errors) / jnp.sum(weight)
+
+    descent = mjn.gradient_descent(weighted, 0.05)
+    result = mjn.fit(descent, descent.init(PARAMS), mjn.padded(ragged), steps=50)
+    assert result.steps_taken == 9
+    state = START
+    for batch in ragged(0):
+        state, _ = DESCENT.step(state, batch)
+    chex.assert_trees_all_close(result.state.params, state.params, rtol=1e-5, atol=1e-6)
+
+
+def test_dicts_and_lists_as_a_data_loader_has_them():
+    def as_dict(first_step):
+        return ({"x": np.asarray(batch.x).tolist(), "y": batch.y} for batch in batches(first_step))
+
+    descent = mjn.gradient_descent(lambda params, batch: OBJECTIVE(params, (jnp.stack(batch["x"]), batch["y"])), 0.05)
+
+    def arrays(first_step):
+        return ({"x": np.float32(batch["x"]), "y": batch["y"]} for batch in as_dict(first_step))
+
+    result = mjn.fit(descent, descent.init(PARAMS), arrays, steps=12)
+    np.testing.assert_allclose(result.trace.loss, expected(12)[1], rtol=2e-6)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), PARAMS)
+        wide = lambda first: (jax.tree.map(np.float64, batch) for batch in batches(first))  # noqa: E731
+        result = mjn.fit(DESCENT, DESCENT.init(params), wide, steps=5)
+        assert result.trace.loss.dtype == np.float64
+
+
+def broken_at(where):
+    def read(first_step):
+        for step, batch in enumerate(batches(first_step)):
+            if step == where:
+                raise OSError("the disk is gone")
+            yield batch
+
+    return read
+
+
+@pytest.mark.parametrize("where", [0, 3, 150])
+def test_what_reading_raises_is_raised_and_what_was_learnt_is_kept(where, tmp_path):
+    with pytest.raises(OSError, match="the disk is gone"):
+        mjn.fit(DESCENT, START, broken_at(where), steps=1_000, run_dir=tmp_path, checkpoint_every=10)
+    if where > 100:
+        assert list((tmp_path / "checkpoints").iterdir())
+
+
+def other(batch):
+    return lambda first_step: iter([BATCHES[0], batch])
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "words"),
+    [
+        (lambda first: 3, {}, TypeError, "data: it returns a int; expected an iterator of batches"),
+        (lambda first: iter(()), {}, ValueError, "data: got no batch from step 0 on; expected some"),
+        (lambda first: iter(["a"]), {}, TypeError, "batch"),
+        (batches, {"batch_size": 3}, ValueError, "data: got a function that reads batches, and batch_size, too"),
+        (other({"x": 1}), {}, ValueError, "data: batch 1 is not like the first one"),
+        (other(mjn.Batch(DATA.x[:5], DATA.y[:5])), {}, ValueError, "data: batch 1 is not like the first one"),
+        (lambda first: iter([mjn.Batch(DATA.x * np.nan, DATA.y)]), {}, ValueError, r"batch\.x.*got nan"),
+    ],
+)
+def test_what_is_no_stream_is_said(data, options, error, words):
+    with pytest.raises(error, match=words):
+        mjn.fit(DESCENT, START, data, steps=9, **options)
+
+
+def test_a_generator_is_closed_when_a_run_ends_early():
+    closed = []
+
+    def read(first_step):
+        try:
+            yield from batches(first_step)
+        finally:
+            closed.append(first_step)
+
+    mjn.fit(DESCENT, START, read, steps=3)
+    deadline = time.monotonic() + 60
+    while not closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert closed == [0]
