@@ -45,8 +45,9 @@ class Experiment:
         init: ``init(key, *, ...) -> params``. Its keyword-only numbers become flags of the command line.
         objective: ``f(params, batch)``, a scalar to be made small; with a key as third argument if it draws numbers.
         data: ``data(*, ...) -> (train, test)`` or ``(train, validation, test)``, batches ``(x, y)`` or other trees of
-            arrays, the batch axis first. Its keyword-only numbers become ``--data-...``.
-            If it takes ``process_id`` and ``num_processes``, each of several processes gets from it its own share.
+            arrays, the batch axis first. For more than memory holds ``train`` may be ``batches(first_step)``, as for
+            ``fit``. Its keyword-only numbers become ``--data-...``. If it takes ``process_id`` and ``num_processes``,
+            each of several processes gets from it its own share.
         value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
             Where there is one, the descent runs it.
         predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if

@@ -30,6 +30,7 @@ from minijaxnet.run.folder import (
     write_beginning,
 )
 from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.streams import first_batch_of
 
 
 class Asked(NamedTuple):
@@ -154,7 +155,7 @@ class Beginning(NamedTuple):
 
     Attributes:
         params: the first parameters.
-        train: the training batch.
+        train: the training batch; or what reads batches, as ``fit`` takes it.
         held: by their names the batches that it does not learn from: "test", and "validation" where there is one.
         order_key: for the order of minibatches.
         draw_key: for an objective that draws numbers; None for any other.
@@ -186,7 +187,7 @@ def begin(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}; expected a number from 0 to {2**32 - 1}")
     dtype = jnp.dtype(precision)
-    data = {name: cast_floats(batch, dtype) for name, batch in _data(experiment, data_options).items()}
+    data = {name: _cast(batch, dtype) for name, batch in _data(experiment, data_options).items()}
     start_key, order_key, draw_key = keys_of(seed)
     init = jax.jit(functools.partial(experiment.init, **init_options), compiler_options=compiler_options)
     params = cast_floats(init(start_key), dtype)
@@ -200,7 +201,8 @@ def keys_of(seed: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def first_batch(data: Any, batch_size: int | None) -> Any:
-    """What a step sees: the first points, or all."""
+    """What a step sees: the first points, or all; the first batch where batches are read."""
+    data = first_batch_of(data)
     return data if batch_size is None else jax.tree.map(lambda leaf: leaf[:batch_size], data)
 
 
@@ -215,9 +217,17 @@ def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
         expected = "batches (train, test), or (train, validation, test)"
         raise TypeError(f"data: it returns a {type(batches).__name__}{size}; expected {expected}")
     found = dict(zip(names[len(batches)], batches, strict=True))
+    read = {"train": found.pop("train")} if callable(found["train"]) else {}
     for name, batch in found.items():
         check_batch(batch, name)
-    return {name: numbers(batch, name) for name, batch in found.items()}
+    return read | {name: numbers(batch, name) for name, batch in found.items()}
+
+
+def _cast(batch: Any, dtype: Any) -> Any:
+    """A batch with its floats in a dtype; of what reads batches the same, read so."""
+    if not callable(batch):
+        return cast_floats(batch, dtype)
+    return lambda first_step: (cast_floats(numbers(each, "batch"), dtype) for each in batch(first_step))
 
 
 def draws(objective: Callable[..., Any]) -> bool:

@@ -35,6 +35,7 @@ from minijaxnet.run.folder import BEST, COMPARISON, PARAMS, RESULT, result_state
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Progress
 from minijaxnet.run.programs import kept_programs
+from minijaxnet.streams import first_batch_of
 from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport
@@ -60,11 +61,12 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     optimizer = optimizer_asked(asked)
     descent = divided(mesh, optimizer.descent(differentiated(experiment), flags.learning_rate))
     start = descent.init(params, key)
-    for name, batch in {"train": train, **held}.items():
+    seen = first_batch_of(train)
+    for name, batch in {"train": seen, **held}.items():
         check_values(descent, start, batch, name)
     if flags.batch_size is not None and not (jax.process_count() > 1 and loads_its_share(experiment)):
-        minibatches_of(train, flags.batch_size)
-    data_sha256 = agree(asked, digest_of(train, *held.values()))
+        minibatches_of(seen, flags.batch_size)
+    data_sha256 = agree(asked, digest_of(seen, *held.values()))
     run = _placed(asked, mesh, descent, start, beginning)
     heading = (
         f"{experiment.name}: {flags.steps:,} steps of {optimizer}, learning rate "
@@ -73,7 +75,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     report = None
     if is_first():
         _print(heading)
-        report = _checked(experiment, mesh, params, first_batch(train, flags.batch_size), key)
+        report = _checked(experiment, mesh, params, first_batch(seen, flags.batch_size), key)
     if not from_first(report is None or report.ok or flags.unchecked):
         if is_first():
             why = "its gradient would lead it astray; --unchecked starts it all the same"
@@ -143,7 +145,9 @@ def _placed(
         batch_size=flags.batch_size,
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
         log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
-        measure=measure_of(asked.experiment, start.params, train, held, start.key, changed),
+        measure=measure_of(
+            asked.experiment, start.params, ({} if callable(train) else {"train": train}) | held, start.key, changed
+        ),
         keep_best=flags.keep_best,
         patience=flags.patience,
         checkpoint_every=flags.checkpoint_every or timedelta(seconds=flags.checkpoint_seconds),
@@ -194,7 +198,7 @@ def _tell(
                     here(result.best.params),
                     [f"Pictures of weights are of the best ones, step {result.best.step:,}"],
                 )
-            say(leave_report(folder, Known(experiment, shown, train, held["test"], key), notes))
+            say(leave_report(folder, Known(experiment, shown, first_batch_of(train), held["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")
@@ -230,6 +234,8 @@ def failure_told(folder: Path) -> Iterator[None]:
 
 def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key: Any) -> Any:
     """What the next step looks at."""
+    if callable(train):
+        return next(iter(train(int(state.step))))
     if batch_size is None:
         return train
     feed = minibatches_of(train, batch_size)
@@ -279,9 +285,11 @@ def _outcome(result: FitResult) -> str:
 
 def _metrics_table(experiment: Experiment, result: FitResult, held: Iterable[str]) -> str:
     last = result.rows[-1]
-    rows = [("loss", *(figure(last[f"{of}_loss"]) for of in ("train", *held)))]
-    rows += [(name, figure(last[name]), *(figure(last[f"{of}_{name}"]) for of in held)) for name in experiment.metrics]
-    return text_table(("at the end", "train", *held), rows)
+    each = [of for of in ("train", *held) if f"{of}_loss" in last]
+    rows = [("loss", *(figure(last[f"{of}_loss"]) for of in each))]
+    for name in experiment.metrics:
+        rows.append((name, *(figure(last[name if of == "train" else f"{of}_{name}"]) for of in each)))
+    return text_table(("at the end", *each), rows)
 
 
 def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:

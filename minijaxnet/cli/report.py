@@ -16,6 +16,7 @@ from minijaxnet.report.shown import shown
 from minijaxnet.report.story import Known, tell, told_by
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import PARAMS, changes, read_config
+from minijaxnet.streams import first_batch_of
 
 PAGE = "report.html"
 
@@ -81,4 +82,4 @@ def _known(folder: Path, config: dict[str, Any], *, trust: bool) -> Known:
         raise ValueError("the run has not ended")
     flags = asked.flags
     params, train, held, _, key = begin(asked.experiment, flags.seed, flags.precision, asked.init, asked.data)
-    return Known(asked.experiment, load_params(folder, params), train, held["test"], key)
+    return Known(asked.experiment, load_params(folder, params), first_batch_of(train), held["test"], key)

@@ -82,6 +82,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
     _, train, held, *_ = begin(experiment, 0, flags.precision, first, asked.data)
+    if callable(train):
+        raise ValueError("data: got a function that reads batches; expected arrays, of which all descents see the same")
     for size in each.get("batch_size", ()):
         minibatches_of(train, size)
     programs = [dict(zip(each, chosen, strict=True)) for chosen in itertools.product(*each.values())]

@@ -142,8 +142,8 @@ def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any
     Raises:
         ValueError: points or a batch size that the devices do not divide.
     """
-    if mesh is None:
-        return train, held
+    if mesh is None or callable(train):
+        return train, held if mesh is None else replicate(mesh, held)
     size = asked.flags.batch_size
     if size is not None:
         check_divides("batch_size", size, mesh.size)
