@@ -188,20 +188,24 @@ class Objective:
             _found_right[id(labels), self.loss] = labels
 
 
-def objective(network: Network, loss: Loss) -> Objective:
+def _no_init(key: Any) -> Any:
+    raise TypeError("network: got a function; expected a Network(init, apply) to draw params from")
+
+
+def objective(network: Any, loss: Loss) -> Objective:
     """The function that a descent takes down: ``f(params, batch) = loss(network.apply(params, x), y)``.
 
     It also makes metrics: ``objective(network, accuracy)``.
 
     Args:
-        network: a pair of pure functions.
+        network: a pair of pure functions; anything else with an ``apply(params, x)``, or such a function itself.
         loss: ``loss(predictions, targets)``, a scalar.
 
     Returns:
         ``f(params, batch)``, where ``batch`` is ``Batch(x, y)`` or any pair ``(x, y)``.
 
     Raises:
-        TypeError: a network without ``apply``; a loss that is no function.
+        TypeError: a network that is none of these; a loss that is no function.
 
     Example:
         >>> from minijaxnet.network import dense
@@ -209,7 +213,9 @@ def objective(network: Network, loss: Loss) -> Objective:
         >>> f({"weights": jnp.array([[2.0]])}, (jnp.array([[3.0]]), jnp.array([[10.0]])))
         Array(16., dtype=float32)
     """
-    check_callable("objective: network.apply", getattr(network, "apply", None))
+    if not hasattr(network, "apply"):
+        network = Network(_no_init, check_callable("objective: network", network))
+    check_callable("objective: network.apply", network.apply)
     return Objective(network, check_callable("objective: loss", loss))
 
 

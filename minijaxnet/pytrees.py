@@ -150,7 +150,8 @@ def floating_arrays(tree: Any, where: str) -> Any:
             array = jnp.asarray(leaf)
         except TypeError:
             kind = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
-            raise TypeError(f"{name}: got {kind}; expected an array of floating numbers") from None
+            hint = " (of a module of layers its arrays alone, as by equinox.partition)" if callable(leaf) else ""
+            raise TypeError(f"{name}: got {kind}; expected an array of floating numbers{hint}") from None
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
                 f"{name}: got dtype {array.dtype}; expected a real floating dtype (a gradient step is not an integer)"
