@@ -19,6 +19,7 @@ from minijaxnet.losses import (
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
 from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
+from minijaxnet.report.live import live
 from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.streams import padded
 from minijaxnet.sweeps import SweepResult, sweep
@@ -70,6 +71,7 @@ __all__ = [
     "gradient_descent",
     "iris",
     "lesson_points",
+    "live",
     "load_checkpoint",
     "load_experiment",
     "load_params",

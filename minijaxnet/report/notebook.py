@@ -20,7 +20,7 @@ from minijaxnet.sweeps import SweepResult
 from minijaxnet.sweeps.result import shown
 from minijaxnet.tables import figure as significant
 from minijaxnet.tables import html_of, html_table
-from minijaxnet.trace import DIVERGED, FLAT
+from minijaxnet.trace import DIVERGED, FLAT, STOPPED_EARLY
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.report import subject_of
 
@@ -31,6 +31,7 @@ _ROW = 0.28  # inches a row of a table in a picture
 def _of_fit(result: FitResult) -> str:
     taken, status = result.steps_taken, result.status
     how = {FLAT: f"flat after {taken:,} steps", DIVERGED: f"diverged at step {taken:,}"}
+    how[STOPPED_EARLY] = f"stopped early after {taken:,} steps"
     verdict = how.get(status, f"took {taken:,} steps" + (", then was interrupted" if result.interrupted else ""))
     seen = result.rows
     names = [name for name in seen[0] if name != "step"] if seen else []
