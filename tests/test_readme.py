@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import minijaxnet as mjn
 from minijaxnet.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-DESCEND, VERIFY, BENCHMARK, OWN_EXPERIMENT, SINKS, ON_DEVICES, OWN_RULE = re.findall(
+DESCEND, VERIFY, BENCHMARK, OWN_EXPERIMENT, LOAD, SINKS, ON_DEVICES, OWN_RULE = re.findall(
     r"```python\n(.*?)```", README, re.DOTALL
 )
 
@@ -45,6 +47,17 @@ def test_its_experiment_runs(tmp_path, capsys):
     assert main(["run", str(file), "--bench-seconds", "0", "--no-report", "--scale", "2", "--runs", str(tmp_path)]) == 0
     assert "gradient by hand against autodiff: right" in capsys.readouterr().out
     assert len(list(tmp_path.glob("line-*/result.json"))) == 1
+
+
+def test_its_run_is_loaded_and_predicts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = OWN_EXPERIMENT.replace("defaults=", "predict=lambda params, x: params['slope'] * x, defaults=")
+    Path("my_experiment.py").write_text(text, encoding="utf-8")
+    assert main(["run", "my_experiment.py", "--bench-seconds", "0", "--no-report"]) == 0
+    [folder] = Path("runs").iterdir()
+    names = run(LOAD.replace("runs/line-20261130-120000", str(folder)), {"mjn": mjn, "x": np.ones(3)})
+    np.testing.assert_allclose(names["prediction"], names["params"]["slope"] * np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(names["params"]["slope"], 3, atol=0.2)
 
 
 def scalars(folder):
