@@ -8,7 +8,7 @@ import jax
 
 PROGRAMS = "programs"
 _SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes",)
+_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes", "jax_persistent_cache_enable_xla_caches")
 
 
 @contextlib.contextmanager
@@ -30,7 +30,9 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
 
     before = {name: jax.config.values[name] for name in _SETTINGS}
     try:
-        for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1), strict=True):
+        # None of XLA's own caches: their folder's name would be part of what a program is found by, so that none would
+        # be found once the run's folder is moved or named by another path.
+        for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1, "none"), strict=True):
             jax.config.update(name, value)
         compilation_cache.reset_cache()  # else JAX stays with what it found at its first compilation
         yield
