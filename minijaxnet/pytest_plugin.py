@@ -6,6 +6,7 @@ when the fixture is used.
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,11 +47,16 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
         arms: Mapping[str, Any], params: Any, batch: Any, *, at_most: Mapping[str, float] | None = None, **options: Any
     ) -> "StepComparison":
         from minijaxnet.bench import compare_steps
+        from minijaxnet.pytrees import is_number
 
         limits = dict(at_most or {})
         if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:
             raise ValueError(f"at_most: got {unknown[0]!r}; expected arms beside the baseline: {', '.join(arms)}")
         option: Any = request.config.getoption
+        ratios = {f"at_most[{name!r}]": limit for name, limit in limits.items()}
+        for what, ratio in (ratios | {"--bench-slower": option("--bench-slower")}).items():
+            if not (is_number(ratio) and 0 < float(ratio) < math.inf):  # nothing would be above NaN
+                raise ValueError(f"{what}: got {ratio!r}; expected a ratio such as 1.2, a positive number")
         found = compare_steps(arms, params, batch, seconds=option("--bench-seconds"), **options)
         file = _file_of(request.node.nodeid, next(counted))
         if folder := option("--bench-save"):
