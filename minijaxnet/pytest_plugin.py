@@ -4,6 +4,9 @@ A test fails where an interval's bound says that a step is too slow, never becau
 when the fixture is used.
 """
 
+import hashlib
+import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,18 +41,24 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
     many times as long as the baseline. The test fails where the interval's lower bound is above that: the arm is too
     slow, with 95 % confidence. An unsound run fails nothing. Returns the ``StepComparison``.
     """
+    counted = itertools.count(1)
 
     def compare(
         arms: Mapping[str, Any], params: Any, batch: Any, *, at_most: Mapping[str, float] | None = None, **options: Any
     ) -> "StepComparison":
         from minijaxnet.bench import compare_steps
+        from minijaxnet.pytrees import is_number
 
         limits = dict(at_most or {})
         if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:
             raise ValueError(f"at_most: got {unknown[0]!r}; expected arms beside the baseline: {', '.join(arms)}")
         option: Any = request.config.getoption
+        ratios = {f"at_most[{name!r}]": limit for name, limit in limits.items()}
+        for what, ratio in (ratios | {"--bench-slower": option("--bench-slower")}).items():
+            if not (is_number(ratio) and 0 < float(ratio) < math.inf):  # nothing would be above NaN
+                raise ValueError(f"{what}: got {ratio!r}; expected a ratio such as 1.2, a positive number")
         found = compare_steps(arms, params, batch, seconds=option("--bench-seconds"), **options)
-        file = re.sub(r"[^\w.-]+", "-", request.node.nodeid).strip("-") + ".json"
+        file = _file_of(request.node.nodeid, next(counted))
         if folder := option("--bench-save"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             found.save(Path(folder) / file)
@@ -65,3 +74,14 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
         return found
 
     return compare
+
+
+def _file_of(test: str, count: int) -> str:
+    """The file of a test's first, second, ... comparison: readable, and another one for each.
+
+    >>> _file_of("test_it.py::test_steps[a b]", 1), _file_of("test_it.py::test_steps[a-b]", 2)
+    ('test_it.py-test_steps-a-b-e8807ee9.json', 'test_it.py-test_steps-a-b-b363b9c9-2.json')
+    """
+    readable = re.sub(r"[^\w.-]+", "-", test).strip("-")[:100]
+    digest = hashlib.sha256(test.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{readable}-{digest}{f'-{count}' if count > 1 else ''}.json"

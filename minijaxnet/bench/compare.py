@@ -239,7 +239,9 @@ def beyond_rounding(start: Any, end: Any, other: Any) -> tuple[str, float, float
         most = max(updates.values(), default=0.0)
         for path, leaf in named_leaves(end).items():
             want, got = ends[path], others[path]
-            eps, of_product = float(jnp.finfo(leaf.dtype).eps), product_epsilon(leaf.dtype, platform)
+            eps = of_product = 0.0  # of whole numbers, such as a count among the params
+            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                eps, of_product = float(jnp.finfo(leaf.dtype).eps), product_epsilon(leaf.dtype, platform)
             same = (got == want) | (np.isnan(got) & np.isnan(want))
             difference = np.max(np.where(same, 0, np.abs(got - want)), initial=0)
             tolerance = of_product**0.5 * updates[path] + 4 * eps * _largest(starts[path]) + of_product * most

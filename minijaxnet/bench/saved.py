@@ -23,7 +23,8 @@ class SinceThen(NamedTuple):
     Attributes:
         path: of the earlier result.
         ratios: ``{name: time now over time then}``, for the arms in both, with 95 % intervals that hold together.
-        sentinel: the same of the fixed workload: what the machine itself has become.
+        sentinel: the same of the fixed workload: what the machine itself has become. Of too few samples for an
+            interval it is as far as any of them can be from one another.
         changes: ``{what: (then, now)}`` of the software and the settings that differ.
     """
 
@@ -119,8 +120,14 @@ def since_then(
     # Each ratio rests on two intervals, and all of them have to hold together.
     risk = RISK / (2 * (len(names) + 1))
     ratios = {n: median_interval(samples[n], risk).over(median_interval(then[n], risk)) for n in names}
-    sentinel = median_interval(sentinel_s, risk).over(median_interval(before, risk))
+    sentinel = _median_or_range(sentinel_s, risk).over(_median_or_range(before, risk))
     return SinceThen(str(path), ratios, sentinel, changes)
+
+
+def _median_or_range(samples: np.ndarray, risk: float) -> Interval:
+    """The median's interval; of too few samples, as where a comparison ended early, all that they were."""
+    found = median_interval(samples, risk)
+    return Interval(found.median, float(np.min(samples)), float(np.max(samples))) if math.isnan(found.low) else found
 
 
 def _samples(values: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 
 PROGRAMS = "programs"
 _SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes",)
+_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes", "jax_persistent_cache_enable_xla_caches")
 
 
 @contextlib.contextmanager
@@ -30,11 +30,25 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
 
     before = {name: jax.config.values[name] for name in _SETTINGS}
     try:
-        for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1), strict=True):
+        # None of XLA's own caches: their folder's name would be part of what a program is found by, so that none would
+        # be found once the run's folder is moved or named by another path.
+        for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1, "none"), strict=True):
             jax.config.update(name, value)
+        _drop_cut_off(folder / PROGRAMS)
         compilation_cache.reset_cache()  # else JAX stays with what it found at its first compilation
         yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def _drop_cut_off(programs: Path) -> None:
+    """Remove what a process that was killed has written in part: JAX would neither read it nor write it anew."""
+    from jax._src.compilation_cache import decompress_executable
+
+    for path in programs.glob("*-cache"):
+        try:
+            decompress_executable(path.read_bytes())
+        except Exception:  # of zlib or of zstd, whichever JAX has found
+            path.unlink(missing_ok=True)

@@ -251,6 +251,13 @@ def test_the_imaginary_part_counts():
     assert beyond_rounding(number, number, number.conj())[:2] == ("(leaf)", 2)
 
 
+def test_whole_numbers_among_the_params_have_to_be_the_same():
+    counts, flags = jnp.array([1, 2]), jnp.array([True, False])
+    assert beyond_rounding(counts, counts + 1, counts + 1) is None and beyond_rounding(flags, flags, flags) is None
+    assert beyond_rounding(counts, counts + 1, counts + 2)[:2] == ("(leaf)", 1)
+    assert beyond_rounding(flags, flags, ~flags)[:2] == ("(leaf)", 1)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_must_be_so_in_both_arms_at_the_same_place(value):
     first, second = (np.where(np.arange(9) == place, np.float32(value), WEIGHTS) for place in (1, 2))

@@ -14,7 +14,7 @@ from minijaxnet.bench import ArmTiming
 SUITE = """
 import pytest
 
-@pytest.mark.parametrize("at_most", [3, 1.4, None])
+@pytest.mark.parametrize("at_most", [3, 1.4, None, float("nan"), "2"])
 def test_steps(benchmark_step, at_most):
     limits = {"none": 2} if at_most is None else {"other": at_most}
     found = benchmark_step({"plain": 1, "other": 1.5}, "params", "batch", baseline="plain", at_most=limits)
@@ -63,13 +63,33 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert words["3"] == ""
     assert "surely slower than allowed: other (at most 1.4)" in words["1.4"] and "95 % interval" in words["1.4"]
     assert "at_most: got 'none'; expected arms beside the baseline: plain, other" in words["None"]
+    assert "at_most['other']: got nan; expected a ratio such as 1.2, a positive number" in words["nan"]
+    assert "at_most['other']: got '2'; expected a ratio" in words["2"]
     files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "saved").iterdir()}
-    assert set(files) == {"test_it.py-test_steps-3.json", "test_it.py-test_steps-1.4.json"}
+    assert {name.rpartition("-")[0] for name in files} == {"test_it.py-test_steps-3", "test_it.py-test_steps-1.4"}
     assert all(len(content["arms"]) == 2 for content in files.values())
 
     assert suite(1.05, "--bench-against", "saved")["3"] == ""
     assert "surely slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
     assert suite(1.3, "--bench-against", "saved", "--bench-slower", "1.5")["3"] == ""
+    assert "--bench-slower: got nan; expected a ratio" in suite(1.3, "--bench-slower", "nan")["3"]
+
+
+SEVERAL = """
+import pytest
+
+@pytest.mark.parametrize("name", ["a b", "a-b", "a/b", "twice", 'x' * 240])
+def test_steps(benchmark_step, name):
+    for _ in range(1 + (name == "twice")):
+        benchmark_step({"plain": 1, "other": 1.5}, "params", "batch", baseline="plain")
+"""
+
+
+def test_each_comparison_of_each_test_is_saved_in_a_file_of_its_own(suite, tmp_path):
+    (tmp_path / "test_it.py").write_text(SEVERAL)
+    assert not any(suite(1, "--bench-save", "saved").values())
+    assert len([*(tmp_path / "saved").iterdir()]) == 6
+    assert not any(suite(1, "--bench-against", "saved").values())
 
 
 def test_pytest_finds_it_by_itself_and_imports_no_jax(tmp_path):

@@ -1,5 +1,6 @@
 """Saved results: nothing is lost on the way, and what cannot be held against another is refused with the reason."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -48,6 +49,15 @@ def test_what_the_machine_itself_changed_is_no_change_of_the_step(tmp_path):
     comparison().save(tmp_path / "then.json")
     since = comparison(1.2 * 2e-6, 1.25 * 1e-5, seed=1).against(tmp_path / "then.json")
     assert since.verdicts == {"a": "undecided", "b": "undecided"}
+
+
+def test_nor_is_it_where_the_fixed_workload_was_timed_too_rarely_for_an_interval(tmp_path):
+    few = comparison()
+    dataclasses.replace(few, sentinel_s=few.sentinel_s[:3]).save(tmp_path / "then.json")
+    now = comparison(1.2 * 2e-6, 1.25 * 1e-5, seed=1)
+    since = dataclasses.replace(now, sentinel_s=now.sentinel_s[:3]).against(tmp_path / "then.json")
+    assert since.verdicts == {"a": "undecided", "b": "undecided"}
+    assert 1.2 < since.sentinel.low < since.sentinel.median < since.sentinel.high < 1.3
 
 
 def test_another_machine_is_refused_and_accepted_if_told_so(tmp_path):

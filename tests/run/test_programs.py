@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,6 +47,36 @@ def test_a_kept_program_is_found_again_and_jax_is_set_as_before(tmp_path):
     assert settings() == before
     compiled_anew(5)
     assert not any(path.name not in kept and "-cache" in path.name for path in (tmp_path / PROGRAMS).iterdir())
+
+
+def test_kept_programs_are_found_by_any_path_and_where_the_folder_was_moved_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with kept_programs(Path("run"), "yes"):
+        compiled_anew(11)
+    for move, folder in ((False, tmp_path / "run"), (True, tmp_path / "moved")):
+        if move:
+            (tmp_path / "run").rename(folder)
+        with events() as names, kept_programs(folder, "yes"):
+            assert compiled_anew(11) == 22
+        assert "/jax/compilation_cache/cache_hits" in names
+        assert "/jax/compilation_cache/cache_misses" not in names
+
+
+@pytest.mark.parametrize("left", [0, 300])
+def test_a_program_that_was_written_in_part_is_kept_anew(left, tmp_path):
+    with kept_programs(tmp_path, "yes"):
+        compiled_anew(13)
+    (path,) = (tmp_path / PROGRAMS).glob("*-cache")
+    whole = path.stat().st_size
+    os.truncate(path, left)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with kept_programs(tmp_path, "yes"):
+            assert compiled_anew(13) == 26
+        assert abs(path.stat().st_size - whole) < 100  # how long compiling took is in it
+        with events() as names, kept_programs(tmp_path, "yes"):
+            assert compiled_anew(13) == 26
+    assert "/jax/compilation_cache/cache_hits" in names
 
 
 @pytest.mark.parametrize(
