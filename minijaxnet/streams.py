@@ -8,7 +8,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,11 @@ def _on_host(batch: Any) -> Any:
     return jax.tree.map(np.asarray, numbers(batch, "batch"))
 
 
+def is_read(data: Any) -> TypeGuard[Batches]:
+    """Whether data is read as it is needed, by a function ``batches(first_step)``."""
+    return callable(data)
+
+
 def padded(batches: Batches) -> Batches:
     """Batches of one size, with a weight for each point: 0 for those that fill up a batch which has fewer, else 1.
 
@@ -216,4 +221,4 @@ def first_batch_of(data: Any) -> Any:
     >>> first_batch_of(lambda first_step: iter([np.ones(2)]))
     array([1., 1.])
     """
-    return _on_host(next(iter(data(0)))) if callable(data) else data
+    return _on_host(next(iter(data(0)))) if is_read(data) else data

@@ -36,7 +36,9 @@ def replicas():
 
 def test_under_vmap_each_replica_descends_as_if_it_were_alone(replicas):
     states, traces = replicas
-    assert set(traces.status.tolist()) == set(mjn.Status), "the rates should make every ending happen"
+    assert set(traces.status.tolist()) == {mjn.FLAT, mjn.OUT_OF_STEPS, mjn.DIVERGED}, (
+        "the rates should make every ending happen"
+    )
     for i, rate in enumerate(RATES[:-2]):
         state, trace = run_at_rate(rate)
         assert state.step == trace.steps_taken

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.begin import Asked
-from minijaxnet.cli.flags import numbers_in
+from minijaxnet.cli.parsing import numbers_in
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import OWN, Experiment, is_transformation, optimizer_options
 from minijaxnet.gradient_rule import with_gradient

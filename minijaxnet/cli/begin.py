@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags, defaults_of
+from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
+from minijaxnet.cli.parsing import defaults_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.load import own_file
@@ -30,7 +31,7 @@ from minijaxnet.run.folder import (
     write_beginning,
 )
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.streams import first_batch_of
+from minijaxnet.streams import first_batch_of, is_read
 
 
 class Asked(NamedTuple):
@@ -217,7 +218,7 @@ def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
         expected = "batches (train, test), or (train, validation, test)"
         raise TypeError(f"data: it returns a {type(batches).__name__}{size}; expected {expected}")
     found = dict(zip(names[len(batches)], batches, strict=True))
-    read = {"train": found.pop("train")} if callable(found["train"]) else {}
+    read = {"train": found.pop("train")} if is_read(found["train"]) else {}
     for name, batch in found.items():
         check_batch(batch, name)
     return read | {name: numbers(batch, name) for name, batch in found.items()}
@@ -225,7 +226,7 @@ def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
 
 def _cast(batch: Any, dtype: Any) -> Any:
     """A batch with its floats in a dtype; of what reads batches the same, read so."""
-    if not callable(batch):
+    if not is_read(batch):
         return cast_floats(batch, dtype)
     return lambda first_step: (cast_floats(numbers(each, "batch"), dtype) for each in batch(first_step))
 

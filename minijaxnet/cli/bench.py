@@ -16,8 +16,9 @@ from minijaxnet.bench.saved import read_result
 from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_of
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
-from minijaxnet.cli.flags import BenchFlags, parse, split_file, together_of
+from minijaxnet.cli.flags import BenchFlags, together_of
 from minijaxnet.cli.launch import another
+from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.parallel import divide_cpu

@@ -25,7 +25,7 @@ from minijaxnet.feeds import minibatches_of
 from minijaxnet.goal import goal_of
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.processes import from_first, here, is_first, is_lost
-from minijaxnet.report.story import Known
+from minijaxnet.report.told import Known
 from minijaxnet.run import FitResult, Sink, check_values, fit
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
@@ -35,7 +35,7 @@ from minijaxnet.run.folder import BEST, COMPARISON, PARAMS, RESULT, result_state
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Progress
 from minijaxnet.run.programs import kept_programs
-from minijaxnet.streams import first_batch_of
+from minijaxnet.streams import first_batch_of, is_read
 from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.trace import DIVERGED
 from minijaxnet.verify import GradReport
@@ -146,7 +146,7 @@ def _placed(
         key=everywhere(mesh, beginning.order_key) if minibatches else None,
         log_every=log_every_of(start.params, flags.steps) if flags.log_every is None else flags.log_every,
         measure=measure_of(
-            asked.experiment, start.params, ({} if callable(train) else {"train": train}) | held, start.key, changed
+            asked.experiment, start.params, ({} if is_read(train) else {"train": train}) | held, start.key, changed
         ),
         keep_best=flags.keep_best,
         patience=flags.patience,
@@ -234,7 +234,7 @@ def failure_told(folder: Path) -> Iterator[None]:
 
 def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key: Any) -> Any:
     """What the next step looks at."""
-    if callable(train):
+    if is_read(train):
         return next(iter(train(int(state.step))))
     if batch_size is None:
         return train

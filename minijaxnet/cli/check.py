@@ -18,7 +18,8 @@ import numpy as np
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.checks import CHECKED, checks_of
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import CheckFlags, parse, split_file
+from minijaxnet.cli.flags import CheckFlags
+from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.cli.screen import Screen, screen
 from minijaxnet.descent import DescentState, gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, load_module, own_traceback

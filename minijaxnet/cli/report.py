@@ -13,7 +13,8 @@ from minijaxnet.report.page import Page, page
 from minijaxnet.report.pictures import FORMATS, write_pictures
 from minijaxnet.report.several import tell_several
 from minijaxnet.report.shown import shown
-from minijaxnet.report.story import Known, tell, told_by
+from minijaxnet.report.story import tell
+from minijaxnet.report.told import Known, told_by
 from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import PARAMS, changes, read_config
 from minijaxnet.streams import first_batch_of

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from minijaxnet.cli.begin import Asked, latest_like, new_folder
 from minijaxnet.cli.carry_out import carry_out
-from minijaxnet.cli.flags import RunFlags, parse, split_file, together_of
+from minijaxnet.cli.flags import RunFlags, together_of
+from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.cli.resume import go_on
 from minijaxnet.cli.together import join, launched
 from minijaxnet.experiment import load_experiment

@@ -21,7 +21,8 @@ from minijaxnet.cli.arms import differentiated, optimizer_of
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
 from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, defaults_of, options_in, parse, split_file, together_of
+from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, together_of
+from minijaxnet.cli.parsing import defaults_of, options_in, parse, split_file
 from minijaxnet.cli.together import described, join, mesh_of
 from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
 from minijaxnet.feeds import minibatches_of
@@ -34,6 +35,7 @@ from minijaxnet.run.folder import RESULT, SWEPT, write_json
 from minijaxnet.run.lock import hold
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.run.signals import heard
+from minijaxnet.streams import is_read
 from minijaxnet.sweeps import SweepResult, sweep
 from minijaxnet.tables import figure
 from minijaxnet.trace import nothing
@@ -82,7 +84,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     first = {name: values[name][0] for name in asked.init}
     _, train, held, *_ = begin(experiment, 0, flags.precision, first, asked.data)
-    if callable(train):
+    if is_read(train):
         raise ValueError("data: got a function that reads batches; expected arrays, of which all descents see the same")
     for size in each.get("batch_size", ()):
         minibatches_of(train, size)

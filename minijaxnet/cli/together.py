@@ -19,6 +19,7 @@ from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shar
 from minijaxnet.processes import arrays_from_first, from_first, told, told_texts
 from minijaxnet.run import code
 from minijaxnet.run.folder import environment
+from minijaxnet.streams import is_read
 
 # What may be another in each process.
 _OWN = {"runs", "processes", *EACH_START}
@@ -142,7 +143,7 @@ def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any
     Raises:
         ValueError: points or a batch size that the devices do not divide.
     """
-    if mesh is None or callable(train):
+    if mesh is None or is_read(train):
         return train, held if mesh is None else replicate(mesh, held)
     size = asked.flags.batch_size
     if size is not None:

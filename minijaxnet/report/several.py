@@ -8,9 +8,10 @@ import numpy as np
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.sections import Seen, Wanted, illustrated
-from minijaxnet.report.story import Told, command_of
+from minijaxnet.report.story import command_of
 from minijaxnet.report.style import SERIES
 from minijaxnet.report.thin import thin
+from minijaxnet.report.told import Told
 from minijaxnet.run.log import is_weight
 from minijaxnet.tables import figure as short
 

@@ -19,8 +19,8 @@ from minijaxnet.report.graph import draw_network
 from minijaxnet.report.page import Section, Table
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights, most_telling
 from minijaxnet.report.sections import Seen, Wanted, illustrated
-from minijaxnet.report.story import Known, Told
 from minijaxnet.report.surface import draw_contour, draw_surface
+from minijaxnet.report.told import Known, Told
 from minijaxnet.report.weight import Bowl, bowl_of, draw_strip
 from minijaxnet.run.log import MOST_WATCHED, weights_of
 

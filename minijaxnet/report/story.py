@@ -3,13 +3,11 @@
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minijaxnet.bench.comparison import as_ratio
-from minijaxnet.experiment import Experiment
 from minijaxnet.goal import goal_of
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
@@ -18,9 +16,9 @@ from minijaxnet.report.rates import draw_ends
 from minijaxnet.report.sections import Seen, Wanted, illustrated
 from minijaxnet.report.thin import thin
 from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
-from minijaxnet.run.disk import read_json
-from minijaxnet.run.folder import COMPARISON, CONFIG, RESULT, SWEPT, read_config, result_state, run_state
-from minijaxnet.run.log import METRICS, is_weight, read_rows
+from minijaxnet.report.told import Told
+from minijaxnet.run.folder import CONFIG, SWEPT
+from minijaxnet.run.log import METRICS, is_weight
 from minijaxnet.tables import figure as short
 from minijaxnet.verify.report import headline_of, subject_of
 
@@ -34,73 +32,6 @@ _COMPARED = {
     "undecided": "was not told apart from",
 }
 _CHECKED = {"right": ("ok", "right"), "NOT RIGHT": ("bad", "WRONG"), "unchecked": ("warning", "unchecked")}
-
-
-class Known(NamedTuple):
-    """What is known of a run beside its folder.
-
-    Attributes:
-        experiment: that was run.
-        params: where it ended, or where it is.
-        train: the training batch.
-        test: the test batch.
-        key: for an objective that draws numbers; None for any other.
-    """
-
-    experiment: Experiment
-    params: Any
-    train: Any
-    test: Any
-    key: Any = None
-
-
-class Told(NamedTuple):
-    """What the folder of a run tells.
-
-    Attributes:
-        folder: of the run.
-        state: running, done, interrupted, diverged or failed.
-        config: what was asked for.
-        environment: where it ran.
-        result: what came out; empty while it runs.
-        timing: what it cost.
-        comparison: of its step with others, samples included; empty where there is none.
-        rows: what was logged.
-    """
-
-    folder: Path
-    state: str
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    result: dict[str, Any]
-    timing: dict[str, Any]
-    comparison: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-
-def told_by(folder: Path, *, ended: bool = False) -> Told:
-    """Read the folder of a run, as far as it is whole.
-
-    Args:
-        folder: of the run.
-        ended: whether whoever asks holds the folder, at the end of the run.
-
-    Raises:
-        ValueError: it is none of a run.
-    """
-    names = ("environment.json", RESULT, "timing.json", COMPARISON)
-    environment, result, timing, comparison = (read_json(folder / name) for name in names)
-    rows = read_rows(folder / METRICS)
-    return Told(
-        folder,
-        result_state(folder) if ended else run_state(folder),
-        read_config(folder),
-        environment,
-        result,
-        timing,
-        comparison,
-        rows,
-    )
 
 
 def tell(told: Told, shown: Sequence[Section] = (), notes: Sequence[str] = ()) -> Page:

@@ -61,7 +61,7 @@ class BestKeeper:
             _, found, difference = read_checkpoint(self._path, like)
         except CheckpointError as error:
             found, difference = None, str(error)
-        if difference:
+        if found is None:
             return [f"the best weights so far could not be read, and are sought anew: {difference}"]
         self.best = found
         self._rows_since = sum(row["step"] > found.step for row in rows)

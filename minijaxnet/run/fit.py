@@ -36,7 +36,7 @@ from minijaxnet.run.lock import Held, hold
 from minijaxnet.run.log import Log, Progress, Sink
 from minijaxnet.run.measured import measured_by, row_of
 from minijaxnet.run.signals import heard
-from minijaxnet.streams import InMemory, Stream
+from minijaxnet.streams import InMemory, Stream, is_read
 from minijaxnet.tables import figure, html_of
 from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
 
@@ -159,6 +159,7 @@ def fit(
             ``measure`` that returns no dictionary of numbers.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from minijaxnet.descent import gradient_descent
         >>> objective = lambda weight, batch: jnp.mean((weight * batch[0] - batch[1]) ** 2)
         >>> descent = gradient_descent(objective, learning_rate=0.1)
@@ -181,13 +182,15 @@ def fit(
     if log_every is not None:
         check_count("log_every", log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
-    held = None if callable(data) else _in_memory(descent, state, data, batch_size, key)
-    if callable(data) and (batch_size is not None or jax.process_count() > 1):
+    held = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
+    if is_read(data) and (batch_size is not None or jax.process_count() > 1):
         got = "batch_size, too" if batch_size is not None else "several processes"
         raise ValueError(f"data: got a function that reads batches, and {got}; expected an array or a tree of them")
     began, run_s, start = time.perf_counter(), 0.0, state
     state = own_copy(state)
     step_known, block = known(descent.step), block_on(state)
+    if held is not None:
+        chunk_capacity(step_known, held.feed, state, held.source())  # what is wrong with the objective is said here
 
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None

@@ -45,8 +45,10 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
 
 def _drop_cut_off(programs: Path) -> None:
     """Remove what a process that was killed has written in part: JAX would neither read it nor write it anew."""
-    from jax._src.compilation_cache import decompress_executable
-
+    try:
+        from jax._src.compilation_cache import decompress_executable
+    except ImportError:  # private to JAX: then its own warning tells
+        return
     for path in programs.glob("*-cache"):
         try:
             decompress_executable(path.read_bytes())

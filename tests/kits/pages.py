@@ -7,8 +7,8 @@ import numpy as np
 
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
 from minijaxnet.report.player import Curve, OneWeight, Stops, TwoWeights
-from minijaxnet.report.story import Told
 from minijaxnet.report.style import figure, styled, to_svg
+from minijaxnet.report.told import Told
 
 NASTY = "</script><!--<b>&\"'\u2028$x_1$"
 

@@ -9,7 +9,8 @@ from kits.pages import told
 import minijaxnet as mjn
 from minijaxnet.report.player import OneWeight, TwoWeights, player_data
 from minijaxnet.report.shown import predictions, shown, stops
-from minijaxnet.report.story import Known, tell
+from minijaxnet.report.story import tell
+from minijaxnet.report.told import Known
 
 
 def loss(params, batch):
