@@ -51,7 +51,7 @@ def repeated_while(
         block: rounds a block.
 
     Returns:
-        The carry after the last round, the same bits for any ``block``.
+        The carry after the last round, the same bits for any ``block``; of a derivative the last digits may differ.
 
     Example:
         >>> count_to_ten = lambda k, rounds: 10 - k >= rounds

@@ -19,7 +19,7 @@ import numpy as np
 from minijaxnet._loops import block_on, platform_of
 from minijaxnet._machine import product_epsilon
 from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
-from minijaxnet.bench.comparison import ArmTiming, StepComparison
+from minijaxnet.bench.comparison import ArmTiming, StepComparison, workload_of
 from minijaxnet.bench.device import clock_reader
 from minijaxnet.bench.intervals import fewest_samples
 from minijaxnet.bench.machine import sentinel
@@ -31,6 +31,7 @@ from minijaxnet.pytrees import is_number, named_leaves, structure_difference
 
 SAME_STEPS = 3
 _MOST_PROGRAMS = 4
+_LONG_S = 0.03  # a block that were longer with as many steps as the others' has its own number
 
 
 def compare_steps(
@@ -103,7 +104,8 @@ def compare_steps(
     if same_result:
         _check_same(loops, baseline)
     lengths = {name: block_length(name, loop.programs[0], loop.start) for name, loop in loops.items()}
-    steps = max(steps for steps, _ in lengths.values())
+    most = max(steps for steps, _ in lengths.values())
+    each = {name: most if block_s / n * most < _LONG_S else n for name, (n, block_s) in lengths.items()}
     for name, loop in loops.items():
         of_block, block_s = lengths[name]
         each_s = loop.compile_s + WARM_CALLS * block_s / of_block
@@ -112,8 +114,9 @@ def compare_steps(
     first, second = loops[baseline].programs[::2], loops[baseline].programs[1::2]
     entries = [(first if name == baseline else loop.programs, loop.start) for name, loop in loops.items()]
     entries.append((second, loops[baseline].start))
-    blocks = [Block(programs, start, steps, seed) for seed, (programs, start) in enumerate(entries)]
-    return _timed(loops, blocks, steps, baseline, seconds, width)
+    steps = [*each.values(), each[baseline]]
+    blocks = [Block(*entry, n, seed) for seed, (entry, n) in enumerate(zip(entries, steps, strict=True))]
+    return _timed(loops, blocks, baseline, seconds, width, workload_of(params, batch))
 
 
 class _Loop(NamedTuple):
@@ -143,7 +146,7 @@ def _program(run: Callable[..., Any], state: Any, batch: Any) -> Any:
 
 
 def _timed(
-    loops: Mapping[str, _Loop], blocks: Sequence[Block], steps: int, baseline: str, seconds: float, width: float
+    loops: Mapping[str, _Loop], blocks: Sequence[Block], baseline: str, seconds: float, width: float, workload: str
 ) -> StepComparison:
     """Take rounds until all is clear, or the time is up."""
     found, fixed, baselines = None, sentinel(), [[*loops].index(baseline), -1]
@@ -158,13 +161,22 @@ def _timed(
         needed = functools.partial(_needed, len(loops))
         for risk, measured_s, rounds, wandering in take_rounds(blocks, on_the_side, needed, seconds):
             calls_s = calls_of(np.transpose([block.calls_s for block in blocks]), baselines)
-            *samples_s, control_s = np.maximum(rounds - calls_s, rounds / 10).T / steps
+            *samples_s, control_s = (np.maximum(rounds - calls_s, rounds / 10) / [block.steps for block in blocks]).T
             timings = {
                 name: ArmTiming(loop.compile_s, call_s, taken)
                 for (name, loop), call_s, taken in zip(loops.items(), calls_s.tolist(), samples_s, strict=False)
             }
             found = StepComparison(
-                baseline, timings, control_s, wandering, risk, width, measured_s, tuple(compiled), tuple(clocks)
+                baseline,
+                timings,
+                control_s,
+                wandering,
+                risk,
+                width,
+                measured_s,
+                tuple(compiled),
+                tuple(clocks),
+                workload,
             )
             if found.is_clear:
                 break

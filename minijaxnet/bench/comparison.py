@@ -3,15 +3,18 @@
 import functools
 import math
 import textwrap
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import machine
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
+from minijaxnet.pytrees import array_type
 from minijaxnet.tables import figure, html_of, percent, text_table
 
 _COLUMNS = 100
@@ -57,6 +60,7 @@ class StepComparison:
         measured_s: seconds that the rounds took.
         compiled: what JAX compiled while the clock ran.
         clocks: a GPU's clock in MHz, and what limited it, every few rounds; none where nobody tells.
+        workload: the dtypes and shapes of params and batch.
         machine: what was measured on, as ``machine()`` tells.
     """
 
@@ -69,6 +73,7 @@ class StepComparison:
     measured_s: float = 1.0
     compiled: tuple[str, ...] = ()
     clocks: tuple[tuple[float, str], ...] = ()
+    workload: str = ""
     machine: dict[str, Any] = field(default_factory=machine)
 
     @property
@@ -163,7 +168,7 @@ class StepComparison:
             for n, arm in self.arms.items()
         }
         samples = {"arms": arms, "control_s": self.control_s.tolist(), "sentinel_s": self.sentinel_s.tolist()}
-        told = {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine}
+        told = {"found": self.to_dict(), "baseline": self.baseline, "machine": self.machine, "workload": self.workload}
         write_result(path, told | samples)
 
     def against(self, path: str | Path, *, other_machine: bool = False) -> SinceThen:
@@ -178,10 +183,13 @@ class StepComparison:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: it is truncated, of another version, of another machine, or has no arm in common.
+            ValueError: it is truncated, of another version, of another machine, of other params or another batch, or
+                has no arm in common.
         """
         samples = {name: arm.samples_s for name, arm in self.arms.items()}
         content = read_result(path)
+        if (then := content.get("workload")) and then != self.workload:
+            raise ValueError(f"{path}: measured on {then}; expected {self.workload}")
         return since_then(path, content, samples, self.sentinel_s, self.machine, other_machine=other_machine)
 
     def _repr_html_(self) -> str:
@@ -245,6 +253,26 @@ class StepComparison:
             first, *rest = textwrap.wrap(name, room, subsequent_indent="  ")
             rows += [(first, *row), *((part, *[""] * len(row)) for part in rest)]
         return "\n".join([text_table(("step", *columns), rows), *self.conclusions()])
+
+
+def workload_of(params: Any, batch: Any) -> str:
+    """The dtypes and shapes of params and batch, in words; of many leaves a digest.
+
+    >>> workload_of({"w": np.zeros((2, 3), np.float32)}, np.zeros(4, np.int32))
+    "params {'w': float32[2,3]}, batch int32[4]"
+    """
+    words = ", ".join(f"{name} {jax.tree.map(_Shown, tree)!s}" for name, tree in (("params", params), ("batch", batch)))
+    return words if len(words) <= 200 else f"{words[:160]}... ({zlib.crc32(words.encode()):08x})"
+
+
+class _Shown:
+    """A leaf as its dtype and shape."""
+
+    def __init__(self, leaf: Any):
+        self.leaf = leaf
+
+    def __repr__(self) -> str:
+        return array_type(self.leaf)
 
 
 def distance(ratio: Interval) -> float:

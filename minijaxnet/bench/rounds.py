@@ -55,6 +55,7 @@ class Block:
     """Times blocks of so many steps of an arm.
 
     Attributes:
+        steps: of a block.
         calls_s: seconds of a call that takes no step, before every other block.
     """
 
@@ -64,11 +65,12 @@ class Block:
         Args:
             programs: ``run(state, batch, steps)``, compiled one or several times.
             start: state and batch; they are copied.
-            steps: the same for all arms, so that what a call costs beside its steps is the same part of their times.
+            steps: the same for all arms that are nearly as fast, so that what a call costs beside its steps is the same
+                part of their times.
             seed: of what is drawn by lot.
         """
         self._programs, self._start, self._draw = programs, start, np.random.default_rng(seed)
-        self._steps = steps
+        self.steps = steps
         self._copies: list[Any] = []
         self._taken = 0
         self.calls_s: list[float] = []
@@ -92,11 +94,12 @@ class Block:
         """Time a block, in seconds; what its call costs is in it."""
         program = self._programs[int(self._draw.integers(len(self._programs)))]
         copy = self._copies[-1] if self._taken % self._new_every else self._copy()
-        jax.block_until_ready(program(*copy, 1))  # else the first step would be the one that fetches them
+        if self.steps > 1:  # else the first step would be the one that fetches them
+            jax.block_until_ready(program(*copy, 1))
         if self._taken % _CALL_EVERY == 0:
             self.calls_s.append(seconds_of(lambda: program(*copy, 0)))
         self._taken += 1
-        return seconds_of(lambda: program(*copy, self._steps))
+        return seconds_of(lambda: program(*copy, self.steps))
 
 
 def calls_of(calls_s: np.ndarray, baselines: Sequence[int]) -> np.ndarray:

@@ -103,7 +103,7 @@ def since_then(
     try:
         then = {name: _samples(arm["samples_s"]) for name, arm in content["arms"].items()}
         before, machine_then = _samples(content["sentinel_s"]), content["machine"]
-        same = {what: (machine_then[what], machine[what]) for what in machine}
+        same = {what: (machine_then.get(what), machine[what]) for what in machine}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: a part is missing ({error}); expected a saved result") from None
     changes = {what: pair for what, pair in same.items() if pair[0] != pair[1] and what != "load"}

@@ -21,7 +21,9 @@ from minijaxnet.cli.launch import another
 from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
+from minijaxnet.feeds import minibatches_of
 from minijaxnet.parallel import divide_cpu
+from minijaxnet.streams import is_read
 from minijaxnet.tables import percent
 from minijaxnet.verify import GradReport, check_grad
 
@@ -50,7 +52,10 @@ def _bench(
         read_result(flags.since)
     if flags.save is not None and not Path(flags.save).absolute().parent.is_dir():
         raise ValueError(f"save: got {flags.save}; expected a file in a folder that exists")
-    batch = first_batch(train, settings.batch_size if flags.batch_size is None else flags.batch_size)
+    size = settings.batch_size if flags.batch_size is None else flags.batch_size
+    batch = first_batch(train, size)
+    if size is not None and not is_read(train):
+        minibatches_of(train, size)
     devices = checked_devices(flags.devices, batch)
     optimizer = optimizer_of(experiment, settings.optimizer, settings.steps)
     descent = optimizer.descent(differentiated(experiment), settings.learning_rate)

@@ -52,7 +52,7 @@ def compared(monkeypatch):
 
     class MadeUp:
         def __init__(self, programs, start, steps, seed):
-            self.calls_s, self.block_s = [], 1e-6 * steps * programs[0].cost_analysis()["flops"]
+            self.steps, self.calls_s, self.block_s = steps, [], 1e-6 * steps * programs[0].cost_analysis()["flops"]
 
         def __call__(self):
             self.calls_s.append(1e-9)
@@ -399,7 +399,7 @@ def test_loops_are_compiled_as_often_as_half_of_the_time_allows(compared, monkey
 def test_what_a_call_costs_is_taken_off(compared, monkeypatch):
     class Dear:
         def __init__(self, programs, start, steps, seed):
-            self.calls_s, self.block_s = [], 1e-3 + 1e-6 * steps
+            self.steps, self.calls_s, self.block_s = steps, [], 1e-3 + 1e-6 * steps
 
         def __call__(self):
             self.calls_s.append(1e-3)
@@ -420,3 +420,22 @@ def test_it_ends_at_the_first_look_at_which_all_is_clear(compared):
     assert early.verdicts == {"wide": "slower"} and early.rounds < 150 and early.risk == 0.002
     late = compared(arms, seconds=1, same_result=False, width=1e-4)
     assert late.verdicts["again"] == "undecided" and late.rounds > 900 and late.risk == 0.03
+
+
+def test_an_arm_that_is_far_slower_has_blocks_of_its_own_length(monkeypatch):
+    """The steps that fill a millisecond of a fast arm would keep a slow one for seconds."""
+    seen = {}
+    real = compare.Block
+
+    def block(programs, start, steps, seed):
+        seen[seed] = steps
+        return real(programs, start, steps, seed)
+
+    monkeypatch.setattr(compare, "Block", block)
+    monkeypatch.setattr(
+        compare, "block_length", lambda name, program, start: {"fast": (4_096, 1e-3), "slow": (1, 0.04)}[name]
+    )
+    arms = {"fast": PLAIN, "slow": BY_HAND}
+    found = compare_steps(arms, WEIGHTS, 0.0, baseline="fast", seconds=0.05, same_result=False)
+    assert seen == {0: 4_096, 1: 1, 2: 4_096}
+    assert set(found.verdicts) == {"slow"}

@@ -112,3 +112,15 @@ def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(ValueError):
         comparison(step_s=np.nan).save(path)
     assert path.read_text() == before and [found.name for found in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_was_measured_on_other_arrays_is_refused(tmp_path):
+    one, other = (
+        dataclasses.replace(comparison(), workload=f"params float32[3], batch float32[{n}]") for n in (128, 64)
+    )
+    one.save(tmp_path / "then.json")
+    assert one.against(tmp_path / "then.json").verdicts
+    with pytest.raises(ValueError, match=r"measured on .*batch float32\[128\]; expected .*float32\[64\]"):
+        other.against(tmp_path / "then.json")
+    comparison().save(tmp_path / "older.json")
+    assert other.against(tmp_path / "older.json").verdicts
