@@ -91,6 +91,36 @@ def arrays_from_first(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
+def merged(tree: Any, known: np.ndarray) -> tuple[Any, np.ndarray]:
+    """NumPy arrays of which each process knows some rows: all rows, from the first process that knows each.
+
+    Args:
+        tree: of the same structure, shapes and dtypes in each process, with the axes of ``known`` in front.
+        known: which rows this process knows.
+
+    Returns:
+        The arrays, and which rows any process knows.
+
+    >>> merged(np.arange(3), np.array([True, False, True]))
+    (array([0, 1, 2]), array([ True, False,  True]))
+    """
+    if jax.process_count() == 1:
+        return tree, known
+    from jax.experimental import multihost_utils
+
+    each = np.asarray(multihost_utils.process_allgather(known))
+    whose = np.argmax(each, axis=0)
+
+    def chosen(leaf: np.ndarray) -> np.ndarray:
+        # As bytes: 64 bits are not enabled everywhere. A last axis of one number has some bytes whatever its shape.
+        bits = np.ascontiguousarray(leaf)[..., None].view(np.uint8)
+        every = np.asarray(multihost_utils.process_allgather(bits))
+        picked = np.take_along_axis(every, whose.reshape(1, *whose.shape, *[1] * (bits.ndim - whose.ndim)), axis=0)[0]
+        return np.ascontiguousarray(picked).view(leaf.dtype).reshape(leaf.shape)
+
+    return jax.tree.map(chosen, tree), np.asarray(each.any(axis=0))
+
+
 def here(tree: Any) -> Any:
     """The same arrays with all of their data in this process: what is divided over several is gathered."""
     return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)

@@ -112,7 +112,7 @@ class BenchFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepFlags:
+class SweepFlags(Together):
     """What ``minijaxnet sweep`` can be told; RANGE is a number, several with commas, or ``from:to:count[log]``."""
 
     learning_rate: str = "0.1"
@@ -137,12 +137,10 @@ class SweepFlags:
     """The dtype of parameters and data."""
     block: int | None = None
     """How many descents run at once on a device; as many as fit into memory if left out."""
-    devices: int | Literal["all"] = 1
+    devices: int | Literal["all"] | None = None
     """Over how many devices the descents are divided, or all there are; a CPU is divided into as many."""
     keep_programs: Literal["auto", "yes", "no"] = "auto"
     """Keep what XLA compiles in the sweep's folder, for resume to come to the same bits: auto for on an accelerator."""
-    deterministic: bool = False
-    """On a GPU only kernels that return the same bits each time; what that costs, ``bench`` tells."""
     runs: str = "runs"
     """The folder in which the sweep's own folder is made."""
 

@@ -74,8 +74,6 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"{folder}: this run is done; expected one that stopped ({hint})")
     if config["verb"] == "sweep" and changed:
         raise UsageError(f"{folder}: got a sweep and --{next(iter(changed))}; expected the run of one descent")
-    if config["verb"] == "sweep" and (flags.processes > 1 or flags.coordinator is not None):
-        raise UsageError(f"{folder}: got a sweep and several processes; expected one, over as many devices as you like")
     if (code := launched("resume", arguments, flags)) is not None:
         return code
     join(flags)

@@ -23,11 +23,12 @@ from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, together_of
 from minijaxnet.cli.parsing import defaults_of, options_in, parse, split_file
-from minijaxnet.cli.together import described, join, mesh_of
+from minijaxnet.cli.together import agree, described, join, launched, own_mesh
 from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
 from minijaxnet.feeds import minibatches_of
 from minijaxnet.goal import goal_of
 from minijaxnet.loop import descend, descend_minibatches
+from minijaxnet.processes import from_first, is_first, merged, told
 from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.disk import replace_file
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
     together = together_of(rest)
-    join(Together(devices=together.devices, deterministic=together.deterministic))
+    if file is not None and (code := launched("sweep", arguments, together)) is not None:
+        return code
+    join(together)
     experiment = None if file is None else load_experiment(file)
     parsed = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
@@ -118,31 +121,62 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     known = ["loss", *(f"{of}_{name}" for of in held for name in ("loss", *experiment.metrics))]
     if (by := goal_of(flags.by).name) not in known:
         raise ValueError(f"by: got {by!r}; expected one of {', '.join(known)}")
-    mesh = mesh_of(flags)
+    mesh = own_mesh(flags)
     count = math.prod(len(numbers) for numbers in axes.values()) * len(programs)
-    print(
-        f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on {described(mesh)}",
-        flush=True,
-    )
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    if is_first():
+        heading = f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on "
+        print(f"{heading}{described(mesh)}{processes}", flush=True)
+    data_sha256 = agree(asked, digest_of(train, *held.values()))
     found: list[SweepResult] = []
-    with (
-        open_folder(digest_of(train, *held.values())) as folder,
-        hold(folder),
-        failure_told(folder),
-        heard(raises=True) as stop,
-    ):
+    with contextlib.ExitStack() as opened:
+        folder = None
+        if is_first():
+            folder = opened.enter_context(open_folder(data_sha256))
+            opened.enter_context(hold(folder))
+            opened.enter_context(failure_told(folder))
+        folder = Path(from_first(str(folder)))
+        stop = opened.enter_context(heard(raises=True))
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
             for program in programs:
                 name = "-".join(f"{name}-{number}" for name, number in program.items()) or "all"
-                rest = {"block": flags.block, "blocks": blocks_below(folder / BLOCKS / name), "mesh": mesh}
+                blocks = blocks_below(folder / BLOCKS / name, keep=folder.is_dir())._replace(mine=_mine)
+                rest = {"block": flags.block, "blocks": blocks, "mesh": mesh}
                 found.append(sweep(run_of(**program), axes, **rest, on_progress=_on_progress()))
-                if stop or found[-1].interrupted:
+                if stop or (jax.process_count() == 1 and found[-1].interrupted):
                     break
+        found = _of_all(found)
         if not found:
             raise KeyboardInterrupt(stop.signum)
         whole = len(found) == len(programs) and not found[-1].interrupted
         result = _together(found, {name: numbers for name, numbers in each.items() if len(numbers) > 1})
-        return _report(asked, folder, result, count, 0 if whole else stop.signum or signal.SIGINT)
+        signum = 0 if whole else int(told([stop.signum]).max()) or signal.SIGINT
+        return _report(asked, folder, result, count, signum) if is_first() else 128 * bool(signum) + signum
+
+
+def _mine(first: int, size: int) -> bool:
+    """Whether this process runs a block: they take turns.
+
+    Raises:
+        UsageError: blocks are of another size in another process.
+    """
+    if first == 0 and len(sizes := set(told([size]).ravel().tolist())) > 1:
+        got = " and ".join(map(str, sorted(sizes)))
+        raise UsageError(
+            f"block: got {got} in the processes, by their memory and cores; expected one for all (--block)"
+        )
+    return first // size % jax.process_count() == jax.process_index()
+
+
+def _of_all(found: list[SweepResult]) -> list[SweepResult]:
+    """What all processes have found: the only time that they say anything of it to one another."""
+    if jax.process_count() == 1 or not (count := int(told([len(found)]).min())):
+        return found
+    merged_results = []
+    for result in found[:count]:
+        output, finished = merged(result.output, result.finished)
+        merged_results.append(result._replace(output=output, finished=finished))
+    return merged_results
 
 
 def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum: int) -> int:
@@ -190,12 +224,14 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
 def _command(asked: Asked, values: Mapping[str, Any]) -> str:
     """What runs one descent of a sweep by itself."""
     defaults = defaults_of(RunFlags, asked.experiment)
-    flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name in defaults["flags"]}
+    where = {field.name for field in dataclasses.fields(Together)} - {"deterministic"}
+    known = defaults["flags"].keys() - where
+    flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name in known}
     flags |= {"batch_size": None if flags["batch_size"] == "all" else flags["batch_size"]}
     own = asked.init | (asked.optimizer if asked.flags.optimizer == OWN else {})
     options = options_in(asked.flags.optimizer_options)
     chosen = {name: _shortest(values.get(name, value)) for name, value in {**flags, **own, **options}.items()}
-    chosen |= {"seed": _shortest(values.get("seed", 0)), "devices": "None"}
+    chosen["seed"] = _shortest(values.get("seed", 0))
     chosen["optimizer_options"] = " ".join(f"{name}={chosen.pop(name)}" for name in options)
     usual = {**defaults["flags"], **defaults["init"], **defaults["optimizer"]}
     words = [

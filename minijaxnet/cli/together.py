@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from minijaxnet._machine import choose_deterministic
 from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, SweepFlags, Together
+from minijaxnet.cli.flags import EACH_START, Together
 from minijaxnet.cli.launch import launch
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
-from minijaxnet.mesh import check_divides, data_mesh
+from minijaxnet.mesh import DATA, check_divides, data_mesh
 from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
 from minijaxnet.processes import arrays_from_first, from_first, told, told_texts
 from minijaxnet.run import code
@@ -98,12 +99,21 @@ def agree(asked: Asked, data_sha256: str) -> str:
     return " ".join(digests) if loads_its_share(asked.experiment) else data_sha256
 
 
-def mesh_of(asked: Together | SweepFlags) -> Mesh | None:
+def mesh_of(asked: Together) -> Mesh | None:
     """The devices to run on; None for a single one."""
     one = (None, 1) if jax.device_count() > 1 else (None, 1, "all")
     if jax.process_count() == 1 and asked.devices in one:
         return None
     return data_mesh(None if asked.devices in (None, "all") else asked.devices)
+
+
+def own_mesh(asked: Together) -> Mesh | None:
+    """This process's share of the devices that a sweep is divided over; None for a single one."""
+    count, own = jax.process_count(), jax.local_devices()
+    if count == 1:
+        return mesh_of(asked)
+    own = own if asked.devices == "all" else own[: int(asked.devices or 1) // count]
+    return None if len(own) < 2 else Mesh(np.array(own), (DATA,))
 
 
 def described(mesh: Mesh | None) -> str:

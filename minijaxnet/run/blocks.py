@@ -15,8 +15,13 @@ BLOCKS = "blocks"
 _NAME = re.compile(r"from-(\d+)-size-(\d+)\.safetensors")
 
 
-def blocks_below(folder: Path) -> Blocks:
-    """The blocks in a folder, which is made with the first that is saved; a damaged one counts as none."""
+def blocks_below(folder: Path, *, keep: bool = True) -> Blocks:
+    """The blocks in a folder, which is made with the first that is saved; a damaged one counts as none.
+
+    Args:
+        folder: of the blocks.
+        keep: whether any are saved; not so where the run's folder is on another machine.
+    """
     names = [_NAME.fullmatch(path.name) for path in folder.glob("*")]
     sizes = {int(name[2]) for name in names if name}
     size = sizes.pop() if len(sizes) == 1 else None
@@ -31,6 +36,8 @@ def blocks_below(folder: Path) -> Blocks:
             return None
 
     def save(first: int, output: Any) -> None:
+        if not keep:
+            return
         own_folder(own_folder(folder.parent) / folder.name)
         [length, *_] = {len(leaf) for leaf in jax.tree.leaves(output)}
         save_checkpoint(folder / f"from-{first}-size-{length}.safetensors", output, step=first)

@@ -32,11 +32,13 @@ class Blocks(NamedTuple):
         load: ``load(first, like)``: the output of the block that begins with a replica, as NumPy arrays like these;
             None if it is not kept.
         save: ``save(first, output)``.
+        mine: ``mine(first, size)``: whether this process runs the block; what others run stays unfinished here.
     """
 
     size: int | None
     load: Callable[[int, Any], Any]
     save: Callable[[int, Any], None]
+    mine: Callable[[int, int], bool] = lambda first, size: True
 
 
 def sweep(
@@ -141,6 +143,7 @@ def sweep(
     output, finished = None, np.zeros(count, bool)
     if blocks is not None:
         like = jax.tree.map(_like_on_host, jax.eval_shape(functools.partial(replicas, run), values_of([0], size)))
+        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), nothing(leaf)), like)
         for first in range(0, count, size):
             if (kept := blocks.load(first, like)) is not None:
                 output = _stored(output, kept, first, count)
@@ -154,7 +157,8 @@ def sweep(
             output = _stored(output, part, first, count)
             finished[first : first + size] = True
 
-    left = [first for first in range(0, count, size) if not finished[first]]
+    every = range(0, count, size)
+    left = [first for first in every if (blocks is None or blocks.mine(first, size)) and not finished[first]]
     calls: dict[Future[Any], Sequence[int]] = {}
     with ThreadPoolExecutor(workers.calls) as pool:
         try:
@@ -170,7 +174,7 @@ def sweep(
                 raise
             for found in [found for found in calls if not found.cancelled() and found.exception() is None]:
                 take(found)
-            if output is None:
+            if not finished.any():
                 raise
     output = jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[1:]), output)
     return SweepResult(axes, output, finished.reshape(shape), size)

@@ -148,15 +148,14 @@ def test_a_stopped_sweep_keeps_what_is_finished_and_is_resumed_block_by_block_to
     arrays = np.load(folder / "sweep.npz")
     done = arrays["finished"].sum()
     assert f"stopped by {signum.name} after {done} of {count} descents" in out and 3 <= done < 12
-    assert count == 12 or arrays["axis_batch_size"].tolist() == [2]
+    if count == 24:  # nothing is known of the second size
+        assert arrays["axis_batch_size"].tolist() == [2, 4] and not arrays["finished"][1].any()
     kept = [path.name for path in folder.glob("blocks/*/*")]
     assert len(kept) == done and "from-0-size-1.safetensors" in kept
     assert "interrupted" in call("runs").out
     with hold(folder):
         called = call("resume", folder)
     assert called.code == 2 and "holds this run" in called.err
-    called = call("resume", folder, "--processes", 2)
-    assert called.code == 2 and "got a sweep and several processes; expected one" in called.err
     assert call("resume", folder).code == 0
     assert not (folder / "blocks").exists()
     for name in ("sweep.npz", "result.json"):
