@@ -11,7 +11,6 @@ import numpy as np
 from jax.extend.core import Jaxpr
 
 from minijaxnet._jaxpr import called, is_literal
-from minijaxnet.processes import here
 from minijaxnet.pytrees import l2_norm, named_leaves
 
 _PACKAGE = Path(__file__).parents[1]
@@ -105,19 +104,3 @@ def _place(eqn: Any) -> str:
     ]
     own = own or [f for f in frames if _PACKAGE in Path(f.filename).parents]
     return f", {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
-
-
-def lost_updates(before: Any, after: Any, steps: int) -> list[str]:
-    """A note where of the weights of few digits hardly one has moved; one that is 0 always does, however little."""
-    pairs = zip(jax.tree.leaves(here(before)), jax.tree.leaves(here(after)), strict=True)
-    pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs if jnp.finfo(a.dtype).bits < 32]
-    count = sum(int(np.sum(a != 0)) for a, _ in pairs)
-    moved = sum(int(np.sum((a != 0) & (a != b))) for a, b in pairs)
-    if steps < 2 or not count or moved > count / 100:
-        return []
-    dtypes = ", ".join(sorted({str(a.dtype) for a, _ in pairs}))
-    return [
-        f"{moved:,} of {count:,} weights have moved: if the others are not meant to stay, the learning rate times the "
-        f"gradient is below half a unit in their last place ({dtypes}); take float32 weights, a larger rate, or "
-        "stochastic rounding"
-    ]

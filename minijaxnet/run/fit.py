@@ -30,11 +30,10 @@ from minijaxnet.pytrees import (
     named_leaves,
 )
 from minijaxnet.run.best import Best, BestKeeper
-from minijaxnet.run.diagnose import lost_updates
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
 from minijaxnet.run.log import Log, Progress, Sink
-from minijaxnet.run.measured import measured_by, row_of
+from minijaxnet.run.measured import lost_updates, measured_by, row_of
 from minijaxnet.run.signals import heard
 from minijaxnet.streams import InMemory, Stream, is_read
 from minijaxnet.tables import figure, html_of

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from minijaxnet.processes import here
 
 
 def row_of(seen: Any, measured: dict[str, float]) -> dict[str, float]:
@@ -37,3 +41,19 @@ def _number(name: str, value: Any) -> float:
     dtype = getattr(value, "dtype", None)
     got = type(value).__name__ if dtype is None else f"{dtype}[{','.join(map(str, np.shape(value)))}]"
     raise TypeError(f"{name}: got {got}; expected a number")
+
+
+def lost_updates(before: Any, after: Any, steps: int) -> list[str]:
+    """A note where of the weights of few digits hardly one has moved; one that is 0 always does, however little."""
+    pairs = zip(jax.tree.leaves(here(before)), jax.tree.leaves(here(after)), strict=True)
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs if jnp.finfo(a.dtype).bits < 32]
+    count = sum(int(np.sum(a != 0)) for a, _ in pairs)
+    moved = sum(int(np.sum((a != 0) & (a != b))) for a, b in pairs)
+    if steps < 2 or not count or moved > count / 100:
+        return []
+    dtypes = ", ".join(sorted({str(a.dtype) for a, _ in pairs}))
+    return [
+        f"{moved:,} of {count:,} weights have moved: if the others are not meant to stay, the learning rate times the "
+        f"gradient is below half a unit in their last place ({dtypes}); take float32 weights, a larger rate, or "
+        "stochastic rounding"
+    ]
