@@ -136,8 +136,8 @@ def fit(
             ``best.safetensors``. Of an accuracy or a score the highest is the best, else the lowest; "highest NAME" or
             "lowest NAME" say it.
         patience: stop when that number has not become better for so many logged rows; never if None.
-        run_dir: an existing folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written;
-            nothing is written if None. It is held meanwhile; what ``run.lock.hold`` gave is held by the caller.
+        run_dir: a folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written; it is made if
+            need be, and held meanwhile; what ``run.lock.hold`` gave is held by the caller. Nothing is written if None.
         resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none.
             With the arguments of the first start it comes to the same bits; steps may be more, and a plain descent's
             rate or the batch size another from here on.
@@ -174,8 +174,10 @@ def fit(
         raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
         raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
-    if isinstance(run_dir, str | Path) and (not str(run_dir) or not Path(run_dir).is_dir()):
-        raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder that is there")
+    if isinstance(run_dir, str | Path) and (
+        not str(run_dir) or (Path(run_dir).exists() and not Path(run_dir).is_dir())
+    ):
+        raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
     if log_every is not None:
@@ -194,6 +196,8 @@ def fit(
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
     folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
     with (
         nullcontext() if run_dir is None else hold(run_dir),

@@ -184,14 +184,21 @@ def test_an_objective_that_is_a_plain_function_is_checked_by_its_own_shapes(tmp_
 
 
 @pytest.mark.parametrize(
-    ("run_dir", "kind"), [("", ValueError), ("nowhere", ValueError), (3, TypeError), (b"here", TypeError)]
+    ("run_dir", "kind"), [("", ValueError), ("a_file", ValueError), (3, TypeError), (b"here", TypeError)]
 )
 def test_a_run_dir_that_is_no_folder_is_named(run_dir, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
     descent, state, _ = full_batch()
     with pytest.raises(kind, match=f"^run_dir: got {run_dir!r}; expected a folder"):
         fit(descent, state, DATA, steps=3, run_dir=run_dir)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+def test_a_run_dir_is_made_if_need_be(tmp_path):
+    descent, state, _ = full_batch()
+    fit(descent, state, DATA, steps=3, run_dir=tmp_path / "new" / "run")
+    assert (tmp_path / "new" / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
