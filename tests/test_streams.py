@@ -180,3 +180,10 @@ def test_a_generator_is_closed_when_a_run_ends_early():
     while not closed and time.monotonic() < deadline:
         time.sleep(0.01)
     assert closed == [0]
+
+
+def test_the_thread_has_ended_when_a_run_has():
+    """Else it may be within XLA while Python ends, which aborts the process."""
+    before = set(threading.enumerate())
+    mjn.fit(DESCENT, START, batches, steps=3)
+    assert set(threading.enumerate()) <= before
