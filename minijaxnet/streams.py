@@ -201,7 +201,7 @@ def padded(batches: Batches) -> Batches:
     """
 
     def weighted(first_step: int) -> Iterator[Any]:
-        most = 0
+        most = count_points(first_batch_of(batches)) if first_step else 0  # a run may go on at a batch that has fewer
         for batch in batches(first_step):
             batch = _on_host(batch)
             points = count_points(batch)
