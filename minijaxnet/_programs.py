@@ -109,9 +109,12 @@ class Known:
         return Known(None, self.identity, self.numbers)
 
     def but_for_what_it_changes(self) -> "Known":
-        """The same as it is now, without the numbers that were others before, such as a count of its own calls."""
+        """The same as it is now, without the numbers that were others, or of another type, before.
+
+        Such as a count of its own calls, or an int that optax's schedules make a float when they are first called.
+        """
         before, now = (
-            {name: value for name, _, value in all_of} for all_of in (self.numbers, numbers_read(self.function))
+            {name: number for name, *number in all_of} for all_of in (self.numbers, numbers_read(self.function))
         )
         if changed := {name for name in before.keys() & now.keys() if before[name] != now[name]}:
             _CHANGED.setdefault(self.identity, set()).update(changed)
@@ -125,10 +128,13 @@ _CHANGED: dict[Hashable, set[str]] = {}
 def known(function: Any) -> Known:
     """A function, looked at once for several programs."""
     if isinstance(function, Known):
-        return function
-    its = identity(function)
-    own = _CHANGED.get(its, ())
-    return Known(function, its, tuple(number for number in numbers_read(function) if number[0] not in own))
+        if function.identity not in _CHANGED:
+            return function
+        function, its, numbers = function.function, function.identity, function.numbers
+    else:
+        its, numbers = identity(function), numbers_read(function)
+    own = _CHANGED.get(its, ())  # also of one that was looked at before it changed them
+    return Known(function, its, tuple(number for number in numbers if number[0] not in own))
 
 
 def _objects_of(value: Any) -> Iterator[Any]:

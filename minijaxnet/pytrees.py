@@ -76,7 +76,10 @@ def check_one_batch(batch: Any, where: str) -> None:
         "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size"
     )
     if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
-        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
+        raise TypeError(
+            f"{where}: got a {type(batch).__name__}, which yields batches; {join}, or hand over "
+            "batches(first_step), a function that returns it"
+        )
     if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
         raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
     for side, half in zip("xy", batch, strict=True) if is_pair(batch) else ():

@@ -21,6 +21,7 @@ from minijaxnet.pytrees import structure_difference
 # Batches that are stacked for a chunk, at most: enough that the host is not waited for, few enough to be read soon.
 _STACKED = 64
 _AHEAD = 2  # stacks that are read before they are needed
+_LEAVING_S = 2.0  # how long the thread is waited for: one batch, unless the reader hangs
 
 Batches = Callable[[int], Iterator[Any]]
 
@@ -108,6 +109,8 @@ class Stream:
             with jax.enable_x64(x64):  # which each thread has for itself
                 whole = self._whole(itertools.chain([first], map(_on_host, self._read)))
                 while stack := list(itertools.islice(whole, self.feed.batches)):
+                    if self._stop.is_set():
+                        return
                     length = len(stack)
                     stack += [stack[-1]] * (self.feed.batches - length)  # one shape, one program
                     if not self._give((jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack)), length)):
@@ -120,6 +123,8 @@ class Stream:
         """The batches that are like the first; those with fewer points are left out."""
         points = count_points(self._like)
         for number, batch in enumerate(read):
+            if self._stop.is_set():
+                return
             if difference := structure_difference(batch, self._like):
                 if number and jax.tree.structure(batch) == jax.tree.structure(self._like):
                     if 0 <= count_points(batch) < points:
@@ -164,8 +169,9 @@ class Stream:
         self._at += count
 
     def close(self) -> None:
-        """Have the thread end."""
+        """Have the thread end, and wait for that: a thread within XLA while Python ends would abort the process."""
         self._stop.set()
+        self._thread.join(_LEAVING_S)
         if (close := getattr(self._read, "close", None)) is not None and not self._thread.is_alive():
             close()
 
@@ -200,7 +206,7 @@ def padded(batches: Batches) -> Batches:
     """
 
     def weighted(first_step: int) -> Iterator[Any]:
-        most = 0
+        most = count_points(first_batch_of(batches)) if first_step else 0  # a run may go on at a batch that has fewer
         for batch in batches(first_step):
             batch = _on_host(batch)
             points = count_points(batch)

@@ -243,7 +243,7 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
         (({1: np.ones(2), "b": np.ones(2)}, np.ones(2)), TypeError, r"data\.x: got a dictionary with keys of several"),
         ((Deep(), np.ones(2)), ValueError, r"data\.x: got a tree that is nested too deep"),
         ([(np.ones(2), np.ones(2))] * 2, TypeError, r"data: got a list of 2 batches; .*np.concatenate.*batch_size"),
-        (lambda: iter([(np.ones(2), np.ones(2))]), TypeError, r"data: got a list_iterator, which yields batches; exp"),
+        (lambda: iter([(np.ones(2), np.ones(2))]), TypeError, r"data: got a list_iterator, which yields .*first_step"),
         ((Frame(x=[1.0, 2.0], name=["a", "b"]), np.ones(2)), TypeError, r"data\.x: got a Frame with columns 'name' of"),
         (lambda: (jax.random.split(jax.random.key(0), 2), 1), TypeError, r"data\.x: got dtype key<fry>; expected"),
         (

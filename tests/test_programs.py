@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kits.descents import compilations
 from kits.marks import slow
 
 import minijaxnet as mjn
@@ -215,3 +216,35 @@ def test_only_the_programs_of_the_last_few_numbers_are_kept():
     del scaled
     gc.collect()
     assert len(jit_of._programs) == 0
+
+
+def optax_like():
+    """As optax's schedules do it: an int is made a float when it is first called."""
+    steps = 100
+
+    def schedule(count):
+        nonlocal steps
+        steps = float(steps)
+        return 0.1 - 0.1 * count / steps
+
+    return schedule
+
+
+def counting_itself():
+    calls = 0
+
+    def schedule(count):
+        nonlocal calls
+        calls += 1
+        return 0.1
+
+    return schedule
+
+
+@pytest.mark.parametrize("schedule_of", [optax_like, counting_itself])
+def test_a_fit_compiles_once_where_a_schedule_changes_its_own_numbers(schedule_of):
+    optax = pytest.importorskip("optax")
+    descent = mjn.optax_descent(lambda weight, batch: jnp.mean((weight - batch) ** 2), optax.sgd(schedule_of()))
+    with compilations() as names:
+        mjn.fit(descent, descent.init(1.0), jnp.ones(2), steps=20, log_every=1)
+    assert sum("chunk" in str(name) for name in names) == 1

@@ -180,3 +180,16 @@ def test_a_generator_is_closed_when_a_run_ends_early():
     while not closed and time.monotonic() < deadline:
         time.sleep(0.01)
     assert closed == [0]
+
+
+def test_the_thread_has_ended_when_a_run_has():
+    """Else it may be within XLA while Python ends, which aborts the process."""
+    before = set(threading.enumerate())
+    mjn.fit(DESCENT, START, batches, steps=3)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("first_step", [1, 2])
+def test_batches_are_filled_up_alike_wherever_a_run_goes_on(first_step):
+    read = mjn.padded(ragged)
+    chex.assert_trees_all_equal(list(read(first_step)), list(read(0))[first_step:])

@@ -78,6 +78,19 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     values = {name: _whole(name, numbers) if name in whole else numbers for name, numbers in values.items()}
     # Of these each value is a program of its own: they are sizes, and counts that Python looks at.
     each: dict[str, list[Any]] = {name: values[name] for name in options if isinstance(values[name][0], int)}
+    swept = {name: values[name] for name in ("learning_rate", *options) if len(values[name]) > 1 and name not in each}
+    for name, several in swept.items():  # and numbers that its optimizer looks at, as some schedules of optax do
+        rest = {other: values[other][0] for other in ("learning_rate", *options)}
+
+        def traced(number: Any, name: str = name, rest: dict[str, Any] = rest) -> None:
+            extra = rest | {name: number}
+            rate = extra.pop("learning_rate")
+            optimizer_of(experiment, flags.optimizer, flags.steps, extra).descent(experiment.objective, rate)
+
+        try:
+            jax.eval_shape(traced, several[0])
+        except jax.errors.ConcretizationTypeError:
+            each[name] = several
     if flags.batch_size != "all":
         each["batch_size"] = _whole("batch_size", parse_range("batch_size", flags.batch_size))
     fixed = {name: numbers[0] for name, numbers in values.items() if len(numbers) == 1}

@@ -156,3 +156,11 @@ def test_what_is_no_optimizer_is_said(of, flags, words, file):
 def test_a_schedule_is_sent_to_optax():
     with pytest.raises(TypeError, match="a schedule: optax_descent"):
         mjn.gradient_descent(lambda params, batch: params, optax.constant_schedule(0.1))
+
+
+def test_a_sweep_over_numbers_that_the_optimizer_looks_at(file):
+    """optax's warmup_cosine_decay_schedule asks whether its peak is 0, which no compiled program can say."""
+    of = "lambda rate, *, steps, decay=0.1: optax.sgd(optax.warmup_cosine_decay_schedule(0.0, rate, 2, steps, decay))"
+    found = call("sweep", file(of), "--learning-rate", "0.001,0.1", "--decay", "0.0,0.1")
+    assert found.code == 0, found
+    assert "4 descents of 30 steps" in found.out and "best: learning_rate 0.1" in found.out
