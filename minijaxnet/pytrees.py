@@ -73,13 +73,11 @@ def check_one_batch(batch: Any, where: str) -> None:
         TypeError: it is one of these.
     """
     join = (
-        "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size"
+        "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size,"
     )
+    join += " or hand over batches(first_step), a function that returns an iterator of batches"
     if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
-        raise TypeError(
-            f"{where}: got a {type(batch).__name__}, which yields batches; {join}, or hand over "
-            "batches(first_step), a function that returns it"
-        )
+        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
     if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
         raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
     for side, half in zip("xy", batch, strict=True) if is_pair(batch) else ():

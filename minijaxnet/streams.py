@@ -4,6 +4,7 @@
 reader: it asks for the batches from where it is.
 """
 
+import inspect
 import itertools
 import queue
 import threading
@@ -53,6 +54,7 @@ class InMemory(NamedTuple):
     ended: bool = False
     left_out: int = 0
     left: int = 2**31 - 1
+    position: int = 0
 
     def source(self) -> Any:
         """What a feed draws from."""
@@ -74,29 +76,36 @@ class Stream:
         ended: whether the iterator is at its end.
     """
 
-    def __init__(self, batches: Batches, first_step: int):
-        """Read the first batch.
+    def __init__(self, batches: Batches, position: int):
+        """Read the first batch, from a position on: so many batches were read before.
 
         Raises:
             TypeError: no iterator, or one of what is no batch.
             ValueError: there is no batch.
         """
-        read = batches(first_step)
+        try:
+            inspect.signature(batches).bind(position)
+        except TypeError as error:
+            raise TypeError(
+                f"data: got a function with other arguments ({error}); expected batches(first_step)"
+            ) from None
+        read = batches(position)
         if not hasattr(read, "__iter__"):
             raise TypeError(f"data: it returns a {type(read).__name__}; expected an iterator of batches")
         self._read = iter(read)
         try:
             first = next(self._read)
         except StopIteration:
-            raise ValueError(f"data: got no batch from step {first_step:,} on; expected some") from None
+            raise ValueError(f"data: got no batch from step {position:,} on; expected some") from None
         check_batch(first, "batch")
         first = _on_host(first)
-        self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first)
+        whole = first_batch_of(batches) if position else first  # it may go on at a batch that has fewer points
+        self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
         nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
         self.feed = Stacked(max(2, min(_STACKED, CHUNK_BYTES // max(1, nbytes))))
         self.left_out, self.ended = 0, False
         self._stack: Any = None
-        self._at, self._length = 0, 0
+        self._at, self._numbers, self._first, self._next = 0, [], position, position
         self._queue: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         x64 = jnp.result_type(float) == jnp.float64
@@ -108,30 +117,31 @@ class Stream:
         try:
             with jax.enable_x64(x64):  # which each thread has for itself
                 whole = self._whole(itertools.chain([first], map(_on_host, self._read)))
-                while stack := list(itertools.islice(whole, self.feed.batches)):
+                while some := list(itertools.islice(whole, self.feed.batches)):
                     if self._stop.is_set():
                         return
-                    length = len(stack)
-                    stack += [stack[-1]] * (self.feed.batches - length)  # one shape, one program
-                    if not self._give((jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack)), length)):
+                    numbers, stack = map(list, zip(*some, strict=True))
+                    stack += [stack[-1]] * (self.feed.batches - len(stack))  # one shape, one program
+                    stacked = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack))
+                    if not self._give((stacked, numbers)):
                         return
             self._give(None)
         except BaseException as error:
             self._give(error)
 
-    def _whole(self, read: Iterator[Any]) -> Iterator[Any]:
-        """The batches that are like the first; those with fewer points are left out."""
+    def _whole(self, read: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+        """The batches that are like the first, and their places; those with fewer points are left out."""
         points = count_points(self._like)
-        for number, batch in enumerate(read):
+        for number, batch in enumerate(read, self._first):
             if self._stop.is_set():
                 return
             if difference := structure_difference(batch, self._like):
-                if number and jax.tree.structure(batch) == jax.tree.structure(self._like):
+                if jax.tree.structure(batch) == jax.tree.structure(self._like):
                     if 0 <= count_points(batch) < points:
                         self.left_out += 1
                         continue
                 raise ValueError(f"data: batch {number:,} is not like the first one: {difference}")
-            yield batch
+            yield number, batch
 
     def _give(self, item: Any) -> bool:
         """Put it where it is waited for; whether anybody still waits."""
@@ -149,24 +159,31 @@ class Stream:
         Raises:
             Exception: what reading raised.
         """
-        if self._at == self._length and not self.ended:
+        if not self.left and not self.ended:
             item = self._queue.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:
                 self.ended = True
             else:
-                (self._stack, self._length), self._at = item, 0
-        return self._stack, np.int32(min(self._at, max(0, self._length - 1)))
+                (self._stack, self._numbers), self._at = item, 0
+        return self._stack, np.int32(min(self._at, max(0, len(self._numbers) - 1)))
 
     @property
     def left(self) -> int:
         """How many batches of the stack at hand are left."""
-        return self._length - self._at
+        return len(self._numbers) - self._at
+
+    @property
+    def position(self) -> int:
+        """How many batches have been read up to the next one, those that were left out among them."""
+        return self._next
 
     def take(self, count: int) -> None:
         """Go on by so many batches."""
         self._at += count
+        if count:
+            self._next = self._numbers[self._at - 1] + 1
 
     def close(self) -> None:
         """Have the thread end, and wait for that: a thread within XLA while Python ends would abort the process."""

@@ -106,6 +106,33 @@ def test_batches_of_fewer_points_are_left_out_or_filled_up():
     chex.assert_trees_all_close(result.state.params, state.params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("fill", [False, True])
+def test_with_batches_left_out_or_filled_up_it_goes_on_to_the_same_bits_from_anywhere(stop_at, fill, tmp_path):
+    """Also where the next batch is one of fewer points, whose place in the iterator is not its step."""
+
+    def weighted(params, batch):
+        return OBJECTIVE(params, batch[:2]) + (0 * jnp.sum(batch[2]) if len(batch) > 2 else 0)
+
+    descent = mjn.gradient_descent(weighted, 0.05)
+    start, data = descent.init(PARAMS), mjn.padded(ragged) if fill else ragged
+    whole = mjn.fit(descent, start, data, steps=6)
+    mjn.fit(descent, start, data, steps=stop_at, run_dir=tmp_path)
+    again = mjn.fit(descent, start, data, steps=6, run_dir=tmp_path, resume=True)
+    assert again.first_step == stop_at
+    chex.assert_trees_all_equal(again.state, whole.state, strict=True)
+
+
+def test_a_batch_that_is_to_blame_for_a_divergence_is_named():
+    def read(first_step):
+        for step, batch in enumerate(batches(first_step)):
+            yield batch._replace(x=batch.x * np.nan) if step == 7 else batch
+
+    result = mjn.fit(DESCENT, START, read, steps=50)
+    assert result.status == mjn.DIVERGED and result.steps_taken == 7
+    assert any("the batch of step 7 is to blame: batch.x" in note for note in result.notes)
+
+
 def test_dicts_and_lists_as_a_data_loader_has_them():
     def as_dict(first_step):
         return ({"x": np.asarray(batch.x).tolist(), "y": batch.y} for batch in batches(first_step))
@@ -152,6 +179,7 @@ def other(batch):
 @pytest.mark.parametrize(
     ("data", "options", "error", "words"),
     [
+        (lambda: iter([]), {}, TypeError, "data: got a function with other arguments .*expected batches"),
         (lambda first: 3, {}, TypeError, "data: it returns a int; expected an iterator of batches"),
         (lambda first: iter(()), {}, ValueError, "data: got no batch from step 0 on; expected some"),
         (lambda first: iter(["a"]), {}, TypeError, "batch"),

@@ -86,8 +86,13 @@ class Optimizer(NamedTuple):
         if unknown := [name for name in self.options if name not in known]:
             few = ", ".join(known) or "none"
             raise ValueError(f"optimizer: its own takes no {unknown[0]!r}; expected some of its numbers: {few}")
-        steps = {"steps": self.steps} if "steps" in inspect.signature(self.own).parameters else {}
-        found = self.own(learning_rate, **steps, **self.options)
+        signature = inspect.signature(self.own)
+        options = {**({"steps": self.steps} if "steps" in signature.parameters else {}), **self.options}
+        try:
+            signature.bind(learning_rate, **options)
+        except TypeError as error:
+            raise TypeError(f"optimizer: {error}; expected optimizer(learning_rate, *, steps, ...)") from None
+        found = self.own(learning_rate, **options)
         if not is_transformation(found):
             raise TypeError(f"optimizer: it returns a {type(found).__name__}; expected a transformation of optax")
         return found
@@ -97,6 +102,12 @@ def optimizer_of(experiment: Experiment, name: str, steps: int, options: Mapping
     """An optimizer by its name; of the experiment's own the numbers are its defaults where none are given."""
     known = optimizer_options(experiment.optimizer) if name == OWN else {}
     return Optimizer(name, {**known, **(options or {})}, experiment.optimizer, steps)
+
+
+def own_arguments(asked: Asked) -> Mapping[str, Any]:
+    """What the experiment's own optimizer takes, where that is the one."""
+    own = asked.experiment.optimizer if asked.flags.optimizer == OWN else None
+    return {} if own is None or is_transformation(own) else inspect.signature(own).parameters
 
 
 def optimizer_asked(asked: Asked) -> Optimizer:

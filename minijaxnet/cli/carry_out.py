@@ -37,7 +37,7 @@ from minijaxnet.run.log import Progress
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.streams import first_batch_of, is_read
 from minijaxnet.tables import figure, printable, text_table
-from minijaxnet.trace import DIVERGED
+from minijaxnet.trace import DIVERGED, STOPPED_EARLY
 from minijaxnet.verify import GradReport
 
 
@@ -165,10 +165,13 @@ def _tell(
     write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
-    say(f"\n{_outcome(result)}\n\n{_metrics_table(experiment, result, held)}")
-    if result.best is not None:
-        best = result.best
+    say(f"\n{_outcome(result)}\n\n{_metrics_table('at the end', experiment, result.rows[-1], held)}")
+    if (best := result.best) is not None:
         say(f"\n{goal_of(flags.keep_best)}: {figure(best.value)} at step {best.step:,}, kept in {BEST}")
+        if row := _row_of(result):
+            say(_metrics_table("there", experiment, row, held))
+    if result.status == STOPPED_EARLY and not int(result.trace.steps_taken):
+        say("no step was taken: minijaxnet resume RUN --patience N waits for more lines of metrics")
     if report is not None:
         say(f"\n{report}")
     is_share = jax.process_count() > 1 and loads_its_share(experiment)
@@ -283,13 +286,18 @@ def _outcome(result: FitResult) -> str:
     return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"
 
 
-def _metrics_table(experiment: Experiment, result: FitResult, held: Iterable[str]) -> str:
-    last = result.rows[-1]
-    each = [of for of in ("train", *held) if f"{of}_loss" in last]
-    rows = [("loss", *(figure(last[f"{of}_loss"]) for of in each))]
+def _row_of(result: FitResult) -> dict[str, Any]:
+    """What was logged where the weights were best."""
+    step = -1 if result.best is None else result.best.step
+    return next((row for row in result.rows if row["step"] == step), {})
+
+
+def _metrics_table(title: str, experiment: Experiment, row: dict[str, Any], held: Iterable[str]) -> str:
+    each = [of for of in ("train", *held) if f"{of}_loss" in row]
+    rows = [("loss", *(figure(row[f"{of}_loss"]) for of in each))]
     for name in experiment.metrics:
-        rows.append((name, *(figure(last[name if of == "train" else f"{of}_{name}"]) for of in each)))
-    return text_table(("at the end", *each), rows)
+        rows.append((name, *(figure(row[name if of == "train" else f"{of}_{name}"]) for of in each)))
+    return text_table((title, *each), rows)
 
 
 def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:
@@ -298,7 +306,7 @@ def _result(result: FitResult, report: GradReport | None) -> dict[str, Any]:
         "status": "INTERRUPTED" if result.interrupted else result.status.name,
         "steps_taken": result.steps_taken,
         "metrics": result.rows[-1],
-        "kept_best": None if result.best is None else {"step": result.best.step, "value": result.best.value},
+        "kept_best": None if result.best is None else {"value": result.best.value, **_row_of(result)},
         "gradient_check": None if report is None else report.to_dict(),
     }
 

@@ -49,8 +49,8 @@ class RunFlags(Together, Settings):
     log_every: int | None = None
     """Steps from one line of metrics to the next; about 20 lines if left out."""
     keep_best: str | None = None
-    """Keep the weights where this number is best: test_loss, test_accuracy or another that is logged; "highest NAME" or
-    "lowest NAME" where the name leaves it open."""
+    """Keep the weights where this number is best: test_loss, test_accuracy or another that is measured; "highest NAME"
+    or "lowest NAME" where the name leaves it open."""
     patience: int | None = None
     """Stop when that number has not become better for so many lines of metrics."""
     checkpoint_every: int | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minijaxnet._machine import jax_settings
+from minijaxnet.cli.arms import own_arguments
 from minijaxnet.cli.begin import Asked, asked_again, changed_flags
 from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
@@ -96,8 +97,10 @@ def _steps_taken(folder: Path) -> int:
 def _checked_change(folder: Path, asked: Asked, changed: dict[str, Any]) -> dict[str, Any]:
     """The flags that are to be others from here on."""
     taken = _steps_taken(folder)
-    if (steps := changed.get("steps", taken)) < taken:
+    if (steps := changed.get("steps", asked.flags.steps)) < taken:
         raise UsageError(f"steps: got {steps:,}; expected more than the {taken:,} that the run has taken")
+    if steps != asked.flags.steps and "steps" in own_arguments(asked):
+        print(f"its own optimizer is made anew, for {steps:,} steps in place of {asked.flags.steps:,}", flush=True)
     rows = read_rows(folder / METRICS)
     if asked.flags.log_every is None and len(rows) > 2:  # the lines that are there stay where they are
         changed = changed | {"log_every": rows[1]["step"] - rows[0]["step"]}

@@ -72,10 +72,10 @@ def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
     write_checkpoint(Path(path), tree, step=step)
 
 
-def write_checkpoint(path: Path, tree: Any, *, step: int, rows_sha256: str = "") -> None:
-    """The same, with a SHA-256 over what was logged before it."""
+def write_checkpoint(path: Path, tree: Any, *, step: int, rows_sha256: str = "", read: int = 0) -> None:
+    """The same, with a SHA-256 over what was logged before it, and how many batches of a stream had been read."""
     header, leaves = _described(tree)
-    header = header._replace(step=check_count("step", step), rows_sha256=rows_sha256)
+    header = header._replace(step=check_count("step", step), rows_sha256=rows_sha256, read=read)
     if header.step >= MOST_STEPS:
         raise ValueError(f"step: got {step}; expected less than {MOST_STEPS}")
     for name, leaf in leaves.items():

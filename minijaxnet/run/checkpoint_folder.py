@@ -19,11 +19,13 @@ class LoadedCheckpoint(NamedTuple):
         step: at which it was saved.
         tree: what was saved.
         skipped: why each newer one could not be used, a text each.
+        read: how many batches of a stream had been read; 0 where the data is no stream.
     """
 
     step: int
     tree: Any
     skipped: list[str]
+    read: int = 0
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
@@ -66,7 +68,7 @@ def load_latest(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_checkpoint(checkpoint_path(folder, 20), {"weight": 10.0}, step=20)
         ...     load_latest(folder, like={"weight": 0.0})
-        LoadedCheckpoint(step=20, tree={'weight': 10.0}, skipped=[])
+        LoadedCheckpoint(step=20, tree={'weight': 10.0}, skipped=[], read=0)
     """
     skipped, all_fit = [], True
     for named, path in checkpoints(folder):
@@ -82,7 +84,7 @@ def load_latest(
         elif not fits(header):
             all_fit = False
         else:
-            return LoadedCheckpoint(header.step, tree, skipped)
+            return LoadedCheckpoint(header.step, tree, skipped, header.read)
     if skipped and all_fit:
         raise CheckpointError(f"{folder}: got no checkpoint that is whole; expected one\n  " + "\n  ".join(skipped))
     return None

@@ -62,6 +62,7 @@ class Header(NamedTuple):
         arrays: how each leaf is stored, in the order of the data, without gaps.
         data_sha256: of all the data, 64 hexadecimal digits.
         rows_sha256: of the rows that were logged before it; empty where there are none.
+        read: how many batches of a stream had been read; 0 where the data is no stream.
     """
 
     step: int
@@ -69,6 +70,7 @@ class Header(NamedTuple):
     arrays: dict[str, Stored]
     data_sha256: str = _NO_DIGEST
     rows_sha256: str = ""
+    read: int = 0
 
     @property
     def data_bytes(self) -> int:
@@ -93,6 +95,7 @@ def _encode(header: Header, header_sha256: str) -> bytes:
             "header_sha256": header_sha256,
             "data_sha256": header.data_sha256,
             **({"rows_sha256": header.rows_sha256} if header.rows_sha256 else {}),
+            **({"read": str(header.read)} if header.read else {}),
             **header.kinds,
         }
     }
@@ -204,14 +207,15 @@ def _header(path: Path, content: Any) -> Header:
             raise CheckpointError(f"{path}: {name:.80}: got offsets {offsets!r:.50}; expected {[begin, end]}")
         begin = end
     kinds = {name: str(kind) for name, kind in metadata.items() if name.startswith("tree")}
-    step, data_sha256 = str(metadata.get("step")), str(metadata.get("data_sha256"))
-    if not re.fullmatch("[0-9]{1,18}", step):
-        raise CheckpointError(f"{path}: got step {step!r:.50}; expected a count")
+    step, read, data_sha256 = str(metadata.get("step")), str(metadata.get("read", 0)), str(metadata.get("data_sha256"))
+    for name, count in (("step", step), ("read", read)):
+        if not re.fullmatch("[0-9]{1,18}", count):
+            raise CheckpointError(f"{path}: got {name} {count!r:.50}; expected a count")
     if nameless := arrays.keys() - kinds.keys():
         raise CheckpointError(
             f"{path}: {min(nameless):.80}: got an array that the metadata does not name; expected its dtype"
         )
-    return Header(int(step), kinds, arrays, data_sha256, str(metadata.get("rows_sha256", "")))
+    return Header(int(step), kinds, arrays, data_sha256, str(metadata.get("rows_sha256", "")), int(read))
 
 
 def _is_shape(shape: list[Any]) -> bool:

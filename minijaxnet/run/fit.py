@@ -169,7 +169,7 @@ def fit(
     check_descent(descent)
     check_state(state)
     check_count("steps", steps)
-    check_callable("measure", (lambda: None) if measure is None else measure)
+    check_callable("measure", measure or (lambda: None))
     if on_interrupt not in ("raise", "return"):
         raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
@@ -180,8 +180,7 @@ def fit(
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
-    if log_every is not None:
-        check_count("log_every", log_every, least=1)
+    check_count("log_every", 1 if log_every is None else log_every, least=1)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
     held = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
     if is_read(data) and (batch_size is not None or jax.process_count() > 1):
@@ -213,7 +212,7 @@ def fit(
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
         notes = best.begin(state.params, log.rows, resume=resume)
-        reader = held or at_the_end.enter_context(closing(Stream(data, first)))
+        reader = held or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
         feed, capacity = reader.feed, chunk_capacity(step_known, reader.feed, state, reader.source())
         under_way = np.int32(OUT_OF_STEPS)
 
@@ -247,7 +246,7 @@ def fit(
                 break
             if is_due:
                 log.sync()
-                keeper.keep(step, state, log.sha256)
+                keeper.keep(step, state, log.sha256, reader.position)
             state, trace, seconds = chunk(state, length)
             seen = history.append(trace)
             reader.take(len(seen.loss))
@@ -264,13 +263,18 @@ def fit(
         end = first + history.steps_taken
         if history.status != DIVERGED:
             log.sync()
-            keeper.keep(end, state, log.sha256)
+            keeper.keep(end, state, log.sha256, reader.position)
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         measured = measured_by(measure, state.params)
         best.see(end, state.params, measured)
         log.append(end, row_of(jax.device_get(look), measured), run_s)
         log.sync()
+        if history.status == DIVERGED and held is None:
+            try:
+                check_values(descent, state, jax.device_get(feed.at(reader.source(), 0)), "batch")
+            except ValueError as error:
+                notes.append(f"the batch of step {end:,} is to blame: {error}")
     if interrupted and on_interrupt == "raise":
         raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
     if reader.ended:

@@ -28,6 +28,7 @@ class Keeper:
 
     Attributes:
         notes: why checkpoints could not be used, a text each.
+        read: how many batches of a stream had been read at the checkpoint that it goes on from.
     """
 
     def __init__(self, folder: str | Path | None, *, every: int | timedelta, resume: bool):
@@ -44,7 +45,7 @@ class Keeper:
         self._folder = None if folder is None else Path(folder) / CHECKPOINTS
         if self._folder is not None and self._folder.is_dir() and checkpoints(self._folder) and not resume:
             raise FileExistsError(f"{self._folder}: there is a run in this folder; expected a new one, or resume=True")
-        self._saved, self._last_s, self.notes = 0, time.monotonic(), []
+        self._saved, self._last_s, self.notes, self.read = 0, time.monotonic(), [], 0
 
     def begin(self, state: DescentState, log: Log, log_every: int) -> tuple[int, DescentState]:
         """The step and the state to go on with: 0 and the one given, or those of the newest checkpoint.
@@ -80,7 +81,7 @@ class Keeper:
                 return False
             return True
 
-        step, state, self.notes = load_latest(self._folder, like, fits) or (None, None, [])
+        step, state, self.notes, self.read = load_latest(self._folder, like, fits) or (None, None, [], 0)
         if passed:
             newest, why = passed[0]
             self.notes = [*self.notes, f"{why}: it goes on from step {step or 0:,}, not {newest:,}"]
@@ -95,12 +96,13 @@ class Keeper:
         by_count = self._every is not None and step % self._every == 0
         return self._folder is not None and (by_count or time.monotonic() - self._last_s >= self._seconds)
 
-    def keep(self, step: int, state: DescentState, rows_sha256: str = "") -> None:
-        """Save a checkpoint, with a SHA-256 over the rows before it, and have the oldest go."""
+    def keep(self, step: int, state: DescentState, rows_sha256: str = "", read: int = 0) -> None:
+        """Save a checkpoint, with a SHA-256 over the rows before it and the batches read, and have the oldest go."""
         if step == self._saved:  # it is there
             return
         state = here(state)
         if self._folder is not None:
-            write_checkpoint(checkpoint_path(self._folder, step), state, step=step, rows_sha256=rows_sha256)
+            path = checkpoint_path(self._folder, step)
+            write_checkpoint(path, state, step=step, rows_sha256=rows_sha256, read=read)
             keep_newest(self._folder, _KEPT)
         self._saved, self._last_s = step, time.monotonic()

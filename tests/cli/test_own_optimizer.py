@@ -139,6 +139,11 @@ def test_the_numbers_of_optaxs_optimizers_are_options(file):
         ("None", ["--optimizer", "own"], "got 'own'; expected an experiment with one"),
         ("lambda learning_rate: 3", [], "optimizer: it returns a int; expected a transformation of optax"),
         ("optimizer", ["--optimizer-options", "b1=0.8"], "its own takes no 'b1'; expected some of its numbers: decay"),
+        (
+            "lambda *, steps: optax.sgd(0.1)",
+            [],
+            "optimizer: too many positional arguments; expected optimizer(",
+        ),
         ("'adam'", [], "optimizer: got str; expected a transformation of optax"),
         ("lambda learning_rate, *, start=1.0: optax.sgd(start)", [], "'start' has the name of a flag"),
         (
@@ -164,3 +169,9 @@ def test_a_sweep_over_numbers_that_the_optimizer_looks_at(file):
     found = call("sweep", file(of), "--learning-rate", "0.001,0.1", "--decay", "0.0,0.1")
     assert found.code == 0, found
     assert "4 descents of 30 steps" in found.out and "best: learning_rate 0.1" in found.out
+
+
+def test_more_steps_make_it_anew_and_that_is_said(file):
+    folder = call("run", file(), *PLAIN).folder
+    called = call("resume", folder, "--steps", "40")
+    assert called.code == 0 and "its own optimizer is made anew, for 40 steps in place of 30" in called.out

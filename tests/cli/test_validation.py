@@ -51,7 +51,8 @@ def test_a_run_stops_by_validation_data_and_the_page_shows_all_three(home):
     assert rows[-1]["step"] == rows[rows.index(best) + 5]["step"]
     result = json.loads((only() / "result.json").read_text())
     assert result["status"] == "STOPPED_EARLY"
-    assert result["kept_best"] == {"step": best["step"], "value": pytest.approx(best["validation_loss"])}
+    assert result["kept_best"] == {"value": pytest.approx(best["validation_loss"]), **best}
+    assert "there" in called.out and f"at step {best['step']:,}, kept in best.safetensors" in called.out
     experiment = mjn.load_experiment("noisy.py")
     value = experiment.objective(mjn.load_params(only()), experiment.data()[1])
     assert float(value) == pytest.approx(best["validation_loss"], rel=1e-5)
