@@ -17,6 +17,7 @@ from minijaxnet.cli import main, report
 from minijaxnet.report import pictures, several, story
 from minijaxnet.report.page import page
 from minijaxnet.report.shown import bowl, predictions, shown, stops
+from minijaxnet.report.told import told_by
 from minijaxnet.run.lock import hold
 
 LINE = """
@@ -77,7 +78,7 @@ def folder(ran, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def told(ran):
     [found] = (ran[0] / "runs").iterdir()
-    return story.told_by(found)
+    return told_by(found)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +109,12 @@ def test_a_run_leaves_a_page_with_the_lessons_numbers(ran, told):
 
 
 def test_the_command_on_the_page_repeats_the_run(folder):
-    first = story.told_by(folder)
+    first = told_by(folder)
     verb, *rest = shlex.split(story.command_of(first.config))[1:]
     assert main([verb, *rest, "--no-report"]) == 0
     [again] = (path for path in Path("runs").iterdir() if path != folder)
     assert (folder / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
-    second = story.told_by(again).config
+    second = told_by(again).config
     assert first.config | {"flags": {}, "file_here": ""} == second | {"flags": {}, "file_here": ""}
     assert first.config["flags"] | {"report": False} == second["flags"]
     assert not (again / "report.html").exists()
