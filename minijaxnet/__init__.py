@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import all public names with the first that is asked for: pytest finds the fixture without importing JAX."""
+    if name == "__version__":
+        from importlib.metadata import version  # 20 ms: imported where used
+
+        return version("minijaxnet")
     if name != "__all__" and name.startswith("__"):
         raise AttributeError(f"module 'minijaxnet' has no attribute {name!r}")
     public = importlib.import_module("minijaxnet._public")
