@@ -126,8 +126,8 @@ def fit(
             ``batches(first_step)`` that returns an iterator of batches from that step on, of one shape. They are read
             ahead by a thread; batches of fewer points are left out, or filled up by ``padded``.
         steps: how many steps at most, at least 0.
-        until_flat: stop before a step whose gradient norm is at most this; with minibatches or a keyed objective the
-            slope is only a sample, and 0 means never.
+        until_flat: stop before a step whose gradient norm is at most this; with minibatches, batches that are read, or
+            a keyed objective the slope is only a sample, and 0 means never.
         batch_size: points a step, drawn anew each epoch; each step sees all points if None.
         key: a ``jax.random.key`` for the order of the minibatches; needed with ``batch_size``.
         log_every: steps from one logged row to the next; about 20 rows if None.
@@ -181,7 +181,7 @@ def fit(
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
     check_count("log_every", 1 if log_every is None else log_every, least=1)
-    rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None)
+    rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
     held = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
     if is_read(data) and (batch_size is not None or jax.process_count() > 1):
         got = "batch_size, too" if batch_size is not None else "several processes"
