@@ -189,8 +189,8 @@ def fit(
     began, run_s, start = time.perf_counter(), 0.0, state
     state = own_copy(state)
     step_known, block = known(descent.step), block_on(state)
-    if held is not None:
-        chunk_capacity(step_known, held.feed, state, held.source())  # what is wrong with the objective is said here
+    # What is wrong with an objective is said here, before a folder is written to; of a stream when it has been read.
+    capacity = 0 if held is None else chunk_capacity(step_known, held.feed, state, held.source())
 
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
@@ -213,7 +213,7 @@ def fit(
         log.begin(first)
         notes = best.begin(state.params, log.rows, resume=resume)
         reader = held or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
-        feed, capacity = reader.feed, chunk_capacity(step_known, reader.feed, state, reader.source())
+        feed, capacity = reader.feed, capacity or chunk_capacity(step_known, reader.feed, state, reader.source())
         under_way = np.int32(OUT_OF_STEPS)
 
         def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
