@@ -1,12 +1,14 @@
 """``sweep`` in several processes: the bits of one process, be it killed on the way."""
 
 import socket
+import sys
 
 import numpy as np
 import pytest
 from kits.marks import SLOW
 from kits.processes import LINE, MINIJAXNET, ended, in_time, started
 
+sweep_module = sys.modules["minijaxnet.cli.sweep"]
 GRID = ("--learning-rate", "0.05,0.1,0.3", "--seeds", "3", "--block", "2", "--steps", "40")
 
 
@@ -48,6 +50,19 @@ def test_two_processes_find_the_bits_of_one_and_one_of_them_speaks(devices, home
     assert two.count("best: ") == 1 and "in 2 processes" in two
     assert one[one.index("best: ") :].splitlines()[:2] == two[two.index("best: ") :].splitlines()[:2]
     assert not (only(home / "two") / "blocks").exists()
+
+
+def test_processes_take_turns_at_blocks_and_have_to_agree_on_their_size(monkeypatch):
+    monkeypatch.setattr(sweep_module.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(sweep_module, "told", lambda numbers: np.array([numbers] * 3))
+    mine = {}
+    for rank in range(3):
+        monkeypatch.setattr(sweep_module.jax, "process_index", lambda rank=rank: rank)
+        mine[rank] = [first for first in range(0, 14, 2) if sweep_module._mine(first, 2)]
+    assert mine == {0: [0, 6, 12], 1: [2, 8], 2: [4, 10]}
+    monkeypatch.setattr(sweep_module, "told", lambda numbers: np.array([[2], [3], [2]]))
+    with pytest.raises(ValueError, match="block: got 2 and 3 in the processes"):
+        sweep_module._mine(0, 2)
 
 
 @pytest.mark.slow

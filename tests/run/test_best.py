@@ -84,6 +84,12 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same(at, tmp_path):
     assert (broken / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
 
 
+def test_rows_that_brought_nothing_better_before_a_stop_count_after_it(tmp_path):
+    fit(steps=7, keep_best="far", patience=3, run_dir=tmp_path, checkpoint_every=1)
+    result = fit(keep_best="far", patience=3, run_dir=tmp_path, resume=True)
+    assert result.first_step == 7 and result.status == mjn.STOPPED_EARLY and result.steps_taken == 8
+
+
 def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
     fit(steps=9, keep_best="far", run_dir=tmp_path, checkpoint_every=4)
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
