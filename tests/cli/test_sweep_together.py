@@ -1,14 +1,14 @@
 """``sweep`` in several processes: the bits of one process, be it killed on the way."""
 
+import importlib
 import socket
-import sys
 
 import numpy as np
 import pytest
 from kits.marks import SLOW
 from kits.processes import LINE, MINIJAXNET, ended, in_time, started
 
-sweep_module = sys.modules["minijaxnet.cli.sweep"]
+sweep_module = importlib.import_module("minijaxnet.cli.sweep")
 GRID = ("--learning-rate", "0.05,0.1,0.3", "--seeds", "3", "--block", "2", "--steps", "40")
 
 
