@@ -211,7 +211,7 @@ def fit(
         if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
-        notes = best.begin(state.params, log.rows, resume=resume)
+        notes = best.begin(state.params, log.rows, first, resume=resume)
         reader = held or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
         feed, capacity = reader.feed, capacity or chunk_capacity(step_known, reader.feed, state, reader.source())
         under_way = np.int32(OUT_OF_STEPS)

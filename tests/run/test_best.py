@@ -84,6 +84,21 @@ def test_stopped_and_gone_on_with_it_ends_with_the_same(at, tmp_path):
     assert (broken / "best.safetensors").read_bytes() == (whole / "best.safetensors").read_bytes()
 
 
+def test_at_another_rate_a_best_of_steps_that_are_not_taken_again_is_forgotten(tmp_path):
+    def at(rate, **options):
+        descent = mjn.gradient_descent(lambda weight, batch: weight + 0 * jnp.sum(batch[0]), rate)
+        options |= {"log_every": 1, "measure": measure, "keep_best": "far", "run_dir": tmp_path}
+        return mjn.fit(descent, descent.init(5.0), BATCH, steps=6, **options)
+
+    assert at(1.0, checkpoint_every=2).best.step == 5
+    for newest in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        newest.unlink()  # as if it had been killed after step 5: the oldest is of step 2
+    result = at(0.25, resume=True)
+    assert result.first_step == 2
+    assert (float(result.best.params), result.best.step, result.best.value) == (2.0, 6, 2.0)
+    assert float(mjn.load_params(tmp_path)) == 2.0
+
+
 def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
     fit(steps=9, keep_best="far", run_dir=tmp_path, checkpoint_every=4)
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
