@@ -174,9 +174,7 @@ def fit(
         raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
         raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
-    if isinstance(run_dir, str | Path) and (
-        not str(run_dir) or (Path(run_dir).exists() and not Path(run_dir).is_dir())
-    ):
+    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).exists() > Path(run_dir).is_dir()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
@@ -267,7 +265,8 @@ def fit(
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         measured = measured_by(measure, state.params)
-        best.see(end, state.params, measured)
+        if not (interrupted and end % every):  # what nothing ended does not look at these weights
+            best.see(end, state.params, measured)
         log.append(end, row_of(jax.device_get(look), measured), run_s)
         log.sync()
         if history.status == DIVERGED and held is None:

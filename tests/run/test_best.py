@@ -99,6 +99,21 @@ def test_at_another_rate_a_best_of_steps_that_are_not_taken_again_is_forgotten(t
     assert float(mjn.load_params(tmp_path)) == 2.0
 
 
+def test_where_it_was_interrupted_between_two_rows_no_best_is_sought(tmp_path):
+    options = {"log_every": 4, "measure": measure, "keep_best": "far", "patience": 2, "on_interrupt": "return"}
+    sink = mjn.Sink(lambda row: None, progress=lambda it: it.step == 5 and os.kill(os.getpid(), signal.SIGINT))
+
+    def at(**more):
+        return mjn.fit(DESCENT, DESCENT.init(5.0), BATCH, steps=40, **options, **more)
+
+    expected = at()
+    first = at(run_dir=tmp_path, checkpoint_every=5, sink=sink)
+    assert first.interrupted and first.steps_taken == 5 and first.best.step == 4
+    assert first.rows[-1]["far"] == 0.0  # and would be the best
+    second = at(run_dir=tmp_path, resume=True)
+    assert (second.best.step, second.steps_taken) == (expected.best.step, expected.steps_taken) == (4, 12)
+
+
 def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
     fit(steps=9, keep_best="far", run_dir=tmp_path, checkpoint_every=4)
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
