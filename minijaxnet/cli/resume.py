@@ -99,6 +99,9 @@ def _checked_change(folder: Path, asked: Asked, changed: dict[str, Any]) -> dict
     taken = _steps_taken(folder)
     if (steps := changed.get("steps", asked.flags.steps)) < taken:
         raise UsageError(f"steps: got {steps:,}; expected more than the {taken:,} that the run has taken")
+    if (patience := changed.get("patience")) is not None and (asked.flags.keep_best is None or patience < 1):
+        got = f"got {patience}" if patience < 1 else f"got {patience}, and a run without --keep-best"
+        raise UsageError(f"patience: {got}; expected at least 1, and a run that keeps the best of a number")
     if steps != asked.flags.steps and "steps" in own_arguments(asked):
         print(f"its own optimizer is made anew, for {steps:,} steps in place of {asked.flags.steps:,}", flush=True)
     rows = read_rows(folder / METRICS)

@@ -102,6 +102,8 @@ def test_it_stays_ones_own_and_its_code_is_still_watched(run):
         (["--steps", "30"], "steps: got 30; expected more than the 40 that the run has taken"),
         (["--steps", "50", "--batch-size", "99"], "batch_size: got 99; expected at most 24"),
         (["--learning-rate", "0"], "learning_rate: got 0"),
+        (["--patience", "3"], "patience: got 3, and a run without --keep-best"),
+        (["--patience", "0"], "patience: got 0"),
     ],
 )
 def test_what_cannot_be_meant_is_said_and_changes_nothing(flags, words, run):
