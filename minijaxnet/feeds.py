@@ -112,6 +112,18 @@ def count_points(data: Any) -> int:
     return lengths.pop()
 
 
+def check_steps(steps: Any) -> int:
+    """A number of steps, which has to fit into the count that a state keeps.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is negative, or 2^31 or more.
+    """
+    if check_count("steps", steps) >= 2**31:
+        raise ValueError(f"steps: got {steps:,}; expected less than {2**31:,}, what 32 bits count")
+    return int(steps)
+
+
 def check_key(key: Any) -> None:
     """That this is one key of JAX.
 

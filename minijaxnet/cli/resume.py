@@ -16,11 +16,12 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
+from minijaxnet.feeds import check_steps
 from minijaxnet.load import OtherCode
 from minijaxnet.processes import from_first, is_first
 from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.disk import read_json
-from minijaxnet.run.folder import change_settings, changes, environment, plain, read_config, run_state
+from minijaxnet.run.folder import change_settings, changes, environment, finish_change, plain, read_config, run_state
 from minijaxnet.run.keeper import CHECKPOINTS
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.tables import printable
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(folders) != 1 and not helped:
         raise UsageError(f"resume: got {' '.join(arguments) or 'nothing'}; expected the folder of one run first")
     folder = Path(folders[0] if folders else "RUN")
+    if not helped and folder.is_dir():
+        finish_change(folder)
     config = {"flags": {}} if helped else read_config(folder)
     before = {
         name: config["flags"][name] for name in ("devices", "processes", "deterministic") if name in config["flags"]
@@ -97,8 +100,11 @@ def _steps_taken(folder: Path) -> int:
 def _checked_change(folder: Path, asked: Asked, changed: dict[str, Any]) -> dict[str, Any]:
     """The flags that are to be others from here on."""
     taken = _steps_taken(folder)
-    if (steps := changed.get("steps", asked.flags.steps)) < taken:
+    if (steps := check_steps(changed.get("steps", asked.flags.steps))) < taken:
         raise UsageError(f"steps: got {steps:,}; expected more than the {taken:,} that the run has taken")
+    if (patience := changed.get("patience")) is not None and (asked.flags.keep_best is None or patience < 1):
+        got = f"got {patience}" if patience < 1 else f"got {patience}, and a run without --keep-best"
+        raise UsageError(f"patience: {got}; expected at least 1, and a run that keeps the best of a number")
     if steps != asked.flags.steps and "steps" in own_arguments(asked):
         print(f"its own optimizer is made anew, for {steps:,} steps in place of {asked.flags.steps:,}", flush=True)
     rows = read_rows(folder / METRICS)

@@ -151,8 +151,11 @@ def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any
     A process that loads its own share of the points has no others: then these are divided for minibatches, too.
 
     Raises:
-        ValueError: points or a batch size that the devices do not divide.
+        ValueError: points or a batch size that the devices do not divide; a batch size of batches that are read.
     """
+    if is_read(train) and asked.flags.batch_size is not None:
+        got = "got a function that reads batches, and batch_size, too"
+        raise ValueError(f"data: {got}; expected an array or a tree of them")
     if mesh is None or is_read(train):
         return train, held if mesh is None else replicate(mesh, held)
     size = asked.flags.batch_size

@@ -49,10 +49,11 @@ class BestKeeper:
         self._path = None if folder is None else Path(folder) / BEST
         self._rows_since = 0
 
-    def begin(self, params: Any, rows: list[dict[str, Any]], *, resume: bool) -> list[str]:
-        """Take up what an earlier process has kept; notes on what could not be used.
+    def begin(self, params: Any, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
+        """Take up what an earlier process has kept until the step it goes on from; notes on what could not be used.
 
-        The best may be of a later step than the one that the fit goes on from: it will be measured there again.
+        The best may be of a later step: it is better than all before, so it is found again if the fit comes there
+        again. At another rate it never does, and what is kept would be of weights that are none of this descent's.
         """
         if self.goal is None or self._path is None or not resume or not self._path.is_file():
             return []
@@ -63,6 +64,9 @@ class BestKeeper:
             found, difference = None, str(error)
         if found is None:
             return [f"the best weights so far could not be read, and are sought anew: {difference}"]
+        if found.step > first:
+            self._path.unlink()
+            return []
         self.best = found
         self._rows_since = sum(row["step"] > found.step for row in rows)
         return []

@@ -18,7 +18,7 @@ from minijaxnet._loops import block_on
 from minijaxnet._programs import known
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state
-from minijaxnet.feeds import OneBatch, check_key, minibatches_of
+from minijaxnet.feeds import OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
 from minijaxnet.losses import check_labels
 from minijaxnet.processes import from_first, here, is_first, own_share, told
@@ -168,15 +168,13 @@ def fit(
     """
     check_descent(descent)
     check_state(state)
-    check_count("steps", steps)
+    check_steps(steps)
     check_callable("measure", measure or (lambda: None))
     if on_interrupt not in ("raise", "return"):
         raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
         raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
-    if isinstance(run_dir, str | Path) and (
-        not str(run_dir) or (Path(run_dir).exists() and not Path(run_dir).is_dir())
-    ):
+    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).exists() > Path(run_dir).is_dir()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
@@ -211,7 +209,7 @@ def fit(
         if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
-        notes = best.begin(state.params, log.rows, resume=resume)
+        notes = best.begin(state.params, log.rows, first, resume=resume)
         reader = held or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
         feed, capacity = reader.feed, capacity or chunk_capacity(step_known, reader.feed, state, reader.source())
         under_way = np.int32(OUT_OF_STEPS)
@@ -267,7 +265,8 @@ def fit(
         # A look without a step: everything is flat against an infinite norm.
         state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
         measured = measured_by(measure, state.params)
-        best.see(end, state.params, measured)
+        if not (interrupted and end % every):  # what nothing ended does not look at these weights
+            best.see(end, state.params, measured)
         log.append(end, row_of(jax.device_get(look), measured), run_s)
         log.sync()
         if history.status == DIVERGED and held is None:

@@ -67,10 +67,22 @@ def change_settings(folder: Path, flags: dict[str, Any], at_step: int) -> None:
     config["flags"] |= flags
     config["changes"] = [*config.get("changes", []), {"at_step": at_step} | change]
     (folder / RESULT).unlink(missing_ok=True)  # it is not done any more
-    code.keep(folder / CODE, {CONFIG: _json(config)})
+    text, then = _json(config), read_json(folder / ENVIRONMENT)
+    if is_mine:  # both marks hold until all is written, whenever it is killed
+        changed = code.mark(code.digest(code.kept(folder / CODE) | {CONFIG: text}))
+        write_json(folder / ENVIRONMENT, then | {"mark": f"{then['mark']} {changed}"})
+    replace_file(folder / CODE / CONFIG, text.encode())
+    finish_change(folder)
     write_json(folder / CONFIG, config)
-    if is_mine:
-        write_json(folder / ENVIRONMENT, read_json(folder / ENVIRONMENT) | {"mark": own_mark(folder)})
+
+
+def finish_change(folder: Path) -> None:
+    """Complete a change of settings of this user's own run that was killed on the way."""
+    then = read_json(folder / ENVIRONMENT)
+    marks = str(then.get("mark", "")).split()
+    if len(marks) > 1 and own_mark(folder) in marks:
+        replace_file(folder / CONFIG, code.kept(folder / CODE)[CONFIG].encode())
+        write_json(folder / ENVIRONMENT, then | {"mark": own_mark(folder)})
 
 
 def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) -> str:

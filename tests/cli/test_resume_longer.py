@@ -9,6 +9,7 @@ import pytest
 from kits.command import call, rows_in
 
 import minijaxnet as mjn
+from minijaxnet.run import folder as folder_module
 
 TEXT = """
     import jax, jax.numpy as jnp, numpy as np, minijaxnet as mjn
@@ -102,6 +103,8 @@ def test_it_stays_ones_own_and_its_code_is_still_watched(run):
         (["--steps", "30"], "steps: got 30; expected more than the 40 that the run has taken"),
         (["--steps", "50", "--batch-size", "99"], "batch_size: got 99; expected at most 24"),
         (["--learning-rate", "0"], "learning_rate: got 0"),
+        (["--patience", "3"], "patience: got 3, and a run without --keep-best"),
+        (["--patience", "0"], "patience: got 0"),
     ],
 )
 def test_what_cannot_be_meant_is_said_and_changes_nothing(flags, words, run):
@@ -110,3 +113,29 @@ def test_what_cannot_be_meant_is_said_and_changes_nothing(flags, words, run):
     refused = call("resume", folder, *flags)
     assert refused.code == 2 and words in refused.err
     assert (folder / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_killed_within_a_change_of_settings_it_stays_ones_own(at, run, monkeypatch):
+    folder = run()
+    left, replace = iter(range(at)), folder_module.replace_file
+
+    def killed(path, content):
+        if next(left, None) is None:
+            raise SystemExit("killed")
+        replace(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "replace_file", killed)
+        call("resume", folder, "--steps", "60")
+    called = call("resume", folder, "--steps", "60")
+    assert called.code == 0 and "took all 60 steps" in called.out, called.err
+    assert mjn.load_run(folder).experiment.name == "net"
+    assert len(json.loads((folder / "environment.json").read_text())["mark"].split()) == 1
+
+
+def test_more_steps_than_can_be_counted_are_refused_at_once(run):
+    folder = run()
+    refused = call("resume", folder, "--steps", "99999999999")
+    assert refused.code == 2 and "steps: got 99,999,999,999; expected less than" in refused.err
+    assert json.loads((folder / "config.json").read_text())["flags"]["steps"] == 40

@@ -76,3 +76,12 @@ def test_it_is_checked_and_timed_on_its_first_batch_and_a_sweep_says_that_it_can
 def test_it_stops_early_by_validation_data():
     _, folder = run("--keep-best", "validation_loss", "--patience", "2", "--steps", "4000", "--bench-seconds", "0")
     assert json.loads((folder / "result.json").read_text())["status"] == "STOPPED_EARLY"
+
+
+def test_another_batch_size_is_refused_and_changes_nothing():
+    _, folder = run("--bench-seconds", "0", "--no-report")
+    before = (folder / "config.json").read_text()
+    refused = call("resume", folder, "--batch-size", "4")
+    assert refused.code == 2 and "data: got a function that reads batches, and batch_size, too" in refused.err
+    assert (folder / "config.json").read_text() == before
+    assert call("resume", folder, "--steps", "70").code == 0

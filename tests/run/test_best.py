@@ -90,6 +90,36 @@ def test_rows_that_brought_nothing_better_before_a_stop_count_after_it(tmp_path)
     assert result.first_step == 7 and result.status == mjn.STOPPED_EARLY and result.steps_taken == 8
 
 
+def test_at_another_rate_a_best_of_steps_that_are_not_taken_again_is_forgotten(tmp_path):
+    def at(rate, **options):
+        descent = mjn.gradient_descent(lambda weight, batch: weight + 0 * jnp.sum(batch[0]), rate)
+        options |= {"log_every": 1, "measure": measure, "keep_best": "far", "run_dir": tmp_path}
+        return mjn.fit(descent, descent.init(5.0), BATCH, steps=6, **options)
+
+    assert at(1.0, checkpoint_every=2).best.step == 5
+    for newest in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        newest.unlink()  # as if it had been killed after step 5: the oldest is of step 2
+    result = at(0.25, resume=True)
+    assert result.first_step == 2
+    assert (float(result.best.params), result.best.step, result.best.value) == (2.0, 6, 2.0)
+    assert float(mjn.load_params(tmp_path)) == 2.0
+
+
+def test_where_it_was_interrupted_between_two_rows_no_best_is_sought(tmp_path):
+    options = {"log_every": 4, "measure": measure, "keep_best": "far", "patience": 2, "on_interrupt": "return"}
+    sink = mjn.Sink(lambda row: None, progress=lambda it: it.step == 5 and os.kill(os.getpid(), signal.SIGINT))
+
+    def at(**more):
+        return mjn.fit(DESCENT, DESCENT.init(5.0), BATCH, steps=40, **options, **more)
+
+    expected = at()
+    first = at(run_dir=tmp_path, checkpoint_every=5, sink=sink)
+    assert first.interrupted and first.steps_taken == 5 and first.best.step == 4
+    assert first.rows[-1]["far"] == 0.0  # and would be the best
+    second = at(run_dir=tmp_path, resume=True)
+    assert (second.best.step, second.steps_taken) == (expected.best.step, expected.steps_taken) == (4, 12)
+
+
 def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
     fit(steps=9, keep_best="far", run_dir=tmp_path, checkpoint_every=4)
     (tmp_path / "best.safetensors").write_bytes(b"nothing")
