@@ -62,7 +62,7 @@ class Keeper:
         """The step and the state of the newest checkpoint to go on from; None and None if there is none."""
         if self._folder is None:
             return None, None
-        for path in own_folder(self._folder).iterdir():
+        for path in (*own_folder(self._folder).iterdir(), *self._folder.parent.iterdir()):
             if UNFINISHED.fullmatch(path.name):  # by a process that is dead, for the folder is ours
                 path.unlink()
         if not self._resume:

@@ -144,6 +144,14 @@ def test_a_network_in_minibatches_has_the_weights_of_its_best_row():
     assert result.best.value == min(kept)
 
 
+def test_what_a_kill_left_of_a_best_that_was_being_written_goes(tmp_path):
+    fit(steps=3, keep_best="far", run_dir=tmp_path)
+    part = tmp_path / ".0123456789abcdef.part"
+    part.write_bytes(b"half of it")
+    fit(steps=9, keep_best="far", run_dir=tmp_path, resume=True)
+    assert not part.exists()
+
+
 def test_without_it_nothing_is_kept(tmp_path):
     assert fit(run_dir=tmp_path).best is None
     assert not (tmp_path / "best.safetensors").exists()
