@@ -15,7 +15,7 @@ from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.pytrees import named_leaves
 from minijaxnet.run.checkpoint import differences_of, on_device, read_arrays, restored
 from minijaxnet.run.checkpoint_folder import checkpoints
-from minijaxnet.run.checkpoint_format import CheckpointError, Header
+from minijaxnet.run.checkpoint_format import CheckpointError, Header, opened
 from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import BEST, PARAMS, RESULT, changes_before_loading, is_own, read_config
 from minijaxnet.run.keeper import CHECKPOINTS
@@ -104,8 +104,12 @@ def _nested(path: Path, kinds: Mapping[str, str], values: Mapping[str, np.ndarra
         if "".join(step[0] for step in steps) != name[len("tree") :]:
             raise CheckpointError(f"{path}: {name}: got a {kinds[name]} whose name cannot be read; expected like=")
         if steps:
-            key, field = steps[-1].groups()
-            children[name[: steps[-1].start()]][field or ast.literal_eval(key)] = name
+            (key, field), parent = steps[-1].groups(), name[: steps[-1].start()]
+            if parent not in kinds or parent in values:
+                raise CheckpointError(f"{path}: {name}: got a node of nothing; expected one of a container")
+            children[parent][field or ast.literal_eval(key)] = name
+    if "tree" not in kinds:
+        raise CheckpointError(f"{path}: got no tree of weights; expected one")
 
     def made(name: str) -> Any:
         kind, parts = kinds[name], {key: made(child) for key, child in children[name].items()}
@@ -123,7 +127,7 @@ def _of_another_program(path: Path) -> dict[str, jax.Array] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "flax") as file:
+        with opened(path), safe_open(path, "flax") as file:  # which refuses links and pipes
             if "header_sha256" not in (file.metadata() or {}):  # one of ours that is damaged stays so
                 return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 import minijaxnet as mjn
 from minijaxnet.load import OtherCode
+from minijaxnet.run.checkpoint_format import Header, Stored, write
 
 __all__ = ["here", "made"]  # fixtures
 
@@ -113,6 +114,39 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(mjn.CheckpointError, match=r"a\.safetensors"):
         mjn.load_params(path)
+
+
+def test_a_link_is_not_followed(tmp_path):
+    save_file({"secret": np.ones(3)}, tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "params.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises((mjn.CheckpointError, OSError), match=r"params\.safetensors"):
+        mjn.load_params(tmp_path / "run")
+
+
+def forged(path, kinds, arrays):
+    """A file whose checksums are right, of a tree that nobody saved."""
+    data = [np.zeros(2, np.uint8).data for _ in arrays]
+    stored = {name: Stored(code, (2,)) for name, code in arrays.items()}
+    write(path, Header(0, kinds, stored), data)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "arrays"),
+    [
+        ({"tree[0]": "uint8"}, {"tree[0]": "U8"}),  # no root
+        ({"tree": "DescentState"}, {}),  # no weights
+        ({"tree": "uint8", "tree[0]": "uint8"}, {"tree": "U8", "tree[0]": "U8"}),  # a child of a leaf
+        ({"tree": "object"}, {"tree": "U8"}),
+        ({"tree": "float64"}, {"tree": "U8"}),
+        ({"tree": "<U5"}, {"tree": "U8"}),
+        ({"tree": "finfo"}, {"tree": "U8"}),
+    ],
+)
+def test_a_forged_tree_is_refused(kinds, arrays, tmp_path):
+    forged(tmp_path / "a", kinds, arrays)
+    with pytest.raises(mjn.CheckpointError):
+        mjn.load_params(tmp_path / "a")
 
 
 def test_where_no_weights_are_it_is_said(tmp_path):

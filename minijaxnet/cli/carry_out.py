@@ -196,11 +196,8 @@ def _tell(
     if flags.report:
         with _on_the_side(f"no {PAGE}", say):
             shown, notes = state.params, []
-            if result.best is not None:
-                shown, notes = (
-                    here(result.best.params),
-                    [f"Pictures of weights are of the best ones, step {result.best.step:,}"],
-                )
+            if best is not None:
+                shown, notes = here(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
             say(leave_report(folder, Known(experiment, shown, first_batch_of(train), held["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:

@@ -178,8 +178,10 @@ def _room(kind: str, stored: Stored) -> np.ndarray:
     """An array for the data of a leaf of a kind."""
     if kind.startswith("key<"):
         return np.empty(stored.shape, "<u4")
-    dtype = np.dtype(getattr(ml_dtypes, kind, kind)).newbyteorder("<")
-    return np.empty(stored.shape[:-1] if kind in _COMPLEX else stored.shape, dtype)
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    if _stored(kind, np.empty((), dtype))[1].code != stored.code:
+        raise TypeError(f"got {kind} stored as {stored.code}")
+    return np.empty(stored.shape[:-1] if kind in _COMPLEX else stored.shape, dtype.newbyteorder("<"))
 
 
 def on_device(array: np.ndarray, kind: str, sharding: Any = None) -> jax.Array:

@@ -174,7 +174,7 @@ def fit(
         raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
     if not isinstance(sink, Sink | None):
         raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
-    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).exists() > Path(run_dir).is_dir()):
+    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).is_file()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
     if not isinstance(run_dir, str | Path | Held | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
