@@ -12,7 +12,7 @@ from minijaxnet.descent import StepInfo
 
 
 class Status(enum.IntEnum):
-    """How a descent ended; stopped early only by ``fit``, for want of progress."""
+    """How a descent ended; stopped early only by ``fit``, where a measured number became no better."""
 
     OUT_OF_STEPS = 0
     FLAT = 1

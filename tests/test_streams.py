@@ -130,7 +130,7 @@ def test_a_batch_that_is_to_blame_for_a_divergence_is_named():
 
     result = mjn.fit(DESCENT, START, read, steps=50)
     assert result.status == mjn.DIVERGED and result.steps_taken == 7
-    assert any("the batch of step 7 is to blame: batch.x" in note for note in result.notes)
+    assert any("the cause is in the batch of step 7: batch.x" in note for note in result.notes)
 
 
 def test_dicts_and_lists_as_a_data_loader_has_them():

@@ -107,12 +107,11 @@ def asked_again(folder: Path, config: dict[str, Any], *, trust: bool = False, ch
     Args:
         folder: of the run.
         config: as it stands there.
-        trust: whether to carry out the code of somebody else.
-        changed: whether the user's own may have changed.
+        trust: as for ``own_file``, like ``changed``.
+        changed: whether the code may have changed.
 
     Raises:
-        OtherCode: it has changed.
-        ValueError: the file is not there, it is not the user's own, or the config is of no run.
+        ValueError: what ``own_file`` raises, or the config is of no run.
     """
     file = own_file(folder, config, trust=trust, changed=changed)
     experiment = load_experiment(file)

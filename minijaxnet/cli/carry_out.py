@@ -169,7 +169,7 @@ def _tell(
     if (best := result.best) is not None:
         say(f"\n{goal_of(flags.keep_best)}: {figure(best.value)} at step {best.step:,}, kept in {BEST}")
         if row := _row_of(result):
-            say(_metrics_table("there", experiment, row, held))
+            say(_metrics_table("at the best", experiment, row, held))
     if result.status == STOPPED_EARLY and not int(result.trace.steps_taken):
         say("no step was taken: minijaxnet resume RUN --patience N waits for more lines of metrics")
     if report is not None:
@@ -277,7 +277,7 @@ def _outcome(result: FitResult) -> str:
             "OUT_OF_STEPS": f"took all {taken:,} steps",
             "FLAT": f"flat after {taken:,} steps",
             "DIVERGED": f"DIVERGED at step {taken:,}; its last finite parameters are kept",
-            "STOPPED_EARLY": f"stopped early after {taken:,} steps, for want of progress",
+            "STOPPED_EARLY": f"stopped early after {taken:,} steps, since nothing became better",
         }[result.status.name]
     speed = f" ({1e6 * result.run_s / here:.4g} us a step)" if here >= 100 else ""
     return f"descent: {how}; compiled in {result.compile_s:.2f} s, then ran {result.run_s:.2f} s{speed}"

@@ -109,7 +109,7 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     if result.get("status") == "FLAT":
         how = f"The descent is flat after {result['steps_taken']:,} steps."
     if result.get("status") == "STOPPED_EARLY":
-        how = f"The descent was stopped early, after {result['steps_taken']:,} steps, for want of progress."
+        how = f"The descent was stopped early, after {result['steps_taken']:,} steps, since nothing became better."
     yield Verdict(_STATES[told.state], how)
     if best := result.get("kept_best"):
         goal = goal_of(str(told.config["flags"].get("keep_best")))

@@ -273,7 +273,7 @@ def fit(
             try:
                 check_values(descent, state, jax.device_get(feed.at(reader.source(), 0)), "batch")
             except ValueError as error:
-                notes.append(f"the batch of step {end:,} is to blame: {error}")
+                notes.append(f"the cause is in the batch of step {end:,}: {error}")
     if interrupted and on_interrupt == "raise":
         raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
     if reader.ended:

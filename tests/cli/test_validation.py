@@ -52,7 +52,7 @@ def test_a_run_stops_by_validation_data_and_the_page_shows_all_three(home):
     result = json.loads((only() / "result.json").read_text())
     assert result["status"] == "STOPPED_EARLY"
     assert result["kept_best"] == {"value": pytest.approx(best["validation_loss"]), **best}
-    assert "there" in called.out and f"at step {best['step']:,}, kept in best.safetensors" in called.out
+    assert "at the best" in called.out and f"at step {best['step']:,}, kept in best.safetensors" in called.out
     experiment = mjn.load_experiment("noisy.py")
     value = experiment.objective(mjn.load_params(only()), experiment.data()[1])
     assert float(value) == pytest.approx(best["validation_loss"], rel=1e-5)
