@@ -39,7 +39,7 @@ from jax import lax
 from timers import FASTER, ROUNDS, SLOWER, TOOLS, Arms, Tool, rounds_of
 
 import minijaxnet as mjn
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet._tables import figure, percent, text_table
 
 PLANTED = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # how much more rounds the slower arm takes
 LOADS = {"none": "quiet", "random": "another core busy"}

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from checked import CASES, Case, case_of
 
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "attention, by the command line"

@@ -15,7 +15,7 @@ import numpy as np
 from jax.test_util import check_grads
 
 import minijaxnet as mjn
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 CORPUS = Path(__file__).parents[1] / "tests"
 

@@ -18,7 +18,7 @@ from faulty.faults import FAULTS
 from faulty.judge import Outcome
 from faulty.worker import Worker
 
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 Outcomes = dict[tuple[str, str], Outcome]
 

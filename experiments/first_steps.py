@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 SIZES, STEPS, RATE = (64, 128, 10), 1_000, 0.1
 STAGES = ("start and imports", "data", "weights", "first 1,000 steps", "the next 1,000")

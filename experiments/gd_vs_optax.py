@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import minijaxnet as mjn
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet._tables import figure, percent, text_table
 
 LEARNING_RATE = 0.1
 STEPS = 1_000

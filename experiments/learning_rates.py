@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import minijaxnet as mjn
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet._tables import figure, percent, text_table
 
 Objective = Callable[[Any, Any], jax.Array]
 

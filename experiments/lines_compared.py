@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 PRELUDE = """
 import os

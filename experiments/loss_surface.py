@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import minijaxnet as mjn
+from minijaxnet._trees import l2_norm
 from minijaxnet.experiment import Experiment, Settings
 from minijaxnet.landscape import LossSurface, loss_surface, project_path, weight_direction
-from minijaxnet.pytrees import l2_norm
 
 network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
 objective = mjn.objective(network, mjn.mean_squared_error)

@@ -25,8 +25,8 @@ import numpy as np
 from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
 from peers.compare import Comparison, Peer, compare_peers
 
+from minijaxnet._tables import figure, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
-from minijaxnet.tables import figure, text_table
 
 
 def compare(workload: str, peers: Iterable[str], seconds: float, scratch: Path) -> Comparison:

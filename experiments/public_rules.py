@@ -17,7 +17,7 @@ from jax.experimental.ode import odeint
 
 import minijaxnet as mjn
 from minijaxnet._jaxpr import equations
-from minijaxnet.tables import figure, text_table
+from minijaxnet._tables import figure, text_table
 
 QUESTIONS = (
     "structure",

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import minijaxnet as mjn
-from minijaxnet.tables import text_table
+from minijaxnet._tables import text_table
 
 SIZES, BATCH_SIZE, EPOCHS, RATE = (64, 128, 10), 128, 10_000, 0.05
 

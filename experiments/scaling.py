@@ -28,11 +28,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import minijaxnet as mjn
+from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._trees import number_of
 from minijaxnet.bench import step_cost, time_step
-from minijaxnet.mesh import data_mesh
 from minijaxnet.parallel import divide_cpu, initialize, replicate, shard_batch
-from minijaxnet.pytrees import number_of
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet.parallel.mesh import data_mesh
 
 DEVICES = tuple(2**k for k in range(13))
 COUNTED = (1, 2, 4, 8)

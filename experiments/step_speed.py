@@ -16,7 +16,7 @@ from jax import lax
 from peers import c_by_hand
 
 import minijaxnet as mjn
-from minijaxnet.tables import figure, text_table
+from minijaxnet._tables import figure, text_table
 
 SCAN = "bare scan, records nothing"
 DESCEND = "descend: history, until flat, guard"

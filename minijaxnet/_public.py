@@ -2,10 +2,11 @@
 
 from minijaxnet.backprop import mlp_gradient
 from minijaxnet.bench import StepComparison, StepTiming, compare_steps, time_step
+from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
 from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
-from minijaxnet.gradient_rule import with_gradient
+from minijaxnet.history import DIVERGED, FLAT, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace
 from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction
 from minijaxnet.load import Run, load_params, load_run
 from minijaxnet.loop import descend, descend_epochs
@@ -23,7 +24,6 @@ from minijaxnet.report.live import live
 from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.streams import padded
 from minijaxnet.sweeps import SweepResult, sweep
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace
 from minijaxnet.verify import GradientMismatch, GradReport, assert_grad, assert_vjp, check_grad, check_vjp
 
 __all__ = [

@@ -14,54 +14,54 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet.gradient_rule import ValueAndGradient
+from minijaxnet._trees import pair
+from minijaxnet.custom_gradient import ValueAndGradient
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from minijaxnet.network import Activation, check_sizes
-from minijaxnet.pytrees import pair
 
 # --- Activations: f'(z), from z and h = f(z) -----------------------------------------------------------------------
 
 
-def relu_slope(z: jax.Array, h: jax.Array) -> jax.Array:
+def relu_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
     """``f(z) = max(z, 0)``, so ``f'(z) = 1 where z > 0, else 0``; at the kink 0, as ``jax.nn.relu`` has it."""
     return (z > 0).astype(z.dtype)
 
 
-def tanh_slope(z: jax.Array, h: jax.Array) -> jax.Array:
+def tanh_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
     """``f(z) = tanh(z)``, so ``f'(z) = 1 - tanh(z)^2 = (1 - h) (1 + h)``, which cancels less as h nears 1."""
     return (1 - h) * (1 + h)
 
 
-def sigmoid_slope(z: jax.Array, h: jax.Array) -> jax.Array:
+def sigmoid_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
     """``f(z) = 1 / (1 + exp(-z))``, so ``f'(z) = f(z) (1 - f(z))``; and ``1 - f(z) = f(-z)`` loses no digits."""
     return h * jax.nn.sigmoid(-z)
 
 
-def identity_slope(z: jax.Array, h: jax.Array) -> jax.Array:
+def identity_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
     """``f(z) = z``, so ``f'(z) = 1``."""
     return jnp.ones_like(z)
 
 
-_SLOPES: dict[Any, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    jax.nn.relu: relu_slope,
-    jnp.tanh: tanh_slope,
-    jax.nn.tanh: tanh_slope,
-    jax.lax.tanh: tanh_slope,
-    jax.nn.sigmoid: sigmoid_slope,
-    jax.nn.identity: identity_slope,
-    None: identity_slope,
+_DERIVATIVES: dict[Any, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    jax.nn.relu: relu_derivative,
+    jnp.tanh: tanh_derivative,
+    jax.nn.tanh: tanh_derivative,
+    jax.lax.tanh: tanh_derivative,
+    jax.nn.sigmoid: sigmoid_derivative,
+    jax.nn.identity: identity_derivative,
+    None: identity_derivative,
 }
 
 
 # --- Losses: dL/dy, from the predictions y and the targets ---------------------------------------------------------
 
 
-def mean_squared_error_slope(predictions: jax.Array, targets: Any) -> jax.Array:
+def mean_squared_error_derivative(predictions: jax.Array, targets: Any) -> jax.Array:
     """``L = mean_i((y_i - t_i)^2)`` over n elements, so ``dL/dy_i = 2 (y_i - t_i) / n``."""
     return (predictions - targets) * (2 / predictions.size)
 
 
-def softmax_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
+def softmax_cross_entropy_derivative(logits: jax.Array, labels: Any) -> jax.Array:
     """``L = -mean_i(sum_c t_ic log p_ic)``, ``p = softmax(z)``, over n points, so ``dL/dz = (p sum_c t_c - t) / n``.
 
     ``log p_c = z_c - log(sum_k exp(z_k))``, whose derivative by ``z_k`` is ``[c = k] - p_k``. A class given as an
@@ -69,13 +69,13 @@ def softmax_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
     """
     p = jax.nn.softmax(logits, axis=-1)
     if jnp.ndim(labels) == 1:
-        slope = p - jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype)
+        gradient = p - jax.nn.one_hot(labels, logits.shape[-1], dtype=p.dtype)
     else:
-        slope = p * jnp.sum(labels, axis=-1, keepdims=True) - labels
-    return slope * (1 / logits.shape[0])
+        gradient = p * jnp.sum(labels, axis=-1, keepdims=True) - labels
+    return gradient * (1 / logits.shape[0])
 
 
-def binary_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
+def binary_cross_entropy_derivative(logits: jax.Array, labels: Any) -> jax.Array:
     """``L = mean_i(log(1 + exp(z_i)) - t_i z_i)`` over n elements, so ``dL/dz_i = (sigmoid(z_i) - t_i) / n``.
 
     ``sigmoid(z) - t = (1 - t) sigmoid(z) - t sigmoid(-z)``, where nothing cancels for a sure right answer.
@@ -83,17 +83,17 @@ def binary_cross_entropy_slope(logits: jax.Array, labels: Any) -> jax.Array:
     return ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * (1 / logits.size)
 
 
-_LOSS_SLOPES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
-    mean_squared_error: mean_squared_error_slope,
-    softmax_cross_entropy: softmax_cross_entropy_slope,
-    binary_cross_entropy: binary_cross_entropy_slope,
+_LOSS_DERIVATIVES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
+    mean_squared_error: mean_squared_error_derivative,
+    softmax_cross_entropy: softmax_cross_entropy_derivative,
+    binary_cross_entropy: binary_cross_entropy_derivative,
 }
 
 
 # --- The dense layer, in two layouts, and the network made of them --------------------------------------------------
 
 
-class DenseSlopes(NamedTuple):
+class DenseGradients(NamedTuple):
     """What the backward pass of a dense layer yields."""
 
     params: dict[str, jax.Array]
@@ -112,7 +112,7 @@ class Layout(NamedTuple):
     As products, with the points as rows (``BATCH_FIRST``) or as columns (``FEATURES_FIRST``):
 
     ============== ================= ================
-    slope          points as rows    points as columns
+    gradient       points as rows    points as columns
     ============== ================= ================
     z              ``x W + b``       ``W^T x + b``
     dL/dW          ``x^T delta``     ``x delta^T``
@@ -126,12 +126,13 @@ class Layout(NamedTuple):
     Attributes:
         turn: from rows to this layout, and back.
         forward: ``(params, x) -> z``.
-        backward: ``(params, x, delta) -> DenseSlopes``, ``delta = dL/dz``; slopes in the dtype of what they belong to.
+        backward: ``(params, x, delta) -> DenseGradients``, ``delta = dL/dz``; gradients have the dtype
+            of what they belong to.
     """
 
     turn: Callable[[jax.Array], jax.Array]
     forward: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-    backward: Callable[[dict[str, jax.Array], jax.Array, jax.Array], DenseSlopes]
+    backward: Callable[[dict[str, jax.Array], jax.Array, jax.Array], DenseGradients]
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
@@ -147,9 +148,9 @@ def _rows_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return z + params["bias"][None, :] if "bias" in params else z
 
 
-def _rows_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:
-    slopes = {"weights": _transposed(x) @ delta, "bias": jnp.sum(delta, axis=0)}
-    return DenseSlopes(_like(params, slopes), delta @ params["weights"].T)
+def _rows_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseGradients:
+    gradients = {"weights": _transposed(x) @ delta, "bias": jnp.sum(delta, axis=0)}
+    return DenseGradients(_like(params, gradients), delta @ params["weights"].T)
 
 
 def _columns_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -157,13 +158,13 @@ def _columns_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return z + params["bias"][:, None] if "bias" in params else z
 
 
-def _columns_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseSlopes:
-    slopes = {"weights": x @ delta.T, "bias": jnp.sum(delta, axis=1)}
-    return DenseSlopes(_like(params, slopes), params["weights"] @ delta)
+def _columns_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseGradients:
+    gradients = {"weights": x @ delta.T, "bias": jnp.sum(delta, axis=1)}
+    return DenseGradients(_like(params, gradients), params["weights"] @ delta)
 
 
-def _like(params: dict[str, jax.Array], slopes: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: slopes[name].astype(leaf.dtype) for name, leaf in params.items()}
+def _like(params: dict[str, jax.Array], gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: gradients[name].astype(leaf.dtype) for name, leaf in params.items()}
 
 
 BATCH_FIRST = Layout(lambda x: x, _rows_forward, _rows_backward)
@@ -217,9 +218,9 @@ def mlp_gradient(
     """
     sizes = check_sizes("mlp_gradient", sizes)
     for name, rules, chosen in (
-        ("activation", _SLOPES, activation),
-        ("output_activation", _SLOPES, output_activation),
-        ("loss", _LOSS_SLOPES, loss),
+        ("activation", _DERIVATIVES, activation),
+        ("output_activation", _DERIVATIVES, output_activation),
+        ("loss", _LOSS_DERIVATIVES, loss),
     ):
         if not isinstance(chosen, Hashable) or chosen not in rules:
             known = sorted({getattr(rule, "__name__", str(rule)) for rule in rules})
@@ -258,15 +259,15 @@ class _MlpGradient:
         predictions = turn(h)
         loss = self.loss(predictions, y)
 
-        slope, gradient = turn(_LOSS_SLOPES[self.loss](predictions, jnp.asarray(y))), []
+        cotangent, gradient = turn(_LOSS_DERIVATIVES[self.loss](predictions, jnp.asarray(y))), []
         layers = zip(params, inputs, pre_activations, activations, strict=True)
         for layer, x, (z, h), f in reversed(list(layers)):
-            # A silent unit stays silent: 0 times a slope that overflowed would be NaN.
-            f_slope = _SLOPES[f](z, h)
-            delta = jnp.where(f_slope == 0, 0, slope * f_slope).astype(z.dtype)
-            slopes = backward(layer, x, delta)
-            gradient.append(slopes.params)
-            slope = slopes.x
+            # A silent unit stays silent: 0 times a cotangent that overflowed would be NaN.
+            f_derivative = _DERIVATIVES[f](z, h)
+            delta = jnp.where(f_derivative == 0, 0, cotangent * f_derivative).astype(z.dtype)
+            gradients = backward(layer, x, delta)
+            gradient.append(gradients.params)
+            cotangent = gradients.x
         return loss, tuple(reversed(gradient))
 
     def _check(self, params: Any) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import check_one_batch, checked_tree, is_pair
+from minijaxnet._trees import check_one_batch, checked_tree, is_pair
 
 
 class Batch(NamedTuple):

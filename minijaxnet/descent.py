@@ -1,8 +1,8 @@
 """Descents: what one step downhill is.
 
 A descent is a pair of pure functions. ``init`` makes a state from parameters; ``step`` looks at one batch and
-returns the next state, with the loss and the slope that it saw on the way. Ours and optax's stand behind the same pair,
-and so does any step that you write.
+returns the next state, with the loss and the gradient that it saw on the way. Ours and optax's stand behind the same
+pair, and so does any step that you write.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from minijaxnet.pytrees import (
+from minijaxnet._trees import (
     array_type,
     check_arrays,
     check_callable,
@@ -98,7 +98,7 @@ def check_state(state: Any) -> None:
 
 
 def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
-    """Gradient descent: ``params <- params - learning_rate * slope``.
+    """Gradient descent: ``params <- params - learning_rate * gradient``.
 
     The rate lives in ``state.optimizer``, so another rate is another state of the same compiled step. The update is
     made in each parameter's dtype; where it would leave the range of that dtype it stops at the edge.
@@ -121,7 +121,7 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
     Example:
         >>> squared_error = lambda weight, batch: (batch[0] * weight - batch[1]) ** 2
         >>> descent = gradient_descent(squared_error, learning_rate=0.01)
-        >>> state, info = descent.step(descent.init(2.0), (3.0, 10.0))  # slope 2 * 3 * (6 - 10) = -24
+        >>> state, info = descent.step(descent.init(2.0), (3.0, 10.0))  # gradient 2 * 3 * (6 - 10) = -24
         >>> print(state.params, info.loss, info.gradient_norm)
         2.24 16.0 24.0
 
@@ -137,7 +137,7 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
 
 
 def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = False) -> Descent:
-    """Descent with an optimizer of optax: ``params <- params + update(slope, state.optimizer)``.
+    """Descent with an optimizer of optax: ``params <- params + update(gradient, state.optimizer)``.
 
     Transformations that ask for more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient
     and the objective of the batch, by optax's own names; what a transformation does not take, it is not given.
@@ -194,17 +194,17 @@ class GradientStep:
         """Take it."""
         rate = state.optimizer
         check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), _OPTIMIZER)
-        loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
+        loss, aux, gradient = _gradient(self.objective, self.has_aux, state, batch)
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
             range_ = jnp.finfo(weight.dtype)
             step = _within(rate, weight.dtype) * slope
             return lax.clamp(range_.min, weight - step, range_.max)
 
-        params = jax.tree.map(downhill, state.params, slope)
+        params = jax.tree.map(downhill, state.params, gradient)
         loss = loss + (0 * rate).astype(loss.dtype)  # NaN for a rate that is not finite: no step can be taken with it
         state = state._replace(params=params, step=state.step + 1)
-        return state, StepInfo(loss, l2_norm(slope), aux)
+        return state, StepInfo(loss, l2_norm(gradient), aux)
 
 
 @dataclass(frozen=True)
@@ -224,16 +224,16 @@ class _OptaxStep:
             result = self.objective(params, *_arguments(state, batch))
             return result[0] if self.has_aux else result
 
-        loss, aux, slope = _slope(self.objective, self.has_aux, state, batch)
+        loss, aux, gradient = _gradient(self.objective, self.has_aux, state, batch)
         update = optax.with_extra_args_support(self.optimizer).update
-        extra: dict[str, Any] = {"value": loss, "grad": slope, "value_fn": value}
+        extra: dict[str, Any] = {"value": loss, "grad": gradient, "value_fn": value}
         if "grad_fn" in inspect.signature(update).parameters:  # SAM's; a line search refuses it
             extra["grad_fn"] = lambda params, _: jax.grad(value)(params)
-        updates, optimizer_state = _given_what_it_takes(update, (slope, state.optimizer, state.params), extra)
+        updates, optimizer_state = _given_what_it_takes(update, (gradient, state.optimizer, state.params), extra)
         params = optax.apply_updates(state.params, updates)
-        # An optimizer can make NaN of a finite slope (0 / 0 with epsilon 0): such a step must not be taken either.
+        # An optimizer can make NaN of a finite gradient (0 / 0 with epsilon 0): such a step must not be taken either.
         finite = jnp.isfinite(l2_norm(params))
-        norm = jnp.where(finite, l2_norm(slope), jnp.nan)
+        norm = jnp.where(finite, l2_norm(gradient), jnp.nan)
         handled = finite if _handles_what_is_not_finite(state.optimizer) else ()
         state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
         return state, StepInfo(loss, norm, aux, handled)
@@ -286,7 +286,7 @@ def _arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
     return (batch,) if state.key is None else (batch, jax.random.fold_in(state.key, state.step))
 
 
-def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
+def _gradient(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
     """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
 
     def checked(params: Any) -> tuple[Any, Any]:
@@ -300,8 +300,8 @@ def _slope(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: An
             raise TypeError(f"objective: got {got}; expected the loss, a floating scalar")
         return loss, check_arrays(aux, "objective: aux")
 
-    (loss, aux), slope = jax.value_and_grad(checked, has_aux=True)(state.params)
-    return loss, aux, slope
+    (loss, aux), gradient = jax.value_and_grad(checked, has_aux=True)(state.params)
+    return loss, aux, gradient
 
 
 def _learning_rate(learning_rate: Any) -> jax.Array:

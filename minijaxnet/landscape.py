@@ -18,8 +18,8 @@ from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
 from minijaxnet._programs import JitOf
+from minijaxnet._trees import array_type, floating_arrays, named_leaves, structure_difference
 from minijaxnet.descent import ObjectiveFn
-from minijaxnet.pytrees import array_type, floating_arrays, named_leaves, structure_difference
 
 # What the points evaluated at once may hold together. Larger blocks were slower, too: they leave the cache.
 _BLOCK_BYTES = 2**23

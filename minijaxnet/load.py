@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from minijaxnet._files import read_json
+from minijaxnet._trees import named_leaves
 from minijaxnet.experiment import Experiment, load_experiment
-from minijaxnet.pytrees import named_leaves
 from minijaxnet.run.checkpoint import differences_of, on_device, read_arrays, restored
 from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.checkpoint_format import CheckpointError, Header, opened
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import BEST, PARAMS, RESULT, changes_before_loading, is_own, read_config
 from minijaxnet.run.keeper import CHECKPOINTS
 from minijaxnet.run.log import METRICS, read_rows

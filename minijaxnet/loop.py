@@ -19,16 +19,26 @@ from jax.custom_batching import custom_vmap
 
 from minijaxnet._loops import block_on, repeated_while
 from minijaxnet._programs import JitOf, known
+from minijaxnet._trees import check_count, structure_difference
+from minijaxnet.batches import CHUNK_BYTES, OneBatch, check_key, minibatches_of
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state
-from minijaxnet.feeds import CHUNK_BYTES, OneBatch, check_key, minibatches_of
+from minijaxnet.history import (
+    DIVERGED,
+    FLAT,
+    OUT_OF_STEPS,
+    History,
+    Trace,
+    may_go_on,
+    packed,
+    unpacked,
+    without_untaken,
+)
 from minijaxnet.losses import check_labels, check_probabilities
-from minijaxnet.pytrees import check_count, structure_difference
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, History, Trace, may_go_on, packed, unpacked, without_untaken
 
 Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
-# A norm that no slope has.
+# A norm that no gradient has.
 _NEVER_FLAT = -1.0
 
 
@@ -40,9 +50,9 @@ def descend(
     steps: int,
     until_flat: float | jax.Array = 0.0,
 ) -> tuple[DescentState, Trace]:
-    """Take ``steps`` steps on one batch, or fewer: stop where the slope's norm is at most ``until_flat``.
+    """Take ``steps`` steps on one batch, or fewer: stop where the gradient's norm is at most ``until_flat``.
 
-    The descent also stops, at its last finite state, before a step whose loss or slope is not finite, unless its
+    The descent also stops, at its last finite state, before a step whose loss or gradient is not finite, unless its
     optimizer handles these. Works under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone)
     and ``jax.jvp``; reverse mode does not pass a loop of dynamic length.
 
@@ -52,7 +62,7 @@ def descend(
         batch: what each step looks at; any pytree of arrays.
         steps: how many steps at most, at least 0.
         until_flat: stop before a step whose gradient norm is at most this. At 0, the default, a descent stops where the
-            slope vanishes; not so if the state has a key, since then one step's slope is only a sample.
+            gradient vanishes; not so if the state has a key, since then one step's gradient is only a sample.
 
     Returns:
         The last state, and the trace of ``steps`` rows.
@@ -63,7 +73,7 @@ def descend(
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
-        >>> from minijaxnet.trace import Status
+        >>> from minijaxnet.history import Status
         >>> descent = gradient_descent(lambda weight, batch: (weight - batch) ** 2, learning_rate=0.5)
         >>> state, trace = descend(descent, descent.init(3.0), 1.0, steps=4)
         >>> print(state.params, trace.loss, Status(int(trace.status)).name)
@@ -301,7 +311,7 @@ run_chunk = JitOf(_chunk, static_argnums=(0, 1, 2), donate_argnums=(3,))
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
-    """The gradient norm at which a descent rests, checked; never for 0 where a slope is only a sample."""
+    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
     number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
     if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from minijaxnet._trees import array_type, check_callable, pair
 from minijaxnet.network import Network
-from minijaxnet.pytrees import array_type, check_callable, pair
 
 Loss = Callable[[jax.Array, Any], jax.Array]
 

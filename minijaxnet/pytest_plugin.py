@@ -46,8 +46,8 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
     def compare(
         arms: Mapping[str, Any], params: Any, batch: Any, *, at_most: Mapping[str, float] | None = None, **options: Any
     ) -> "StepComparison":
+        from minijaxnet._trees import is_number
         from minijaxnet.bench import compare_steps
-        from minijaxnet.pytrees import is_number
 
         limits = dict(at_most or {})
         if unknown := [name for name in limits if name not in arms or name == options.get("baseline")]:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._trees import structure_difference
+from minijaxnet.batches import CHUNK_BYTES, count_points
 from minijaxnet.data import check_batch, numbers
-from minijaxnet.feeds import CHUNK_BYTES, count_points
-from minijaxnet.pytrees import structure_difference
 
 # Batches that are stacked for a chunk, at most: enough that the host is not waited for, few enough to be read soon.
 _STACKED = 64

@@ -178,7 +178,7 @@ SATURATING = [0.0, -0.0, 1e-30, -1e-30, 0.5, -0.5, 3.0, -3.0, 50.0, -50.0, 1e4, 
 def test_each_activation_slope_is_autodiffs_also_where_it_saturates(dtype):
     def slopes(z):
         return {
-            name: (getattr(backprop, f"{name}_slope")(z, f(z)), jax.vmap(jax.grad(f))(z))
+            name: (getattr(backprop, f"{name}_derivative")(z, f(z)), jax.vmap(jax.grad(f))(z))
             for name, f in ACTIVATIONS.items()
         }
 
@@ -194,8 +194,8 @@ def test_each_activation_slope_is_autodiffs_also_where_it_saturates(dtype):
 def test_the_slopes_of_a_saturating_sigmoid_and_tanh_lose_no_digits():
     z, wide = np.linspace(-18, 18, 73), np.array([-700.0, -50.0, -1.0, 0.0, 1.0, 50.0, 700.0])
     with jax.enable_x64(True):
-        sigmoid = jax.jit(lambda z: backprop.sigmoid_slope(z, jax.nn.sigmoid(z)))(wide)
-        tanh = jax.jit(lambda z: backprop.tanh_slope(z, jnp.tanh(z)))(z)
+        sigmoid = jax.jit(lambda z: backprop.sigmoid_derivative(z, jax.nn.sigmoid(z)))(wide)
+        tanh = jax.jit(lambda z: backprop.tanh_derivative(z, jnp.tanh(z)))(z)
     np.testing.assert_allclose(sigmoid, 1 / (2 + 2 * np.cosh(wide)), rtol=1e-13)
     # h is known to an epsilon, so 1 - h is; 1 + h is near 2.
     np.testing.assert_allclose(tanh, 1 / np.cosh(z) ** 2, rtol=0, atol=4 * np.finfo(np.float64).eps)
@@ -203,7 +203,7 @@ def test_the_slopes_of_a_saturating_sigmoid_and_tanh_lose_no_digits():
 
 def test_at_its_kink_relu_has_slope_0():
     z = jnp.array([0.0, -0.0])
-    chex.assert_trees_all_equal(backprop.relu_slope(z, z), np.zeros(2, np.float32))
+    chex.assert_trees_all_equal(backprop.relu_derivative(z, z), np.zeros(2, np.float32))
 
 
 def loss_problem(loss, n, classes):
@@ -222,7 +222,7 @@ def test_each_loss_slope_is_autodiffs_also_where_it_saturates(dtype):
     def slopes(logits, targets):
         return {
             name: (
-                getattr(backprop, f"{loss.__name__}_slope")(logits, targets[name]),
+                getattr(backprop, f"{loss.__name__}_derivative")(logits, targets[name]),
                 jax.grad(loss)(logits, targets[name]),
             )
             for name, loss in LOSSES.items()
@@ -243,10 +243,10 @@ def test_each_loss_slope_is_autodiffs_also_where_it_saturates(dtype):
 
 def test_saturated_classes_have_slopes_of_exactly_0_and_1():
     logits, one_hot = np.float32([[1e4, -1e4, 0.0], [1e4, -1e4, 0.0]]), np.eye(3, dtype=np.float32)[:2]
-    slope = jax.jit(backprop.softmax_cross_entropy_slope)
+    slope = jax.jit(backprop.softmax_cross_entropy_derivative)
     by_class, by_one_hot = slope(logits, np.array([0, 1])), slope(logits, one_hot)
     chex.assert_trees_all_equal(by_class, by_one_hot, np.float32([[0.0, 0.0, 0.0], [0.5, -0.5, 0.0]]))
-    binary = jax.jit(backprop.binary_cross_entropy_slope)(np.float32([[1e4, -1e4]]), np.float32([[1, 1]]))
+    binary = jax.jit(backprop.binary_cross_entropy_derivative)(np.float32([[1e4, -1e4]]), np.float32([[1, 1]]))
     chex.assert_trees_all_equal(binary, np.float32([[0.0, -0.5]]))
 
 
@@ -264,7 +264,7 @@ def test_a_saturated_network_has_a_finite_gradient_equal_to_autodiffs(activation
 def test_the_binary_slope_of_a_sure_right_answer_loses_no_digits():
     logits, labels = np.float32([[20.0, -20.0]]), np.float32([[1.0, 0.0]])
     expected = np.float32([[-1.0, 1.0]]) * np.exp(-20) / 2
-    for slope in (jax.grad(mjn.binary_cross_entropy), backprop.binary_cross_entropy_slope):
+    for slope in (jax.grad(mjn.binary_cross_entropy), backprop.binary_cross_entropy_derivative):
         chex.assert_trees_all_close(np.asarray(jax.jit(slope)(logits, labels)), expected, rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet.trace import DIVERGED, OUT_OF_STEPS
+from minijaxnet.history import DIVERGED, OUT_OF_STEPS
 
 
 def squared_error(weight, batch):

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
-    {"_jaxpr", "_loops", "_machine", "_reads", "pytrees", "tables"},
+    {"_files", "_jaxpr", "_loops", "_machine", "_reads", "_tables", "_trees"},
     {"_programs", "goal", "network", "data"},
-    {"losses", "gradient_rule", "processes"},
-    {"backprop", "descent", "feeds", "experiment", "mesh"},
-    {"trace", "landscape", "parallel", "streams"},
+    {"losses", "custom_gradient"},
+    {"backprop", "descent", "batches", "experiment"},
+    {"history", "landscape", "parallel", "streams"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},
     {"load"},

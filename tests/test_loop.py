@@ -25,7 +25,7 @@ from kits.descents import (
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet import feeds, loop
+from minijaxnet import batches, loop
 from minijaxnet.bench.cost import folded_loop
 
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
@@ -36,7 +36,7 @@ EPS = float(np.finfo(np.float32).eps)
 @pytest.fixture
 def chunk_steps(monkeypatch):
     """Sets how many steps a chunk has at most."""
-    return functools.partial(monkeypatch.setattr, feeds, "CHUNK_STEPS")
+    return functools.partial(monkeypatch.setattr, batches, "CHUNK_STEPS")
 
 
 # --- One trace, one compilation --------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_a_step_that_records_much_makes_small_chunks_and_the_same_trace(rows, mo
     row_bytes = 4 * (1 + 1 + 8 + 8)
     monkeypatch.setattr(loop, "CHUNK_BYTES", rows * row_bytes + 1)
     state = descent.init(start)
-    assert loop.chunk_capacity(descent.step, feeds.OneBatch(), state, ()) == max(2, rows)
+    assert loop.chunk_capacity(descent.step, batches.OneBatch(), state, ()) == max(2, rows)
     _, trace = mjn.descend(descent, state, (), steps=50)
     path = 0.5 ** np.arange(50, dtype=np.float32)[:, None] * start
     chex.assert_trees_all_equal(trace.aux, {"path": path, "square": path[:, None] ** 2}, strict=True)
@@ -149,12 +149,12 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     descent = mjn.gradient_descent(mjn.objective(network, mjn.mean_squared_error), 0.01)
     state = jax.eval_shape(descent.init, jax.eval_shape(network.init, jax.random.key(0)))
     flat, status = np.float32(0), np.int32(mjn.OUT_OF_STEPS)
-    arguments = (descent.step, feeds.OneBatch(), 512, 1, state, POINTS, 9, flat, status)
+    arguments = (descent.step, batches.OneBatch(), 512, 1, state, POINTS, 9, flat, status)
     assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 
 def test_more_steps_than_the_largest_chunk_are_all_taken_and_recorded():
-    steps = 2 * feeds.CHUNK_STEPS + 5
+    steps = 2 * batches.CHUNK_STEPS + 5
     state, trace = descend_from(PARAMS, 1e-4, steps=steps)
     assert (state.step, trace.steps_taken, trace.status) == (steps, steps, mjn.OUT_OF_STEPS)
     assert trace.loss.shape == (steps,)

@@ -12,13 +12,13 @@ from kits.descents import POINTS, Traced, compilations
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet import feeds
+from minijaxnet import batches
 
 KEY = jax.random.wrap_key_data(np.array([0, 11], np.uint32))
 ADAM = optax.adam(0.02)
 EPS = float(np.finfo(np.float32).eps)
 POINTS_SEEN, BATCH_SIZE = 13, 4  # what is compiled, unless there is a reason for another size
-shuffled = jax.jit(feeds.shuffled, static_argnums=1)
+shuffled = jax.jit(batches.shuffled, static_argnums=1)
 
 
 def seen(weight, batch):
@@ -48,7 +48,7 @@ def ids_by_epoch(epochs, key=KEY, *, points=POINTS_SEEN, batch_size=BATCH_SIZE, 
 @pytest.fixture
 def chunk_steps(monkeypatch):
     """Sets how many steps a chunk has at most."""
-    return functools.partial(monkeypatch.setattr, feeds, "CHUNK_STEPS")
+    return functools.partial(monkeypatch.setattr, batches, "CHUNK_STEPS")
 
 
 def test_one_trace_and_one_compilation_serve_any_number_of_epochs(chunk_steps):

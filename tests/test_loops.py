@@ -11,7 +11,7 @@ import pytest
 from kits.descents import OBJECTIVE, PARAMS, POINTS
 
 import minijaxnet as mjn
-from minijaxnet import _loops, feeds, loop
+from minijaxnet import _loops, batches, loop
 from minijaxnet.bench.blocks import checked, fused
 
 KEY = jax.random.key(5)
@@ -56,7 +56,7 @@ RUNS = {
     "diverged within a block": lambda: mjn.descend(FALLING, FALLING.init(70.0), (), steps=64),
     "minibatches": lambda: mjn.descend_epochs(PLAIN, PLAIN.init(PARAMS), POINTS, KEY, batch_size=2, epochs=11),
     "a key": lambda: mjn.descend(ADAM, ADAM.init(PARAMS, KEY), POINTS, steps=43),
-    "several chunks": lambda: mjn.descend(PLAIN, PLAIN.init(PARAMS), POINTS, steps=feeds.CHUNK_STEPS + 21),
+    "several chunks": lambda: mjn.descend(PLAIN, PLAIN.init(PARAMS), POINTS, steps=batches.CHUNK_STEPS + 21),
 }
 ENDS = {"flat within a block": (mjn.FLAT, 5), "flat at the start": (mjn.FLAT, 0)}
 ENDS |= {"diverged within a block": (mjn.DIVERGED, 10), "no step": (mjn.OUT_OF_STEPS, 0)}
@@ -111,7 +111,7 @@ def test_the_compiled_program_knows_how_many_rounds_a_block_has():
     state = PLAIN.init(PARAMS)
     rest = (state, POINTS, 9, np.float32(0), np.int32(mjn.OUT_OF_STEPS))
     for block, counts in ((1, []), (48, [48])):
-        program = loop.run_chunk.trace(PLAIN.step, feeds.OneBatch(), 512, block, *rest).lower().compile()
+        program = loop.run_chunk.trace(PLAIN.step, batches.OneBatch(), 512, block, *rest).lower().compile()
         assert trip_counts(program.as_text()) == counts
         traced = checked(jax.jit(PLAIN.step).trace(state, POINTS), state, "descent")
         assert trip_counts(jax.jit(fused(traced, block)).lower(state, POINTS, 1).compile().as_text()) == counts

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minijaxnet.tables import figure, percent, text_table
+from minijaxnet._tables import figure, percent, text_table
 
 CELL = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
 TABLE = st.integers(1, 5).flatmap(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from minijaxnet._loops import repeated
+from minijaxnet._trees import is_number, named_leaves, side_effects, structure_difference
 from minijaxnet.descent import Descent
-from minijaxnet.pytrees import is_number, named_leaves, side_effects, structure_difference
 
 _MOST_STEPS = 2**26  # of a block: were it still too short, a step would take less than a processor's cycle
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from minijaxnet._loops import block_on, platform_of
 from minijaxnet._machine import product_epsilon
+from minijaxnet._trees import is_number, named_leaves, structure_difference
 from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison, workload_of
 from minijaxnet.bench.device import clock_reader
@@ -27,7 +28,6 @@ from minijaxnet.bench.rounds import WARM_CALLS, Block, block_length, calls_of, t
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
 from minijaxnet.losses import check_labels
-from minijaxnet.pytrees import is_number, named_leaves, structure_difference
 
 SAME_STEPS = 3
 _MOST_PROGRAMS = 4

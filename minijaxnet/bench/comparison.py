@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet._tables import figure, html_of, percent, text_table
+from minijaxnet._trees import array_type
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import machine
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
-from minijaxnet.pytrees import array_type
-from minijaxnet.tables import figure, html_of, percent, text_table
 
 _COLUMNS = 100
 _AN_HOUR_S = 3600

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from minijaxnet._tables import text_table
+from minijaxnet._trees import structure_difference
 from minijaxnet.bench.communication import Communication, communication, computations
 from minijaxnet.bench.device import launches_of
 from minijaxnet.bench.flops import bytes_of, count, live
-from minijaxnet.pytrees import structure_difference
-from minijaxnet.tables import text_table
 
 
 class StepCost(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from minijaxnet._tables import figure, percent, text_table
 from minijaxnet.bench.communication import INSTRUCTION, computations
-from minijaxnet.tables import figure, percent, text_table
 
 # Instructions of a compiled program that launch nothing.
 _NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "call"}

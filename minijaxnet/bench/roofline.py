@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from minijaxnet._loops import block_on, repeated
+from minijaxnet._tables import figure, percent, text_table
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
 from minijaxnet.bench.cost import StepCost
-from minijaxnet.tables import figure, percent, text_table
 
 _BLOCK_S = 0.005  # long against the call, short against a second
 _REPEATS = 5  # at least, of each measurement

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet._tables import figure, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import SAME
-from minijaxnet.tables import figure, text_table
 
 KIND, VERSION = "comparison of steps", 1
 

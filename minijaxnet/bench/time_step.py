@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from minijaxnet._loops import block_on
+from minijaxnet._tables import figure, html_of, text_table
 from minijaxnet.bench.blocks import (
     check_seconds,
     checked,
@@ -28,7 +29,6 @@ from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, check_descent
 from minijaxnet.losses import check_labels
-from minijaxnet.tables import figure, html_of, text_table
 
 _BLOCK_S = 0.004  # of the shorter of two blocks; the longer one has three times the steps
 _LONGER = 3

@@ -10,7 +10,7 @@ import jax
 
 from minijaxnet.cli.errors import UsageError, show_and_leave, show_error
 from minijaxnet.cli.screen import patient_streams
-from minijaxnet.processes import leave
+from minijaxnet.parallel.processes import leave
 
 VERBS = {
     "run": "carry out an experiment: descend, check the hand gradient, time the step",

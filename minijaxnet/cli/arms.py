@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.parsing import numbers_in
+from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import OWN, Experiment, is_transformation, optimizer_options
-from minijaxnet.gradient_rule import with_gradient
 
 _RATES = ("learning_rate", "max_learning_rate")
 

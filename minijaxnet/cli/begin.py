@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._files import read_json
+from minijaxnet._trees import cast_floats
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
 from minijaxnet.cli.parsing import defaults_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, load_experiment, loads_its_share
 from minijaxnet.load import own_file
-from minijaxnet.pytrees import cast_floats
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import (
     CONFIG,
     RESULT,

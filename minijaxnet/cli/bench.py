@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 from minijaxnet._machine import choose_deterministic
+from minijaxnet._tables import percent
+from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
 from minijaxnet.bench.comparison import as_ratio, distance
 from minijaxnet.bench.rounds import WARM_CALLS
@@ -21,10 +23,8 @@ from minijaxnet.cli.launch import another
 from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
-from minijaxnet.feeds import minibatches_of
 from minijaxnet.parallel import divide_cpu
 from minijaxnet.streams import is_read
-from minijaxnet.tables import percent
 from minijaxnet.verify import GradReport, check_grad
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from minijaxnet._files import Lines, naming
+from minijaxnet._tables import figure, printable, text_table
+from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_asked
 from minijaxnet.cli.begin import Asked, Beginning, OpenFolder, begin, digest_of, first_batch, worth_keeping
@@ -21,23 +24,20 @@ from minijaxnet.cli.report import PAGE, leave_report
 from minijaxnet.cli.together import agree, described, divided, everywhere, mesh_of, placed_data, placed_start
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import Experiment, loads_its_share
-from minijaxnet.feeds import minibatches_of
 from minijaxnet.goal import goal_of
+from minijaxnet.history import DIVERGED, STOPPED_EARLY
 from minijaxnet.parallel import replicate, shard_batch
-from minijaxnet.processes import from_first, here, is_first, is_lost
+from minijaxnet.parallel.processes import broadcast, is_first, is_lost, to_host
 from minijaxnet.report.told import Known
 from minijaxnet.run import FitResult, Sink, check_values, fit
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.diagnose import diagnose
-from minijaxnet.run.disk import Lines, naming
 from minijaxnet.run.folder import BEST, COMPARISON, PARAMS, RESULT, result_state, write_json
 from minijaxnet.run.lock import hold
 from minijaxnet.run.log import Progress
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.streams import first_batch_of, is_read
-from minijaxnet.tables import figure, printable, text_table
-from minijaxnet.trace import DIVERGED, STOPPED_EARLY
 from minijaxnet.verify import GradReport
 
 
@@ -76,7 +76,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder, resume: bool) -> int:
     if is_first():
         _print(heading)
         report = _checked(experiment, mesh, params, first_batch(seen, flags.batch_size), key)
-    if not from_first(report is None or report.ok or flags.unchecked):
+    if not broadcast(report is None or report.ok or flags.unchecked):
         if is_first():
             why = "its gradient would lead it astray; --unchecked starts it all the same"
             print(f"\n{report}\n\nThe descent was not started: {why}.")
@@ -161,7 +161,7 @@ def _tell(
 ) -> None:  # fmt: skip
     """Write and say what came out of a descent."""
     (experiment, flags), (params, train, held, order_key, key) = (asked.experiment, asked.flags), beginning
-    state = here(result.state)
+    state = to_host(result.state)
     write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
     write_json(folder / RESULT, _result(result, report))
     write_json(folder / "timing.json", _timing(result, None))
@@ -197,7 +197,7 @@ def _tell(
         with _on_the_side(f"no {PAGE}", say):
             shown, notes = state.params, []
             if best is not None:
-                shown, notes = here(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
+                shown, notes = to_host(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
             say(leave_report(folder, Known(experiment, shown, first_batch_of(train), held["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._tables import text_table
+from minijaxnet._trees import array_type, cast_floats
 from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.checks import CHECKED, checks_of
 from minijaxnet.cli.errors import UsageError
@@ -24,9 +26,7 @@ from minijaxnet.cli.screen import Screen, screen
 from minijaxnet.descent import DescentState, gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, load_module, own_traceback
 from minijaxnet.loop import descend
-from minijaxnet.pytrees import array_type, cast_floats
 from minijaxnet.run.folder import create_run_folder, environment, write_json
-from minijaxnet.tables import text_table
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.check import grad_checker
 from minijaxnet.verify.check_vjp import vjp_checker

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from minijaxnet._tables import figure, text_table
 from minijaxnet.bench import compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
 from minijaxnet.descent import Descent
-from minijaxnet.mesh import data_mesh
 from minijaxnet.parallel import on_mesh, replicate, shard_batch
-from minijaxnet.tables import figure, text_table
+from minijaxnet.parallel.mesh import data_mesh
 
 _COLUMNS = ("devices", "us a step", "95 % interval", "times one", "95 % interval", "collectives", "their bytes")
 

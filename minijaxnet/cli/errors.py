@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import minijaxnet
-from minijaxnet.processes import LOST, is_lost, leave
-from minijaxnet.tables import printable
+from minijaxnet._tables import printable
+from minijaxnet.parallel.processes import LOST, is_lost, leave
 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from minijaxnet.processes import LOST
+from minijaxnet.parallel.processes import LOST
 
 # How long the others have to notice that one has died, before they are killed.
 _GRACE_S = 5.0

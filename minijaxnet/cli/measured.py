@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from minijaxnet._trees import array_type, number_of
 from minijaxnet.experiment import Experiment
-from minijaxnet.pytrees import array_type, number_of
 from minijaxnet.run.log import MOST_WATCHED, weights_of
 
 # Of one weight or two the log shows so many stops: enough to draw the descent.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from minijaxnet._trees import check_count
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options, optimizer_options
-from minijaxnet.pytrees import check_count
 
 _DESCRIPTIONS = {
     "check": "Check the gradient by hand of the experiment of a file, and the derivative rules within its loss; or "

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from minijaxnet._files import replace_file
 from minijaxnet.cli.begin import asked_again, begin
 from minijaxnet.load import OtherCode, load_params
 from minijaxnet.report.page import Page, page
@@ -15,7 +16,6 @@ from minijaxnet.report.several import tell_several
 from minijaxnet.report.shown import shown
 from minijaxnet.report.story import tell
 from minijaxnet.report.told import Known, told_by
-from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import PARAMS, changes, read_config
 from minijaxnet.streams import first_batch_of
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from minijaxnet._files import read_json
 from minijaxnet._machine import jax_settings
+from minijaxnet._tables import printable
+from minijaxnet.batches import check_steps
 from minijaxnet.cli.arms import own_arguments
 from minijaxnet.cli.begin import Asked, asked_again, changed_flags
 from minijaxnet.cli.carry_out import carry_out
@@ -16,15 +19,12 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import Together, together_of
 from minijaxnet.cli.sweep import carry_out_sweep
 from minijaxnet.cli.together import join, launched
-from minijaxnet.feeds import check_steps
 from minijaxnet.load import OtherCode
-from minijaxnet.processes import from_first, is_first
+from minijaxnet.parallel.processes import broadcast, is_first
 from minijaxnet.run.checkpoint_folder import checkpoints
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import change_settings, changes, environment, finish_change, plain, read_config, run_state
 from minijaxnet.run.keeper import CHECKPOINTS
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.tables import printable
 
 # What may be another than before, and is then written into the run's config and, but for steps and patience, its rows.
 CHANGEABLE = ("steps", "learning_rate", "batch_size", "patience")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
     if changed and is_first():
         changed = _checked_change(folder, asked, changed)
-    changed = from_first(changed)
+    changed = broadcast(changed)
     names = changed_flags({"changes": [*config.get("changes", []), changed]})
     asked = asked._replace(flags=dataclasses.replace(asked.flags, **chosen, **changed), changed=names)
     return go_on(folder, asked, force=flags.force, changed=changed)

@@ -10,7 +10,7 @@ from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.cli.resume import go_on
 from minijaxnet.cli.together import join, launched
 from minijaxnet.experiment import load_experiment
-from minijaxnet.processes import from_first
+from minijaxnet.parallel.processes import broadcast
 from minijaxnet.run.folder import run_state
 
 
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parse(RunFlags, "run", experiment, file or "FILE", rest)
     assert experiment is not None and file is not None, "without a file only help is shown"
     asked = Asked("run", file, experiment, *parsed)
-    if not parsed.flags.resume_latest or (latest := from_first(latest_like(asked))) is None:
+    if not parsed.flags.resume_latest or (latest := broadcast(latest_like(asked))) is None:
         return carry_out(asked, lambda data_sha256: new_folder(asked, experiment.name, data_sha256), resume=False)
-    if from_first(run_state(Path(latest))) == "done":
+    if broadcast(run_state(Path(latest))) == "done":
         print(f"{latest}: this run is done already; without --resume-latest a new one is started")
         return 0
     return go_on(Path(latest), asked)

@@ -4,12 +4,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from minijaxnet._files import read_json
+from minijaxnet._tables import figure, printable, text_table
 from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import CONFIG, RESULT, run_state
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.tables import figure, printable, text_table
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minijaxnet._files import read_json
+from minijaxnet._tables import figure, printable, text_table
 from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import RESULT, read_config, run_state
 from minijaxnet.run.log import METRICS, read_rows
-from minijaxnet.tables import figure, printable, text_table
 from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 12

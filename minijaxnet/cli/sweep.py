@@ -17,6 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._files import replace_file
+from minijaxnet._tables import figure
+from minijaxnet._trees import cast_floats
+from minijaxnet.batches import minibatches_of
 from minijaxnet.cli.arms import differentiated, optimizer_of
 from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
 from minijaxnet.cli.carry_out import failure_told
@@ -25,21 +29,17 @@ from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, together_of
 from minijaxnet.cli.parsing import defaults_of, options_in, parse, split_file
 from minijaxnet.cli.together import agree, described, join, launched, own_mesh
 from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
-from minijaxnet.feeds import minibatches_of
 from minijaxnet.goal import goal_of
+from minijaxnet.history import nothing
 from minijaxnet.loop import descend, descend_minibatches
-from minijaxnet.processes import from_first, is_first, merged, told
-from minijaxnet.pytrees import cast_floats
+from minijaxnet.parallel.processes import all_gather, broadcast, is_first, merged
 from minijaxnet.run.blocks import BLOCKS, blocks_below
-from minijaxnet.run.disk import replace_file
 from minijaxnet.run.folder import RESULT, SWEPT, write_json
 from minijaxnet.run.lock import hold
 from minijaxnet.run.programs import kept_programs
 from minijaxnet.run.signals import heard
 from minijaxnet.streams import is_read
 from minijaxnet.sweeps import SweepResult, sweep
-from minijaxnet.tables import figure
-from minijaxnet.trace import nothing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -148,7 +148,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
             folder = opened.enter_context(open_folder(data_sha256))
             opened.enter_context(hold(folder))
             opened.enter_context(failure_told(folder))
-        folder = Path(from_first(str(folder)))
+        folder = Path(broadcast(str(folder)))
         stop = opened.enter_context(heard(raises=True))
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
             for program in programs:
@@ -163,7 +163,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
             raise KeyboardInterrupt(stop.signum)
         whole = len(found) == len(programs) and not found[-1].interrupted
         result = _together(found, {name: numbers for name, numbers in each.items() if len(numbers) > 1})
-        signum = 0 if whole else int(told([stop.signum]).max()) or signal.SIGINT
+        signum = 0 if whole else int(all_gather([stop.signum]).max()) or signal.SIGINT
         return _report(asked, folder, result, count, signum) if is_first() else 128 * bool(signum) + signum
 
 
@@ -173,7 +173,7 @@ def _mine(first: int, size: int) -> bool:
     Raises:
         UsageError: blocks are of another size in another process.
     """
-    if first == 0 and len(sizes := set(told([size]).ravel().tolist())) > 1:
+    if first == 0 and len(sizes := set(all_gather([size]).ravel().tolist())) > 1:
         got = " and ".join(map(str, sorted(sizes)))
         raise UsageError(
             f"block: got {got} in the processes, by their memory and cores; expected one for all (--block)"
@@ -183,7 +183,7 @@ def _mine(first: int, size: int) -> bool:
 
 def _of_all(found: list[SweepResult]) -> list[SweepResult]:
     """What all processes have found: the only time that they say anything of it to one another."""
-    if jax.process_count() == 1 or not (count := int(told([len(found)]).min())):
+    if jax.process_count() == 1 or not (count := int(all_gather([len(found)]).min())):
         return found
     merged_results = []
     for result in found[:count]:

@@ -15,9 +15,9 @@ from minijaxnet.cli.flags import EACH_START, Together
 from minijaxnet.cli.launch import launch
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
-from minijaxnet.mesh import DATA, check_divides, data_mesh
 from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
-from minijaxnet.processes import arrays_from_first, from_first, told, told_texts
+from minijaxnet.parallel.mesh import DATA, check_divides, data_mesh
+from minijaxnet.parallel.processes import all_gather, all_gather_texts, broadcast, broadcast_arrays
 from minijaxnet.run import code
 from minijaxnet.run.folder import environment
 from minijaxnet.streams import is_read
@@ -64,7 +64,7 @@ def join(asked: Together) -> None:
     each = [len(jax.local_devices(process)) for process in range(jax.process_count())]
     if len(set(each)) > 1:
         raise UsageError(f"devices: got {', '.join(map(str, each))} in the processes; expected as many in each")
-    told([0])  # the first time they wait for one another but for half a minute: now, not when each has its data
+    all_gather([0])  # the first time they wait for one another but for half a minute: now, not when each has its data
 
 
 def agree(asked: Asked, data_sha256: str) -> str:
@@ -75,7 +75,7 @@ def agree(asked: Asked, data_sha256: str) -> str:
     """
     if jax.process_count() == 1:
         return data_sha256
-    digests = told_texts(data_sha256)
+    digests = all_gather_texts(data_sha256)
     settings = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in _OWN}
     settings |= asked.init | asked.optimizer | {f"data_{name}": value for name, value in asked.data.items()}
     surroundings = environment()
@@ -85,7 +85,7 @@ def agree(asked: Asked, data_sha256: str) -> str:
     if not loads_its_share(asked.experiment):
         settings["data_sha256"] = data_sha256
     own = {"settings": settings, "code": code.sources(asked.file, asked.experiment.files)}
-    first = from_first(own)
+    first = broadcast(own)
     lines = [
         f"{name}: got {settings.get(name)!r}; expected {first['settings'].get(name)!r}, as in process 0"
         for name in {**first["settings"], **settings}
@@ -93,7 +93,7 @@ def agree(asked: Asked, data_sha256: str) -> str:
     ]
     titles = ("in process 0", f"in process {jax.process_index()}")
     lines += filter(None, [code.difference(first["code"], own["code"], titles)])
-    differences = enumerate(told_texts("\n".join(lines)))
+    differences = enumerate(all_gather_texts("\n".join(lines)))
     if found := [f"process {process}:\n{text}" for process, text in differences if text]:
         raise UsageError("\n".join(["the processes were not started alike; expected the same of each", *found]))
     return " ".join(digests) if loads_its_share(asked.experiment) else data_sha256
@@ -142,7 +142,7 @@ def everywhere(mesh: Mesh | None, tree: Any) -> Any:
 
 def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
     """Where all processes start: the first one's start, for others may have rounded otherwise."""
-    return start if mesh is None else replicate(mesh, arrays_from_first(start, start))
+    return start if mesh is None else replicate(mesh, broadcast_arrays(start, start))
 
 
 def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

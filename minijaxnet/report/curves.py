@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet.history import DIVERGED, FLAT, Trace
 from minijaxnet.report.axes import as_written, remark, scale
 from minijaxnet.report.style import COLOURS, SERIES
 from minijaxnet.report.thin import thin
-from minijaxnet.trace import DIVERGED, FLAT, Trace
 
 _DASHES = ("-", "--", "-.", ":")
 _FEW = 60  # points that may each have a marker
@@ -57,7 +57,7 @@ def draw_curves(
 
 
 def draw_trace(axes: Any, trace: Trace, *, first_step: int = 0) -> None:
-    """The loss and the slope's norm that each step saw, and how the descent ended.
+    """the loss and the gradient's norm that each step saw, and how the descent ended.
 
     Args:
         axes: of matplotlib.

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.pytrees import floating_arrays
+from minijaxnet._trees import floating_arrays
 
 
 def random_directions(key: jax.Array, params: Any) -> tuple[Any, Any]:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._trees import cast_floats, floating_arrays, structure_difference
 from minijaxnet.descent import ObjectiveFn
-from minijaxnet.pytrees import cast_floats, floating_arrays, structure_difference
 from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport

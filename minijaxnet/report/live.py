@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from minijaxnet._tables import figure as significant
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.style import NoMatplotlib, figure, styled, to_svg
 from minijaxnet.run.log import Progress, Sink
-from minijaxnet.tables import figure as significant
 
 _SHARE = 0.1  # of the time, at most, goes into showing
 

@@ -9,7 +9,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minijaxnet._tables import figure as significant
+from minijaxnet._tables import html_of, html_table
 from minijaxnet.bench import StepComparison, StepTiming
+from minijaxnet.history import DIVERGED, FLAT, STOPPED_EARLY
 from minijaxnet.report.curves import draw_curves, draw_trace
 from minijaxnet.report.gradients import draw_errors, verdict_line, worst_element
 from minijaxnet.report.rates import draw_sweep
@@ -18,9 +21,6 @@ from minijaxnet.report.timing import draw_forest
 from minijaxnet.run import FitResult
 from minijaxnet.sweeps import SweepResult
 from minijaxnet.sweeps.result import shown
-from minijaxnet.tables import figure as significant
-from minijaxnet.tables import html_of, html_table
-from minijaxnet.trace import DIVERGED, FLAT, STOPPED_EARLY
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.report import subject_of
 

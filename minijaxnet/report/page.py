@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minijaxnet._tables import figure as short
 from minijaxnet.report.player import OneWeight, TwoWeights, player_data
 from minijaxnet.report.style import COLOURS
-from minijaxnet.tables import figure as short
 
 MARKS = {"ok": ("✓", "good"), "warning": ("!", "warning"), "bad": ("✗", "bad"), "neutral": ("–", "note")}
 _MISSING = 'pages need jinja2: pip install "minijaxnet[plot]"'

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet.pytrees import is_keys
+from minijaxnet._tables import figure
+from minijaxnet._trees import is_keys
 from minijaxnet.report.axes import as_written, inches, legend_above, remark, scale, spans_a_decade
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.sweeps import SweepResult
-from minijaxnet.tables import figure
 
 _LOSS = "loss at the end"
 _APART = 0.4  # inches that a count takes

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minijaxnet._tables import figure as short
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.sections import Seen, Wanted, illustrated
@@ -13,7 +14,6 @@ from minijaxnet.report.style import SERIES
 from minijaxnet.report.thin import thin
 from minijaxnet.report.told import Told
 from minijaxnet.run.log import is_weight
-from minijaxnet.tables import figure as short
 
 _CURVES = {"Training loss": "train_loss", "Test loss": "test_loss", "Gradient norm": "gradient_norm"}
 _DASHES = ("-", "--", "-.", ":")

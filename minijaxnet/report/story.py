@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minijaxnet._tables import figure as short
 from minijaxnet.bench.comparison import as_ratio
 from minijaxnet.goal import goal_of
 from minijaxnet.report.curves import draw_curves
@@ -19,7 +20,6 @@ from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_
 from minijaxnet.report.told import Told
 from minijaxnet.run.folder import CONFIG, SWEPT
 from minijaxnet.run.log import METRICS, is_weight
-from minijaxnet.tables import figure as short
 from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 200

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minijaxnet._tables import figure
 from minijaxnet.bench import Interval, Limits, StepComparison
 from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark, scale
 from minijaxnet.report.style import COLOURS, INK, SERIES
-from minijaxnet.tables import figure
 
 _WIDE = 3.0  # inches: room for verdicts at the side
 _WHOLE = 1_000  # letters: legends have lines for names that are long

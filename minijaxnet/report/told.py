@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minijaxnet._files import read_json
 from minijaxnet.experiment import Experiment
-from minijaxnet.run.disk import read_json
 from minijaxnet.run.folder import COMPARISON, ENVIRONMENT, RESULT, read_config, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._programs import JitOf
+from minijaxnet._trees import check_count, floating_arrays
 from minijaxnet.descent import ObjectiveFn
-from minijaxnet.pytrees import check_count, floating_arrays
 from minijaxnet.report.style import COLOURS, INK, figure, styled
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minijaxnet._trees import check_count
 from minijaxnet.goal import goal_of
 from minijaxnet.loop import own_copy
-from minijaxnet.processes import here
-from minijaxnet.pytrees import check_count
+from minijaxnet.parallel.processes import to_host
 from minijaxnet.run.checkpoint import read_checkpoint, write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.run.folder import BEST
@@ -57,7 +57,7 @@ class BestKeeper:
         """
         if self.goal is None or self._path is None or not resume or not self._path.is_file():
             return []
-        like = Best(here(params), 0, 0.0)
+        like = Best(to_host(params), 0, 0.0)
         try:
             _, found, difference = read_checkpoint(self._path, like)
         except CheckpointError as error:
@@ -88,7 +88,7 @@ class BestKeeper:
             return
         self.best, self._rows_since = Best(own_copy(params), step, value), 0
         if self._path is not None:
-            write_checkpoint(self._path, self.best._replace(params=here(self.best.params)), step=step)
+            write_checkpoint(self._path, self.best._replace(params=to_host(self.best.params)), step=step)
 
     @property
     def is_over(self) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
+from minijaxnet._files import own_folder
 from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
-from minijaxnet.run.disk import own_folder
 from minijaxnet.sweeps import Blocks
 
 BLOCKS = "blocks"

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import NotAFile, naming, open_own, replacing
+from minijaxnet._files import NotAFile, naming, open_own, replacing
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
 # Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.

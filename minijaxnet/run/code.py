@@ -11,8 +11,8 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from minijaxnet._files import naming
 from minijaxnet.experiment import module_name
-from minijaxnet.run.disk import naming
 
 _PACKAGE = Path(__file__).parents[1]
 _PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))

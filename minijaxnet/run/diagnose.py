@@ -1,4 +1,4 @@
-"""Where a loss or a slope stopped being finite: the first operation that made it so."""
+"""Where a loss or a gradient stopped being finite: the first operation that made it so."""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ import numpy as np
 from jax.extend.core import Jaxpr
 
 from minijaxnet._jaxpr import called, is_literal
-from minijaxnet.pytrees import l2_norm, named_leaves
+from minijaxnet._trees import l2_norm, named_leaves
 
 _PACKAGE = Path(__file__).parents[1]
 
 
 def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str:
-    """Say which operation of the loss and its slope is the first whose result is not finite.
+    """Say which operation of the loss and its gradient is the first whose result is not finite.
 
     The program of ``jax.value_and_grad(objective)`` is carried out operation by operation, with a look at each result.
 
@@ -41,12 +41,12 @@ def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str
     results: list[Any] = []
     for found in _carry_out(closed.jaxpr, closed.consts, leaves, results):
         return found
-    slopes = named_leaves(jax.tree.unflatten(jax.tree.structure(shape), results)[1])
-    largest = max(slopes, key=lambda name: float(jnp.max(jnp.abs(slopes[name]), initial=0)))
-    size = float(jnp.max(jnp.abs(slopes[largest]), initial=0))
-    if _finite(l2_norm(slopes)):
-        return "loss and slope are finite; what is not is the optimizer's step"
-    return f"each operation is finite, but the slope's norm is not: {largest} has elements up to {size:.3g}"
+    gradients = named_leaves(jax.tree.unflatten(jax.tree.structure(shape), results)[1])
+    largest = max(gradients, key=lambda name: float(jnp.max(jnp.abs(gradients[name]), initial=0)))
+    size = float(jnp.max(jnp.abs(gradients[largest]), initial=0))
+    if _finite(l2_norm(gradients)):
+        return "loss and gradient are finite; what is not is the optimizer's step"
+    return f"each operation is finite, but the gradient's norm is not: {largest} has elements up to {size:.3g}"
 
 
 def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) -> Iterator[str]:

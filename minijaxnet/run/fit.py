@@ -16,19 +16,21 @@ import numpy as np
 
 from minijaxnet._loops import block_on
 from minijaxnet._programs import known
-from minijaxnet.data import check_batch, numbers
-from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state
-from minijaxnet.feeds import OneBatch, check_key, check_steps, minibatches_of
-from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
-from minijaxnet.losses import check_labels
-from minijaxnet.processes import from_first, here, is_first, own_share, told
-from minijaxnet.pytrees import (
+from minijaxnet._tables import figure, html_of
+from minijaxnet._trees import (
     check_callable,
     check_count,
     checked_tree,
     floating_arrays,
     named_leaves,
 )
+from minijaxnet.batches import OneBatch, check_key, check_steps, minibatches_of
+from minijaxnet.data import check_batch, numbers
+from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state
+from minijaxnet.history import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
+from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
+from minijaxnet.losses import check_labels
+from minijaxnet.parallel.processes import all_gather, broadcast, is_first, local_share, to_host
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
@@ -36,8 +38,6 @@ from minijaxnet.run.log import Log, Progress, Sink
 from minijaxnet.run.measured import lost_updates, measured_by, row_of
 from minijaxnet.run.signals import heard
 from minijaxnet.streams import InMemory, Stream, is_read
-from minijaxnet.tables import figure, html_of
-from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
 
 # A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
 _CHUNK_S = 0.1
@@ -127,7 +127,7 @@ def fit(
             ahead by a thread; batches of fewer points are left out, or filled up by ``padded``.
         steps: how many steps at most, at least 0.
         until_flat: stop before a step whose gradient norm is at most this; with minibatches, batches that are read, or
-            a keyed objective the slope is only a sample, and 0 means never.
+            a keyed objective the gradient is only a sample, and 0 means never.
         batch_size: points a step, drawn anew each epoch; each step sees all points if None.
         key: a ``jax.random.key`` for the order of the minibatches; needed with ``batch_size``.
         log_every: steps from one logged row to the next; about 20 rows if None.
@@ -204,7 +204,7 @@ def fit(
         ExitStack() as at_the_end,
     ):
         best = BestKeeper(keep_best, patience, folder)
-        every: int = log_every or from_first(log.every) or max(1, steps // 20)
+        every: int = log_every or broadcast(log.every) or max(1, steps // 20)
         first, state = keeper.begin(state, log, every)
         if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
             state = state._replace(optimizer=own_copy(start.optimizer))
@@ -238,7 +238,7 @@ def fit(
             # What clocks and signals say is not the same in each process: here they agree on what comes next.
             timely = max(1, int(_CHUNK_S * steps_per_s))
             wanted = min(most, timely // block * block or timely)
-            plans = told((wanted, keeper.is_due(step), best.is_over, stop.signum))
+            plans = all_gather((wanted, keeper.is_due(step), best.is_over, stop.signum))
             (length, is_due, is_over, _), interrupted = plans[0].tolist(), int(plans[:, 3].max())
             if most <= 0 or history.status != OUT_OF_STEPS or interrupted or is_over:
                 break
@@ -311,7 +311,7 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     Raises:
         ValueError: with the place of the first such number.
     """
-    data, params = own_share(checked_tree(data, name)), here(state.params)
+    data, params = local_share(checked_tree(data, name)), to_host(state.params)
     check_batch(data, name)
     for name, leaf in named_leaves(floating_arrays(params, "state.params")).items():
         if not np.isfinite(np.asarray(leaf)).all():

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._files import read_json, replace_file
 from minijaxnet._machine import jax_settings, processor
 from minijaxnet.run import code
-from minijaxnet.run.disk import read_json, replace_file
 from minijaxnet.run.lock import owner
 
 CONFIG, CODE, RESULT, ENVIRONMENT = "config.json", "code", "result.json", "environment.json"

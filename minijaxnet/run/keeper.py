@@ -6,13 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from minijaxnet._files import own_folder
+from minijaxnet._trees import check_count
 from minijaxnet.descent import DescentState
-from minijaxnet.processes import arrays_from_first, from_first, here
-from minijaxnet.pytrees import check_count
+from minijaxnet.parallel.processes import broadcast, broadcast_arrays, to_host
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 from minijaxnet.run.checkpoint_format import UNFINISHED, Header
-from minijaxnet.run.disk import own_folder
 from minijaxnet.run.log import Log
 
 CHECKPOINTS = "checkpoints"
@@ -52,11 +52,11 @@ class Keeper:
 
         Where the log lacks a row, or has others than those that were written, that is one from which it is seen again.
         """
-        step, found = self._newest(here(state), log, log_every)
-        if (step := from_first(step)) is None:
+        step, found = self._newest(to_host(state), log, log_every)
+        if (step := broadcast(step)) is None:
             return 0, state
         self._saved = step
-        return step, arrays_from_first(found, state)
+        return step, broadcast_arrays(found, state)
 
     def _newest(self, like: DescentState, log: Log, log_every: int) -> tuple[int | None, Any]:
         """The step and the state of the newest checkpoint to go on from; None and None if there is none."""
@@ -100,7 +100,7 @@ class Keeper:
         """Save a checkpoint, with a SHA-256 over the rows before it and the batches read, and have the oldest go."""
         if step == self._saved:  # it is there
             return
-        state = here(state)
+        state = to_host(state)
         if self._folder is not None:
             path = checkpoint_path(self._folder, step)
             write_checkpoint(path, state, step=step, rows_sha256=rows_sha256, read=read)

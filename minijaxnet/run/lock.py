@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet.run.disk import NotAFile, open_own, read_json, replace_file
+from minijaxnet._files import NotAFile, open_own, read_json, replace_file
 
 LOCK, OWNER = "lock", "lock.json"
 # Somebody who only looks may hold it for a moment.

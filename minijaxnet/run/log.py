@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.run.disk import Lines, read_own, replace_file
+from minijaxnet._files import Lines, read_own, replace_file
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.processes import here
+from minijaxnet.parallel.processes import to_host
 
 
 def row_of(seen: Any, measured: dict[str, float]) -> dict[str, float]:
@@ -45,7 +45,7 @@ def _number(name: str, value: Any) -> float:
 
 def lost_updates(before: Any, after: Any, steps: int) -> list[str]:
     """A note where of the weights of few digits hardly one has moved; one that is 0 always does, however little."""
-    pairs = zip(jax.tree.leaves(here(before)), jax.tree.leaves(here(after)), strict=True)
+    pairs = zip(jax.tree.leaves(to_host(before)), jax.tree.leaves(to_host(after)), strict=True)
     pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs if jnp.finfo(a.dtype).bits < 32]
     count = sum(int(np.sum(a != 0)) for a, _ in pairs)
     moved = sum(int(np.sum((a != 0) & (a != b))) for a, b in pairs)

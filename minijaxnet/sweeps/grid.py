@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from minijaxnet._trees import check_callable, is_keys
 from minijaxnet.data import numbers
-from minijaxnet.pytrees import check_callable, is_keys
+from minijaxnet.history import nothing
 from minijaxnet.sweeps.program import program_of, replicas, workers_of
 from minijaxnet.sweeps.result import SweepResult
-from minijaxnet.trace import nothing
 
 
 class Blocks(NamedTuple):

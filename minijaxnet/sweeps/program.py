@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet._jaxpr import other_keys
 from minijaxnet._programs import JitOf
-from minijaxnet.mesh import REPLICA, check_mesh
-from minijaxnet.pytrees import check_count, named_leaves, side_effects
+from minijaxnet._trees import check_count, named_leaves, side_effects
+from minijaxnet.parallel.mesh import REPLICA, check_mesh
 
 # Of the memory that is free, what the calls may take; the rest is for results on their way to the host.
 _SHARE = 0.4

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet._tables import figure, html_of, percent, text_table
+from minijaxnet._trees import is_keys
 from minijaxnet.goal import goal_of
-from minijaxnet.pytrees import is_keys
-from minijaxnet.tables import figure, html_of, percent, text_table
-from minijaxnet.trace import DIVERGED, FLAT, Trace
+from minijaxnet.history import DIVERGED, FLAT, Trace
 
 
 class Best(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import array_type
+from minijaxnet._trees import array_type
 from minijaxnet.verify.problem import only
 
 UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.pytrees import check_callable, structure_difference
+from minijaxnet._trees import check_callable, structure_difference
 from minijaxnet.verify.arguments import (
     Arguments,
     bound_where_needed,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import is_keys
+from minijaxnet._trees import is_keys
 from minijaxnet.verify.perturbation import wide_dtype
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from minijaxnet.tables import figure, html_of, text_table
+from minijaxnet._tables import figure, html_of, text_table
 
 _COLUMNS = 100
 SUBJECT = "gradient by hand against autodiff"

@@ -80,7 +80,7 @@ def test_a_file_that_is_opened_where_a_stream_was_closed_is_not_written_to_by_ot
     code = """
     import os, sys
     from minijaxnet.cli import main
-    from minijaxnet.run.disk import Lines
+    from minijaxnet._files import Lines
 
     assert sys.stderr is None
     assert main(["--version"]) == 0

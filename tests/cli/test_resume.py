@@ -17,7 +17,7 @@ from kits.stopped import RUN, TEXT, at, forget, here, made, mark_again, only, st
 
 __all__ = ["here", "made"]  # fixtures
 
-from minijaxnet.run.disk import Lines, replace_file
+from minijaxnet._files import Lines, replace_file
 from minijaxnet.run.lock import hold, owner
 
 SAME = ("metrics.jsonl", "params.safetensors", "result.json")

@@ -12,10 +12,10 @@ import pytest
 from kits.command import AUTODIFF, BY_HAND, call, control_characters, run, unboxed
 
 import minijaxnet as mjn
+from minijaxnet._trees import named_leaves
 from minijaxnet.cli import checks
 from minijaxnet.cli.begin import draws
 from minijaxnet.experiment import load_experiment
-from minijaxnet.pytrees import named_leaves
 
 
 def line_errors(weights, batch):

@@ -113,7 +113,7 @@ def test_a_name_that_is_no_text_is_listed(runs):
 
 
 def test_a_folder_that_may_not_be_read_ends_no_listing(runs, monkeypatch):
-    from minijaxnet.run import disk
+    from minijaxnet import _files as disk
 
     opened = disk.open_own
 

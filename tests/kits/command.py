@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
+from minijaxnet._trees import named_leaves
 from minijaxnet.cli import main
 from minijaxnet.load import load_params
-from minijaxnet.pytrees import named_leaves
 
 HEAD = '''"""A line through a few points.
 

@@ -11,10 +11,10 @@ import pytest
 from kits.command import call
 from kits.processes import ended, python
 
+from minijaxnet.batches import OneBatch
 from minijaxnet.experiment import load_module
-from minijaxnet.feeds import OneBatch
+from minijaxnet.history import OUT_OF_STEPS
 from minijaxnet.loop import chunk_capacity, run_chunk
-from minijaxnet.trace import OUT_OF_STEPS
 
 ENTRIES = [f"ignore:Error {verb} persistent compilation cache entry:UserWarning" for verb in ("reading", "writing")]
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONWARNINGS": ",".join(["error", *ENTRIES])}

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from minijaxnet.history import DIVERGED, OUT_OF_STEPS, Trace
 from minijaxnet.report.style import figure, save, styled
 from minijaxnet.sweeps import SweepResult
-from minijaxnet.trace import DIVERGED, OUT_OF_STEPS, Trace
 
 
 def axes_with(draw, tmp_path, width=4.8):

@@ -15,7 +15,7 @@ from kits.eight import called, exchanged, weights
 from kits.processes import LINE
 
 import minijaxnet as mjn
-from minijaxnet.feeds import OneBatch, minibatches_of
+from minijaxnet.batches import OneBatch, minibatches_of
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch
 from minijaxnet.run import load_checkpoint, save_checkpoint
 

@@ -8,20 +8,22 @@ from kits.processes import ended, python, together
 
 from minijaxnet.cli.launch import free_port
 from minijaxnet.parallel import initialize
-from minijaxnet.processes import is_lost
+from minijaxnet.parallel.processes import is_lost
 
 TOLD = """
 import sys
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from minijaxnet.parallel import data_mesh, initialize, replicate, shard_batch
-from minijaxnet.processes import arrays_from_first, from_first, here, is_first, own_share, told, told_texts
+from minijaxnet.parallel.processes import (
+    all_gather, all_gather_texts, broadcast, broadcast_arrays, is_first, local_share, to_host
+)
 
 address, count, rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 initialize(address, num_processes=count, process_id=rank, timeout_s=60)
-assert told([rank, 7]).tolist() == [[0, 7], [1, 7]]
-assert told_texts("é" * rank) == ["", "é"]
-assert from_first({"rank": rank}) == {"rank": 0} and is_first() == (rank == 0)
+assert all_gather([rank, 7]).tolist() == [[0, 7], [1, 7]]
+assert all_gather_texts("é" * rank) == ["", "é"]
+assert broadcast({"rank": rank}) == {"rank": 0} and is_first() == (rank == 0)
 
 mesh = data_mesh()
 tree = {
@@ -31,15 +33,15 @@ tree = {
 zeros = np.zeros(2, np.float32)
 like = tree | {"placed": replicate(mesh, zeros), "divided": shard_batch(mesh, zeros)}
 tree |= {"placed": np.float32([1, rank]), "divided": np.float32([0, 1, 2, 3])}
-got = arrays_from_first(tree if rank == 0 else None, like)
+got = broadcast_arrays(tree if rank == 0 else None, like)
 assert (jax.random.key_data(got["key"]) == jax.random.key_data(jax.random.key(0))).all()
 assert got["wide"].tolist() == [2**40] and got["wide"].dtype == np.int64 and got["number"] == 0
 assert got["nan"].tobytes() == np.float32([np.nan, -0.0, 0]).tobytes()
 assert got["narrow"].dtype == jnp.bfloat16 and got["narrow"].tolist() == [0.5] * 3 and got["empty"].shape == (0, 2)
 assert got["placed"].sharding == like["placed"].sharding and got["placed"].addressable_data(0).tolist() == [1, 0]
 assert got["divided"].sharding == like["divided"].sharding
-assert own_share(got)["divided"].tolist() == [2 * rank, 2 * rank + 1.0]
-assert here(got)["divided"].tolist() == [0, 1, 2, 3]
+assert local_share(got)["divided"].tolist() == [2 * rank, 2 * rank + 1.0]
+assert to_host(got)["divided"].tolist() == [0, 1, 2, 3]
 
 try:
     shard_batch(mesh, np.zeros(3 + rank))
@@ -47,11 +49,11 @@ try:
 except ValueError as error:
     assert str(error) == "batch: got 3, 4 points in the processes; expected as many in each", error
 print("told", flush=True)
-told([1])
+all_gather([1])
 if rank == 1:
     raise FileExistsError("mine alone")
 while True:
-    told([1])
+    all_gather([1])
 """
 
 FITTED = """
@@ -60,7 +62,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 import minijaxnet as mjn
 from minijaxnet.parallel import data_mesh, initialize, on_mesh, replicate, shard_batch
-from minijaxnet.processes import here
+from minijaxnet.parallel.processes import to_host
 
 address, folder = sys.argv[1], Path(sys.argv[4])
 count, rank, steps = map(int, (*sys.argv[2:4], sys.argv[5]))

@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from kits.eight import called, collectives, exchanged, weights
 
 import minijaxnet as mjn
+from minijaxnet.batches import OneBatch
 from minijaxnet.cli import sweep as cli_sweep
-from minijaxnet.feeds import OneBatch
 from minijaxnet.loop import run_chunk
 from minijaxnet.parallel import data_mesh, on_mesh, replicate, shard_batch, shard_state
 from minijaxnet.sweeps import Blocks, grid, program

@@ -5,11 +5,11 @@ import pytest
 from kits.marks import slow
 from kits.pictures import axes_with, lines
 
+from minijaxnet.history import DIVERGED, FLAT, OUT_OF_STEPS, Trace
 from minijaxnet.report.axes import as_written
 from minijaxnet.report.curves import draw_curves, draw_trace
 from minijaxnet.report.style import COLOURS
 from minijaxnet.report.thin import thin
-from minijaxnet.trace import DIVERGED, FLAT, OUT_OF_STEPS, Trace
 
 ROWS = [
     {"step": 10 * i, "loss": 1.0, "train_loss": 10.0 ** (1 - i), "test_loss": 2.0 * 10.0 ** (1 - i)} for i in range(5)

@@ -8,11 +8,11 @@ import pytest
 from kits.pictures import swept
 from kits.timings import comparison
 
+from minijaxnet._tables import html_of
 from minijaxnet.bench import Interval, StepTiming
+from minijaxnet.history import FLAT, OUT_OF_STEPS, Trace
 from minijaxnet.report import notebook, style
 from minijaxnet.run import FitResult
-from minijaxnet.tables import html_of
-from minijaxnet.trace import FLAT, OUT_OF_STEPS, Trace
 from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 

@@ -6,9 +6,9 @@ from kits.marks import slow
 from kits.pages import told
 from kits.timings import comparison
 
+from minijaxnet._files import read_json
 from minijaxnet.report.page import Verdict
 from minijaxnet.report.story import tell
-from minijaxnet.run.disk import read_json
 from minijaxnet.verify import GradReport, LeafReport
 from minijaxnet.verify import Verdict as Found
 

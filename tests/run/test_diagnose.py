@@ -64,7 +64,7 @@ def test_a_slope_by_hand_that_is_not_finite_is_found():
 def test_where_only_the_norm_overflows_the_largest_leaf_is_named():
     params = {"small": ONES, "large": ONES}
     said = diagnose(lambda p, b: jnp.sum(p["small"]) + 1e25 * jnp.sum(p["large"]), params, BATCH)
-    assert said == "each operation is finite, but the slope's norm is not: ['large'] has elements up to 1e+25"
+    assert said == "each operation is finite, but the gradient's norm is not: ['large'] has elements up to 1e+25"
 
 
 def test_what_was_not_finite_before_is_said():
@@ -83,7 +83,7 @@ def test_a_key_and_integer_labels_go_in_too():
 
 def test_where_loss_and_slope_are_finite_it_is_the_optimizers_step():
     assert diagnose(lambda w, b: jnp.sum(w**2), ONES, BATCH) == (
-        "loss and slope are finite; what is not is the optimizer's step"
+        "loss and gradient are finite; what is not is the optimizer's step"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl, watched_fit
 
 import minijaxnet as mjn
-from minijaxnet.pytrees import l2_norm
+from minijaxnet._trees import l2_norm
 from minijaxnet.run.log import Log, read_rows
 
 fit_module = sys.modules["minijaxnet.run.fit"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet.pytrees import is_keys
+from minijaxnet._trees import is_keys
 
 # A process that ends because another one did; its numbers are as good as its last checkpoint.
 LOST = 3
@@ -29,10 +29,10 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def told(numbers: Sequence[int]) -> np.ndarray:
+def all_gather(numbers: Sequence[int]) -> np.ndarray:
     """What each process tells the others, int32 of shape ``(processes, numbers)``.
 
-    >>> told([1, 2])
+    >>> all_gather([1, 2])
     array([[1, 2]], dtype=int32)
     """
     own = np.asarray(numbers, np.int32)
@@ -43,10 +43,10 @@ def told(numbers: Sequence[int]) -> np.ndarray:
     return multihost_utils.process_allgather(own)
 
 
-def told_texts(text: str) -> list[str]:
+def all_gather_texts(text: str) -> list[str]:
     """A text of each process.
 
-    >>> told_texts("one")
+    >>> all_gather_texts("one")
     ['one']
     """
     if jax.process_count() == 1:
@@ -54,23 +54,23 @@ def told_texts(text: str) -> list[str]:
     from jax.experimental import multihost_utils
 
     content = text.encode()
-    longest = int(told([len(content)]).max())
+    longest = int(all_gather([len(content)]).max())
     padded = np.frombuffer(content.ljust(longest + 1, b"\0"), np.uint8)  # no empty array
     return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
 
 
-def from_first(content: Any) -> Any:
+def broadcast(content: Any) -> Any:
     """What the first process has, in JSON's kinds; the others' own is not looked at.
 
-    >>> from_first({"step": 3})
+    >>> broadcast({"step": 3})
     {'step': 3}
     """
     if jax.process_count() == 1:
         return content
-    return json.loads(told_texts(json.dumps(content) if is_first() else "")[0])
+    return json.loads(all_gather_texts(json.dumps(content) if is_first() else "")[0])
 
 
-def arrays_from_first(tree: Any, like: Any) -> Any:
+def broadcast_arrays(tree: Any, like: Any) -> Any:
     """The first process's arrays, bit by bit, placed as those of ``like`` are; the others' own are not looked at.
 
     Args:
@@ -81,7 +81,7 @@ def arrays_from_first(tree: Any, like: Any) -> Any:
         return tree
     from jax.experimental import multihost_utils
 
-    expected = jax.tree.map(_bits, here(like))
+    expected = jax.tree.map(_bits, to_host(like))
     own = jax.tree.map(_bits, tree) if is_first() else expected
     raw = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(own)]
     every = multihost_utils.broadcast_one_to_all(np.concatenate([np.zeros(1, np.uint8), *raw]))
@@ -121,12 +121,12 @@ def merged(tree: Any, known: np.ndarray) -> tuple[Any, np.ndarray]:
     return jax.tree.map(chosen, tree), np.asarray(each.any(axis=0))
 
 
-def here(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """The same arrays with all of their data in this process: what is divided over several is gathered."""
     return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)
 
 
-def own_share(tree: Any) -> Any:
+def local_share(tree: Any) -> Any:
     """What this process has of arrays that are divided over processes along their first axis."""
 
     def share(leaf: Any) -> Any:

@@ -1,7 +1,7 @@
 """Several devices, in one process or in many: where arrays are placed. The step stays as it is.
 
 A batch is divided over the devices of a mesh, parameters are on each of them, and the compiler does the rest: each
-device finds the slope on its points, one all-reduce sums the slopes of all leaves, and each takes the same step. ::
+device finds the gradient on its points, one all-reduce sums them, and each takes the same step. ::
 
     mesh = data_mesh()
     state, trace = descend(descent, replicate(mesh, descent.init(params)), shard_batch(mesh, batch), steps=1_000)
@@ -15,6 +15,7 @@ Axes are ``Auto``: the compiler chooses the placement of what lies between. ``Ex
 would ask each product over the batch, which is in the user's own functions, for the placement of its result.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -30,11 +31,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from minijaxnet._trees import check_count, is_keys, named_leaves
 from minijaxnet.descent import Descent, DescentState, StepInfo
-from minijaxnet.mesh import DATA, MODEL, check_divides, check_mesh
-from minijaxnet.mesh import data_mesh as data_mesh  # what is placed here is placed on it
-from minijaxnet.processes import leave, told
-from minijaxnet.pytrees import check_count, is_keys, named_leaves
+from minijaxnet.parallel.mesh import DATA, MODEL, check_divides, check_mesh
+from minijaxnet.parallel.processes import all_gather, leave
 
 # A process that is done waits for the others; one that has died is found by its heartbeat.
 _DAY_S = 86_400
@@ -60,6 +60,7 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
             of points in each process.
 
     Example:
+        >>> from minijaxnet.parallel.mesh import data_mesh
         >>> placed = shard_batch(data_mesh(1), np.ones((4, 2)))
         >>> placed.shape, tuple(placed.sharding.spec)
         ((4, 2), ('data',))
@@ -75,7 +76,7 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
     here = max(1, mesh.shape[axis] // math.gcd(mesh.shape[axis], jax.process_count()))
     whose = " of this process" if jax.process_count() > 1 else ""
     check_divides("batch", points, here, f"the devices{whose}", f" points{whose}")
-    if len(set(each := told([points])[:, 0].tolist())) > 1:
+    if len(set(each := all_gather([points])[:, 0].tolist())) > 1:
         raise ValueError(f"batch: got {', '.join(map(str, each))} points in the processes; expected as many in each")
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
@@ -92,6 +93,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
         The tree, on the devices; a copy, where there is only one, too.
 
     Example:
+        >>> from minijaxnet.parallel.mesh import data_mesh
         >>> replicate(data_mesh(1), {"w": np.ones(2)})["w"].sharding.is_fully_replicated
         True
     """
@@ -108,10 +110,10 @@ def shard_state(mesh: Mesh, state: Any, *, axis: str = MODEL, least: int = 512) 
 
     It costs communication within the step: of an ``mlp`` with n wide hidden layers an all-gather or all-reduce of
     activations, (batch, width), between each two layers forward and backward. (1024, 1024, 1024, 10) on
-    ``data_mesh(4, shards=4)`` has three all-reduces and one all-gather a step, against one all-reduce of all slopes
+    ``data_mesh(4, shards=4)`` has three all-reduces and one all-gather a step, against one all-reduce of all gradients
     where the batch is divided instead, and with both divided five and one. It helps where weights with what the
     optimizer keeps of them do not fit on one device, or are many beside few points a step, so that activations are
-    less to exchange than slopes. It does not where a layer fits and batches are large: divide those.
+    less to exchange than gradients. It does not where a layer fits and batches are large: divide those.
 
     Args:
         mesh: from ``data_mesh(shards=...)``, or any with the axis.
@@ -150,7 +152,7 @@ def on_mesh(mesh: Mesh, descent: Descent, *, axis: str = DATA) -> Descent:
     """The same descent, each of whose steps divides its batch over the devices of a mesh.
 
     For minibatches: the data is on each device, ``replicate(mesh, data)``, each picks its own points of the minibatch,
-    and nothing but slopes is exchanged.
+    and nothing but gradients is exchanged.
 
     Args:
         mesh: from ``data_mesh``, or any with the axis.
@@ -159,6 +161,7 @@ def on_mesh(mesh: Mesh, descent: Descent, *, axis: str = DATA) -> Descent:
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
+        >>> from minijaxnet.parallel.mesh import data_mesh
         >>> descent = on_mesh(data_mesh(1), gradient_descent(lambda w, batch: ((w - batch) ** 2).mean(), 0.5))
         >>> state, info = jax.jit(descent.step)(descent.init(3.0), np.ones(4, np.float32))
         >>> print(state.params)
@@ -240,9 +243,12 @@ def initialize(
         raise ConnectionError(f"coordinator: could not join {where}: {error}") from error
     finally:
         waiting.cancel()
-    if not hasattr(sys, "ps1"):  # nobody who types
-        shown = sys.excepthook
-        sys.excepthook = lambda *error: (shown(*error), leave(1))
+    atexit.register(_leave_after_an_error)  # before JAX's own, which would wait for the others
+
+
+def _leave_after_an_error() -> None:
+    if getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1"):  # an error that nobody caught
+        leave(1)
 
 
 def divide_cpu(devices: int) -> None:

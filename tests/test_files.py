@@ -12,9 +12,9 @@ import pytest
 from kits.checkpoints import TREE, assert_same_bits, good_file
 from kits.processes import LINE, in_time, python, said
 
+from minijaxnet._files import Lines, NotAFile, replace_file
 from minijaxnet.run import checkpoint_format as format_module
 from minijaxnet.run import checkpoint_step, load_checkpoint, save_checkpoint
-from minijaxnet.run.disk import Lines, NotAFile, replace_file
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_on_a_system_without_what_posix_alone_has_checkpoints_runs_and_locks_wor
 def test_a_line_that_does_not_fit_is_an_error_with_the_files_name_and_nothing_of_it_comes_later(tmp_path):
     code = """
     import errno, resource, sys
-    from minijaxnet.run.disk import Lines
+    from minijaxnet._files import Lines
 
     with Lines(sys.argv[1]) as lines:
         lines.append("whole\\n")

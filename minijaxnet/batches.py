@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet.pytrees import check_count
+from minijaxnet._trees import check_count
 
 # A chunk of steps is at most this long, and what is kept for it at most this large: one compilation serves any number.
 CHUNK_STEPS = 2**15

@@ -31,7 +31,7 @@ class Trace(NamedTuple):
     Attributes:
         loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken. Of
             more than 2^20 steps those that were not taken may have no row.
-        gradient_norm: ``(steps,)``, float32 or wider; row k is the slope's norm before step k.
+        gradient_norm: ``(steps,)``, float32 or wider; row k is the gradient's norm before step k.
         aux: the objective's aux, each leaf with a leading axis of steps; past the end NaN, or 0 where there is no NaN.
         steps_taken: int32. For a descent that diverged it is the step at which that happened.
         status: int32, a ``Status``: FLAT, OUT_OF_STEPS or DIVERGED; one a replica under ``jax.vmap``.
@@ -109,7 +109,7 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
 
 
 def may_go_on(info: StepInfo, until_flat: Any) -> Any:
-    """Whether a step may be taken: there is a slope, and all numbers are finite, or the optimizer has seen to them."""
+    """Whether a step may be taken: the gradient is not flat, and all is finite or handled by the optimizer."""
     norm, finite = info.gradient_norm, jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
     if jax.tree.leaves(info.handled):
         norm, finite = jnp.where(info.handled & ~finite, jnp.inf, norm), finite | info.handled

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from kits.marks import SLOW
 
-from minijaxnet import feeds
+from minijaxnet import batches
 
-shuffled = jax.jit(feeds.shuffled, static_argnums=1)
+shuffled = jax.jit(batches.shuffled, static_argnums=1)
 
 
 @pytest.mark.parametrize("points", [1, SLOW(2), SLOW(3), SLOW(64), 65, SLOW(1438), SLOW(70_000)])
@@ -26,7 +26,7 @@ def test_a_key_has_one_order_and_another_key_another():
 
 @pytest.mark.slow
 def test_each_order_is_as_likely():
-    orders_of = jax.jit(lambda key: jax.vmap(lambda key: feeds.shuffled(key, 4))(jax.random.split(key, 48_000)))
+    orders_of = jax.jit(lambda key: jax.vmap(lambda key: batches.shuffled(key, 4))(jax.random.split(key, 48_000)))
     orders = np.asarray(orders_of(jax.random.key(1)))
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(counts) == 24
@@ -36,7 +36,7 @@ def test_each_order_is_as_likely():
 @pytest.mark.slow
 def test_each_place_is_as_likely_where_an_order_takes_several_sorts():
     points, keys = 3_000, jax.random.split(jax.random.key(2), 512)
-    orders = np.asarray(jax.lax.map(lambda key: feeds.shuffled(key, points), keys))
+    orders = np.asarray(jax.lax.map(lambda key: batches.shuffled(key, points), keys))
     tenth = points // 10
     counts = [np.bincount(orders[:, first : first + tenth].ravel() // tenth) for first in range(0, points, tenth)]
     expected = len(keys) * tenth / 10
@@ -50,7 +50,7 @@ def test_of_two_tied_points_each_comes_first_as_often(monkeypatch):
 
     def order_of(words):
         monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: words[None])
-        return feeds.shuffled(None, points)
+        return batches.shuffled(None, points)
 
     place = np.argsort(jax.jit(jax.vmap(order_of))(words), axis=1)
     first = np.sum(place[:, :, None] < place[:, None, :], axis=0)
@@ -68,7 +68,7 @@ def test_ties_of_one_sort_keep_the_order_of_the_sort_before(monkeypatch):
         return jnp.asarray(draw[: shape[0]])
 
     monkeypatch.setattr(jax.random, "bits", bits)
-    order = np.asarray(jax.jit(lambda: feeds.shuffled(None, points))())
+    order = np.asarray(jax.jit(lambda: batches.shuffled(None, points))())
     rounds = taken[0][0]
     assert rounds == 3  # words of 32 bits have 15 left beside a place of 17: 2 * 17 / 15, rounded up
     high = draw[:rounds, :-1] >> np.uint32(17)

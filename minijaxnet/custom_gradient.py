@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minijaxnet.pytrees import check_callable, structure_difference
+from minijaxnet._trees import check_callable, structure_difference
 
 ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
 
@@ -82,7 +82,7 @@ def _forward(objective: Any, value_and_gradient: Any, params: Any, rest: Any) ->
 
 def _backward(objective: Any, value_and_gradient: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any]:
     gradient, pull_back = residuals
-    params_cotangent = jax.tree.map(lambda slope: (cotangent * slope).astype(slope.dtype), gradient)
+    params_cotangent = jax.tree.map(lambda leaf: (cotangent * leaf).astype(leaf.dtype), gradient)
     return params_cotangent, None if pull_back is None else pull_back(cotangent)[0]
 
 

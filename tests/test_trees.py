@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minijaxnet.pytrees import (
+from minijaxnet._trees import (
     array_type,
     cast_floats,
     floating_arrays,
