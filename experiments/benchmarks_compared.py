@@ -39,7 +39,7 @@ from jax import lax
 from timers import FASTER, ROUNDS, SLOWER, TOOLS, Arms, Tool, rounds_of
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 
 PLANTED = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # how much more rounds the slower arm takes
 LOADS = {"none": "quiet", "random": "another core busy"}
@@ -271,7 +271,7 @@ def overhead(repetitions: int, seconds: float, steps: int = 1_000_000) -> str:
             samples[name].append(seconds_of_step())
     base = np.array(samples["bare loop"])
     rows = [
-        (name, figure(1e9 * float(np.median(taken))), f"{np.median(np.array(taken) / base):.3f}")
+        (name, significant(1e9 * float(np.median(taken))), f"{np.median(np.array(taken) / base):.3f}")
         for name, taken in samples.items()
     ]
     return text_table((f"2-2-1, {repetitions} times in turn", "ns a step", "times bare loop"), rows)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 
 LEARNING_RATE = 0.1
 STEPS = 1_000
@@ -45,7 +45,7 @@ def main() -> None:
     rows = [
         (
             name,
-            *(figure(trace.loss[step]) for step in (0, 10, 100, STEPS - 1)),
+            *(significant(trace.loss[step]) for step in (0, 10, 100, STEPS - 1)),
             percent(float(accuracy(state.params, test))),
             f"{distance(state, ours):.1e}",
         )

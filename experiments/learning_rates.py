@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 
 Objective = Callable[[Any, Any], jax.Array]
 
@@ -139,17 +139,26 @@ def report(name: str, work: Workload, rates_count: int, seeds: int) -> str:
     rows = []
     for i in range(0, len(rates), max(1, len(rates) // 16)):
         median = float(np.median(share[i]))
-        rows.append((figure(rates[i], 3), figure(rates[i] / theory, 3), figure(median, 3), percent(gone[i].mean())))
+        rows.append(
+            (
+                significant(rates[i], 3),
+                significant(rates[i] / theory, 3),
+                significant(median, 3),
+                percent(gone[i].mean()),
+            )
+        )
     low, high = edge(rates, gone)
     title = f"{name}: {gone.size:,} descents of {work.steps:,} steps"
     lines = [text_table(("learning rate", "over theory's edge", "last loss / first", "astray"), rows, title=title)]
-    lines.append(f"half go astray between {figure(low)} and {figure(high)}")
-    lines.append(f"2 / largest eigenvalue at the start: {figure(theory)} (Lanczos, median of {len(starts)} starts)")
+    lines.append(f"half go astray between {significant(low)} and {significant(high)}")
+    lines.append(
+        f"2 / largest eigenvalue at the start: {significant(theory)} (Lanczos, median of {len(starts)} starts)"
+    )
     if ravel_pytree(starts[0])[0].size <= 500:
         exact = 2 / float(np.median([hessian_eigenvalue(work.objective, p, work.batch) for p in starts]))
-        lines.append(f"                                     {figure(exact)} (the whole Hessian)")
+        lines.append(f"                                     {significant(exact)} (the whole Hessian)")
     best = result.best()
-    lines.append(f"lowest: {figure(best.loss)} at {figure(float(best.values['learning_rate']))}")
+    lines.append(f"lowest: {significant(best.loss)} at {significant(float(best.values['learning_rate']))}")
     return "\n".join(lines)
 
 

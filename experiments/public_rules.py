@@ -17,7 +17,7 @@ from jax.experimental.ode import odeint
 
 import minijaxnet as mjn
 from minijaxnet._jaxpr import equations
-from minijaxnet._tables import figure, text_table
+from minijaxnet._tables import significant, text_table
 
 QUESTIONS = (
     "structure",
@@ -827,7 +827,7 @@ def row(finding: Finding) -> tuple[str, ...]:
     else:
         verdicts = finding.report.verdicts
         states = [LETTERS[verdicts[q].state] if q in verdicts else "" for q in QUESTIONS]
-    return (*head, *states, figure(finding.seconds, 2))
+    return (*head, *states, significant(finding.seconds, 2))
 
 
 def accusations(findings: Sequence[Finding]) -> Iterator[str]:

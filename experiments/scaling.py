@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 from minijaxnet._trees import number_of
 from minijaxnet.bench import step_cost, time_step
 from minijaxnet.parallel import divide_cpu, initialize, replicate, shard_batch
@@ -262,7 +262,7 @@ def gloo_times(rounds: int) -> dict[int, float]:
 def show_measured(times: dict[str, dict[int, float]]) -> None:
     """A table of measured all-reduces."""
     sizes = next(iter(times.values()))
-    rows = [(f"{size:,}", *(figure(1e6 * found[size]) for found in times.values())) for size in sizes]
+    rows = [(f"{size:,}", *(significant(1e6 * found[size]) for found in times.values())) for size in sizes]
     print(text_table(("bytes", *times), rows, title="all-reduce, measured here, us (medians)") + "\n", flush=True)
 
 
@@ -272,9 +272,9 @@ def show_links(links: dict[str, Link]) -> None:
         (
             name,
             way.shape,
-            figure(way.bandwidth / 1e9),
-            figure(1e6 * way.latency_s),
-            figure(1e6 * way.start_s),
+            significant(way.bandwidth / 1e9),
+            significant(1e6 * way.latency_s),
+            significant(1e6 * way.start_s),
             f"{link.most:,}" if link.most else "any",
             "published" if name in PUBLISHED else "measured",
         )
@@ -287,7 +287,7 @@ def show_links(links: dict[str, Link]) -> None:
 
 def show_model(name: str, work: Workload, compute_s: float, links: dict[str, Link]) -> None:
     """Tables of the efficiency over numbers of devices, strong and weak."""
-    print(f"{name}: {work.payload_bytes:,} bytes, {figure(1e6 * compute_s)} us on one device, measured here\n")
+    print(f"{name}: {work.payload_bytes:,} bytes, {significant(1e6 * compute_s)} us on one device, measured here\n")
     for kind in ("strong", "weak"):
         rows = []
         for devices in DEVICES:
@@ -327,7 +327,7 @@ def show_stops(computes: dict[str, float], links: dict[str, Link]) -> None:
 def _exchange(link: Link, work: Workload, devices: int) -> str:
     if link.most and devices > link.most:
         return "-"
-    return figure(1e6 * sum(all_reduce_s(link, work.payload_bytes, devices)), 3)
+    return significant(1e6 * sum(all_reduce_s(link, work.payload_bytes, devices)), 3)
 
 
 def main() -> None:

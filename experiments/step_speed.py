@@ -16,7 +16,7 @@ from jax import lax
 from peers import c_by_hand
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, text_table
+from minijaxnet._tables import significant, text_table
 
 SCAN = "bare scan, records nothing"
 DESCEND = "descend: history, until flat, guard"
@@ -202,7 +202,7 @@ def show(name: str, samples: dict[str, np.ndarray]) -> None:
     rows = [
         (
             arm,
-            figure(1e6 * float(np.median(values))),
+            significant(1e6 * float(np.median(values))),
             f"{np.median(values / samples[SCAN]):.3f}",
             f"{np.quantile(values / samples[SCAN], 0.25):.3f} to {np.quantile(values / samples[SCAN], 0.75):.3f}",
         )
@@ -227,7 +227,7 @@ def main() -> None:
             for name, run in runs.items():
                 taken[name].append(1e9 * step_seconds(run, steps) / count)
         rows = [
-            (name, figure(float(np.median(nanoseconds[1:]))), figure(min(nanoseconds[1:])))
+            (name, significant(float(np.median(nanoseconds[1:]))), significant(min(nanoseconds[1:])))
             for name, nanoseconds in taken.items()
         ]
         print(text_table((f"{count:,} copies of 2-2-1", "ns a network and step", "fastest"), rows))

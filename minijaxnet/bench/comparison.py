@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minijaxnet._tables import figure, html_of, percent, text_table
+from minijaxnet._tables import html_of, percent, significant, text_table
 from minijaxnet._trees import array_type
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import machine
@@ -201,7 +201,7 @@ class StepComparison:
             (
                 name,
                 f"{arm.compile_s:.2f}",
-                figure(1e6 * arm.step_s),
+                significant(1e6 * arm.step_s),
                 *_interval_cells(self.ratios.get(name)),
                 "baseline" if name == self.baseline else self._verdict_cell(name),
             )
@@ -217,9 +217,9 @@ class StepComparison:
         """What to know of the table, in sentences."""
         median, interval = _interval_cells(self.control)
         lines = [
-            f"{self.rounds:,} paired rounds in {figure(self.measured_s, 2)} s; "
+            f"{self.rounds:,} paired rounds in {significant(self.measured_s, 2)} s; "
             f"the baseline against itself: {median} ({interval})",
-            f"a call's own {figure(1e6 * self.arms[self.baseline].call_s, 3)} us are taken off; meanwhile a fixed "
+            f"a call's own {significant(1e6 * self.arms[self.baseline].call_s, 3)} us are taken off; meanwhile a fixed "
             f"workload's time wandered by {percent(self.drift - 1)}",
         ]
         if self.clocks:
@@ -235,7 +235,7 @@ class StepComparison:
         for name, verdict in self.verdicts.items():
             if verdict == "undecided" and self.sound:
                 needed_s = self.seconds_needed(name)
-                more = f"about {figure(needed_s, 2)} s" if needed_s < _AN_HOUR_S else "more than an hour"
+                more = f"about {significant(needed_s, 2)} s" if needed_s < _AN_HOUR_S else "more than an hour"
                 lines.append(f"undecided: {more} would settle {name}, at this noise")
         if self.compiled:
             lines.append(f"UNSOUND: JAX compiled {', '.join(self.compiled)} while the clock ran")
@@ -301,4 +301,4 @@ def as_ratio(ratio: float) -> str:
     >>> as_ratio(0.88), as_ratio(12.3456)
     ('0.880', '12.35')
     """
-    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else figure(ratio)
+    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else significant(ratio)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 from minijaxnet.bench.communication import INSTRUCTION, computations
 
 # Instructions of a compiled program that launch nothing.
@@ -69,13 +69,18 @@ def kernel_table(kernels: Sequence[Kernel], step_s: float) -> str:
         return ""
     total_s = sum(kernel.device_s for kernel in kernels)
     rows = [
-        (_short(kernel.name), f"{kernel.launches}", figure(1e6 * kernel.device_s), percent(kernel.device_s / total_s))
+        (
+            _short(kernel.name),
+            f"{kernel.launches}",
+            significant(1e6 * kernel.device_s),
+            percent(kernel.device_s / total_s),
+        )
         for kernel in kernels[:_SHOWN]
     ]
     if rest := kernels[_SHOWN:]:
         launches, rest_s = sum(kernel.launches for kernel in rest), sum(kernel.device_s for kernel in rest)
-        rows.append((f"{len(rest)} more", f"{launches}", figure(1e6 * rest_s), percent(rest_s / total_s)))
-    works, takes = figure(1e6 * total_s), figure(1e6 * step_s)
+        rows.append((f"{len(rest)} more", f"{launches}", significant(1e6 * rest_s), percent(rest_s / total_s)))
+    works, takes = significant(1e6 * total_s), significant(1e6 * step_s)
     gap = f"the device works {works} us of the {takes} us that a step takes in a compiled loop, the rest is launching"
     return f"{text_table(('kernel', 'launches', 'us on the device', 'of them'), rows)}\n{gap} and waiting"
 

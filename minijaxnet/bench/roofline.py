@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from minijaxnet._loops import block_on, repeated
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
 from minijaxnet.bench.cost import StepCost
 
@@ -57,13 +57,15 @@ class Roofline(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the rates."""
-        rows = [(f"matrix products, {dtype}", f"{figure(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()]
+        rows = [
+            (f"matrix products, {dtype}", f"{significant(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()
+        ]
         rows += [
-            (f"{moved:,} bytes a pass, read and written", f"{figure(rate / 1e9)} GB/s")
+            (f"{moved:,} bytes a pass, read and written", f"{significant(rate / 1e9)} GB/s")
             for moved, rate in self.bandwidths.items()
         ]
-        rows += [("an empty call", f"{figure(1e6 * self.dispatch_s)} us")]
-        rows += [("an empty kernel", f"{figure(1e6 * self.launch_s)} us")] if self.launch_s else []
+        rows += [("an empty call", f"{significant(1e6 * self.dispatch_s)} us")]
+        rows += [("an empty kernel", f"{significant(1e6 * self.launch_s)} us")] if self.launch_s else []
         return text_table((self.device, "measured"), rows)
 
 
@@ -103,17 +105,17 @@ class Limits(NamedTuple):
         """A table of the limits, and what to conclude."""
         each = {"dispatch": self.dispatch_s, "bandwidth": self.bandwidth_s, "compute": self.compute_s}
         each |= {"launches": self.launches_s} if self.launches_s else {}
-        rows = [("the step", figure(1e6 * self.step_s), "")]
-        rows += [(name, figure(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
+        rows = [("the step", significant(1e6 * self.step_s), "")]
+        rows += [(name, significant(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
         times = self.step_s / self.bound_s if self.bound_s else math.inf
         lines = [
             text_table(("at least", "us", "of the step"), rows),
-            f"nearest limit: {self.binds}, the step takes {figure(times, 3)} times as long",
+            f"nearest limit: {self.binds}, the step takes {significant(times, 3)} times as long",
         ]
         if self.compute_s:
             lines += [
                 f"matrix products: {percent(self.attained)} of the measured peak",
-                f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
+                f"{significant(self.intensity)} matrix FLOPs a byte, the ridge is at {significant(self.ridge)}",
             ]
         if times < 1:
             lines.append("faster than its limit: measured at another moment, or its bytes stayed in a cache")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet._tables import figure, text_table
+from minijaxnet._tables import significant, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.machine import SAME
 
@@ -138,5 +138,5 @@ def _samples(values: Any) -> np.ndarray:
 
 
 def _cells(ratio: Interval) -> tuple[str, str]:
-    interval = "too few rounds" if math.isnan(ratio.low) else f"{figure(ratio.low)} to {figure(ratio.high)}"
-    return figure(ratio.median), interval
+    interval = "too few rounds" if math.isnan(ratio.low) else f"{significant(ratio.low)} to {significant(ratio.high)}"
+    return significant(ratio.median), interval

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from minijaxnet._loops import block_on
-from minijaxnet._tables import figure, html_of, text_table
+from minijaxnet._tables import html_of, significant, text_table
 from minijaxnet.bench.blocks import (
     check_seconds,
     checked,
@@ -93,7 +93,7 @@ class StepTiming:
         """What is paid once, in milliseconds, a row each."""
         once = [("trace", self.trace_s), ("lower", self.lower_s), ("compile", self.compile_s)]
         once += [("first call", self.first_call_s), ("compile a loop of steps", self.fused_compile_s)]
-        return [(name, figure(1e3 * seconds)) for name, seconds in once]
+        return [(name, significant(1e3 * seconds)) for name, seconds in once]
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table of what each step costs: its columns, and a row for each way of running it."""
@@ -245,5 +245,9 @@ def _copy(state: Any) -> Any:
 
 
 def _cells(found: Interval) -> tuple[str, str]:
-    interval = "too few rounds" if np.isnan(found.low) else f"{figure(1e6 * found.low)} to {figure(1e6 * found.high)}"
-    return figure(1e6 * found.median), interval
+    interval = (
+        "too few rounds"
+        if np.isnan(found.low)
+        else f"{significant(1e6 * found.low)} to {significant(1e6 * found.high)}"
+    )
+    return significant(1e6 * found.median), interval

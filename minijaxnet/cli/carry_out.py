@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from minijaxnet._files import Lines, naming
-from minijaxnet._tables import figure, printable, text_table
+from minijaxnet._tables import printable, significant, text_table
 from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison
 from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_asked
@@ -167,7 +167,7 @@ def _tell(
     write_json(folder / "timing.json", _timing(result, None))
     say(f"\n{_outcome(result)}\n\n{_metrics_table('at the end', experiment, result.rows[-1], held)}")
     if (best := result.best) is not None:
-        say(f"\n{goal_of(flags.keep_best)}: {figure(best.value)} at step {best.step:,}, kept in {BEST}")
+        say(f"\n{goal_of(flags.keep_best)}: {significant(best.value)} at step {best.step:,}, kept in {BEST}")
         if row := _row_of(result):
             say(_metrics_table("at the best", experiment, row, held))
     if result.status == STOPPED_EARLY and not int(result.trace.steps_taken):
@@ -263,7 +263,7 @@ def _progress_bar(steps: int) -> Iterator[Sink | None]:
 
         def on_progress(progress: Progress) -> None:
             speed = f"{progress.steps_per_s:,.0f}"
-            bar.update(task, completed=progress.step, loss=figure(progress.loss), speed=speed)
+            bar.update(task, completed=progress.step, loss=significant(progress.loss), speed=speed)
 
         yield Sink(lambda row: None, progress=on_progress)
 
@@ -291,9 +291,9 @@ def _row_of(result: FitResult) -> dict[str, Any]:
 
 def _metrics_table(title: str, experiment: Experiment, row: dict[str, Any], held: Iterable[str]) -> str:
     each = [of for of in ("train", *held) if f"{of}_loss" in row]
-    rows = [("loss", *(figure(row[f"{of}_loss"]) for of in each))]
+    rows = [("loss", *(significant(row[f"{of}_loss"]) for of in each))]
     for name in experiment.metrics:
-        rows.append((name, *(figure(row[name if of == "train" else f"{of}_{name}"]) for of in each)))
+        rows.append((name, *(significant(row[name if of == "train" else f"{of}_{name}"]) for of in each)))
     return text_table((title, *each), rows)
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._files import replace_file
-from minijaxnet._tables import figure
+from minijaxnet._tables import significant
 from minijaxnet._trees import cast_floats
 from minijaxnet.batches import minibatches_of
 from minijaxnet.cli.arms import differentiated, optimizer_of
@@ -211,13 +211,13 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
         values = {name: float(value) for name, value in best.values.items()}
         metrics = {name: float(leaf[best.place]) for name, leaf in result.metrics.items()}
         outcome |= {"best": values, "by": str(goal), "loss": best.loss, "metrics": metrics}
-        where = ", ".join(f"{name} {figure(value)}" for name, value in values.items())
+        where = ", ".join(f"{name} {significant(value)}" for name, value in values.items())
         chosen = {"loss": result.losses, **result.metrics}[goal.name]
         equal = int((chosen == chosen[best.place]).sum()) - 1
         also = f", as {'high' if goal.highest else 'low'} as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
         found = {"loss": best.loss, **metrics}
-        rest = ", ".join(f"{name} {figure(value)}" for name, value in found.items() if name != goal.name)
-        print(f"\nbest: {where}: {goal.name} {figure(found[goal.name])}{also}\n({rest})")
+        rest = ", ".join(f"{name} {significant(value)}" for name, value in found.items() if name != goal.name)
+        print(f"\nbest: {where}: {goal.name} {significant(found[goal.name])}{also}\n({rest})")
         print(f"to run it: {_command(asked, best.values)}")
     else:
         print("\nno descent ended at a finite loss")

@@ -16,7 +16,7 @@ import numpy as np
 
 from minijaxnet._loops import block_on
 from minijaxnet._programs import known
-from minijaxnet._tables import figure, html_of
+from minijaxnet._tables import html_of, significant
 from minijaxnet._trees import (
     check_callable,
     check_count,
@@ -81,7 +81,7 @@ class FitResult(NamedTuple):
 
     def __repr__(self) -> str:
         """How it ended, in a line, and what is to be known of it."""
-        loss = f", loss {figure(self.rows[-1]['loss'])}" if self.rows else ""
+        loss = f", loss {significant(self.rows[-1]['loss'])}" if self.rows else ""
         ended = ", then was interrupted" if self.interrupted else ""
         notes = "".join(f"\n{note}" for note in self.notes)
         return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
