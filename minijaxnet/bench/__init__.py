@@ -1,4 +1,4 @@
-"""How fast is a step? What it costs and is made of; and which of several is faster, paired and with a control."""
+"""How fast is a step, what limits it, and which of several steps is faster?"""
 
 from minijaxnet.bench.communication import Collective, Communication, communication
 from minijaxnet.bench.compare import compare_steps

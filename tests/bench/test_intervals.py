@@ -43,19 +43,6 @@ def test_the_interval_is_between_the_ranks_from_either_end_in_any_order():
     assert median_interval(samples, RISK / 2) == Interval(21.0, float(rank), float(42 - rank))
 
 
-def test_the_interval_is_that_of_the_sign_test():
-    # The values that a two-sided sign test at this risk does not reject as the median.
-    samples = np.sort(np.random.default_rng(1).lognormal(size=30))
-    ratio = median_interval(samples, RISK / 2)
-
-    def rejected(median):
-        smaller = int(np.sum(samples < median))
-        return 2 * sum(math.comb(30, k) for k in range(min(smaller, 30 - smaller) + 1)) / 2**30 <= 0.025
-
-    assert not rejected(ratio.low * (1 + 1e-9)) and rejected(ratio.low * (1 - 1e-9))
-    assert not rejected(ratio.high * (1 - 1e-9)) and rejected(ratio.high * (1 + 1e-9))
-
-
 @pytest.mark.parametrize(("noise", "rounds", "n_arms"), [FIRST, *slow(*sorted(OTHERS))])
 def test_the_interval_covers_the_true_ratio_as_often_as_it_says_whatever_the_noise(noise, rounds, n_arms):
     draw, trials, true_ratio = np.random.default_rng(rounds), 2_000, 1.3
@@ -77,16 +64,12 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says_whatever_the_noi
     assert covered / trials >= nominal - 3 * math.sqrt(nominal * (1 - nominal) / trials)
 
 
-def test_the_ratio_of_two_intervals_holds_both():
-    assert Interval(2.0, 1.0, 4.0).over(Interval(1.0, 0.5, 2.0)) == Interval(2.0, 0.5, 8.0)
-
-
 @pytest.mark.parametrize("noise", ["lognormal", *slow("spikes", "bursts")])
 def test_an_arm_among_two_entries_of_the_baseline_is_covered_as_often_as_it_says(noise):
     draw, trials, rounds, shift = np.random.default_rng(1), 2_000, 30, 0.3
 
     def logs():
-        # What all three entries of a round share, and what each has of its own.
+        # The noise that all three entries of a round share, and the noise of each.
         own = {
             "lognormal": lambda: draw.normal(0, 0.1, (rounds, 3)),
             "spikes": lambda: 0.01 * draw.random((rounds, 3)) + draw.exponential(3, (rounds, 3)) ** 3,
@@ -97,4 +80,4 @@ def test_an_arm_among_two_entries_of_the_baseline_is_covered_as_often_as_it_says
     found = [median_interval(times[:, 2:] - times[:, :2]) for times in (logs() for _ in range(trials))]
     covered = np.mean([each.low <= shift <= each.high for each in found])
     assert covered >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
-    assert covered <= 0.99, "nor is it wider than it need be"
+    assert covered <= 0.99, "and it is not too wide"

@@ -1,4 +1,4 @@
-"""The fixture ``benchmark_step``, in a test suite of its own: what fails, what is saved, what is held against it."""
+"""The fixture ``benchmark_step``, in a test suite of its own: what fails, what is saved and compared with."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def test_steps(benchmark_step, at_most):
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
-    """Run the suite in this process, by a machine so many times as slow for the other arm; what each test failed of."""
+    """Run the suite in this process, the other arm so many times as slow: ``{parameter: why the test failed}``."""
     (tmp_path / "test_it.py").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

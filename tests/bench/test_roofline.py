@@ -1,4 +1,4 @@
-"""Which limit binds a step: arithmetic on made-up rates; of those that are measured only that they are rates."""
+"""Which limit binds a step: arithmetic on made-up rates; measured rates are only positive."""
 
 import math
 
@@ -9,20 +9,19 @@ from jax import lax
 from kits.marks import slow
 
 from minijaxnet.bench import roofline as roofline_module
-from minijaxnet.bench.cost import StepCost, step_cost
+from minijaxnet.bench.cost import StepCost
 from minijaxnet.bench.roofline import Roofline, limits, measure_roofline
 
 MACHINE = Roofline("made up", {"float32": 1e11, "bfloat16": 4e11}, {1_000: 1e11, 10**6: 5e10, 10**9: 1e10}, 5e-6)
 
 
 def cost_of(matrix, least_bytes):
-    return StepCost(matrix, {}, 0, least_bytes, 10 * least_bytes, None, None, True, ())
+    return StepCost(matrix, {}, least_bytes)
 
 
 @pytest.mark.parametrize(
     ("matrix", "least_bytes", "called", "binds", "bound_s"),
     [
-        ({"float32": 10**9}, 10**6, False, "compute", 0.01),
         ({"float32": 10**9}, 10**6, True, "compute", 0.01),
         ({"float32": 10**5}, 10**9, False, "bandwidth", 0.1),
         ({"float32": 10**5}, 10**4, True, "dispatch", 5e-6),
@@ -59,14 +58,11 @@ def test_few_bytes_move_at_the_rate_of_a_cache():
     assert MACHINE._replace(bandwidths={1_000: 1e9, 10**6: 5e10}).bandwidth(5_000) == 5e10
 
 
-def test_a_step_faster_than_its_limit_is_said_to_be():
-    assert "faster than its limit" in str(limits(cost_of({"float32": 10**9}, 1), 0.005, MACHINE))
-    assert "faster than its limit" not in str(limits(cost_of({"float32": 10**9}, 1), 0.02, MACHINE))
-
-
-def test_the_notes_of_a_cost_go_along():
-    cost = cost_of({"float32": 1}, 1)._replace(notes=("while: of unknown length",))
-    assert "note: while: of unknown length" in str(limits(cost, 1.0, MACHINE))
+def test_a_step_faster_than_its_limit_is_named_and_the_notes_of_a_cost_are_printed():
+    cost = cost_of({"float32": 10**9}, 1)._replace(notes=("while: of unknown length",))
+    slow, quick = (str(limits(cost, step_s, MACHINE)) for step_s in (0.02, 0.005))
+    assert "faster than the bound" in quick and "faster" not in slow
+    assert "note: while: of unknown length" in slow
 
 
 def test_a_dtype_without_a_peak_is_refused():
@@ -74,8 +70,8 @@ def test_a_dtype_without_a_peak_is_refused():
         limits(cost_of({"float64": 1}, 1), 1.0, MACHINE)
 
 
-@pytest.mark.parametrize("step_s", [0.0, -1.0, math.nan, math.inf])
-def test_a_time_that_is_none_is_refused(step_s):
+@pytest.mark.parametrize("step_s", [0.0, math.nan, math.inf])
+def test_a_step_s_that_is_no_time_is_refused(step_s):
     with pytest.raises(ValueError, match="step_s: got"):
         limits(cost_of({}, 1), step_s, MACHINE)
 
@@ -83,15 +79,13 @@ def test_a_time_that_is_none_is_refused(step_s):
 # --- The measurement --------------------------------------------------------------------------------------------------
 
 
-def test_measured_rates_are_rates(monkeypatch):
+def test_measured_rates_are_positive(monkeypatch):
     monkeypatch.setattr(roofline_module, "_SIDES", (4,))
     monkeypatch.setattr(roofline_module, "_ARRAYS", (2**10,))
     roofline = measure_roofline((jnp.bfloat16,), seconds=0.01)
-    assert list(roofline.peaks) == ["bfloat16"]
-    assert list(roofline.bandwidths) == [2**11]
-    rates = [*roofline.peaks.values(), *roofline.bandwidths.values(), roofline.dispatch_s]
-    assert all(0 < rate < math.inf for rate in rates)
-    assert "bfloat16" in str(roofline) and "an empty call" in str(roofline)
+    assert list(roofline.peaks) == ["bfloat16"] and list(roofline.bandwidths) == [2**11]
+    assert all(0 < rate < math.inf for rate in (*roofline.peaks.values(), *roofline.bandwidths.values()))
+    assert 0 < roofline.dispatch_s < math.inf and "bfloat16" in str(roofline)
 
 
 @pytest.mark.parametrize(("first_s", "side"), [(1e-9, 4096), (1e-4, 1024), (1.0, 256)])
@@ -134,9 +128,3 @@ def test_what_is_timed_neither_vanishes_nor_grows(monkeypatch, dtype):
 def test_what_cannot_be_measured_is_refused(dtypes, seconds, error, text):
     with pytest.raises(error, match=text):
         measure_roofline(dtypes, seconds=seconds)
-
-
-def test_the_bytes_of_a_stream_are_those_its_cost_says():
-    # The rates are kept under what a step of them would be said to move at least: the same measure on both sides.
-    array = np.ones(2**12, np.float32)
-    assert step_cost(lambda x, scale: x * scale, array, np.float32(1)).least_bytes == 2 * array.nbytes + 4
