@@ -128,8 +128,8 @@ def seconds_of(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def steps_for(block_s: float, seconds: Callable[[int], float], where: str) -> int:
-    """How many steps take about as long as a block should, at least half of it.
+def steps_for(block_s: float, seconds: Callable[[int], float], where: str) -> tuple[int, float]:
+    """How many steps take about as long as a block should, at least half of it; and their seconds.
 
     Raises:
         ValueError: no number of steps takes any time.
@@ -143,7 +143,7 @@ def steps_for(block_s: float, seconds: Callable[[int], float], where: str) -> in
                 "(XLA removed the loop); expected one with work to do"
             )
         steps = min(_MOST_STEPS, steps * max(2, min(1000, int(block_s / max(took, 1e-6)) // 2)))
-    return steps
+    return steps, took
 
 
 def slope(short: np.ndarray, long: np.ndarray, steps: int, more: int) -> np.ndarray:

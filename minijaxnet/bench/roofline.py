@@ -303,5 +303,5 @@ def _block(function: Callable[[Any, Any], Any], x: Any, other: Any) -> Callable[
         x = jax.block_until_ready(program(x, other, rounds))
         return time.perf_counter() - began
 
-    rounds = steps_for(_BLOCK_S, timed, "roofline")
+    rounds, _ = steps_for(_BLOCK_S, timed, "roofline")
     return lambda: timed(rounds) / rounds

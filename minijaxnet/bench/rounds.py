@@ -42,15 +42,12 @@ def block_length(name: str, program: Any, start: tuple[Any, Any]) -> tuple[int, 
         program: ``run(state, batch, steps)``, compiled.
         start: state and batch.
     """
-    took = 0.0
 
     def seconds(steps: int) -> float:
-        nonlocal took
-        took = seconds_of(lambda: program(*start, steps))
-        return took
+        return seconds_of(lambda: program(*start, steps))
 
     call_s = min(seconds(0) for _ in range(WARM_CALLS))
-    return steps_for(max(BLOCK_S, _CALLS * call_s), seconds, f"arms[{name!r}]"), took
+    return steps_for(max(BLOCK_S, _CALLS * call_s), seconds, f"arms[{name!r}]")
 
 
 class Block:
@@ -184,5 +181,5 @@ def sentinel() -> Callable[[], float]:
     def seconds(times: int) -> float:
         return seconds_of(lambda: program(matrix, times))
 
-    times = steps_for(_SENTINEL_S, seconds, "sentinel")
+    times, _ = steps_for(_SENTINEL_S, seconds, "sentinel")
     return lambda: seconds(times) / times

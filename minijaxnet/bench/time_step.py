@@ -219,7 +219,7 @@ def _steady(jitted: Any, loop: Any, start: Any, batch: Any, seconds: float) -> t
         return seconds_of(lambda: loop(start, batch, steps))
 
     called(WARM_CALLS)
-    n_called, n_fused = (steps_for(_BLOCK_S, block, "descent") for block in (called, in_loop))
+    (n_called, _), (n_fused, _) = (steps_for(_BLOCK_S, block, "descent") for block in (called, in_loop))
     blocks: dict[str, Callable[[], float]] = {
         "latency": lambda: waited_for(n_called),
         "pipelined": lambda: called(n_called),

@@ -3,7 +3,6 @@
 Times are made up, so that nothing depends on how busy the machine is; real steps only show what they compute.
 """
 
-import functools
 import itertools
 import json
 import math
@@ -233,41 +232,15 @@ def test_what_is_not_finite_must_be_so_in_both_arms_at_the_same_index(value):
         assert differs(one, one, other) == differs(WEIGHTS, one, other) == "(leaf)"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "rate"), [("bfloat16", 0.5), ("bfloat16", 1e-6), ("float32", 1e-6), ("float64", 0.5)]
-)
-def test_right_rules_that_round_otherwise_are_the_same_in_every_dtype_at_any_rate(compared, dtype, rate):
-    with jax.enable_x64(dtype == "float64"):
-        network = mjn.mlp((5, 16, 3), dtype=dtype)
-        objective = mjn.objective(network, mjn.softmax_cross_entropy)
-        by_hand = mjn.mlp_gradient((5, 16, 3), activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
-        objectives = {"autodiff": objective, "by hand": mjn.with_gradient(objective, by_hand)}
-        x, labels = jax.random.normal(jax.random.key(1), (32, 5), dtype), jnp.arange(32) % 3
-        arms = {name: mjn.gradient_descent(objective, rate) for name, objective in objectives.items()}
-        compared(arms, network.init(jax.random.key(2)), (x, labels))
-
-
 # --- Before the clock starts ------------------------------------------------------------------------------------------
 
 
 def test_each_arm_is_traced_once_and_all_is_compiled_and_on_the_device_before_the_first_block(monkeypatch):
-    import optax
+    traces, timed = [], []
 
-    traces, timed = {"ours": 0, "optax": 0}, []
-
-    def loss(weights, batch, name):
-        traces[name] += 1
-        return jnp.sum((weights - batch) ** 2)
-
-    def momentum(state, batch):
-        value, gradient = jax.value_and_grad(functools.partial(loss, name="ours"))(state.params, batch)
-        velocity = 0.9 * state.optimizer + gradient
-        state = state._replace(params=state.params - 0.01 * velocity, optimizer=velocity, step=state.step + 1)
-        return state, mjn.StepInfo(value, jnp.linalg.norm(gradient))
-
-    def init(params, key=None):
-        return mjn.DescentState(params, np.zeros_like(params), np.int32(0), key)
+    def loss(weights, batch):
+        traces.append(weights)
+        return bowl(weights, batch)
 
     class Watched(rounds.Block):
         def __init__(self, programs, start, *rest):
@@ -279,13 +252,12 @@ def test_each_arm_is_traced_once_and_all_is_compiled_and_on_the_device_before_th
             return super().__call__()
 
     monkeypatch.setattr(compare, "Block", Watched)
-    optax_loss = functools.partial(loss, name="optax")
-    arms = {"ours": mjn.Descent(init, momentum), "optax": mjn.optax_descent(optax_loss, optax.sgd(0.01, momentum=0.9))}
+    step = mjn.gradient_descent(loss, 0.1).step
+    arms = {name: mjn.Descent(lambda params, key=None: PLAIN.init(np.asarray(params)), step) for name in "ab"}
     params, batch = jnp.asarray(WEIGHTS), np.ones(9, np.float32)
     with compare.compilations() as names:
-        found = compare_steps(arms, params, batch, baseline="optax", seconds=SHORT)
-    assert list(found.verdicts) == ["ours"], "a descent of one's own agrees with optax's"
-    assert traces == {"ours": 1, "optax": 1}
+        found = compare_steps(arms, params, batch, baseline="a", seconds=SHORT)
+    assert len(traces) == 2
     assert names.count("jit(repeat)") == 3, "the baseline twice"
     assert timed == [len(names)] * 3 * found.rounds, "all is compiled before the first block"
     np.testing.assert_array_equal(params, WEIGHTS)

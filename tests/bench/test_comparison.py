@@ -26,16 +26,12 @@ def comparison(ratio, control=(1.0, 0.999, 1.001), rounds=50, **fields):
 @pytest.mark.parametrize(
     ("ratio", "width", "verdict"),
     [
-        ((0.5, 0.4, 0.6), 0.01, "faster"),
         ((0.99, 0.98, 0.9979), 0.01, "faster"),
         ((0.99, 0.98, 0.9981), 0.01, "undecided"),  # two compilations of one program can differ by as much
-        ((0.995, 0.992, 0.9985), 0.01, "same"),
         ((1.0, 0.991, 1.009), 0.01, "same"),
         ((1.0, 0.989, 1.009), 0.01, "undecided"),
         ((1.0, 0.991, 1.011), 0.01, "undecided"),
-        ((1.5, 0.5, 2.5), 0.01, "undecided"),
         ((1.005, 1.0021, 1.009), 0.01, "slower"),
-        ((1.0, 0.97, 1.03), 0.02, "undecided"),
         ((1.0, 0.97, 1.03), 0.04, "same"),
     ],
 )
@@ -45,15 +41,7 @@ def test_a_verdict_needs_an_interval_beyond_what_equal_programs_differ_by_or_wit
     assert found.is_clear == (verdict != "undecided")
 
 
-@pytest.mark.parametrize(
-    ("control", "sound"),
-    [
-        ((1.0, 0.99, 1.01), True),
-        ((1.005, 1.0019, 1.01), True),
-        ((1.005, 1.0021, 1.01), False),
-        ((0.9, 0.8, 0.99), False),
-    ],
-)
+@pytest.mark.parametrize(("control", "sound"), [((1.005, 1.0019, 1.01), True), ((1.005, 1.0021, 1.01), False)])
 def test_the_baseline_must_not_differ_from_itself(control, sound):
     assert comparison((2.0, 1.9, 2.1), control).sound == sound
 
@@ -64,7 +52,6 @@ def test_the_baseline_must_not_differ_from_itself(control, sound):
     [
         ((1.1, 1.06, 1.19), "undecided"),
         ((0.9, 0.84, 0.94), "undecided"),
-        ((1.3, 1.19, 1.4), "undecided"),
         ((1.0, 0.999, 1.001), "undecided"),
         ((10.0, 9.0, 11.0), "slower"),
         ((0.1, 0.09, 0.11), "faster"),

@@ -42,10 +42,14 @@ def test_a_gradient_step_of_an_mlp_is_6bnm_a_layer_less_the_first_input_gradient
 
 
 def test_a_tanh_network_counts_exactly():
-    # JAX 0.12 has an operation of its own for the gradient of tanh.
     network = mjn.serial(mjn.dense(3, 4), mjn.elementwise(jnp.tanh), mjn.dense(4, 2))
     found = counted(*step_of(network, 3, 2, 5))
     assert found.matrix == {"float32": 5 * (4 * 3 * 4 + 6 * 4 * 2)} and not found.notes
+
+
+def test_every_operation_of_adam_has_a_rule():
+    optax = pytest.importorskip("optax")
+    assert not counted(*mlp_step((9, 1), 5, descent=lambda f, rate: mjn.optax_descent(f, optax.adam(rate)))).notes
 
 
 def test_a_product_goes_under_the_dtype_of_its_operands():
@@ -69,21 +73,15 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("how", CONVOLUTIONS)
-@pytest.mark.parametrize("of", ["value", "image", "kernel"])
-def test_a_convolution_and_its_gradients_count_as_xla_counts_them(how, of):
+def test_a_convolution_and_its_gradients_count_as_xla_counts_them(how):
     groups = CONVOLUTIONS[how].get("feature_group_count", 1)
-    image, kernel = ones(2, 4, 9, 8), ones(6, 4 // groups, 3, 2)
+    arguments = image, kernel = ones(2, 4, 9, 8), ones(6, 4 // groups, 3, 2)
     convolve = functools.partial(lax.conv_general_dilated, **CONVOLUTIONS[how])
-    if of == "value":
-        function, arguments = convolve, (image, kernel)
-    else:
-        cotangent = jax.eval_shape(convolve, image, kernel)
-        one = (lambda x: convolve(x, kernel), image) if of == "image" else (lambda x: convolve(image, x), kernel)
-        function, arguments = jax.linear_transpose(*one), (ones(*cotangent.shape),)
-    found = counted(function, *arguments)
-    assert not found.other
-    assert found.matrix["float32"] == jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-    assert how != "valid" or found.matrix["float32"] == 2 * (2 * 6 * 7 * 7) * (3 * 2) * 4, "by formula"
+    cotangent = np.ones(jax.eval_shape(convolve, image, kernel).shape, np.float32)
+    for function in (convolve, lambda image, kernel: jax.vjp(convolve, image, kernel)[1](cotangent)):
+        found = counted(function, *arguments)
+        assert found.matrix["float32"] == jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+        assert not found.other
 
 
 # --- Everything else --------------------------------------------------------------------------------------------------
@@ -105,13 +103,11 @@ X8 = ones(3, 8)
     ("function", "flops"),
     [
         (lambda x: jnp.sum(x, axis=1), 24),
-        (lambda x: jnp.max(x), 24),
         (lambda x: jnp.argmax(x, axis=0), 24),
         (lambda x: lax.cumsum(x, axis=1), 24),
         (lambda x: lax.reduce(x, 0.0, lambda a, b: a + b * b, (0,)), 24),
         (lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"), 12 * 2),
         (lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 3), (1, 1), "VALID"), 2 * 6 * 6),
-        (lambda x: lax.sort(x, dimension=1), 24 * 3),
         (lambda x: lax.sort(x, dimension=0), 24 * math.log2(3)),
         (jax.grad(lambda x: jnp.sum(lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"))), 12 * 2),
         (lambda x: x.at[jnp.array([0, 2])].add(ones(2, 8)), 16),

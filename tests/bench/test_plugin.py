@@ -75,23 +75,6 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert "--bench-slower: got nan; expected a ratio" in suite(1.3, "--bench-slower", "nan")["3"]
 
 
-SEVERAL = """
-import pytest
-
-@pytest.mark.parametrize("name", ["a b", "a-b", "a/b", "twice", 'x' * 240])
-def test_steps(benchmark_step, name):
-    for _ in range(1 + (name == "twice")):
-        benchmark_step({"plain": 1, "other": 1.5}, "params", "batch", baseline="plain")
-"""
-
-
-def test_each_comparison_of_each_test_is_saved_in_a_file_of_its_own(suite, tmp_path):
-    (tmp_path / "test_it.py").write_text(SEVERAL)
-    assert not any(suite(1, "--bench-save", "saved").values())
-    assert len([*(tmp_path / "saved").iterdir()]) == 6
-    assert not any(suite(1, "--bench-against", "saved").values())
-
-
 def test_pytest_finds_it_by_itself_and_imports_no_jax(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import sys\n\ndef test_it(request):\n"

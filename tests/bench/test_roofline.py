@@ -50,14 +50,6 @@ def test_intensity_meets_the_ridge_where_moving_takes_as_long_as_computing():
     assert math.isnan(limits(cost_of({}, 10**9), 1.0, MACHINE).ridge)
 
 
-def test_few_bytes_move_at_the_rate_of_a_cache():
-    assert MACHINE.bandwidth(10) == MACHINE.bandwidth(1_000) == MACHINE.bandwidth(999_999) == 1e11
-    assert MACHINE.bandwidth(10**6) == 5e10
-    assert MACHINE.bandwidth(10**12) == MACHINE.bandwidth() == 1e10
-    # A dip among small arrays is the machine's noise: what a larger one reached, a smaller one can.
-    assert MACHINE._replace(bandwidths={1_000: 1e9, 10**6: 5e10}).bandwidth(5_000) == 5e10
-
-
 def test_a_step_faster_than_its_limit_is_named_and_the_notes_of_a_cost_are_printed():
     cost = cost_of({"float32": 10**9}, 1)._replace(notes=("while: of unknown length",))
     slow, quick = (str(limits(cost, step_s, MACHINE)) for step_s in (0.02, 0.005))
@@ -65,15 +57,12 @@ def test_a_step_faster_than_its_limit_is_named_and_the_notes_of_a_cost_are_print
     assert "note: while: of unknown length" in slow
 
 
-def test_a_dtype_without_a_peak_is_refused():
+def test_a_dtype_without_a_peak_and_a_step_s_that_is_no_time_are_refused():
     with pytest.raises(ValueError, match=r"roofline: got the peaks of float32, bfloat16; expected float64 too"):
         limits(cost_of({"float64": 1}, 1), 1.0, MACHINE)
-
-
-@pytest.mark.parametrize("step_s", [0.0, math.nan, math.inf])
-def test_a_step_s_that_is_no_time_is_refused(step_s):
-    with pytest.raises(ValueError, match="step_s: got"):
-        limits(cost_of({}, 1), step_s, MACHINE)
+    for step_s in (0.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="step_s: got"):
+            limits(cost_of({}, 1), step_s, MACHINE)
 
 
 # --- The measurement --------------------------------------------------------------------------------------------------
@@ -116,15 +105,13 @@ def test_what_is_timed_neither_vanishes_nor_grows(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "seconds", "error", "text"),
+    ("dtypes", "words"),
     [
-        (("int32",), 1.0, TypeError, "dtypes: got int32; expected floating or complex ones"),
-        ("float32", 1.0, TypeError, "dtypes: got 'float32'; expected a sequence"),
-        (("float64",), 1.0, TypeError, "dtypes: got float64; expected one that is enabled"),
-        (("float32",), 0.0, ValueError, "seconds: got 0.0"),
-        (("float32",), "1", TypeError, "seconds: got '1'"),
+        (("int32",), "dtypes: got int32; expected floating or complex ones"),
+        ("float32", "dtypes: got 'float32'; expected a sequence"),
+        (("float64",), "dtypes: got float64; expected one that is enabled"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(dtypes, seconds, error, text):
-    with pytest.raises(error, match=text):
-        measure_roofline(dtypes, seconds=seconds)
+def test_dtypes_that_cannot_be_measured_are_refused(dtypes, words):
+    with pytest.raises(TypeError, match=words):
+        measure_roofline(dtypes)
