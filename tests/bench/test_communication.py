@@ -21,14 +21,28 @@ def counted(body):
     return communication(SimpleNamespace(as_text=lambda: text))
 
 
-def test_operands_reduced_together_are_one_collective_and_what_is_started_first_counts_once():
+def test_collectives_are_counted_as_often_as_they_are_called_and_once_where_they_are_started_first():
     found = counted("""
     %scatter (p: f32[8]) -> f32[2] {
       %p = f32[8]{0} parameter(0)
       ROOT %rs = f32[2]{0} reduce-scatter(%p), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%add
     }
 
-    ENTRY %main (a: f32[8], b: bf16[7]) -> f32[8] {
+    %small (p: f32[2]) -> f32[2] {
+      %p = f32[2]{0} parameter(0)
+      ROOT %r = f32[2]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
+    }
+
+    %large (p: f32[2]) -> f32[2] {
+      %one = f32[2]{0} call(%p), to_apply=%small
+      ROOT %two = f32[2]{0} fusion(%one), kind=kLoop, calls=%small
+    }
+
+    %condition (p: f32[2]) -> pred[] {
+      ROOT %go = pred[] constant(true)
+    }
+
+    ENTRY %main (a: f32[8], b: bf16[7]) -> f32[2] {
       %a = f32[8]{0:T(8,128)} parameter(0)
       %b = bf16[7]{0} parameter(1)
       %sum = (f32[8]{0}, /*index=1*/bf16[7]{0}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}, to_apply=%add
@@ -40,48 +54,23 @@ def test_operands_reduced_together_are_one_collective_and_what_is_started_first_
       %pd = f32[8]{0} collective-permute-done(%p)
       %s = ((f32[8]{0}), f32[2]{0}, s32[]) async-start(%pd), calls=%scatter
       %u = ((f32[8]{0}), f32[2]{0}, s32[]) async-update(%s), calls=%scatter
-      ROOT %sd = f32[2]{0} async-done(%u), calls=%scatter
+      %sd = f32[2]{0} async-done(%u), calls=%scatter
+      %w = f32[2]{0} while(%sd), condition=%condition, body=%small, backend_config={"known_trip_count":{"n":"5"}}
+      ROOT %c = f32[2]{0} conditional(%k, %w, %w), branch_computations={%small, %large}
     }
     """)
     assert found.collectives == (
         Collective("all-gather", 1, 4 * 32, ALL_FOUR),
         Collective("all-reduce", 1, 4 * 8 + 2 * 7, ALL_FOUR),
         Collective("all-reduce", 1, 4 * 8, ALL_FOUR),
+        Collective("all-reduce", 1 + 2, 4 * 2, ((0, 1), (2, 3))),  # one round of the loop, and the larger branch
         Collective("collective-permute", 1, 4 * 8, ((0, 1), (1, 0))),
         Collective("reduce-scatter", 1, 4 * 8, ALL_FOUR),
     )
-    assert not found.notes and found.number == 5 and found.total_bytes == 4 * (32 + 8 + 8 + 8 + 8) + 14
+    assert found.number == 8 and found.total_bytes == 4 * (32 + 8 + 8 + 6 + 8 + 8) + 14
     assert str(found).splitlines()[1] == "1 all-reduce over 4 devices, 46 bytes"
-
-
-def test_a_loop_counts_as_one_round_a_conditional_as_its_largest_branch_a_call_as_often_as_it_is_made():
-    found = counted("""
-    %small (p: f32[2]) -> f32[2] {
-      %p = f32[2]{0} parameter(0)
-      ROOT %r = f32[2]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
-    }
-
-    %large (p: f32[2]) -> f32[2] {
-      %p = f32[2]{0} parameter(0)
-      %one = f32[2]{0} call(%p), to_apply=%small
-      %two = f32[2]{0} call(%one), to_apply=%small
-      ROOT %three = f32[2]{0} fusion(%two), kind=kLoop, calls=%small
-    }
-
-    %condition (p: f32[2]) -> pred[] {
-      ROOT %go = pred[] constant(true)
-    }
-
-    ENTRY %main (a: f32[2], k: pred[]) -> f32[2] {
-      %a = f32[2]{0} parameter(0)
-      %k = pred[] parameter(1)
-      %w = f32[2]{0} while(%a), condition=%condition, body=%small, backend_config={"known_trip_count":{"n":"5"}}
-      ROOT %c = f32[2]{0} conditional(%k, %w, %w), branch_computations={%small, %large}
-    }
-    """)
-    assert found.collectives == (Collective("all-reduce", 1 + 3, 8, ((0, 1), (2, 3))),)
+    assert str(found).splitlines()[3] == "3 all-reduces over 2 groups of 2 devices, 8 bytes each"
     assert sorted(note.split(":")[0] for note in found.notes) == ["conditional", "while"]
-    assert str(found).splitlines()[0] == "4 all-reduces over 2 groups of 2 devices, 8 bytes each"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def suite(tmp_path, monkeypatch):
 def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_than_what_was_saved(suite, tmp_path):
     words = suite(1, "--bench-save", "saved", "--bench-seconds", "0.5", seconds=0.5)
     assert words["3"] == ""
-    assert "surely slower than allowed: other (at most 1.4)" in words["1.4"] and "95 % interval" in words["1.4"]
+    assert "certainly slower than allowed: other (at most 1.4)" in words["1.4"] and "95 % interval" in words["1.4"]
     assert "at_most: got 'none'; expected arms beside the baseline: plain, other" in words["None"]
     assert "at_most['other']: got nan; expected a ratio such as 1.2, a positive number" in words["nan"]
     assert "at_most['other']: got '2'; expected a ratio" in words["2"]
@@ -70,7 +70,7 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert all(len(content["arms"]) == 2 for content in files.values())
 
     assert suite(1.05, "--bench-against", "saved")["3"] == ""
-    assert "surely slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
+    assert "certainly slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
     assert suite(1.3, "--bench-against", "saved", "--bench-slower", "1.5")["3"] == ""
     assert "--bench-slower: got nan; expected a ratio" in suite(1.3, "--bench-slower", "nan")["3"]
 
