@@ -5,7 +5,8 @@ from minijaxnet.bench.compare import compare_steps
 from minijaxnet.bench.comparison import ArmTiming, StepComparison
 from minijaxnet.bench.cost import StepCost, step_cost
 from minijaxnet.bench.intervals import Interval
-from minijaxnet.bench.roofline import Limits, Roofline, limits, measure_roofline
+from minijaxnet.bench.limits import Limits, limits
+from minijaxnet.bench.roofline import Roofline, measure_roofline
 from minijaxnet.bench.time_step import StepTiming, time_step
 
 __all__ = [

@@ -64,7 +64,9 @@ def _end_of_operands(rest: str) -> int:
 
 
 def launches_of(text: str) -> int:
-    """How many kernels and library calls a compiled program launches; the body of a loop counts once.
+    """How many kernels and library calls a compiled program launches.
+
+    The body of a loop counts once, a conditional as its largest branch.
 
     >>> launches_of(jax.jit(lambda x: x @ x + 1).lower(jax.numpy.ones((2, 2))).compile().as_text()) > 0
     True
@@ -76,7 +78,8 @@ def launches_of(text: str) -> int:
         for one in found[name]:
             total += one.operation not in _NO_LAUNCH
             if one.operation in ("call", "while", "conditional"):
-                total += sum(count(inner) for inner in one.called if f"condition={inner}," not in one.attributes)
+                inner = [count(name) for name in one.called if f"condition={name}," not in one.attributes]
+                total += max(inner, default=0) if one.operation == "conditional" else sum(inner)
         return total
 
     return count(entry)

@@ -41,13 +41,14 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
   %called = f32[4]{0} call(%a), to_apply=%buffer
   %loop = (s32[], f32[4]{0}) while(%called), condition=%condition, body=%body
-  ROOT %fusion.1 = f32[4]{0} fusion(%loop), kind=kLoop, calls=%fused
+  %either = f32[4]{0} conditional(%loop, %a, %a), branch_computations={%fused, %buffer}
+  ROOT %fusion.1 = f32[4]{0} fusion(%either), kind=kLoop, calls=%fused
 }
 """
 
 
-def test_launches_are_fusions_and_library_calls_also_those_of_a_command_buffer_and_of_a_loop():
-    assert launches_of(HLO) == 2 + 2 + 1
+def test_launches_are_fusions_and_library_calls_also_those_of_a_command_buffer_a_loop_and_a_branch():
+    assert launches_of(HLO) == 2 + 2 + (1 + 2) + 1
 
 
 def compiled(function, *arguments):

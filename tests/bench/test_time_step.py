@@ -12,6 +12,7 @@ import minijaxnet as mjn
 from minijaxnet import time_step
 from minijaxnet.bench import blocks
 from minijaxnet.bench.blocks import checked, compilations, fused, start_state, weak_leaves
+from minijaxnet.bench.hlo import computations
 
 SHORT = 1e-9  # seconds: a single round
 
@@ -104,15 +105,12 @@ def test_dead_code_what_a_step_only_reports_is_computed():
 
 
 def done_once(program):
-    """What a compiled program does before its loop and after it."""
-    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", program.as_text(), re.M | re.S))
-    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", program.as_text(), re.M)
-    found, left = "", [entry]
-    while left:
-        text = parts[left.pop()]
-        found += text
-        left += re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", text)
-    return found
+    """The operations of a compiled program before its loop and after it."""
+    entry, found = computations(program.as_text())
+    reached = [entry]
+    for name in reached:
+        reached += [inner for one in found[name] if one.operation != "while" for inner in one.called]
+    return {one.operation for name in reached for one in found[name]}
 
 
 def frozen_weights(params, batch):
