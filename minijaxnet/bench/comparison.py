@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet._machine import description
 from minijaxnet._tables import html_of, percent, significant, text_table
 from minijaxnet._trees import array_type
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
-from minijaxnet.bench.saved import SinceThen, measured_on, read_result, since_then, write_result
+from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
 
 _AN_HOUR_S = 3600
 # Programs compiled from the same code differed by about 0.1 % for as long as they were kept (blocks of a millisecond,
@@ -69,7 +70,7 @@ class StepComparison:
     compiled: tuple[str, ...] = ()
     clocks: tuple[tuple[float, str], ...] = ()
     workload: str = ""
-    machine: dict[str, Any] = field(default_factory=measured_on)
+    machine: dict[str, Any] = field(default_factory=description)
 
     @property
     def rounds(self) -> int:

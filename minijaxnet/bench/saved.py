@@ -1,10 +1,7 @@
 """Comparisons on disk, and what an earlier one says about a later one: less than arms timed side by side."""
 
-import hashlib
 import json
 import math
-import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet._files import replace_file
-from minijaxnet._machine import description
 from minijaxnet._tables import significant, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 
@@ -56,26 +52,6 @@ class SinceThen(NamedTuple):
         return "\n".join(lines)
 
 
-def measured_on() -> dict[str, Any]:
-    """The machine, how busy it is, and the commit that is checked out in the current directory."""
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return description() | {"load": load, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The commit, with ``+`` and a digest of the changes that are not committed; None outside of a repository."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-
-    try:
-        changes = git("diff", "HEAD")
-        return git("rev-parse", "HEAD") + (f"+{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def write_result(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a comparison as JSON, whole or not at all."""
     text = json.dumps({"kind": KIND, "version": VERSION, **content}, indent=1, allow_nan=False)
@@ -91,13 +67,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: got no whole JSON file ({error}); expected a saved {KIND}") from None
-    kind = content.get("kind") if isinstance(content, dict) else type(content).__name__
-    if kind != KIND:
-        raise ValueError(f"{path}: got {kind!r}; expected a saved {KIND}")
-    if content.get("version") != VERSION:
-        raise ValueError(f"{path}: got version {content.get('version')!r}; expected version {VERSION}")
+        kind, version = content["kind"], content["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: got another file, or a part of one ({error!r}); expected a saved {KIND}") from None
+    if (kind, version) != (KIND, VERSION):
+        raise ValueError(f"{path}: got {kind!r}, version {version}; expected {KIND!r}, version {VERSION}")
     return content
 
 
@@ -115,7 +89,7 @@ def since_then(
         content: of the saved result.
         samples: ``{arm: seconds a step}`` of now.
         sentinel_s: of now, seconds of the fixed workload.
-        machine: of now, from ``measured_on``.
+        machine: of now, from ``description``.
 
     Raises:
         ValueError: a part is missing; another machine; no arm in common.
@@ -125,7 +99,7 @@ def since_then(
         sentinel_then, machine_then = _samples(content["sentinel_s"]), _flat(content["machine"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: got no or a wrong part ({error}); expected a saved {KIND}") from None
-    pairs = {what: (machine_then.get(what), now) for what, now in _flat(machine).items() if what != "load"}
+    pairs = {what: (machine_then.get(what), now) for what, now in _flat(machine).items()}
     changes = {what: (was, now) for what, (was, now) in pairs.items() if was != now}
     for what in _SAME:
         if what in changes:

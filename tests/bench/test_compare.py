@@ -17,7 +17,7 @@ from kits.marks import slow
 
 import minijaxnet as mjn
 from minijaxnet import compare_steps
-from minijaxnet.bench import compare, rounds, saved
+from minijaxnet.bench import compare, rounds
 from minijaxnet.bench.compare import SAME_STEPS, beyond_rounding
 
 SHORT = 0.01  # seconds: only the rounds that an interval needs
@@ -35,11 +35,6 @@ def bowl_by_hand(weights, batch):
 PLAIN = mjn.gradient_descent(bowl, 0.1)
 BY_HAND = mjn.gradient_descent(mjn.with_gradient(bowl, bowl_by_hand), 0.1)
 BOTH = {"a": PLAIN, "b": BY_HAND}
-
-
-@pytest.fixture(autouse=True)
-def no_git(monkeypatch):
-    monkeypatch.setattr(saved, "_commit", lambda: "a commit")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from minijaxnet import StepComparison
 from minijaxnet.bench import ArmTiming
 from minijaxnet.bench.saved import read_result
 
-MACHINE = {"processor": "one", "cores": 2, "devices": ["cpu: cpu"], "versions": {"jax": "0.0.2"}, "load": 0.5}
+MACHINE = {"processor": "one", "cores": 2, "devices": ["cpu: cpu"], "versions": {"jax": "0.0.2"}}
 
 
 def comparison(step_s=2e-6, sentinel_s=1e-5, seed=0, names=("a", "b"), **fields):
@@ -60,7 +60,7 @@ def test_a_change_since_then_is_found_unless_it_is_the_machines(tmp_path, factor
 
 
 def test_other_software_is_named(tmp_path):
-    comparison(machine=MACHINE | {"versions": {"jax": "0.0.1"}, "load": 7.0}).save(tmp_path / "then.json")
+    comparison(machine=MACHINE | {"versions": {"jax": "0.0.1"}}).save(tmp_path / "then.json")
     since = comparison().against(tmp_path / "then.json")
     assert since.changes == {"jax": ("0.0.1", "0.0.2")} and "jax was 0.0.1, is 0.0.2" in str(since)
 
@@ -82,15 +82,14 @@ def test_another_machine_other_arms_and_other_arrays_are_refused(tmp_path, then,
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda text: text[: len(text) // 2], "got no whole JSON file"),
-        (lambda text: "[1, 2]", "got 'list'"),
-        (lambda text: text.replace('"version": 1', '"version": 99'), "got version 99; expected version 1"),
+        (lambda text: text[: len(text) // 2], "got another file, or a part of one"),
+        (lambda text: "[1, 2]", "got another file, or a part of one"),
+        (lambda text: text.replace('"version": 1', '"version": 99'), ".*version 99; expected .*version 1"),
         (lambda text: text.replace("comparison of steps", "shopping list"), "got 'shopping list'"),
-        (lambda text: text.replace('"sentinel_s"', '"other"'), "got no or a wrong part"),
         (lambda text: json.dumps(json.loads(text) | {"sentinel_s": []}), "got no or a wrong part"),
         (lambda text: json.dumps(json.loads(text) | {"machine": 3}), "got no or a wrong part"),
     ],
-    ids=["truncated", "another type", "another version", "another kind", "a part less", "no samples", "no machine"],
+    ids=["truncated", "another type", "another version", "another kind", "no samples", "no machine"],
 )
 def test_a_file_that_is_no_result_is_refused(tmp_path, spoil, words):
     path = tmp_path / "then.json"
