@@ -7,7 +7,6 @@ baseline's ratio to itself shows whether equal steps come out equal. The answer 
 after an eighth, a quarter and half of the time, too, at risks that together with the last look are 5 %.
 """
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -162,8 +161,10 @@ def _timed(
             clocks.append(clock())
         return fixed()
 
+    def needed(risk: float) -> int:  # for the ratios, each against two entries, and for the control
+        return max(fewest_samples(others, risk / len(loops)) for others in (1, 2))
+
     with compilations() as compiled:
-        needed = functools.partial(_needed, len(loops))
         for risk, measured_s, rounds, sentinel_s in take_rounds(blocks, every_few_rounds, needed, seconds):
             calls_s = calls_of(np.transpose([block.calls_s for block in blocks]), baselines)
             *samples_s, control_s = (np.maximum(rounds - calls_s, rounds / 10) / [block.steps for block in blocks]).T
@@ -187,11 +188,6 @@ def _timed(
                 break
     assert found is not None, "the last look is always taken"
     return found
-
-
-def _needed(intervals: int, risk: float) -> int:
-    """How many rounds the ratios and the control need, for so many intervals at a risk."""
-    return max(fewest_samples(others, risk / intervals) for others in (1, 2))
 
 
 def _check_arguments(arms: Mapping[str, Any], baseline: str, seconds: float, width: float) -> None:

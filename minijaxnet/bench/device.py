@@ -68,12 +68,7 @@ def kernel_table(kernels: Sequence[Kernel], step_s: float) -> str:
         launches, rest_s = sum(kernel.launches for kernel in rest), sum(kernel.device_s for kernel in rest)
         listed.append(Kernel(f"{len(rest)} more", launches, rest_s))
     rows = [
-        (
-            name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…",
-            launches,
-            significant(1e6 * device_s),
-            percent(device_s / total_s),
-        )
+        (name[:_NAME_LENGTH], launches, significant(1e6 * device_s), percent(device_s / total_s))
         for name, launches, device_s in listed
     ]
     works, takes = significant(1e6 * total_s), significant(1e6 * step_s)

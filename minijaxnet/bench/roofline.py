@@ -55,15 +55,12 @@ class Roofline(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the rates."""
-        rows = [
-            (f"matrix products, {dtype}", f"{significant(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()
-        ]
-        rows += [
-            (f"memory, {moved:,} bytes a pass", f"{significant(rate / 1e9)} GB/s")
-            for moved, rate in self.bandwidths.items()
-        ]
-        rows += [("an empty call", f"{significant(1e6 * self.dispatch_s)} us")]
-        rows += [("an empty kernel", f"{significant(1e6 * self.launch_s)} us")] if self.launch_s else []
+        rows = [(f"matrix products, {name}", f"{significant(rate / 1e9)} GFLOP/s") for name, rate in self.peaks.items()]
+        for moved, rate in self.bandwidths.items():
+            rows.append((f"memory, {moved:,} bytes a pass", f"{significant(rate / 1e9)} GB/s"))
+        rows.append(("an empty call", f"{significant(1e6 * self.dispatch_s)} us"))
+        if self.launch_s:
+            rows.append(("an empty kernel", f"{significant(1e6 * self.launch_s)} us"))
         return text_table((self.device, "measured"), rows)
 
 

@@ -170,9 +170,3 @@ def test_a_step_that_returns_no_pair_is_refused():
     descent = mjn.Descent(PLAIN.init, lambda state, batch: state.params)
     with pytest.raises(TypeError, match=r"descent: its step returns \w+; expected a pair \(state, info\)"):
         time_step(descent, WEIGHTS, 0.0, seconds=SHORT)
-
-
-@pytest.mark.parametrize(("seconds", "error"), [(-1.0, ValueError), (True, TypeError)])
-def test_seconds_must_be_a_positive_number(seconds, error):
-    with pytest.raises(error, match=f"seconds: got {seconds!r}"):
-        time_step(PLAIN, WEIGHTS, 0.0, seconds=seconds)
