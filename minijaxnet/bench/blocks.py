@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Compiled, Traced
 
 from minijaxnet._loops import repeated
 from minijaxnet._trees import is_number, named_leaves, side_effects, structure_difference
@@ -34,7 +35,7 @@ def start_state(descent: Descent, params: Any, key: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype) if _is_weak(leaf) else leaf, state)
 
 
-def placed(program: Any, state: Any, batch: Any) -> tuple[Any, Any]:
+def placed(program: Compiled, state: Any, batch: Any) -> tuple[Any, Any]:
     """State and batch placed as a compiled step or loop of several devices takes them; unchanged for one device.
 
     Otherwise each call would move them, and its time would include that: where a step divides its batch itself, or
@@ -57,7 +58,7 @@ def _is_weak(leaf: Any) -> bool:
     return bool(getattr(getattr(leaf, "aval", None), "weak_type", False))
 
 
-def checked(traced: Any, state: Any, where: str) -> Any:
+def checked(traced: Traced, state: Any, where: str) -> Traced:
     """A traced step, ``jax.jit(step).trace(state, batch)``, if it can be timed.
 
     Raises:
@@ -75,7 +76,7 @@ def checked(traced: Any, state: Any, where: str) -> Any:
     return traced
 
 
-def fused(traced: Any, block: int = 1) -> Callable[..., Any]:
+def fused(traced: Traced, block: int = 1) -> Callable[..., Any]:
     """A function ``repeat(state, batch, steps) -> (state, info)`` of a traced step: so many steps in one program.
 
     XLA must not skip work. What a step reports is carried from step to step, otherwise XLA would not compute it. And

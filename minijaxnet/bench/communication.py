@@ -8,9 +8,10 @@ import functools
 import math
 import re
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax.stages import Compiled
 
 from minijaxnet.bench.hlo import computations
 
@@ -88,7 +89,7 @@ class Communication(NamedTuple):
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def communication(compiled: Any) -> Communication:
+def communication(compiled: Compiled) -> Communication:
     """Count the collectives of a compiled program.
 
     A collective counts as often as the computation that holds it is called. The body of a loop counts as one round, a
@@ -96,7 +97,7 @@ def communication(compiled: Any) -> Communication:
     that is started first and waited for later counts once.
 
     Args:
-        compiled: a ``jax.stages.Compiled``, from ``jax.jit(f).lower(...).compile()``.
+        compiled: from ``jax.jit(f).lower(...).compile()``.
 
     Returns:
         The counts; none for a program of one device.
@@ -106,7 +107,7 @@ def communication(compiled: Any) -> Communication:
         >>> print(communication(jax.jit(lambda x: x + 1).lower(1.0).compile()))
         no communication
     """
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     entry, instructions = computations(text)
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from minijaxnet._loops import block_on, platform_of
 from minijaxnet._machine import product_epsilon
@@ -112,7 +113,7 @@ class _Loop(NamedTuple):
     """
 
     run: Callable[..., Any]
-    programs: list[Any]
+    programs: list[Compiled]
     compile_s: float
     start: tuple[Any, Any]
 
@@ -126,7 +127,7 @@ def _compiled(step: Callable[..., Any], state: Any, batch: Any, where: str) -> _
     return _Loop(run, [program], time.perf_counter() - began, placed(program, state, batch))
 
 
-def _program(run: Callable[..., Any], state: Any, batch: Any) -> Any:
+def _program(run: Callable[..., Any], state: Any, batch: Any) -> Compiled:
     def repeat(state: Any, batch: Any, steps: Any) -> Any:  # again a new function, so that it is compiled again
         return run(state, batch, steps)
 

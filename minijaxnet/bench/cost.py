@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.stages import Compiled
 
 from minijaxnet._jaxpr import is_literal
 from minijaxnet._tables import text_table
@@ -137,7 +138,7 @@ def _least_bytes(program: Any) -> int:
     return sum(aval.size * aval.dtype.itemsize for aval in arrays)
 
 
-def _peaks(compiled: Any) -> tuple[int | None, int | None]:
+def _peaks(compiled: Compiled) -> tuple[int | None, int | None]:
     """The planned peak, and the observed one."""
     plan, planned = compiled.memory_analysis(), None
     if plan is not None:

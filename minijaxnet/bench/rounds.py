@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 
 from minijaxnet._loops import block_on, repeated
 from minijaxnet.bench.blocks import placed, seconds_of, steps_for
@@ -34,7 +35,7 @@ _CALL_RISK = 0.002  # of taking the cost of an arm's call for another than the b
 LOOKS = {1 / 8: 0.002, 1 / 4: 0.006, 1 / 2: 0.012, 1: 0.03}
 
 
-def block_length(name: str, program: Any, start: tuple[Any, Any]) -> tuple[int, float]:
+def block_length(name: str, program: Compiled, start: tuple[Any, Any]) -> tuple[int, float]:
     """How many steps of an arm take a millisecond or more, and much longer than a call; and their seconds.
 
     Args:
@@ -58,7 +59,7 @@ class Block:
         calls_s: seconds of a call that takes no step, measured at every other block.
     """
 
-    def __init__(self, programs: Sequence[Any], start: tuple[Any, Any], steps: int, seed: int = 0):
+    def __init__(self, programs: Sequence[Compiled], start: tuple[Any, Any], steps: int, seed: int = 0):
         """Warm the programs up.
 
         Args:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.stages import Compiled, Wrapped
 
 from minijaxnet._loops import block_on
 from minijaxnet._tables import html_of, significant, text_table
@@ -196,7 +197,9 @@ def _copy(state: Any) -> Any:
     return jax.block_until_ready(jax.tree.map(lambda leaf: leaf.copy(), state))
 
 
-def _steady(jitted: Any, loop: Any, start: Any, batch: Any, seconds: float) -> tuple[dict[str, np.ndarray], int]:
+def _steady(
+    jitted: Wrapped, loop: Compiled, start: Any, batch: Any, seconds: float
+) -> tuple[dict[str, np.ndarray], int]:
     """Seconds a step in each round, for each way of running it; and how often JAX compiled meanwhile."""
 
     def waited_for(steps: int) -> float:
