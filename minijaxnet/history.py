@@ -94,7 +94,7 @@ def packed(info: StepInfo) -> tuple[Any, ...]:
     That is one write instead of two. XLA makes a loop for the CPU one native function, fifteen times as fast for the
     smallest networks, if a round touches no more than about a kilobyte; with this 2-2-1 with bias is below.
     """
-    rest = (info.aux, info.handled)
+    rest = (info.aux, info.accepted)
     if info.loss.dtype == info.gradient_norm.dtype:
         return jnp.stack((info.loss, info.gradient_norm)), *rest
     return info.loss, info.gradient_norm, *rest
@@ -109,11 +109,11 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
 
 
 def may_go_on(info: StepInfo, until_flat: Any) -> Any:
-    """Whether a step may be taken: the gradient is not flat, and all is finite or handled by the optimizer."""
-    norm, finite = info.gradient_norm, jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
-    if jax.tree.leaves(info.handled):
-        norm, finite = jnp.where(info.handled & ~finite, jnp.inf, norm), finite | info.handled
-    return (norm > until_flat) & finite
+    """Whether a step may be taken: the gradient is not flat, and the step is accepted."""
+    is_flat = (info.gradient_norm <= until_flat) | jnp.isposinf(until_flat)  # where the norm is NaN, too
+    if jax.tree.leaves(info.accepted):
+        return info.accepted & ~is_flat
+    return jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm) & ~is_flat
 
 
 def rows_of(trace: Trace) -> StepInfo:

@@ -32,7 +32,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet._trees import check_count, is_keys, named_leaves
-from minijaxnet.descent import Descent, DescentState, StepInfo
+from minijaxnet.descent import Descent, DescentState, StepInfo, is_ready
 from minijaxnet.parallel.mesh import DATA, MODEL, check_divides, check_mesh
 from minijaxnet.parallel.processes import all_gather, leave
 
@@ -180,6 +180,9 @@ class _OnMesh:
     @property
     def objective(self) -> Any:
         return getattr(self.step, "objective", None)
+
+    def is_ready(self, state: DescentState) -> Any:
+        return is_ready(self.step, state)
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         return self.step(state, jax.lax.with_sharding_constraint(batch, self.sharding))
