@@ -66,6 +66,9 @@ class StepInfo(NamedTuple):
     accepted: Any = ()
 
 
+Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+
+
 class Descent(NamedTuple):
     """How to start and how to step; see ``gradient_descent`` and ``optax_descent``, or write your own.
 
@@ -77,7 +80,7 @@ class Descent(NamedTuple):
     """
 
     init: Callable[..., DescentState]
-    step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+    step: Step
 
 
 def check_descent(descent: Any, name: str = "descent") -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from minijaxnet.descent import StepInfo
 
@@ -44,6 +45,8 @@ class Trace(NamedTuple):
     status: Any
 
 
+# A norm that no gradient has.
+_NEVER_FLAT = -1.0
 # Room for so many rows is made at once; for more of them only as they come.
 _AT_ONCE = 2**20
 
@@ -106,6 +109,18 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
         return StepInfo(*history)
     pairs, *rest = history
     return StepInfo(pairs[:, 0], pairs[:, 1], *rest)
+
+
+def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
+    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
+    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
+    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
+        raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
+    if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
+        raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
+    xp = jnp if isinstance(until_flat, Tracer) else np
+    never_for_zero = xp.where(until_flat > 0, until_flat, _NEVER_FLAT) if sampled else until_flat
+    return xp.asarray(never_for_zero, jnp.result_type(float))
 
 
 def may_go_on(info: StepInfo, until_flat: Any) -> Any:

@@ -6,14 +6,13 @@ of it is one ``lax.while_loop``, compiled once for any number of steps and any l
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from minijaxnet._loops import block_on, repeated_while
@@ -21,24 +20,20 @@ from minijaxnet._programs import JitOf, function_key, is_being_traced
 from minijaxnet._trees import PyTree, check_count, structure_difference
 from minijaxnet.batches import CHUNK_BYTES, InMemory, OneBatch, Order, Source, check_key, minibatches_of
 from minijaxnet.data import numbers
-from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state, is_ready
+from minijaxnet.descent import Descent, DescentState, Step, StepInfo, check_descent, check_state, is_ready
 from minijaxnet.history import (
     DIVERGED,
     FLAT,
     OUT_OF_STEPS,
     History,
     Trace,
+    flat_norm,
     may_go_on,
     packed,
     unpacked,
     without_untaken,
 )
 from minijaxnet.losses import check_labels, check_probabilities
-
-Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
-
-# A norm that no gradient has.
-_NEVER_FLAT = -1.0
 
 
 def descend(
@@ -317,18 +312,6 @@ def own_copy(tree: Any) -> Any:
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1, 2))
 # Compiled once for any steps, flat norm and learning rate; it donates the state.
 run_chunk = JitOf(_chunk, static_argnums=(0, 1, 2), donate_argnums=(3,))
-
-
-def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
-    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
-    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
-    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
-        raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
-    if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
-        raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
-    xp = jnp if isinstance(until_flat, Tracer) else np
-    never_for_zero = xp.where(until_flat > 0, until_flat, _NEVER_FLAT) if sampled else until_flat
-    return xp.asarray(never_for_zero, jnp.result_type(float))
 
 
 def _check_scalars(info: StepInfo) -> None:

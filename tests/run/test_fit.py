@@ -189,7 +189,8 @@ def test_compiling_and_running_are_told_apart(monkeypatch):
         now[0] += 100
         return OBJECTIVE(params, batch)
 
-    monkeypatch.setattr(sys.modules["minijaxnet.run.watch"], "time", SimpleNamespace(perf_counter=clock))
+    for module in ("fit", "watch"):
+        monkeypatch.setattr(sys.modules[f"minijaxnet.run.{module}"], "time", SimpleNamespace(perf_counter=clock))
     descent = mjn.gradient_descent(slow_to_trace, 0.05)
     result = fit(descent, descent.init(PARAMS), DATA, steps=10, log_every=5)
     assert result.compile_s >= 100
