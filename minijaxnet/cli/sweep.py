@@ -21,13 +21,14 @@ from minijaxnet._files import replace_file
 from minijaxnet._tables import significant
 from minijaxnet._trees import cast_floats
 from minijaxnet.batches import minibatches_of
-from minijaxnet.cli.arms import differentiated, optimizer_of
-from minijaxnet.cli.begin import Asked, OpenFolder, begin, digest_of, draws, keys_of, new_folder
-from minijaxnet.cli.carry_out import failure_told
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import RunFlags, SweepFlags, Together, together_of
+from minijaxnet.cli.execute import failure_recorded
+from minijaxnet.cli.flags import PlaceFlags, RunFlags, SweepFlags, place_flags_of
+from minijaxnet.cli.optimizers import differentiated, optimizer_of
 from minijaxnet.cli.parsing import defaults_of, options_in, parse, split_file
-from minijaxnet.cli.together import agree, described, join, launched, own_mesh
+from minijaxnet.cli.placement import agree, described, join, launched, own_mesh
+from minijaxnet.cli.request import OpenFolder, Request, new_folder
+from minijaxnet.cli.start import digest_of, draws, keys_of, start_of
 from minijaxnet.experiment import OWN, load_experiment, number_options, optimizer_options
 from minijaxnet.goal import goal_of
 from minijaxnet.history import nothing
@@ -45,27 +46,27 @@ from minijaxnet.sweeps import SweepResult, sweep
 def main(arguments: Sequence[str]) -> int:
     """Carry out the experiment of a file at all values that the flags give."""
     file, rest = split_file("sweep", arguments)
-    together = together_of(rest)
+    together = place_flags_of(rest)
     if file is not None and (code := launched("sweep", arguments, together)) is not None:
         return code
     join(together)
     experiment = None if file is None else load_experiment(file)
     parsed = parse(SweepFlags, "sweep", experiment, file or "FILE", rest, ranges=True)
     assert experiment is not None and file is not None, "without a file only help is shown"
-    asked = Asked("sweep", file, experiment, *parsed)
-    return carry_out_sweep(asked, lambda data_sha256: new_folder(asked, f"{experiment.name}-sweep", data_sha256))
+    request = Request("sweep", file, experiment, *parsed)
+    return execute_sweep(request, lambda data_sha256: new_folder(request, f"{experiment.name}-sweep", data_sha256))
 
 
-def carry_out_sweep(asked: Asked, open_folder: OpenFolder) -> int:
+def execute_sweep(request: Request, open_folder: OpenFolder) -> int:
     """Carry out a sweep in its run folder, but for the blocks that it has already; the exit code."""
-    with jax.enable_x64(asked.flags.precision == "float64"):
-        return _carry_out(asked, open_folder)
+    with jax.enable_x64(request.flags.precision == "float64"):
+        return _execute(request, open_folder)
 
 
-def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
-    experiment, flags = asked.experiment, asked.flags
-    options = (asked.optimizer if flags.optimizer == OWN else {}) | options_in(flags.optimizer_options)
-    given = {"learning_rate": flags.learning_rate} | asked.init | options
+def _execute(request: Request, open_folder: OpenFolder) -> int:
+    experiment, flags = request.experiment, request.flags
+    options = (request.optimizer if flags.optimizer == OWN else {}) | options_in(flags.optimizer_options)
+    given = {"learning_rate": flags.learning_rate} | request.init | options
     values = {name: parse_range(name, text) for name, text in given.items()}
     if flags.seeds < 1:
         raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
@@ -98,8 +99,8 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         name: np.array(numbers) for name, numbers in values.items() if len(numbers) > 1 and name not in each
     }
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
-    first = {name: values[name][0] for name in asked.init}
-    _, train, held, *_ = begin(experiment, 0, flags.precision, first, asked.data)
+    first = {name: values[name][0] for name in request.init}
+    _, train, held, *_ = start_of(experiment, 0, flags.precision, first, request.data)
     if is_read(train):
         raise ValueError("data: got a function that reads batches; expected arrays, of which all descents see the same")
     for size in each.get("batch_size", ()):
@@ -110,7 +111,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         def run(seed: Any, **swept: Any) -> dict[str, Any]:
             numbers = fixed | counts | swept
             start_key, order_key, draw_key = keys_of(seed)
-            params = experiment.init(start_key, **{name: numbers[name] for name in asked.init})
+            params = experiment.init(start_key, **{name: numbers[name] for name in request.init})
             params = cast_floats(params, jnp.dtype(flags.precision))
             extra = {name: numbers[name] for name in options}
             optimizer = optimizer_of(experiment, flags.optimizer, flags.steps, extra)
@@ -140,14 +141,14 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
     if is_first():
         heading = f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on "
         print(f"{heading}{described(mesh)}{processes}", flush=True)
-    data_sha256 = agree(asked, digest_of(train, *held.values()))
+    data_sha256 = agree(request, digest_of(train, *held.values()))
     found: list[SweepResult] = []
     with contextlib.ExitStack() as opened:
         folder = None
         if is_first():
             folder = opened.enter_context(open_folder(data_sha256))
             opened.enter_context(hold(folder))
-            opened.enter_context(failure_told(folder))
+            opened.enter_context(failure_recorded(folder))
         folder = Path(broadcast(str(folder)))
         stop = opened.enter_context(heard(raises=True))
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
@@ -164,7 +165,7 @@ def _carry_out(asked: Asked, open_folder: OpenFolder) -> int:
         whole = len(found) == len(programs) and not found[-1].interrupted
         result = _together(found, {name: numbers for name, numbers in each.items() if len(numbers) > 1})
         signum = 0 if whole else int(all_gather([stop.signum]).max()) or signal.SIGINT
-        return _report(asked, folder, result, count, signum) if is_first() else 128 * bool(signum) + signum
+        return _report(request, folder, result, count, signum) if is_first() else 128 * bool(signum) + signum
 
 
 def _mine(first: int, size: int) -> bool:
@@ -192,7 +193,7 @@ def _of_all(found: list[SweepResult]) -> list[SweepResult]:
     return merged_results
 
 
-def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum: int) -> int:
+def _report(request: Request, folder: Path, result: SweepResult, count: int, signum: int) -> int:
     """Write and print what came out, of so many descents, and which signal ended them, 0 if none did."""
     trace = result.trace
     arrays = {"losses": trace.loss, "gradient_norms": trace.gradient_norm, "steps_taken": trace.steps_taken}
@@ -207,7 +208,7 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
         print(f"\n{result.table(name)}")
     code, outcome = 0, {"status": "INTERRUPTED" if signum else "DONE", "best": None}
     if np.isfinite(result.losses).any():
-        goal, best = goal_of(asked.flags.by), result.best(asked.flags.by)
+        goal, best = goal_of(request.flags.by), result.best(request.flags.by)
         values = {name: float(value) for name, value in best.values.items()}
         metrics = {name: float(leaf[best.place]) for name, leaf in result.metrics.items()}
         outcome |= {"best": values, "by": str(goal), "loss": best.loss, "metrics": metrics}
@@ -218,7 +219,7 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
         found = {"loss": best.loss, **metrics}
         rest = ", ".join(f"{name} {significant(value)}" for name, value in found.items() if name != goal.name)
         print(f"\nbest: {where}: {goal.name} {significant(found[goal.name])}{also}\n({rest})")
-        print(f"to run it: {_command(asked, best.values)}")
+        print(f"to run it: {_command(request, best.values)}")
     else:
         print("\nno descent ended at a finite loss")
         code = 1
@@ -234,15 +235,15 @@ def _report(asked: Asked, folder: Path, result: SweepResult, count: int, signum:
     return code
 
 
-def _command(asked: Asked, values: Mapping[str, Any]) -> str:
+def _command(request: Request, values: Mapping[str, Any]) -> str:
     """What runs one descent of a sweep by itself."""
-    defaults = defaults_of(RunFlags, asked.experiment)
-    where = {field.name for field in dataclasses.fields(Together)} - {"deterministic"}
+    defaults = defaults_of(RunFlags, request.experiment)
+    where = {field.name for field in dataclasses.fields(PlaceFlags)} - {"deterministic"}
     known = defaults["flags"].keys() - where
-    flags = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name in known}
+    flags = {name: value for name, value in dataclasses.asdict(request.flags).items() if name in known}
     flags |= {"batch_size": None if flags["batch_size"] == "all" else flags["batch_size"]}
-    own = asked.init | (asked.optimizer if asked.flags.optimizer == OWN else {})
-    options = options_in(asked.flags.optimizer_options)
+    own = request.init | (request.optimizer if request.flags.optimizer == OWN else {})
+    options = options_in(request.flags.optimizer_options)
     chosen = {name: _shortest(values.get(name, value)) for name, value in {**flags, **own, **options}.items()}
     chosen["seed"] = _shortest(values.get("seed", 0))
     chosen["optimizer_options"] = " ".join(f"{name}={chosen.pop(name)}" for name in options)
@@ -250,8 +251,8 @@ def _command(asked: Asked, values: Mapping[str, Any]) -> str:
     words = [
         (f"--{name.replace('_', '-')}", text) for name, text in chosen.items() if text != _shortest(usual.get(name))
     ]
-    words += [(f"--data-{name}", str(value)) for name, value in asked.data.items() if value != defaults["data"][name]]
-    return shlex.join(["minijaxnet", "run", asked.file, *(word for pair in words for word in pair)])
+    words += [(f"--data-{name}", str(value)) for name, value in request.data.items() if value != defaults["data"][name]]
+    return shlex.join(["minijaxnet", "run", request.file, *(word for pair in words for word in pair)])
 
 
 def _shortest(value: Any) -> str:

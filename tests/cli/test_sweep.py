@@ -237,6 +237,6 @@ def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(sweep, flags, word
 
 def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(sweep, monkeypatch):
     divided = []
-    monkeypatch.setattr("minijaxnet.cli.together.divide_cpu", divided.append)
+    monkeypatch.setattr("minijaxnet.cli.placement.divide_cpu", divided.append)
     sweep("--devices", "99")
     assert sweep("--devices", "all", *BLOCKWISE).code == 0 and divided == [99]
