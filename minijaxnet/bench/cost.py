@@ -9,7 +9,7 @@ from jax.stages import Compiled
 from minijaxnet._jaxpr import is_literal
 from minijaxnet._tables import text_table
 from minijaxnet._trees import structure_difference
-from minijaxnet.bench.communication import Communication, communication
+from minijaxnet.bench.collectives import Communication, communication
 from minijaxnet.bench.flops import count, live
 from minijaxnet.bench.hlo import devices_of, launches_of, platforms_of
 

@@ -12,8 +12,8 @@ import pytest
 import minijaxnet as mjn
 from minijaxnet import _machine
 from minijaxnet.bench import compare, device
+from minijaxnet.bench.bounds import limits
 from minijaxnet.bench.cost import StepCost
-from minijaxnet.bench.limits import limits
 from minijaxnet.bench.roofline import Roofline
 
 DESCENT = mjn.gradient_descent(lambda weights, batch: jnp.sum((weights - batch) ** 2), 0.1)

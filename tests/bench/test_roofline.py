@@ -9,8 +9,8 @@ from jax import lax
 from kits.marks import slow
 
 from minijaxnet.bench import roofline as roofline_module
+from minijaxnet.bench.bounds import limits
 from minijaxnet.bench.cost import StepCost
-from minijaxnet.bench.limits import limits
 from minijaxnet.bench.roofline import Roofline, measure_roofline
 
 MACHINE = Roofline("made up", {"float32": 1e11, "bfloat16": 4e11}, {1_000: 1e11, 10**6: 5e10, 10**9: 1e10}, 5e-6)

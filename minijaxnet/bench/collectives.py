@@ -163,8 +163,14 @@ def _groups(attributes: str, devices: int) -> Groups:
 
     >>> _groups("replica_groups={{0,1},{2,3}}", 4), _groups("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
     (((0, 1), (2, 3)), ((0, 2), (1, 3)))
-    >>> _groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4), _groups("replica_groups={}", 2)
+    >>> _groups("replica_groups=mesh['a'=2,'b'=2] {'a'}", 4), _groups("replica_groups=mesh['a'=2,'b'=1] {'a','b'}", 2)
     (((0, 2), (1, 3)), ((0, 1),))
+    >>> _groups("replica_groups={}", 2), _groups("replica_groups=[1,2]<=[2]", 2), _groups("replica_groups=?", 2)
+    (((0, 1),), ((0, 1),), ())
+    >>> _groups("replica_groups=mesh['a'=4] {'a':(1)2}", 4)
+    ()
+    >>> _groups("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", 4)
+    ()
     """
     if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}\s]*\})?\}", attributes):
         groups = re.findall(r"\{([\d,\s]+)\}", found[1] or "")

@@ -73,30 +73,6 @@ def test_collectives_are_counted_as_often_as_they_are_called_and_once_where_they
     assert sorted(note.split(":")[0] for note in found.notes) == ["conditional", "while"]
 
 
-@pytest.mark.parametrize(
-    ("written", "groups"),
-    [
-        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
-        ("{}", ALL_FOUR),
-        ("[2,2]<=[4]", ((0, 1), (2, 3))),
-        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
-        ("mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
-        ("mesh['a'=2,'b'=2] {'a','b'}", ALL_FOUR),
-        ("mesh['axis_0'=4,'axis_1'=1] {'axis_0'}", ALL_FOUR),
-        ("mesh['a'=4] {'a':(1)2}", ()),
-        ("mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}", ()),
-    ],
-)
-def test_groups_of_devices_in_each_form_of_xla(written, groups):
-    found = counted(f"""
-    ENTRY %main (a: pred[3]) -> pred[3] {{
-      %a = pred[3]{{0}} parameter(0)
-      ROOT %r = pred[3]{{0}} all-reduce(%a), channel_id=1, replica_groups={written}, to_apply=%or
-    }}
-    """)
-    assert found.collectives == (Collective("all-reduce", 1, 3, groups),)
-
-
 def test_the_cost_of_several_devices_says_so_and_is_refused_beside_the_roofline_of_one():
     exchanged = Communication((Collective("all-reduce", 1, 56, ((0, 1),)),))
     cost = StepCost({"float32": 10}, {}, 8, devices=2, communication=exchanged)
