@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.goal import goal_of
 from minijaxnet.loop import own_copy
 from minijaxnet.parallel.processes import to_host

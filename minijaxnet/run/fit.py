@@ -14,14 +14,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet._checks import check_callable, check_count
 from minijaxnet._tables import html_of, significant
-from minijaxnet._trees import (
-    check_callable,
-    check_count,
-    checked_tree,
-    floating_arrays,
-    named_leaves,
-)
+from minijaxnet._trees import checked_tree, floating_arrays, named_leaves
 from minijaxnet.batches import InMemory, OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state, is_ready
