@@ -144,6 +144,12 @@ def l2_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(map(sum_of_squares, leaves), start=jnp.zeros((), dtype)))
 
 
+@jax.jit
+def own_copy(tree: Any) -> Any:
+    """A copy that may be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def cast_floats(tree: Any, dtype: Any) -> Any:
     """The same tree with floating leaves in ``dtype``; integers, booleans and keys stay as they are.
 

@@ -18,7 +18,7 @@ from jax.custom_batching import custom_vmap
 from minijaxnet._checks import check_count
 from minijaxnet._loops import block_on, repeated_while
 from minijaxnet._programs import JitOf, function_key, is_being_traced
-from minijaxnet._trees import PyTree, structure_difference
+from minijaxnet._trees import PyTree, own_copy, structure_difference
 from minijaxnet.batches import CHUNK_BYTES, InMemory, OneBatch, Order, Source, check_key, minibatches_of
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, Step, StepInfo, check_descent, check_state, is_ready
@@ -301,12 +301,6 @@ def _any_replica(running: jax.Array) -> jax.Array:
 @_any_replica.def_vmap
 def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.Array, bool]:
     return _any_replica(jnp.any(running, axis=0) if in_batched[0] else running), False
-
-
-@jax.jit
-def own_copy(tree: Any) -> Any:
-    """A copy that may be donated."""
-    return jax.tree.map(jnp.copy, tree)
 
 
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1, 2))
