@@ -6,7 +6,9 @@ A wave ``y = height * sin(frequency * x)`` is fitted to 200 points. There are tw
 frequency at the opposite height is the same wave. Descents that find one of them are orange, the others are white.
 """
 
+import io
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,12 +50,13 @@ def main() -> None:
                                span=SPAN, points=121)  # fmt: skip
     stops, found = paths()
     from matplotlib.colors import PowerNorm
+    from PIL import Image
 
     grid, heights = np.meshgrid(surface.offsets, surface.offsets, indexing="ij"), np.asarray(surface.losses)
     with styled():
         page, shades = figure(9.6, 4.2), PowerNorm(0.5)
-        side = page.add_subplot(1, 2, 1, projection="3d", computed_zorder=False)
-        side.plot_surface(*grid, heights, norm=shades, cmap=HEIGHTS, rcount=61, ccount=61, linewidth=0)
+        side: Any = page.add_subplot(1, 2, 1, projection="3d", computed_zorder=False)
+        side.plot_surface(*grid, heights, norm=shades, cmap=HEIGHTS, rcount=121, ccount=121, antialiased=False)
         above = page.add_subplot(1, 2, 2, xlabel="frequency", ylabel="height", aspect="equal")
         bands = above.contourf(*grid, heights, np.linspace(0, 4.2, 29) ** 2, norm=shades, cmap=HEIGHTS)
         page.colorbar(bands, ax=above, label="loss", ticks=(0, 1, 4, 9, 16), shrink=0.9)
@@ -67,7 +70,8 @@ def main() -> None:
         side.set_axis_off()
         for axes in (side, above):
             axes.set(xlim=(-SPAN, SPAN), ylim=(-SPAN, SPAN))
-        page.savefig(sys.argv[1], dpi=90, facecolor="white", metadata={"Software": None})
+        page.savefig(drawn := io.BytesIO(), dpi=120)
+    Image.open(drawn).convert("RGB").quantize(256).save(sys.argv[1], optimize=True)  # a small file
     print(f"{found.sum()} of {len(found)} descents found the wave")
 
 
