@@ -1,6 +1,6 @@
-"""One case a fault: each ends in an error that names it, or in the right result; see ``experiments/faults.py``.
+"""One case a fault: each ends in an error that names it, or in the right result; see ``experiments/studies/faults.py``.
 
-The faults and the judge are in ``experiments/faulty``, for the peers go through the same. Each worker of pytest has one
+The faults and the judge are in ``experiments/studies/faulty``, for the peers go through the same. Each worker of pytest has one
 process in which ours is; a fault cannot end more than that.
 """
 

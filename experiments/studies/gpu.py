@@ -1,8 +1,8 @@
 """What this library does on the accelerator at hand: what is fast, what is right, which bits are the same.
 
-    python experiments/gpu.py                  # at most eight minutes on one GPU, from a checkout without installing
-    python experiments/gpu.py --tiny           # the same questions at a small size, on a CPU too
-    python experiments/gpu.py --only steps,rates --minutes 3
+    python experiments/studies/gpu.py                  # at most eight minutes on one GPU, from a checkout without installing
+    python experiments/studies/gpu.py --tiny           # the same questions at a small size, on a CPU too
+    python experiments/studies/gpu.py --only steps,rates --minutes 3
 
 It needs jax, jaxlib, safetensors, filelock and pytest, and takes digits from scikit-learn if that is there. Each part
 runs in a process of its own, one after the other, so that one that fails takes no other with it. A row is printed as

@@ -1,9 +1,9 @@
 """Tools that time steps, judged by their power: how small a slowdown each finds, in how many seconds.
 
     pip install -e ".[all,peers]"
-    python experiments/benchmarks_compared.py --seconds 1 --json power.json
-    python experiments/benchmarks_compared.py --draw power.json --out experiments/benchmarks_compared.svg
-    python experiments/benchmarks_compared.py --overhead
+    python experiments/studies/benchmarks_compared.py --seconds 1 --json power.json
+    python experiments/studies/benchmarks_compared.py --draw power.json --out experiments/studies/benchmarks_compared.svg
+    python experiments/studies/benchmarks_compared.py --overhead
 
 A comparison has two arms, compiled anew, each a step of small matrix products in a loop, of about 0.1 ms. One takes
 200 rounds of that loop; the other one as many or 0.5 to 10 per cent more, and which of them is the slower is drawn by

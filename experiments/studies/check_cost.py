@@ -1,11 +1,11 @@
 """What a first check costs beside jitting both rules once, in processor seconds.
 
-    python experiments/check_cost.py --rounds 3
-    python experiments/check_cost.py attention rmsnorm --peers
+    python experiments/studies/check_cost.py --rounds 3
+    python experiments/studies/check_cost.py attention rmsnorm --peers
 
 Each figure is of a new process with nothing compiled, from the end of imports and data to the end of what is measured:
 the seconds, user and system, of all its threads. Both rules jitted: the rule by hand and autodiff's, each compiled and
-run once. The models are in ``experiments/checked``.
+run once. The models are in ``experiments/studies/checked``.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def command_line() -> Taken:
     def run() -> str:
         start, first, line = time.perf_counter(), None, ""
         with tempfile.TemporaryDirectory() as runs:
-            call = [sys.executable, "-m", "minijaxnet", "check", "experiments/checked/attention.py", "--runs", runs]
+            call = [sys.executable, "-m", "minijaxnet", "check", "experiments/studies/checked/attention.py", "--runs", runs]
             with subprocess.Popen(call, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
                 assert command.stdout is not None
                 for printed in command.stdout:

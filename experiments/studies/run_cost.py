@@ -1,6 +1,6 @@
 """What it costs to keep a run safe: its lock, its log, its progress and a checkpoint each second.
 
-    python experiments/run_cost.py --rounds 5
+    python experiments/studies/run_cost.py --rounds 5
 
 The same steps on digits by ``descend_epochs``, by ``fit`` alone, and by ``fit`` with a run folder, in turns; and how
 long it takes to save and to load 64 MiB.

@@ -1,6 +1,6 @@
 """Where a data-parallel step stops scaling: a model from 1 to 4,096 devices, checked against compiled programs.
 
-    python experiments/scaling.py
+    python experiments/studies/scaling.py
 
 Each device finds the slope on its part of the batch, one all-reduce sums the slopes, and each takes the same step::
 

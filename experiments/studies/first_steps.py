@@ -1,6 +1,6 @@
 """From an empty process to the end of the first 1,000 steps on digits: what imports, data and compilation take.
 
-    python experiments/first_steps.py --rounds 5
+    python experiments/studies/first_steps.py --rounds 5
 
 Each row is a new process, with nothing compiled, or with JAX's cache of compiled programs on disk from an earlier one.
 The network is 64-128-10, its batch all training points, its rate 0.1. PyTorch is a row where it is installed.

@@ -1,7 +1,7 @@
 """Frameworks compared: one training step in ours, JAX, optax, Equinox, Flax NNX, PyTorch, NumPy and C, side by side.
 
     pip install -e ".[all,peers]"
-    python experiments/peers_compared.py --workloads 2-2-1,64-128-10 --seconds 10
+    python experiments/studies/peers_compared.py --workloads 2-2-1,64-128-10 --seconds 10
 
 Without the extra ``peers`` (or gcc), what is missing is a row that says so. Each peer has a process of its own, since
 frameworks disturb one another within one; all are started first and then take turns, one at a time, in a new order

@@ -1,7 +1,7 @@
 """Faults survived: the same faults injected into ours and into other ways to train networks and keep checkpoints.
 
     pip install -e ".[all,peers]"
-    python experiments/faults.py --peers npz,orbax --seed 3
+    python experiments/studies/faults.py --peers npz,orbax --seed 3
 
 A fault is survived if it ends, within five seconds and without harm to a file, in an error that names the argument, the
 leaf or the file and what is wrong, or in the right result, bit for bit; one that is injected many times (each of 200
