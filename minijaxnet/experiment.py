@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Settings:
-    """How to carry out a descent; an experiment's defaults, which the command line's flags override.
+    """How to descend: an experiment's defaults, which the flags of the command line override.
 
     Attributes:
         steps: how many steps at most.

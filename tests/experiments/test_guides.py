@@ -1,5 +1,6 @@
 """The guides and notebooks do what they say: each block runs, after the first one of its guide."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -15,7 +16,9 @@ HOME = Path(mjn.__file__).parents[1]
 GUIDES = HOME / "experiments" / "guides"
 BLOCK = re.compile(r"```python *(\w*)\n(.*?)```", re.DOTALL)
 BLOCKS = {path.stem: BLOCK.findall(path.read_text(encoding="utf-8")) for path in sorted(GUIDES.glob("*.md"))}
-TESTED = [(guide, k) for guide, blocks in BLOCKS.items() for k, (needs, _) in enumerate(blocks) if needs != "notest"]
+TESTED = [
+    (guide, k) for guide, blocks in BLOCKS.items() for k, (needs, _) in enumerate(blocks) if k and needs != "notest"
+]
 NOTEBOOKS = sorted(GUIDES.glob("*.ipynb"))
 
 
@@ -24,12 +27,11 @@ def quick(code):
     return re.sub(r"seconds=[\d.]+", "seconds=0.1", code)
 
 
-@pytest.fixture(scope="module")
-def started():
-    """What the first block of each guide leaves behind."""
-    names = {guide: {} for guide in BLOCKS}
-    for guide, ((_, first), *_) in BLOCKS.items():
-        exec(compile(first, guide, "exec"), names[guide])
+@functools.cache
+def started(guide):
+    """What the first block of a guide leaves behind."""
+    names = {}
+    exec(compile(BLOCKS[guide][0][1], guide, "exec"), names)
     return names
 
 
@@ -50,12 +52,12 @@ def loggers(monkeypatch):
 
 
 @pytest.mark.parametrize(("guide", "k"), TESTED)
-def test_a_block_runs(guide, k, started, loggers, tmp_path, monkeypatch):
+def test_a_block_runs(guide, k, loggers, tmp_path, monkeypatch):
     needs, code = BLOCKS[guide][k]
     if needs and importlib.util.find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed")
     monkeypatch.chdir(tmp_path)
-    exec(compile(quick(code), f"{guide}, block {k}", "exec"), dict(started[guide]))
+    exec(compile(quick(code), f"{guide}, block {k}", "exec"), dict(started(guide)))
     if "wandb" in code:
         for rows in loggers.values():
             assert [step for step, _ in rows] == list(range(0, 101, 5))
