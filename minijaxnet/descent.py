@@ -73,17 +73,6 @@ class Descent(NamedTuple):
         init: ``init(params, key=None) -> DescentState``.
         step: ``step(state, batch) -> (DescentState, StepInfo)``. Compiled programs are found again by it, so it should
             compare equal for equal work (a module's function, or a frozen dataclass with ``__call__``).
-
-    Example:
-        >>> def init(params, key=None):
-        ...     return DescentState(params, (), jnp.int32(0), key)
-        >>> def step(state, batch):  # params <- params - 0.1 sign(params - batch)
-        ...     sign = jnp.sign(state.params - batch)
-        ...     info = StepInfo(jnp.abs(state.params - batch), jnp.abs(sign))
-        ...     return state._replace(params=state.params - 0.1 * sign, step=state.step + 1), info
-        >>> state, info = Descent(init, step).step(init(jnp.float32(1.0)), 0.0)
-        >>> print(state.params, info.loss)
-        0.9 1.0
     """
 
     init: Callable[..., DescentState]

@@ -127,12 +127,6 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
 def checkpoint_step(path: str | Path) -> int:
     """The step that a checkpoint was saved at; the whole file is read, and its checksum compared.
 
-    Args:
-        path: of the file.
-
-    Returns:
-        The ``step`` that ``save_checkpoint`` was given.
-
     Raises:
         CheckpointError: it is damaged, or no checkpoint.
         OSError: it cannot be read; FileNotFoundError if it is not there.
