@@ -12,9 +12,10 @@ only name the thing. What a tool does not offer is not counted. Tools that are n
 import argparse
 import time
 
-from faulty import GROUPS, TOOLS
+from faulty import TOOLS
+from faulty.faults import FAULTS
 from faulty.judge import Outcome
-from faulty.worker import FAULTS, Worker
+from faulty.worker import Worker
 
 from minijaxnet._tables import text_table
 
@@ -31,8 +32,8 @@ def inject_all(tool: str, *, seed: int, kills: int) -> Outcomes:
     try:
         return {
             (group, fault): worker.ask(group, fault, seed=seed, kills=kills)
-            for group in GROUPS
-            for fault in FAULTS[group]
+            for group, faults in FAULTS.items()
+            for fault in faults
         }
     finally:
         worker.close()
@@ -55,8 +56,8 @@ def score(outcomes: Outcomes, group: str | None = None) -> str:
 
 def table(found: dict[str, Outcomes]) -> str:
     """Tools by groups of faults."""
-    rows = [(tool, *(score(outcomes, group) for group in GROUPS), score(outcomes)) for tool, outcomes in found.items()]
-    return text_table(("survived", *GROUPS, "all"), rows)
+    rows = [(tool, *(score(outcomes, group) for group in FAULTS), score(outcomes)) for tool, outcomes in found.items()]
+    return text_table(("survived", *FAULTS, "all"), rows)
 
 
 def failures(tool: str, outcomes: Outcomes) -> str:

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 from faulty import judge as judges
-from faulty.worker import FAULTS, Worker
+from faulty.faults import FAULTS
+from faulty.worker import Worker
 
 CASES = [(group, fault) for group in FAULTS for fault in FAULTS[group]]
 # One of each kind; the others are slow.

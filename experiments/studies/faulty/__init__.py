@@ -18,4 +18,3 @@ TOOLS = {
     "flax": "faulty.raw_jax:Flax",
     "scikit-learn": "faulty.sklearn_tool:ScikitLearn",
 }
-GROUPS = ("inputs", "numbers", "reading", "writing")

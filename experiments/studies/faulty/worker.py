@@ -13,18 +13,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from . import TOOLS, inputs, numbers, reading, writing
+from . import TOOLS
 from .judge import Outcome, judge
-from .tool import Fault, Setting
+from .tool import Setting
 
-FAULTS: dict[str, dict[str, Fault]] = {
-    "inputs": inputs.FAULTS,
-    "numbers": numbers.FAULTS,
-    "reading": reading.FAULTS,
-    "writing": writing.FAULTS,
-}
 # A fault that has taken so long is hung where an alarm within the process ends nothing.
 _MOST_S = 300.0
 
@@ -68,7 +63,6 @@ class Worker:
     def _start(self) -> "subprocess.Popen[str]":
         environment = os.environ | {
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",  # a forked process has none of its parent's threads
-            "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
             "JAX_PLATFORMS": "cpu",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
@@ -105,6 +99,9 @@ def _serve(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a tool prints is no answer
     warnings.simplefilter("ignore")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # before anything starts JAX's threads
+    from .faults import FAULTS
+
     try:
         module, cls = TOOLS[name].split(":")
         tool = getattr(importlib.import_module(module), cls)()
