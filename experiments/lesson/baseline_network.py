@@ -1,7 +1,7 @@
-"""The baseline network: a forward pass node by node, its error, and a descent that leaves none.
+"""The baseline network: a forward pass node by node, its error, and a descent to an error of 0.
 
-Two inputs, two hidden nodes, one output, no bias. The lesson changes the weights by hand until the error is gone. Here
-gradient descent does it, then does it from a thousand random starts: not all of them can be moved.
+Two inputs, two hidden nodes, one output, no bias. The lesson changes the weights by hand until the error is 0. Here
+gradient descent does it, and then starts from a thousand random weights: not all of these descents end at an error of 0.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import minijaxnet as mjn
-from minijaxnet.experiment import Experiment, Settings
 
 network = mjn.mlp((2, 2, 1), bias=False)
 objective = mjn.objective(network, mjn.mean_squared_error)
 
 
 class Case(NamedTuple):
-    """One point, and weights to try on it: each node's incoming weights together, as the lesson draws them."""
+    """One point and weights for it: the incoming weights of each node, as the lesson draws them."""
 
     title: str
     inputs: tuple[float, ...]
@@ -40,7 +39,7 @@ RATE = 0.003
 
 
 class Forward(NamedTuple):
-    """What a forward pass computes on its way."""
+    """What a forward pass computes."""
 
     hidden: tuple[float, ...]
     prediction: float
@@ -48,7 +47,7 @@ class Forward(NamedTuple):
 
 
 class Descended(NamedTuple):
-    """Where a descent began and ended: weights, and what they make of the baseline's point."""
+    """Where a descent started and ended: the weights, and the forward pass of the baseline's point."""
 
     start: Any
     end: Any
@@ -78,7 +77,7 @@ def batch_of(case: Case) -> mjn.Batch:
 
 
 def node_by_node(case: Case) -> Forward:
-    """The forward pass as the lesson does it: a node multiplies, adds up, and cuts off what is below zero."""
+    """The forward pass as the lesson does it: a node multiplies and adds; a hidden node replaces what is below 0 by 0."""
 
     def node(weights: Sequence[float], values: Sequence[float]) -> float:
         return float(sum(weight * value for weight, value in zip(weights, values, strict=True)))
@@ -96,12 +95,12 @@ def as_matrices(params: Any, batch: mjn.Batch) -> tuple[jax.Array, jax.Array, ja
 
 
 def forward(params: Any, batch: mjn.Batch) -> Forward:
-    """What matrix products make of a batch of one point."""
+    """The forward pass of a batch of one point, by matrix products."""
     hidden, prediction, error = as_matrices(params, batch)
     return Forward(tuple(hidden[0].tolist()), prediction.item(), error.item())
 
 
-def descend_by_itself(learning_rate: float = RATE) -> Descended:
+def descend_from_baseline(learning_rate: float = RATE) -> Descended:
     """Take the baseline's weights downhill on the squared error of its one point, until it is flat."""
     start, batch = params_of(BASELINE), batch_of(BASELINE)
     descent = mjn.gradient_descent(objective, learning_rate)
@@ -125,26 +124,13 @@ def descend_from_many(starts: int = 1_000, learning_rate: float = RATE) -> ManyE
     return jax.tree.map(np.asarray, ends)
 
 
-def init(key: jax.Array, *, spread: float = 0.0) -> Any:
-    """The baseline's weights, plus so much of random ones."""
-    params = params_of(BASELINE)
-    noise = network.init(key)
-    return jax.tree.map(lambda weight, extra: weight + spread * extra, params, noise)
-
-
-def mean_error(params: Any, batch: Any) -> jax.Array:
-    """Predicted minus actual, its sign kept."""
-    return jnp.mean(mjn.prediction_errors(network.apply(params, batch[0]), batch[1]))
-
-
-experiment = Experiment(
+experiment = mjn.Experiment(
     "baseline_network",
-    init,
-    objective,
-    lambda: (batch_of(BASELINE), batch_of(BASELINE)),
+    init=lambda key: params_of(BASELINE),
+    objective=objective,
+    data=lambda: (batch_of(BASELINE), batch_of(BASELINE)),
     predict=network.apply,
-    metrics={"error": mean_error},
-    defaults=Settings(steps=1_000, learning_rate=RATE, until_flat=1e-3),
+    defaults=mjn.Settings(steps=1_000, learning_rate=RATE, until_flat=1e-3),
 )
 
 
@@ -165,34 +151,30 @@ def main() -> None:
     print(f"  {listed(batch.x[0])} @ {into_hidden} = {listed(result.hidden)}")
     print(f"  {listed(result.hidden)} @ {into_output} = {listed([result.prediction])}\n")
 
-    found = descend_by_itself()
-    print(f"Gradient descent finds weights without an error by itself, at rate {RATE}:")
-    for when, params, result in (
-        ("start", found.start, found.forward_at_start),
-        ("end", found.end, found.forward_at_end),
-    ):
+    found = descend_from_baseline()
+    print(f"Gradient descent finds weights with an error of 0, at rate {RATE}:")
+    ends = ("start", found.start, found.forward_at_start), ("end", found.end, found.forward_at_end)
+    for when, params, result in ends:
         nodes = " and ".join(listed(node) for node in np.asarray(params[0]["weights"]).T)
         print(f"  {when:5}  hidden {nodes}, output {listed(params[1]['weights'].ravel())}")
         print(f"         prediction {result.prediction:.4f}, error {result.error:.2g}")
     print(f"  {found.status.name} after {found.steps} steps\n")
 
-    print("Flat need not be right. A step that is too long can silence both hidden nodes:")
-    print("   rate  steps  status  hidden values   prediction     error")
+    print("Flat does not mean right. After too long a step both hidden nodes can be 0:")
+    print("   rate  steps  status  hidden values     prediction     error")
     for rate in (0.001, RATE, 0.01, 0.02):
-        found = descend_by_itself(rate)
+        found = descend_from_baseline(rate)
         hidden, prediction, error = found.forward_at_end
-        row = f"  {rate:5g}  {found.steps:5}  {found.status.name:6}  {listed(hidden):14}"
+        row = f"  {rate:5g}  {found.steps:5}  {found.status.name:6}  {listed(hidden):16}"
         print(f"{row}  {prediction:10.4f}  {error:8.2g}")
 
     ends = descend_from_many()
     is_flat = ends.statuses == mjn.FLAT
     is_right = np.abs(ends.errors) < 1e-3
-    is_silent = np.all(ends.hidden == 0, axis=1)
+    is_zero = np.all(ends.hidden == 0, axis=1)
     print(f"\nFrom {len(ends.errors)} random starts, {is_flat.sum()} end where it is flat:")
-    print(f"  {np.sum(is_flat & is_right):4} without an error")
-    print(
-        f"  {np.sum(is_flat & is_silent):4} with both hidden nodes silent, at the error {ends.errors[is_silent][0]:g}"
-    )
+    print(f"  {np.sum(is_flat & is_right):4} with an error of 0")
+    print(f"  {np.sum(is_flat & is_zero):4} with both hidden nodes at 0, and the error {ends.errors[is_zero][0]:g}")
 
 
 def listed(numbers: Any) -> str:

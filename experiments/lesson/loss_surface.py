@@ -2,7 +2,7 @@
 
 The baseline network on the lesson's four points. The incoming weights of its hidden node 0 span the plane; the other
 four weights stay as the lesson has them. Six descents move these two weights only, so their paths lie on the surface.
-Then all six weights are let go from the same starts, and the paths leave the picture.
+Then six descents from the same starts move all six weights, and their paths leave the plane of the picture.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ import numpy as np
 
 import minijaxnet as mjn
 from minijaxnet._trees import l2_norm
-from minijaxnet.experiment import Experiment, Settings
 from minijaxnet.landscape import LossSurface, loss_surface, project_path, weight_direction
 
 network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
@@ -59,13 +58,13 @@ def random_starts(n: int = 6, *, seed: int = 0) -> jax.Array:
 
 
 def over_two_weights(position: Any, batch: Any) -> tuple[jax.Array, Any]:
-    """The loss as a function of the two weights alone; and the params, so that the trace records every stop."""
+    """The loss over the two weights; and the params, so that the trace records every stop."""
     params = at(position)
     return objective(params, batch), params
 
 
 def over_all_weights(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    """The loss as a function of all six weights; and the params."""
+    """The loss over all six weights; and the params."""
     return objective(params, batch), params
 
 
@@ -96,11 +95,9 @@ def loss_and_distance(params: Any, position: Any) -> tuple[jax.Array, jax.Array]
     return objective(params, points), l2_norm(jax.tree.map(jnp.subtract, params, at(position)))
 
 
-def init(key: jax.Array, *, weight_0: float = 1.0, weight_1: float = 1.0, spread: float = 0.0) -> jax.Array:
-    """The two weights of the baseline, or others, each with so much of a normal random number added."""
-    return jnp.stack([jnp.asarray(weight_0, float), jnp.asarray(weight_1, float)]) + spread * jax.random.normal(
-        key, (2,)
-    )
+def init(key: jax.Array, *, weight_0: float = 1.0, weight_1: float = 1.0) -> jax.Array:
+    """The two weights of the baseline, or others."""
+    return jnp.stack([jnp.asarray(weight_0, float), jnp.asarray(weight_1, float)])
 
 
 def loss_on_plane(position: Any, batch: Any) -> jax.Array:
@@ -108,13 +105,13 @@ def loss_on_plane(position: Any, batch: Any) -> jax.Array:
     return objective(at(position), batch)
 
 
-experiment = Experiment(
+experiment = mjn.Experiment(
     "loss_surface",
-    init,
-    loss_on_plane,
-    lambda: (points, points),
+    init=init,
+    objective=loss_on_plane,
+    data=lambda: (points, points),
     predict=lambda position, x: network.apply(at(position), x),
-    defaults=Settings(steps=STEPS, learning_rate=RATE, until_flat=1e-3),
+    defaults=mjn.Settings(steps=STEPS, learning_rate=RATE, until_flat=1e-3),
 )
 
 
@@ -123,7 +120,7 @@ def main() -> None:
     seen, starts = surface(), random_starts()
     on_plane, free = descend_from(starts), descend_from(starts, all_weights=True)
     print("The loss over two weights, those into hidden node 0: blank where it is lowest.")
-    print("Descents start at A, B, ..., leave their letters behind and end at an O.\n")
+    print("Descents start at A, B, ..., pass through a, b, ... and end at an O.\n")
     print(picture(seen, on_plane))
 
     lowest = np.unravel_index(np.argmin(seen.losses), seen.losses.shape)
@@ -136,8 +133,8 @@ def main() -> None:
         ends = f"{place(path[0])}  {place(path[-1])}"
         print(f"  {letter(i)} {ends}  {len(path) - 1:5}  {ended:6}  {on_plane.losses[i]:6.3f}")
 
-    print("\nAll six weights free, from the same starts: the slope leads off the plane, not")
-    print("always to a lower end. A picture is a slice through something larger.\n")
+    print("\nThe same starts, with all six weights free: the slope leads off the plane, not")
+    print("always to a lower loss. The picture shows two of six dimensions.\n")
     print("  start  off the plane  steps  status    loss")
     for i, path in enumerate(free.paths):
         ended = mjn.Status(int(free.statuses[i])).name

@@ -1,7 +1,7 @@
-"""Prediction errors: one a point, made one number by the loss; and why many points are hard to please.
+"""Prediction errors: one for each point, one loss for all; and why many points are hard to predict at once.
 
 Four points and two sets of weights, by the lesson. Then descents from a hundred random starts on every choice of one,
-two, three and four of the points: how many of them get all their points right?
+two, three and four of the points: how many of them predict all their points?
 """
 
 import itertools
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import minijaxnet as mjn
-from minijaxnet.experiment import Experiment, Settings
 
 network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
 objective = mjn.objective(network, mjn.mean_squared_error)
@@ -42,7 +41,7 @@ class Errors(NamedTuple):
     loss: float
 
 
-class Pleased(NamedTuple):
+class Choices(NamedTuple):
     """Descents on every choice of some of the points.
 
     Attributes:
@@ -59,7 +58,7 @@ class Pleased(NamedTuple):
 
 
 def errors_of(predictions: Any, actual: Any) -> Errors:
-    """All the errors, and what the mean squared error makes of them."""
+    """All errors, and the mean of their squares."""
     errors = np.ravel(mjn.prediction_errors(predictions, actual))
     return Errors(np.ravel(predictions), errors, errors**2, mjn.mean_squared_error(predictions, actual).item())
 
@@ -76,8 +75,8 @@ def loss_of_chosen(params: Any, batch: Any) -> jax.Array:
     return jnp.sum(chosen * squared) / jnp.sum(chosen)
 
 
-def please(starts: int = 100) -> Pleased:
-    """Descend on each choice of points from each random start, all of it in one compiled program."""
+def descend_on_choices(starts: int = 100) -> Choices:
+    """Descend on each choice of points from each random start, in one compiled program."""
     n = len(points.x)
     subsets = [subset for size in range(1, n + 1) for subset in itertools.combinations(range(n), size)]
     choices = np.array([[i in subset for i in range(n)] for subset in subsets], np.float32)
@@ -91,27 +90,22 @@ def please(starts: int = 100) -> Pleased:
     for_all_starts = jax.vmap(run, in_axes=(None, 0))
     for_all_choices = jax.jit(jax.vmap(for_all_starts, in_axes=(0, None)))
     ends = for_all_choices(choices, jax.random.split(jax.random.key(0), starts))
-    return Pleased(choices, *jax.tree.map(np.asarray, ends))
+    return Choices(choices, *jax.tree.map(np.asarray, ends))
 
 
-def best_for_all(pleased: Pleased) -> Any:
+def best_for_all(found: Choices) -> Any:
     """The params with the lowest loss over all the points, which are the last choice."""
-    best = np.argmin(pleased.losses[-1])
-    return jax.tree.map(lambda leaf: leaf[-1, best], pleased.params)
+    best = np.argmin(found.losses[-1])
+    return jax.tree.map(lambda leaf: leaf[-1, best], found.params)
 
 
-def init(key: jax.Array, *, spread: float = 0.0) -> Any:
-    """Weights A, plus so much of random ones."""
-    return jax.tree.map(lambda weight, noise: weight + spread * noise, WEIGHTS["A"], network.init(key))
-
-
-experiment = Experiment(
+experiment = mjn.Experiment(
     "prediction_errors",
-    init,
-    objective,
-    lambda: (points, points),
+    init=lambda key: WEIGHTS["A"],
+    objective=objective,
+    data=lambda: (points, points),
     predict=network.apply,
-    defaults=Settings(steps=4_000, learning_rate=0.01, until_flat=1e-2),
+    defaults=mjn.Settings(steps=4_000, learning_rate=0.01, until_flat=1e-2),
 )
 
 
@@ -125,28 +119,28 @@ def main() -> None:
         print_errors(result, names, points.y)
     better = min(results, key=lambda name: results[name].loss)
     n = len(results[better].errors)
-    print(f"As many errors as points, at any weights: here {n}. The loss makes one number of")
-    print(f"them, and lower is better: weights {better}.\n")
+    print(f"There are as many errors as points, at any weights: here {n}. The loss is one")
+    print(f"number for all of them, and lower is better: weights {better}.\n")
 
     print("The loss by hand: square each error, add up, divide by how many there are")
     predicted, actual = (np.array(side, float)[:, None] for side in zip(*PREDICTED_AND_ACTUAL, strict=True))
     print_errors(errors_of(predicted, actual), [""] * len(predicted), actual)
 
-    pleased = please()
-    starts = pleased.losses.shape[1]
-    print("The more points, the harder they are to please at once:")
+    found = descend_on_choices()
+    starts = found.losses.shape[1]
+    print("The more points, the harder it is to predict them all at once:")
     print(f"descents from {starts} random starts on each choice of the points\n")
     print("  points  choices  descents  without an error  lowest loss of the hardest choice")
-    sizes = pleased.choices.sum(axis=1)
+    sizes = found.choices.sum(axis=1)
     for size in range(1, len(points.x) + 1):
-        losses = pleased.losses[sizes == size]
+        losses = found.losses[sizes == size]
         right = losses < RIGHT
         hardest = losses.min(axis=1).max()
         counts = f"{size:8}  {len(losses):7}  {losses.size:8}"
         print(f"{counts}  {right.sum():7} ({right.mean():6.1%})  {hardest:11.4f}")
 
     print()
-    best = best_for_all(pleased)
+    best = best_for_all(found)
     print("The best weights found for all four:")
     print(f"  hidden nodes {nodes(best[0])}, output {nodes(best[1])}")
     print_errors(errors_at(best), names, points.y)

@@ -1,4 +1,4 @@
-"""A single weight: the bowl Loss(w), the stops of a descent in it, and how long a step may be.
+"""A single weight: the bowl Loss(w), the stops of a descent in it, and how large the learning rate may be.
 
 A linear unit with one input: the error is ``w * input - actual``, the loss its square, a bowl over w. At each stop the
 slope says which way is down, and the step is the learning rate times the slope, so steps shorten as the bowl flattens.
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import minijaxnet as mjn
-from minijaxnet.experiment import Experiment, Settings
 from minijaxnet.landscape import LossSlice, loss_slice
 
 WEIGHT, INPUT, ACTUAL, RATE = 2.0, 3.0, 10.0, 0.01
@@ -49,7 +48,7 @@ class Stops(NamedTuple):
 class Rates(NamedTuple):
     """What each learning rate does, ``(rates,)`` each.
 
-    The slope is ``curvature * (w - lowest)``, so by theory a step multiplies the way that is left by
+    The slope is ``curvature * (w - lowest)``, so by theory a step multiplies the distance from the lowest point by
     ``1 - rate * curvature``: it shrinks for rates below ``2 / curvature``.
     """
 
@@ -71,7 +70,7 @@ class TwoWeights(NamedTuple):
 
 
 def stops_of(learning_rate: float = RATE, *, until_flat: float = 0.1) -> Stops:
-    """Descend from the lesson's weight until it is flat, and read off every stop, the last included."""
+    """Descend from the lesson's weight until it is flat, and record every stop, the last included."""
     descent = mjn.gradient_descent(loss_and_weight, learning_rate, has_aux=True)
     state, trace = mjn.descend(descent, descent.init(WEIGHT), batch, steps=1_000, until_flat=until_flat)
     weights = np.append(trace.aux[: trace.steps_taken], state.params)
@@ -105,8 +104,8 @@ def descend_at(rates: Any) -> Rates:
     return Rates(rates, 1 - rates * curvature(), *map(np.asarray, measured))
 
 
-def longest_rate() -> float:
-    """The longest rate at which the descent still gets lower, to a thousandth of ``2 / curvature``."""
+def largest_rate() -> float:
+    """The largest rate at which the descent ends lower than it started, to a thousandth of ``2 / curvature``."""
     tried = descend_at(2 / curvature() * np.linspace(0.5, 1.5, 1_001))
     gets_lower = tried.last_losses < loss(WEIGHT, batch).item()
     return tried.rates[gets_lower].max().item()
@@ -130,17 +129,17 @@ def two_weights() -> TwoWeights:
 
 
 def init(key: jax.Array, *, weight: float = WEIGHT) -> jax.Array:
-    """The lesson's weight, or another; nothing random."""
+    """The lesson's weight, or another."""
     return jnp.asarray(weight, float)
 
 
-experiment = Experiment(
+experiment = mjn.Experiment(
     "single_weight",
-    init,
-    loss,
-    lambda: (batch, batch),
+    init=init,
+    objective=loss,
+    data=lambda: (batch, batch),
     predict=lambda weight, x: weight * x,
-    defaults=Settings(steps=1_000, learning_rate=RATE, until_flat=1e-3),
+    defaults=mjn.Settings(steps=1_000, learning_rate=RATE, until_flat=1e-3),
 )
 
 
@@ -161,15 +160,15 @@ def main() -> None:
     print(picture(bowl(), overshooting))
 
     limit = 2 / curvature()
-    print("\nHow long may a step be? It multiplies the way left by 1 - rate * curvature.")
-    print(f"The curvature is {curvature():g}: the way shrinks at rates below 2 / curvature = {limit:.4f}.\n")
+    print("\nHow large may the rate be? A step takes the distance times 1 - rate * curvature.")
+    print(f"The curvature is {curvature():g}: the distance shrinks at rates below 2 / curvature = {limit:.4f}.\n")
     print("     rate   factor   theory  steps  status        what it does")
     found = descend_at([0.0001, 0.001, 0.01, 0.03, limit / 2, 0.08, 0.1, 0.11, limit, 0.112, 0.12, 0.2])
     for rate, theory, factor, steps, status, _ in zip(*(column.tolist() for column in found), strict=True):
         ended = mjn.Status(status)
         numbers = f"{rate:7.4f} {rounded(factor)} {rounded(theory)} {steps:6}"
         print(f"  {numbers}  {ended.name:12}  {in_words(factor, ended)}")
-    print(f"\n  the longest rate at which the descent got lower: {longest_rate():.4f}")
+    print(f"\n  the largest rate at which the descent ends lower than it started: {largest_rate():.4f}")
 
     two = two_weights()
     print(f"\nTwo weights {listed(TWO_WEIGHTS)}, inputs {listed(TWO_INPUTS)}, actual {TWO_ACTUAL:g}:")
@@ -178,16 +177,16 @@ def main() -> None:
 
 
 def in_words(factor: float, status: mjn.Status) -> str:
-    """What happens to the way that is left, from the factor by which a step multiplies it."""
+    """What happens to the distance from the lowest point, by the factor of each step."""
     if abs(abs(factor) - 1) < 1e-6:
-        return "as far off as before, for ever"
+        return "stays as far away"
     if abs(factor) > 1:
-        return "overshoots ever further"
+        return "overshoots further each time"
     if abs(factor) < 1e-6:
-        return "at the bottom in one step"
+        return "is at the bottom in one step"
     if status == mjn.OUT_OF_STEPS:
-        return "crawls, not there yet"
-    return "overshoots, less each time" if factor < 0 else "comes nearer from one side"
+        return "is not there yet"
+    return "overshoots less each time" if factor < 0 else "comes nearer from one side"
 
 
 def picture(bowl: LossSlice, stops: Stops, *, height: int = 18) -> str:

@@ -108,7 +108,15 @@ def command_line() -> Taken:
     def run() -> str:
         start, first, line = time.perf_counter(), None, ""
         with tempfile.TemporaryDirectory() as runs:
-            call = [sys.executable, "-m", "minijaxnet", "check", "experiments/studies/checked/attention.py", "--runs", runs]
+            call = [
+                sys.executable,
+                "-m",
+                "minijaxnet",
+                "check",
+                "experiments/studies/checked/attention.py",
+                "--runs",
+                runs,
+            ]
             with subprocess.Popen(call, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
                 assert command.stdout is not None
                 for printed in command.stdout:

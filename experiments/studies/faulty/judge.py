@@ -2,7 +2,6 @@
 
 import faulthandler
 import hashlib
-import math
 import re
 import signal
 import sys
@@ -17,20 +16,21 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-# An answer may take so long; what takes longer is tried once more, as the first time holds imports and compilation.
+# An answer may take so long; what takes longer is tried once more, as the first time includes imports and compilation.
 LIMIT_S = 5.0
-# What has not answered by then, and by as much later as it takes to start, never will. Ours, which must not hang, has
-# more time, to compile on a busy machine.
+# What has not answered by then hangs. Ours, which must not hang, has more time, to compile on a busy machine.
 HANGS_S = {True: 60, False: 10}
+# A tool that no process can be forked from starts anew in each trial, which may take so long.
+STARTS_S = 10
 
 
 class Expected(NamedTuple):
-    """What the text of an error must hold, as regular expressions.
+    """What the text of an error must contain, as regular expressions.
 
     Attributes:
         names: the argument, the leaf or the file.
-        wrong: the offending value, or what is wrong.
-        ours: what ours must hold beside that: its exact words.
+        wrong: the wrong value, or what is wrong.
+        ours: what ours must contain as well: its exact words.
     """
 
     names: str
@@ -39,14 +39,14 @@ class Expected(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One time that a fault is injected.
+    """One injection of a fault.
 
     Attributes:
         act: what the tool does then; it returns arrays, or raises.
         expected: of an error.
-        right: the result without the fault; None where there is none that is right.
+        right: the result without the fault; None where no result is right.
         untouched: files and folders that must be the same afterwards.
-        also: what else must hold afterwards; a sentence if it does not.
+        also: what else must hold afterwards; it returns a sentence if it does not.
     """
 
     act: Callable[[], Arrays]
@@ -65,13 +65,13 @@ class NotHere(Exception):
 
 
 class Outcome(NamedTuple):
-    """How a fault went.
+    """What became of a fault.
 
     Attributes:
         survived: None if it does not apply.
         trials: how often it was injected.
         failed: how often it was not survived.
-        why: of the first time that it was not survived; or why it does not apply.
+        why: it was not survived the first time, or does not apply.
         here: False if it is this machine that cannot inject it.
     """
 
@@ -86,26 +86,25 @@ class Hung(BaseException):
     """It did not answer."""
 
 
-def judge(trials: Iterable[Trial], *, ours: bool, starts_s: float = 0.0) -> Outcome:
-    """Carry out a fault's trials; it is survived if each of them is.
+def judge(trials: Iterable[Trial], *, ours: bool, cold: bool = False) -> Outcome:
+    """Run the trials of a fault; it is survived if each of them is.
 
     Args:
         trials: one after the other.
-        ours: whether an error must hold our exact words.
-        starts_s: what starting and compiling may take in each trial, beside the time to answer.
+        ours: whether an error must have our exact words.
+        cold: whether each trial may take the time to start and to compile.
     """
     count, reasons = 0, []
     try:
         for trial in trials:
             count += 1
-            if reason := _why_not_survived(trial, ours, starts_s):
+            if reason := _failure(trial, ours, STARTS_S if cold else 0):
                 reasons.append(reason)
     except NotOffered as error:
         return Outcome(None, 0, 0, str(error))
     except NotHere as error:
         return Outcome(None, 0, 0, str(error), here=False)
-    except Exception as error:
-        # The fault could not be injected: a flaw of this experiment, and surely no fault that was survived.
+    except Exception as error:  # the fault could not be injected: a bug of this study, and no success of the tool
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return Outcome(False, count, count, f"not injected: {type(error).__name__}: {error} ({place})")
@@ -114,10 +113,10 @@ def judge(trials: Iterable[Trial], *, ours: bool, starts_s: float = 0.0) -> Outc
     return Outcome(not reasons, count, len(reasons), reasons[0] if reasons else "")
 
 
-def _why_not_survived(trial: Trial, ours: bool, starts_s: float) -> str:
-    """A sentence, or nothing if it was survived."""
+def _failure(trial: Trial, ours: bool, starts_s: int) -> str:
+    """Why a trial was not survived; nothing if it was."""
     before = fingerprint(trial.untouched)
-    hangs_s, limit_s = math.ceil(HANGS_S[ours] + starts_s), LIMIT_S + starts_s
+    hangs_s, limit_s = HANGS_S[ours] + starts_s, LIMIT_S + starts_s
     reason, seconds = _answer(trial, ours, hangs_s)
     if seconds > limit_s:
         reason, seconds = _answer(trial, ours, hangs_s)
@@ -138,31 +137,29 @@ def _answer(trial: Trial, ours: bool, hangs_s: int) -> tuple[str, float]:
     except Hung:
         return f"hung for {hangs_s} s", 0.0
     except Exception as error:
-        return _why_not_named(error, trial.expected, ours), time.monotonic() - start
-    return _why_not_right(found, trial.right), time.monotonic() - start
+        return _error_failure(error, trial.expected, ours), time.monotonic() - start
+    return _result_failure(found, trial.right), time.monotonic() - start
 
 
-def _why_not_named(error: Exception, expected: Expected, ours: bool) -> str:
+def _error_failure(error: Exception, expected: Expected, ours: bool) -> str:
     text = str(error)
-    shown = f"{type(error).__name__}: {' '.join(text.split())[:110]}"
+    beginning = f"{type(error).__name__}: {' '.join(text.split())[:110]}"
     if not re.search(expected.names, text):
-        return f"an error that does not name it: {shown}"
+        return f"an error that does not name it: {beginning}"
     if not re.search(expected.wrong, text):
-        return f"an error that does not say what is wrong: {shown}"
+        return f"an error that does not say what is wrong: {beginning}"
     if ours and not re.search(expected.ours, text):
-        return f"an error in other words than /{expected.ours}/: {shown}"
+        return f"an error in other words than /{expected.ours}/: {beginning}"
     return ""
 
 
-def _why_not_right(found: Arrays, right: Arrays | None) -> str:
-    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()) and (
-        right is None or difference(found, right)
-    ):
-        return "NaN or infinity, in silence"
-    if right is None:
-        return "a result, in silence"
-    what = difference(found, right)
-    return f"another result, in silence: {what}" if what else ""
+def _result_failure(found: Arrays, right: Arrays | None) -> str:
+    what = "" if right is None else difference(found, right)
+    if right is not None and not what:
+        return ""
+    if any(array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()):
+        return "NaN or infinity, without an error"
+    return f"another result, without an error: {what}" if what else "a result, without an error"
 
 
 def difference(found: Arrays, right: Arrays) -> str:
@@ -182,8 +179,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """A SHA-256 over the names and contents of files and of all that is in folders."""
     total = hashlib.sha256()
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else []
-        for file in [path, *below]:
+        for file in [path, *sorted(path.rglob("*"))]:
             total.update(str(file).encode())
             if file.is_file():
                 total.update(file.read_bytes())
@@ -200,7 +196,7 @@ def _alarm(hangs_s: int) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(hangs_s)
     if sys.__stderr__ is not None:
-        # What waits in the system outside of Python hears no alarm: a watchdog ends the process, which its parent sees.
+        # A system call that waits outside of Python gets no alarm: a watchdog ends the process, and its parent sees it.
         faulthandler.dump_traceback_later(hangs_s + 5, exit=True, file=sys.__stderr__)
     try:
         yield

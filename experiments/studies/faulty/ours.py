@@ -17,9 +17,9 @@ import optax
 
 import minijaxnet as mjn
 from minijaxnet.cli import main
-from minijaxnet.run import Progress, fit, load_checkpoint, save_checkpoint
+from minijaxnet.run import Progress
 
-from .judge import Arrays
+from .judge import Arrays, NotOffered
 from .tool import CLASSES, FEATURES, HIDDEN, RUN_BATCH, RUN_STEPS, Call, Tool, good_call
 
 NETWORKS = {
@@ -62,22 +62,24 @@ BY_HAND = "value_and_gradient=value_and_gradient,"
 
 
 class Ours(Tool):
-    """What this repository makes."""
+    """minijaxnet.
+
+    Attributes:
+        notes: what the last run said beside its result.
+    """
 
     ours = True
     suffix = ".safetensors"
-    layout = "safetensors"
     leaf = r"tree\["
+    notes: tuple[str, ...] = ()
 
     def train(self, call: Call) -> Arrays:
         """By ``fit``, in minibatches."""
-        params = NETWORKS[call.classes].init(jax.random.key(0))
-        if call.change_params is not None:
-            params = call.change_params(params)
+        params = call.change_params(NETWORKS[call.classes].init(jax.random.key(0)))
         descent = mjn.gradient_descent(OBJECTIVES[call.classes], call.learning_rate)
         key = jax.random.key(call.seed) if isinstance(call.seed, int) else call.seed
         data = mjn.Batch(call.x, call.y)
-        result = fit(descent, descent.init(params), data, steps=call.steps, batch_size=call.batch_size, key=key)
+        result = mjn.fit(descent, descent.init(params), data, steps=call.steps, batch_size=call.batch_size, key=key)
         return self.arrays(result.state.params)
 
     def diverge(self, how: str, scratch: Path) -> Arrays:
@@ -86,15 +88,12 @@ class Ours(Tool):
         try:
             return call()
         finally:
-            self._check_kept(scratch)
-
-    def _check_kept(self, scratch: Path) -> None:
-        """Raise if a checkpoint is not finite."""
-        folder = max(scratch.glob("runs/*"))
-        for path in folder.glob("checkpoints/*"):
-            kept = load_checkpoint(path, _state_of_line(mjn.load_experiment(scratch / "line.py")))
-            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept["state"].params)):
-                raise AssertionError(f"{path}: got NaN; expected that only what is finite is kept")
+            experiment = mjn.load_experiment(scratch / "line.py")
+            state = mjn.gradient_descent(experiment.objective, 0.1).init(experiment.init(jax.random.key(0)))
+            for path in max(scratch.glob("runs/*")).glob("checkpoints/*"):
+                kept = mjn.load_checkpoint(path, {"state": state, "turns": np.zeros((32, 2), np.int64)})
+                if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept["state"].params)):
+                    raise AssertionError(f"{path}: got NaN; expected that only finite params are kept")
 
     def called(
         self, scratch: Path, verb: str, *flags: str, limit: str = "1e30", more: str = "", bent: str = STEEP
@@ -106,7 +105,7 @@ class Ours(Tool):
             (scratch / "beside.py").write_text("FACTOR = 2\n", encoding="utf-8")
 
         def answer() -> Arrays:
-            code, text, folder = command(scratch, verb, *flags)
+            code, text, folder = self.command(scratch, verb, *flags)
             if code:
                 raise RuntimeError(f"exit code {code}: {text}")
             kept = (folder / name for name in ("metrics.jsonl", "params.safetensors", "result.json"))
@@ -114,35 +113,46 @@ class Ours(Tool):
 
         return answer
 
+    def command(self, scratch: Path, verb: str, *flags: str) -> tuple[int, str, Path]:
+        """Call the command line in a folder: its exit code, what it prints, and the newest run folder there."""
+        first = ["line.py", "--bench-seconds", "0"] if verb == "run" else []
+        printed, before = io.StringIO(), list(sys.path)
+        for name in ("beside", "_experiment_line"):
+            sys.modules.pop(name, None)
+        try:
+            with contextlib.chdir(scratch), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                code = main([verb, *first, *flags])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        finally:
+            sys.path[:] = before
+        return code, printed.getvalue(), max(scratch.glob("runs/*"), default=scratch)
+
     def tree(self, change: str = "") -> Any:
-        """A state of Adam; dictionaries and tuples, float32 and int32."""
-        params = NETWORKS[True].init(jax.random.key(0))
+        """A state of Adam: dictionaries and tuples, float32 and int32."""
+        params: Any = NETWORKS[True].init(jax.random.key(0))
+        first = params[0]
         if change == "extra leaf":
             params = (*params, {"weights": jnp.ones((2, 2)), "bias": jnp.zeros(2)})
         elif change == "missing leaf":
-            params = ({"weights": params[0]["weights"]}, params[1])
+            params = ({"weights": first["weights"]}, params[1])
         elif change == "wrong shape":
-            params = (params[0] | {"weights": jnp.ones((FEATURES + 1, HIDDEN))}, params[1])
+            params = (first | {"weights": jnp.ones((FEATURES + 1, HIDDEN))}, params[1])
         elif change == "renamed key":
-            params = ({"weights": params[0]["weights"], "offset": params[0]["bias"]}, params[1])
+            params = ({"weights": first["weights"], "offset": first["bias"]}, params[1])
         elif change == "changed dtype":
-            params = (params[0] | {"bias": jnp.zeros(HIDDEN, jnp.float16)}, params[1])
+            params = (first | {"bias": jnp.zeros(HIDDEN, jnp.float16)}, params[1])
         elif change == "other optimizer":
             return mjn.optax_descent(OBJECTIVES[True], optax.sgd(0.01, momentum=0.9)).init(params)
         return ADAM.init(params)
 
-    def arrays(self, tree: Any) -> Arrays:
-        """By JAX's names."""
-        found = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
-
     def save(self, path: Path, tree: Any) -> None:
-        """Whole or not at all."""
-        save_checkpoint(path, tree, step=1)
+        """``save_checkpoint``."""
+        mjn.save_checkpoint(path, tree, step=1)
 
     def load(self, path: Path, like: Any) -> Any:
-        """Held against the template."""
-        return load_checkpoint(path, like)
+        """``load_checkpoint``."""
+        return mjn.load_checkpoint(path, like)
 
     def step(self, tree: Any, number: int) -> Any:
         """One step of Adam."""
@@ -162,7 +172,7 @@ class Ours(Tool):
             if progress.step == until < RUN_STEPS:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        result = fit(
+        result = mjn.fit(
             PLAIN,
             PLAIN.init(NETWORKS[True].init(jax.random.key(0))),
             mjn.Batch(call.x, call.y),
@@ -176,29 +186,13 @@ class Ours(Tool):
             sink=mjn.Sink(lambda row: None, progress=on_progress),
             on_interrupt="return",
         )
-        self.notes = result.notes
+        self.notes = tuple(result.notes)
         found = self.arrays(result.state) | {"steps": np.array(result.steps_taken)}
         return found | {"metrics": np.frombuffer((folder / "metrics.jsonl").read_bytes(), np.uint8)}
 
 
-def command(scratch: Path, verb: str, *flags: str) -> tuple[int, str, Path]:
-    """Call the command line in a folder: its exit code, what it says, and the newest run folder there."""
-    first = {"run": ["line.py", "--bench-seconds", "0"]}.get(verb, [])
-    said, before = io.StringIO(), list(sys.path)
-    for name in ("beside", "_experiment_line"):
-        sys.modules.pop(name, None)
-    try:
-        with contextlib.chdir(scratch), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            try:
-                code = main([verb, *first, *flags])
-            except SystemExit as error:
-                code = int(error.code or 0)
-    finally:
-        sys.path[:] = before
-    folders = sorted(scratch.glob("runs/*"))
-    return code, said.getvalue(), folders[-1] if folders else scratch
-
-
-def _state_of_line(experiment: Any) -> Any:
-    descent = mjn.gradient_descent(experiment.objective, 0.1)
-    return {"state": descent.init(experiment.init(jax.random.key(0))), "turns": np.zeros((32, 2), np.int64)}
+def only_ours(tool: Tool, why: str) -> Ours:
+    """The tool, where it is ours; no other one has what the fault is about."""
+    if not isinstance(tool, Ours):
+        raise NotOffered(why)
+    return tool

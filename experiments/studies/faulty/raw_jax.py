@@ -1,6 +1,6 @@
-"""Raw JAX and optax, with what is used most to keep their arrays: npz, pickle, safetensors, and Orbax."""
+"""Raw JAX and optax, with what keeps their arrays: npz, safetensors and Orbax; and Flax, whose params are alike."""
 
-import pickle
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,110 +10,63 @@ import numpy as np
 import optax
 
 from .judge import Arrays, NotOffered
-from .tool import CLASSES, FEATURES, HIDDEN, RUN_BATCH, Call, Tool, good_call
+from .tool import CLASSES, FEATURES, HIDDEN, Call, Tool, good_call, minibatch
 
-Params = dict[str, dict[str, jax.Array]]
-OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-
-
-def start(outputs: int) -> Params:
-    """Two layers."""
-    keys = jax.random.split(jax.random.key(0))
-    sizes = ((FEATURES, HIDDEN), (HIDDEN, outputs))
-    return {
-        name: {"weight": jax.random.normal(key, size) / size[0] ** 0.5, "bias": jnp.zeros(size[1])}
-        for name, key, size in zip(("dense_1", "dense_2"), keys, sizes, strict=True)
-    }
-
-
-def predict(params: Params, x: jax.Array) -> jax.Array:
-    """Tanh between the layers."""
-    hidden = jnp.tanh(x @ params["dense_1"]["weight"] + params["dense_1"]["bias"])
-    return hidden @ params["dense_2"]["weight"] + params["dense_2"]["bias"]
-
-
-def loss_of(outputs: jax.Array, y: jax.Array, classes: bool) -> jax.Array:
-    """The losses of optax."""
-    if classes:
-        return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
-    return optax.losses.squared_error(outputs, y).mean()
-
-
-def batches(call: Call, points: int) -> Any:
-    """Rows for each step, in a new order each epoch."""
-    if call.seed is None:
-        raise NotOffered("its order needs no key")
-    key, per_epoch = jax.random.key(call.seed), points // call.batch_size
-    for number in range(call.steps):
-        order = jax.random.permutation(jax.random.fold_in(key, number // per_epoch), points)
-        first = number % per_epoch * call.batch_size
-        yield order[first : first + call.batch_size]
-
-
-@jax.jit
-def run_step(params: Params, state: Any, x: jax.Array, y: jax.Array) -> tuple[Params, Any]:
-    """A step of momentum."""
-    slope = jax.grad(lambda params: loss_of(predict(params, x), y, True))(params)
-    updates, state = OPTIMIZER.update(slope, state, params)
-    return optax.apply_updates(params, updates), state  # pyright: ignore[reportReturnType]
-
-
-def rows_of(number: int) -> tuple[Any, Any]:
-    """The minibatch of a step of a run."""
-    call = good_call(classes=True)
-    rows = np.random.default_rng(number).permutation(len(call.x))[:RUN_BATCH]
-    return call.x[rows], call.y[rows]
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
 
 
 class RawJax(Tool):
-    """What storages share: the loop that one writes with JAX and optax."""
+    """The loop that one writes with JAX and optax.
 
-    def tree(self, change: str = "") -> Any:
-        """Parameters, and the state of the optimizer."""
-        params: dict[str, Any] = start(CLASSES)
-        optimizer = optax.adam(0.01) if change == "other optimizer" else OPTIMIZER
+    Attributes:
+        trains: whether it stands for training, too; otherwise for its checkpoints alone.
+    """
+
+    trains = False
+
+    def start(self, outputs: int, change: str = "") -> Any:
+        """The params of two layers; with a change, other ones."""
+        keys = jax.random.split(jax.random.key(0))
+        sizes = ((FEATURES, HIDDEN), (HIDDEN, outputs))
+        params: dict[str, Any] = {
+            name: {"kernel": jax.random.normal(key, size) / size[0] ** 0.5, "bias": jnp.zeros(size[1])}
+            for name, key, size in zip(("Dense_0", "Dense_1"), keys, sizes, strict=True)
+        }
+        first = params["Dense_0"]
         if change == "extra leaf":
-            params["dense_3"] = {"weight": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+            params["Dense_2"] = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
         elif change == "missing leaf":
-            del params["dense_1"]["bias"]
+            del first["bias"]
         elif change == "wrong shape":
-            params["dense_1"]["weight"] = jnp.ones((FEATURES + 1, HIDDEN))
+            first["kernel"] = jnp.ones((FEATURES + 1, HIDDEN))
         elif change == "renamed key":
-            params["dense_1"]["offset"] = params["dense_1"].pop("bias")
+            first["offset"] = first.pop("bias")
         elif change == "changed dtype":
-            params["dense_1"]["bias"] = params["dense_1"]["bias"].astype(jnp.float16)
-        return {"params": params, "optimizer": optimizer.init(params)}
+            first["bias"] = first["bias"].astype(jnp.float16)
+        return params
 
-    def arrays(self, tree: Any) -> Arrays:
-        """By JAX's names."""
-        return {name: np.asarray(leaf) for name, leaf in self.flat(tree).items()}
+    def predict(self, params: Any, x: Any) -> Any:
+        """Tanh between the layers."""
+        hidden = jnp.tanh(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+        return hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
 
-    def flat(self, tree: Any) -> dict[str, Any]:
-        """Leaves by their names."""
-        found = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in found}
-
-    def step(self, tree: Any, number: int) -> Any:
-        """A step of momentum."""
-        params, state = run_step(tree["params"], tree["optimizer"], *rows_of(number))
-        return {"params": params, "optimizer": state}
-
-
-class Npz(RawJax):
-    """NumPy's archive, a leaf a name; the one of these that stands for training with JAX and optax, too."""
-
-    suffix = ".npz"
-    layout = "npz"
+    def loss(self, params: Any, x: Any, y: Any, classes: bool = True) -> Any:
+        """The losses of optax."""
+        outputs = self.predict(params, x)
+        if classes:
+            return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+        return optax.losses.squared_error(outputs, y).mean()
 
     def train(self, call: Call) -> Arrays:
         """The loop that optax documents."""
-        params: Any = start(CLASSES if call.classes else 1)
-        params = params if call.change_params is None else call.change_params(params)
-        return self._descend(params, call, lambda params, x, y: loss_of(predict(params, x), y, call.classes))
+        if not self.trains:
+            raise NotOffered("it keeps checkpoints, and trains nothing")
+        params = call.change_params(self.start(CLASSES if call.classes else 1))
+        return self._descend(params, call, lambda params, x, y: self.loss(params, x, y, call.classes))
 
     def diverge(self, how: str, scratch: Path) -> Arrays:
-        """An objective whose slope is NaN beyond a place; or a rate that is too large."""
-        if how != "NaN":
+        """An objective whose gradient is NaN beyond a place; or a rate that is too high."""
+        if how != "NaN" or not self.trains:
             return super().diverge(how, scratch)
 
         def steep(weight: Any, x: Any, y: Any) -> Any:
@@ -122,72 +75,83 @@ class Npz(RawJax):
         return self._descend({"w": jnp.float32(1)}, good_call(False).but(learning_rate=1.6, steps=20), steep)
 
     def _descend(self, params: Any, call: Call, loss: Any) -> Arrays:
+        if call.seed is None:
+            raise NotOffered("its order needs no key")
         x, y = jnp.asarray(call.x), jnp.asarray(call.y)
         optimizer = optax.sgd(call.learning_rate)
         state = optimizer.init(params)
 
         @jax.jit
         def step(params: Any, state: Any, x: Any, y: Any) -> Any:
-            slope = jax.grad(loss)(params, x, y)
-            updates, state = optimizer.update(slope, state, params)
+            updates, state = optimizer.update(jax.grad(loss)(params, x, y), state, params)
             return optax.apply_updates(params, updates), state
 
-        for rows in batches(call, len(x)):
+        key, per_epoch = jax.random.key(call.seed), len(x) // call.batch_size
+        for number in range(call.steps):
+            order = jax.random.permutation(jax.random.fold_in(key, number // per_epoch), len(x))
+            rows = order[number % per_epoch * call.batch_size :][: call.batch_size]
             params, state = step(params, state, x[rows], y[rows])
         return self.arrays(params)
 
+    def tree(self, change: str = "") -> Any:
+        """The params, and the state of the optimizer."""
+        params = self.start(CLASSES, change)
+        optimizer = optax.adam(0.01) if change == "other optimizer" else MOMENTUM
+        return {"params": params, "optimizer": optimizer.init(params)}
+
+    def step(self, tree: Any, number: int) -> Any:
+        """A step of momentum."""
+        return self._jitted_step(tree, *minibatch(number))
+
+    @functools.cached_property
+    def _jitted_step(self) -> Any:
+        def step(tree: Any, x: Any, y: Any) -> Any:
+            params, gradient = tree["params"], jax.grad(self.loss)(tree["params"], x, y)
+            updates, state = MOMENTUM.update(gradient, tree["optimizer"], params)
+            return {"params": optax.apply_updates(params, updates), "optimizer": state}
+
+        return jax.jit(step)
+
+
+class Npz(RawJax):
+    """NumPy's archive, an array for each leaf; it stands for training with JAX and optax, too."""
+
+    suffix = ".npz"
+    trains = True
+
     def save(self, path: Path, tree: Any) -> None:
         """``numpy.savez``."""
-        np.savez(path, **self.flat(tree))
+        np.savez(path, **self.arrays(tree))
 
     def load(self, path: Path, like: Any) -> Any:
         """``numpy.load``, and each leaf by its name."""
         with np.load(path) as file:
-            leaves = [jnp.asarray(file[name]) for name in self.flat(like)]
+            leaves = [jnp.asarray(file[name]) for name in self.arrays(like)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-class Pickle(RawJax):
-    """Python's pickle."""
-
-    suffix = ".pickle"
-    layout = "pickle"
-
-    def save(self, path: Path, tree: Any) -> None:
-        """``pickle.dump`` of NumPy arrays."""
-        with path.open("wb") as file:
-            pickle.dump(jax.tree.map(np.asarray, tree), file)
-
-    def load(self, path: Path, like: Any) -> Any:
-        """``pickle.load``; it takes no template."""
-        with path.open("rb") as file:
-            return jax.tree.map(jnp.asarray, pickle.load(file))
 
 
 class Safetensors(RawJax):
     """safetensors alone."""
 
     suffix = ".safetensors"
-    layout = "safetensors"
 
     def save(self, path: Path, tree: Any) -> None:
-        """``safetensors.flax.save_file``."""
-        from safetensors.flax import save_file
+        """``safetensors.numpy.save_file``."""
+        from safetensors.numpy import save_file
 
-        save_file(self.flat(tree), path)
+        save_file(self.arrays(tree), path)
 
     def load(self, path: Path, like: Any) -> Any:
-        """``safetensors.flax.load_file``, and each leaf by its name."""
-        from safetensors.flax import load_file
+        """``safetensors.numpy.load_file``, and each leaf by its name."""
+        from safetensors.numpy import load_file
 
         found = load_file(path)
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in self.flat(like)])
+        return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(found[name]) for name in self.arrays(like)])
 
 
 class Orbax(RawJax):
-    """Orbax's standard checkpointer, a folder a checkpoint."""
+    """Orbax's standard checkpointer, a folder for each checkpoint."""
 
-    layout = "zarr"
     cold = True
 
     def __init__(self) -> None:
@@ -205,3 +169,32 @@ class Orbax(RawJax):
         """``StandardCheckpointer.restore``, with the abstract tree that it is to be."""
         with self._ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute(), jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like))
+
+
+class Flax(RawJax):
+    """Flax: dense layers of ``flax.linen``, and its serialization to msgpack."""
+
+    cold = True
+    suffix = ".msgpack"
+    trains = True
+
+    def __init__(self) -> None:
+        """Fail here where it is not installed."""
+        import flax.linen as nn  # pyright: ignore[reportMissingImports]
+        import flax.serialization  # pyright: ignore[reportMissingImports]
+
+        self._nn, self._serialization = nn, flax.serialization
+
+    def predict(self, params: Any, x: Any) -> Any:
+        """``Dense`` applied to the params of each layer."""
+        first, last = params["Dense_0"], params["Dense_1"]
+        hidden = jnp.tanh(self._nn.Dense(HIDDEN).apply({"params": first}, x))
+        return self._nn.Dense(last["kernel"].shape[1]).apply({"params": last}, hidden)
+
+    def save(self, path: Path, tree: Any) -> None:
+        """``flax.serialization.to_bytes``."""
+        path.write_bytes(self._serialization.to_bytes(tree))
+
+    def load(self, path: Path, like: Any) -> Any:
+        """``flax.serialization.from_bytes``, with the state that it is to be like."""
+        return self._serialization.from_bytes(like, path.read_bytes())

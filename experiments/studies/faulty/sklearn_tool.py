@@ -8,38 +8,31 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from .judge import Arrays, NotOffered
-from .raw_jax import rows_of
-from .tool import HIDDEN, Call, Tool
+from .tool import HIDDEN, Call, Tool, minibatch
 
 
 class ScikitLearn(Tool):
     """As its user guide has it."""
 
     suffix = ".joblib"
-    layout = "pickle"
     leaf = r"coefs?_|intercepts?_"
 
     def train(self, call: Call) -> Arrays:
         """``fit``."""
-        if call.change_params is not None:
+        if call.change_params is not Call.change_params:
             raise NotOffered("it takes no parameters")
         if call.seed is None:
             raise NotOffered("its order needs no key")
-        if np.ndim(call.x) == 2 and np.shape(call.x)[1] not in (0, 3):
-            raise NotOffered("it makes its network from the data")
-        if np.shape(call.y)[1:] == (2,):
+        if (np.ndim(call.x) == 2 and np.shape(call.x)[1] not in (0, 3)) or np.shape(call.y)[1:] == (2,):
             raise NotOffered("it makes its network from the data")
         if isinstance(call.x, np.ndarray) and call.x.dtype.kind in "fi" and call.x.dtype != np.dtype(np.float32):
             raise NotOffered("its precision is that of the data")
-        if (
-            call.classes
-            and np.asarray(call.y).dtype.kind in "if"
-            and not np.isin(call.y[~np.isnan(call.y)], [0, 1]).all()
-        ):
+        labels = np.asarray(call.y)
+        if call.classes and labels.dtype.kind in "if" and not np.isin(labels[~np.isnan(labels)], [0, 1]).all():
             raise NotOffered("whatever is a label is a class to it")
         cls: Any = MLPClassifier if call.classes else MLPRegressor
         model = cls(
-            hidden_layer_sizes=(HIDDEN,),
+            (HIDDEN,),
             activation="tanh",
             solver="sgd",
             learning_rate_init=call.learning_rate,
@@ -51,13 +44,12 @@ class ScikitLearn(Tool):
 
     def tree(self, change: str = "") -> Any:
         """A model after a first step, which makes its parameters."""
-        hidden = (HIDDEN, 2) if change == "extra leaf" else (HIDDEN + (change == "wrong shape"),)
         if change in ("missing leaf", "renamed key"):
             raise NotOffered("its models cannot lack a leaf")
+        hidden = (HIDDEN, 2) if change == "extra leaf" else (HIDDEN + (change == "wrong shape"),)
         solver = "adam" if change == "other optimizer" else "sgd"
-        x, y = rows_of(0)
         model = MLPClassifier(hidden, activation="tanh", solver=solver, random_state=0, shuffle=False)
-        model.partial_fit(x.astype(np.float16 if change == "changed dtype" else np.float32), y, classes=[0, 1])
+        model.partial_fit(*minibatch(0), classes=[0, 1])
         if change == "changed dtype":
             model.coefs_ = [leaf.astype(np.float16) for leaf in model.coefs_]
         return model
@@ -65,9 +57,8 @@ class ScikitLearn(Tool):
     def spoiled(self, spoil: Any) -> Any:
         """Each array changed."""
         model = self.tree()
-        model.coefs_, model.intercepts_ = (
-            [np.array(spoil(leaf)) for leaf in p] for p in (model.coefs_, model.intercepts_)
-        )
+        model.coefs_ = [np.array(spoil(leaf)) for leaf in model.coefs_]
+        model.intercepts_ = [np.array(spoil(leaf)) for leaf in model.intercepts_]
         return model
 
     def arrays(self, tree: Any) -> Arrays:
@@ -86,4 +77,4 @@ class ScikitLearn(Tool):
 
     def step(self, tree: Any, number: int) -> Any:
         """``partial_fit``."""
-        return tree.partial_fit(*rows_of(number))
+        return tree.partial_fit(*minibatch(number))

@@ -1,4 +1,4 @@
-"""A tool in a process of its own, asked fault by fault: ``python -m faulty.worker TOOL``."""
+"""A tool in a process of its own, which injects fault after fault: ``python -m faulty.worker TOOL``."""
 
 import contextlib
 import importlib
@@ -14,21 +14,24 @@ import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from . import COLD, TOOLS
-from .judge import Outcome
+from . import TOOLS
+from .judge import Outcome, judge
+from .tool import Setting
 
-# A fault that has taken so long is hung, beyond what an alarm within the process can end.
+# A fault that has taken so long is hung where an alarm within the process ends nothing.
 _MOST_S = 300.0
 
 
 class Worker:
     """Starts the process when it is needed, and again when it ended or hung."""
 
-    def __init__(self, tool: str, python: str = sys.executable):
-        """Of a tool, in an interpreter that has it."""
-        self._tool, self._python = tool, python
+    def __init__(self, tool: str):
+        """Of a tool."""
+        self._tool = tool
         self._process: subprocess.Popen[str] | None = None
+        self._cold = False
 
     def ask(self, group: str, fault: str, *, seed: int = 0, kills: int = 5) -> Outcome:
         """Inject a fault.
@@ -36,8 +39,8 @@ class Worker:
         Raises:
             ImportError: the tool is not installed.
         """
-        if group == "writing" and self._tool in COLD:
-            self.close()
+        if group == "writing" and self._cold:
+            self.close()  # it must not have run before its process is forked
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([group, fault, seed, kills]) + "\n")
@@ -46,34 +49,26 @@ class Worker:
         line = process.stdout.readline() if ready else ""
         if not line:
             self.close()
-            return Outcome(False, 1, 1, "its process crashed, or hung where no alarm is heard")
+            return Outcome(False, 1, 1, "its process crashed, or hung where no alarm ends it")
         return Outcome(*json.loads(line))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and all that it has forked."""
         if self._process is not None:
             process, self._process = self._process, None
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with all that it has forked
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
     def _start(self) -> "subprocess.Popen[str]":
-        # A forked process has none of the threads of its parent, so XLA must do without.
         environment = os.environ | {
-            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",  # a forked process has none of its parent's threads
             "JAX_PLATFORMS": "cpu",
-            "KERAS_BACKEND": "jax",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         }
-        command = [*_own_mounts(), self._python, "-m", "faulty.worker", self._tool]
         self._process = subprocess.Popen(
-            command,
+            [*_own_mounts(), sys.executable, "-m", "faulty.worker", self._tool],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -82,15 +77,16 @@ class Worker:
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if line != "ready\n":
+        opened = json.loads(self._process.stdout.readline() or '{"error": "its process ended at once"}')
+        if "error" in opened:
             self.close()
-            raise ImportError(line.strip() or f"{self._tool}: its process ended at once")
+            raise ImportError(f"{self._tool}: {opened['error']}")
+        self._cold = opened["cold"]
         return self._process
 
 
 def _own_mounts() -> list[str]:
-    """What lets the process mount small and read-only file systems that nobody else sees; nothing if it may not."""
+    """What lets the process mount small and read-only file systems of its own; nothing if it may not."""
     program = shutil.which("unshare")
     for flags in ("-m", "-rm"):
         command = [] if program is None else [program, flags]
@@ -101,22 +97,23 @@ def _own_mounts() -> list[str]:
 
 def _serve(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a tool prints is no answer
+    os.dup2(2, 1)  # what a tool prints is no answer
     warnings.simplefilter("ignore")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # before anything starts JAX's threads
+    from .faults import FAULTS
+
     try:
         module, cls = TOOLS[name].split(":")
         tool = getattr(importlib.import_module(module), cls)()
     except ImportError as error:
-        print(f"{error}", file=answers, flush=True)
+        print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return
-    from .faults import inject
-
-    print("ready", file=answers, flush=True)
+    print(json.dumps({"cold": tool.cold}), file=answers, flush=True)
     for line in sys.stdin:
         group, fault, seed, kills = json.loads(line)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            outcome = inject(tool, group, fault, Path(scratch), seed=seed, kills=kills)
+            trials = FAULTS[group][fault](tool, Setting(Path(scratch), np.random.default_rng(seed), kills))
+            outcome = judge(trials, ours=tool.ours, cold=tool.cold)
         print(json.dumps(outcome), file=answers, flush=True)
 
 

@@ -1,43 +1,51 @@
-"""The same gradient-descent step in every framework: one short file a peer, all of one shape.
+"""The same gradient-descent step in every framework: one short file a framework.
 
-A peer's file has ``arms(workload)``, which returns ``{label: Arm}``, or says in a sentence why it cannot run that
-workload. Importing the file, or calling ``arms``, raises ImportError where what it needs is not installed.
+Each file has ``arms(workload)``, which returns ``{label: Arm}``, or a sentence that says why it cannot run that
+workload. Importing the file raises ImportError where the framework is not installed.
 
-Every arm starts from the same weights, looks at the same full batch, and computes at each step the forward pass, the
-loss, the gradient and the update; every arm returns the loss of each step. Weights are handed over as
-``(n_in, n_out)``; a framework whose own layer keeps them the other way round (PyTorch, Equinox) keeps them so.
+Every arm starts from the same weights and sees the same full batch. Each of its steps computes the forward pass, the
+loss, the gradient and the update, and it returns the loss of each step. Weights are given as ``(n_in, n_out)``; PyTorch
+and Equinox keep them transposed, as their own layers do.
 """
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arms import Arm, Run
-
-__all__ = ["LOOP", "OURS_LOOP", "OURS_WHOLE", "PEERS", "SCAN", "WORKLOADS", "Arm", "Run", "Workload"]
-
-# What the tables hold the others against.
+# The arms that the tables compare the others with.
 SCAN = "raw lax.scan"
-LOOP = "raw jax, jitted step"
 OURS_WHOLE = "minijaxnet descend"
 OURS_LOOP = "minijaxnet, jitted descent.step"
 
+Run = Callable[[int], Any]
 
-class Workload(NamedTuple):
-    """A network of relu layers, its batch and its rate: softmax cross-entropy for classes, else mean squared error.
+
+class Arm(NamedTuple):
+    """One way to take steps, in any framework.
 
     Attributes:
-        sizes: widths from the input to the output.
-        points: of the batch.
-        learning_rate: small enough that losses fall.
-        copies: how many networks learn at once, each from weights of its own; None for one network, without that axis.
+        start: ``start() -> run``, which is not timed, puts the starting weights in place. ``run(steps)``, called once,
+            takes so many steps, waits until all is computed, and returns a loss for each step.
+        whole: whether one call of a compiled program takes all steps; otherwise Python calls each of them.
+        same_rule: whether the update is plain gradient descent, so that the losses must equal the others'.
+    """
+
+    start: Callable[[], Run]
+    whole: bool = False
+    same_rule: bool = True
+
+
+class Workload(NamedTuple):
+    """A network of relu layers, its batch and its learning rate.
+
+    The loss is the softmax cross-entropy where there are several outputs, otherwise the mean squared error.
     """
 
     sizes: tuple[int, ...]
     points: int
     learning_rate: float
-    copies: int | None = None
 
     @property
     def classifies(self) -> bool:
@@ -53,27 +61,22 @@ class Workload(NamedTuple):
         return x, draw.normal(size=(self.points, 1)).astype(np.float32)
 
     def weights(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """``(weights, bias)`` a layer, float32, by He's rule; with copies, their axis comes first."""
+        """``(weights, bias)`` of each layer, float32, by He's rule."""
         draw = np.random.default_rng(0)
-        stack = () if self.copies is None else (self.copies,)
         return [
-            (
-                (draw.normal(size=(*stack, n_in, n_out)) * (2 / n_in) ** 0.5).astype(np.float32),
-                np.zeros((*stack, n_out), np.float32),
-            )
+            ((draw.normal(size=(n_in, n_out)) * (2 / n_in) ** 0.5).astype(np.float32), np.zeros(n_out, np.float32))
             for n_in, n_out in itertools.pairwise(self.sizes)
         ]
 
 
-WORKLOADS: dict[str, Workload] = {
+WORKLOADS = {
     "2-2-1": Workload((2, 2, 1), 4, 0.01),
     "64-128-10": Workload((64, 128, 10), 128, 0.1),
     "64-256-256-10": Workload((64, 256, 256, 10), 256, 0.1),
     "1024-1024-1024-10": Workload((1024, 1024, 1024, 10), 256, 0.01),
-    "1000x2-2-1": Workload((2, 2, 1), 4, 0.01, copies=1_000),
 }
 
-PEERS: dict[str, str] = {
+PEERS = {
     "minijaxnet": "peers.ours",
     "jax": "peers.raw_jax",
     "optax": "peers.optax_steps",

@@ -1,4 +1,4 @@
-"""Flax NNX: a mutable model and optimizer. ``nnx.jit`` is the usual way, the others come from its performance guide.
+"""Flax NNX: a mutable model and optimizer. ``nnx.jit`` is the usual way, the others are from its performance guide.
 
 Source: "Performance considerations", in the guides of Flax.
 """
@@ -13,19 +13,18 @@ import optax
 from flax import nnx  # pyright: ignore[reportMissingImports]
 
 from . import Arm, Run, Workload
-from .arms import python_loop
 from .optax_steps import loss_of
 from .raw_jax import on_device, scanned
 
 
 class Network(nnx.Module):
-    """Dense layers with relu between them; with copies, each weight has their axis first."""
+    """Dense layers with relu between them."""
 
     def __init__(self, params: Any):
         """Layers with the given weights."""
         layers = []
         for weights, bias in params:
-            layer = nnx.Linear(*weights.shape[-2:], rngs=nnx.Rngs(0))
+            layer = nnx.Linear(*weights.shape, rngs=nnx.Rngs(0))
             layer.kernel, layer.bias = nnx.Param(weights), nnx.Param(bias)
             layers.append(layer)
         self.layers = nnx.List(layers)
@@ -38,31 +37,27 @@ class Network(nnx.Module):
 
 
 def arms(workload: Workload) -> dict[str, Arm]:
-    """``nnx.jit``, the same with its arguments cached, and the functional form in ``jax.jit`` and in a scan."""
+    """``nnx.jit``, the same with its arguments cached, and the functional form in a scan."""
     params, batch = on_device(workload)
-    loss_function = loss_of(workload.classifies)
-
+    loss_function = loss_of(workload)
     optimizer = optax.sgd(workload.learning_rate)  # one for all starts: with another, nnx.jit would compile again
 
     def fresh() -> tuple[Any, Any]:
         model = Network(jax.tree.map(jnp.copy, params))
         return model, nnx.Optimizer(model, optimizer, wrt=nnx.Param)
 
-    def slope(model: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        return nnx.value_and_grad(lambda model: loss_function(model, x, y))(model)
-
-    if workload.copies is not None:
-        slope = nnx.vmap(slope, in_axes=(0, None, None))
-
     def train_step(model: Any, optimizer: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        loss, grads = slope(model, x, y)
+        loss, grads = nnx.value_and_grad(lambda model: loss_function(model, x, y))(model)
         optimizer.update(model, grads)
         return loss
 
-    def mutating(prepare: Callable[[Any, Any], Callable[..., Any]]) -> Callable[[], Run]:
+    def python_loop(prepare: Callable[..., Any]) -> Callable[[], Run]:
+        # A function of its own: one that it has seen before, Flax would not compile again.
+        jitted = nnx.jit(lambda model, optimizer, x, y: train_step(model, optimizer, x, y))
+
         def start() -> Run:
             model, optimizer = fresh()
-            step = prepare(model, optimizer)
+            step = prepare(jitted, model, optimizer)
 
             def run(steps: int) -> Any:
                 losses = [step(*batch) for _ in range(steps)]
@@ -72,11 +67,6 @@ def arms(workload: Workload) -> dict[str, Arm]:
 
         return start
 
-    def jitted() -> Callable[..., Any]:
-        """Compiled anew for each arm: a function that it has seen before, Flax would find again."""
-        return nnx.jit(lambda model, optimizer, x, y: train_step(model, optimizer, x, y))
-
-    usual, cached = jitted(), jitted()
     graphdef, state = nnx.split(fresh())
 
     def pure_step(state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
@@ -85,10 +75,7 @@ def arms(workload: Workload) -> dict[str, Arm]:
         return nnx.state((model, optimizer)), loss
 
     return {
-        "Flax NNX, nnx.jit (usual)": Arm(mutating(lambda model, optimizer: functools.partial(usual, model, optimizer))),
-        "Flax NNX, cached_partial": Arm(
-            mutating(lambda model, optimizer: nnx.cached_partial(cached, model, optimizer))
-        ),
-        "Flax NNX, split, merge, jax.jit": Arm(python_loop(jax.jit(pure_step), lambda: (state,), batch)),
+        "Flax NNX, nnx.jit (usual)": Arm(python_loop(functools.partial)),
+        "Flax NNX, cached_partial": Arm(python_loop(nnx.cached_partial)),
         "Flax NNX, scan of split, merge": Arm(scanned(pure_step, (state,), batch), whole=True),
     }

@@ -7,41 +7,35 @@ import jax
 import optax
 
 from . import Arm, Workload
-from .arms import python_loop
-from .raw_jax import on_device, over_copies, predictions, scanned
-
-ADAM_RATE = 1e-3
+from .raw_jax import on_device, predictions, python_loop, scanned
 
 
-def loss_of(classifies: bool) -> Callable[..., jax.Array]:
+def loss_of(workload: Workload) -> Callable[..., jax.Array]:
     """``loss(predict, x, y)``, by optax; ``predict(x)`` gives the predictions."""
-    if classifies:
+    if workload.classifies:
         return lambda predict, x, y: optax.softmax_cross_entropy_with_integer_labels(predict(x), y).mean()
     return lambda predict, x, y: optax.squared_error(predict(x), y).mean()
 
 
 def arms(workload: Workload) -> dict[str, Arm]:
-    """SGD and Adam, each in both loops. Adam takes another path: only its time can be compared."""
+    """SGD and Adam, each in both loops. Adam is another rule: only its time can be compared."""
     params, batch = on_device(workload)
-    loss_function = loss_of(workload.classifies)
+    loss_function = loss_of(workload)
+    found = {}
+    for name, optimizer, same_rule in (
+        ("optax SGD", optax.sgd(workload.learning_rate), True),
+        ("optax Adam (another rule)", optax.adam(1e-3), False),
+    ):
 
-    def both(name: str, optimizer: optax.GradientTransformation, same_rule: bool) -> dict[str, Arm]:
-        def step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, jax.Array]:
+        def step(params: Any, state: Any, x: jax.Array, y: jax.Array, optimizer: Any = optimizer) -> tuple[Any, ...]:
             def loss_at(params: Any) -> jax.Array:
                 return loss_function(lambda x: predictions(params, x), x, y)
 
             loss, grads = jax.value_and_grad(loss_at)(params)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, loss
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, loss
 
-        step = over_copies(step, workload, n_states=2)
-        states = (params, optimizer.init(params) if workload.copies is None else jax.vmap(optimizer.init)(params))
-        return {
-            f"{name}, jitted step": Arm(python_loop(jax.jit(step), lambda: states, batch), same_rule=same_rule),
-            f"{name}, scan": Arm(scanned(step, states, batch), whole=True, same_rule=same_rule),
-        }
-
-    return {
-        **both("optax SGD", optax.sgd(workload.learning_rate), True),
-        **both("optax Adam (another rule)", optax.adam(ADAM_RATE), False),
-    }
+        states = (params, optimizer.init(params))
+        found[f"{name}, jitted step"] = Arm(python_loop(jax.jit(step), states, batch), same_rule=same_rule)
+        found[f"{name}, scan"] = Arm(scanned(step, states, batch), whole=True, same_rule=same_rule)
+    return found

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import LOOP, SCAN, Arm, Run, Workload
-from .arms import python_loop
+from . import SCAN, Arm, Run, Workload
 
 
 def on_device(workload: Workload) -> tuple[Any, Any]:
-    """The starting weights and the batch as JAX's own arrays: copies, which may be donated."""
+    """The starting weights and the batch as JAX's own arrays."""
     return jax.block_until_ready(jax.tree.map(jnp.array, (workload.weights(), workload.data())))
 
 
@@ -30,19 +29,27 @@ def squared_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.mean((predictions(params, x) - y) ** 2)
 
 
-def surprise(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The softmax cross-entropy of classes; by one-hot labels or a scatter it takes as long."""
+def cross_entropy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The softmax cross-entropy of classes."""
     log_probabilities = jax.nn.log_softmax(predictions(params, x))
     return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], axis=-1))
 
 
-def over_copies(step: Callable[..., Any], workload: Workload, n_states: int = 1) -> Callable[..., Any]:
-    """The step ``(*states, x, y)`` for all copies at once, where there are copies."""
-    return step if workload.copies is None else jax.vmap(step, in_axes=(0,) * n_states + (None, None))
+def python_loop(step: Callable[..., Any], states: tuple[Any, ...], batch: Any) -> Callable[[], Run]:
+    """The start of an arm that calls ``step(*states, *batch) -> (*states, loss)`` from Python."""
+
+    def run(steps: int) -> Any:
+        current, losses = states, []
+        for _ in range(steps):
+            *current, loss = step(*current, *batch)
+            losses.append(loss)  # on the device until all of them are there
+        return jax.block_until_ready((current, losses))[1]
+
+    return lambda: run
 
 
 def scanned(step: Callable[..., Any], states: tuple[Any, ...], batch: Any) -> Callable[[], Run]:
-    """Arms that take all steps in one ``lax.scan``, compiled for each number of steps."""
+    """The start of an arm that takes all steps in one ``lax.scan``, compiled for each number of steps."""
 
     @functools.partial(jax.jit, static_argnames="steps")
     def program(states: tuple[Any, ...], batch: Any, steps: int) -> Any:
@@ -56,18 +63,15 @@ def scanned(step: Callable[..., Any], states: tuple[Any, ...], batch: Any) -> Ca
 
 
 def arms(workload: Workload) -> dict[str, Arm]:
-    """The usual loop, the same with donated weights, and the scan that all others are held against."""
+    """The usual loop, and the scan that all others are compared with."""
     params, batch = on_device(workload)
-    loss_of = surprise if workload.classifies else squared_loss
+    loss_of = cross_entropy if workload.classifies else squared_loss
 
     def step(params: Any, x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
         loss, gradient = jax.value_and_grad(loss_of)(params, x, y)
         return jax.tree.map(lambda weight, slope: weight - workload.learning_rate * slope, params, gradient), loss
 
-    step = over_copies(step, workload)
-    donating = jax.jit(step, donate_argnums=0)
     return {
         SCAN: Arm(scanned(step, (params,), batch), whole=True),
-        LOOP: Arm(python_loop(jax.jit(step), lambda: (params,), batch)),
-        "raw jax, jitted step, donated": Arm(python_loop(donating, lambda: (jax.tree.map(jnp.copy, params),), batch)),
+        "raw jax, jitted step": Arm(python_loop(jax.jit(step), (params,), batch)),
     }
