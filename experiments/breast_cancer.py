@@ -1,4 +1,4 @@
-"""Benign or malignant? A network with tanh units learns to tell, by a gradient derived by hand."""
+"""A network with tanh units tells benign from malignant tumours, by a gradient derived by hand."""
 
 import jax.numpy as jnp
 

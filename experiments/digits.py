@@ -13,18 +13,22 @@ cross_entropy = mjn.objective(network, mjn.softmax_cross_entropy)
 backprop = mjn.mlp_gradient(SIZES, activation=jax.nn.relu, loss=mjn.softmax_cross_entropy)
 
 
+def penalty(params):
+    """A price on large weights: ``decay * sum(W^2)``."""
+    return WEIGHT_DECAY * sum(jnp.sum(layer["weights"] ** 2) for layer in params)
+
+
 def objective(params, batch):
-    """The cross-entropy, and a price on large weights: ``L = CE + decay * sum(W^2)``."""
-    return cross_entropy(params, batch) + WEIGHT_DECAY * sum(jnp.sum(layer["weights"] ** 2) for layer in params)
+    """``L = CE + decay * sum(W^2)``."""
+    return cross_entropy(params, batch) + penalty(params)
 
 
 def value_and_gradient(params, batch):
-    """Backpropagation, and the slope of the price: ``dL/dW = dCE/dW + 2 * decay * W``."""
+    """The loss, and its gradient by hand: ``dL/dW = dCE/dW + 2 * decay * W``."""
     loss, gradient = backprop(params, batch)
-    price = WEIGHT_DECAY * sum(jnp.sum(layer["weights"] ** 2) for layer in params)
-    for slopes, layer in zip(gradient, params, strict=True):
-        slopes["weights"] += 2 * WEIGHT_DECAY * layer["weights"]
-    return loss + price, gradient
+    for layer_gradient, layer in zip(gradient, params, strict=True):
+        layer_gradient["weights"] += 2 * WEIGHT_DECAY * layer["weights"]
+    return loss + penalty(params), gradient
 
 
 experiment = mjn.Experiment(

@@ -144,12 +144,11 @@ class GradientStep:
 
     def is_ready(self, state: DescentState) -> jax.Array:
         """Whether any step can be taken: a traced rate may be infinite or NaN."""
-        return jnp.isfinite(state.optimizer)
+        return jnp.isfinite(_rate(state))
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         """Take it."""
-        rate = state.optimizer
-        check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), OPTIMIZER)
+        rate = _rate(state)
         loss, aux, gradient = gradient_of(self.objective, self.has_aux, state, batch)
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
@@ -160,6 +159,12 @@ class GradientStep:
         params = jax.tree.map(downhill, state.params, gradient)
         state = state._replace(params=params, step=state.step + 1)
         return state, StepInfo(loss, l2_norm(gradient), aux)
+
+
+def _rate(state: DescentState) -> jax.Array:
+    rate = state.optimizer
+    check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), OPTIMIZER)
+    return rate
 
 
 def _within(rate: jax.Array, dtype: Any) -> jax.Array:

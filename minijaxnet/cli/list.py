@@ -1,4 +1,4 @@
-"""``minijaxnet list``: the experiments of a folder, with their one-line summaries."""
+"""``minijaxnet list``: the experiments of a folder and of the folders in it, with their one-line summaries."""
 
 import ast
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from minijaxnet.cli.errors import UsageError
 def main(arguments: Sequence[str]) -> int:
     """Print a line an experiment; nothing in the folder is run."""
     if {"-h", "--help"} & set(arguments):
-        print("usage: minijaxnet list [FOLDER]\n\nShow the experiments of a folder (experiments, if left out).")
+        print("usage: minijaxnet list [FOLDER]\n")
+        print("Show the experiments of a folder (experiments, if left out) and of the folders in it.")
         return 0
     if len(arguments) > 1:
         raise UsageError(f"list: got {' '.join(arguments)}; expected one folder at most")
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str]) -> int:
         what = "is a file" if folder.exists() else "is not there"
         raise UsageError(f"list: got {folder}; expected a folder, but {folder.absolute()} {what}")
     rows = [row for path in sorted(folder.glob("*.py")) if (row := _describe(path))]
+    rows += [row for path in sorted(folder.glob("*/*.py")) if (row := _describe(path, only_experiments=True))]
     if not rows:
         print(f"{folder}: no experiments")
         return 0
@@ -26,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _describe(path: Path) -> tuple[str, str] | None:
-    """How to call a file and its summary; None if it is not meant to be called."""
+def _describe(path: Path, *, only_experiments: bool = False) -> tuple[str, str] | None:
+    """How to call a file and its summary; None if it is not meant to be called, or not an experiment."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError) as error:
-        return str(path), f"(cannot be read: {type(error).__name__})"
+        return None if only_experiments else (str(path), f"(cannot be read: {type(error).__name__})")
     summary = (ast.get_docstring(tree) or "(no summary)").splitlines()[0]
     assigned = {
         target.id
@@ -43,4 +45,4 @@ def _describe(path: Path) -> tuple[str, str] | None:
     if "experiment" in assigned:
         return f"minijaxnet run {path}", summary
     is_script = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
-    return (f"python {path}", summary) if is_script else None
+    return (f"python {path}", summary) if is_script and not only_experiments else None

@@ -24,6 +24,9 @@ def test_list_shows_experiments_and_scripts_and_runs_neither(tmp_path):
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "latin.py").write_bytes(b"experiment = '\xe9'\n")
+    (folder / "lesson").mkdir()
+    for name in ("b_experiment.py", "a_script.py", "broken.py"):  # in a folder below only experiments are shown
+        (folder / "lesson" / name).write_text(texts[name], encoding="utf-8")
     called = call("list", folder)
     assert (called.code, called.err) == (0, "")
     shown = [re.split(r"\s{2,}", line) for line in called.out.splitlines()]
@@ -34,6 +37,7 @@ def test_list_shows_experiments_and_scripts_and_runs_neither(tmp_path):
         [str(folder / "broken.py"), "(cannot be read: SyntaxError)"],
         [str(folder / "latin.py"), "(cannot be read: UnicodeDecodeError)"],
         [f"minijaxnet run {folder / 'silent.py'}", "(no summary)"],
+        [f"minijaxnet run {folder / 'lesson' / 'b_experiment.py'}", "Crashes when it is run."],
     ]
     starts = {line.index(summary) for line, (_, summary) in zip(called.out.splitlines(), shown, strict=True)}
     assert len(starts) == 1, "the summaries stand in one column"
@@ -94,4 +98,6 @@ def test_the_experiments_that_ship_are_listed_and_load():
     assert "(no summary)" not in called.out
     names = [load_experiment(path).name for path in runnable]
     assert len(set(names)) == len(names) >= 5
+    assert str(folder / "lesson" / "single_weight.py") in runnable
+    assert "studies" not in called.out
     assert all(re.fullmatch(r"[a-z_-]+", name) for name in names)

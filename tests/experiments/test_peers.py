@@ -1,188 +1,154 @@
-"""The peers that are compared: every one takes the same steps, and a process that holds one does as it is told."""
+"""The frameworks that are compared: each takes the same steps; those that agree take turns, the others have a reason."""
 
 import functools
 import importlib
-import itertools
 import shutil
-import sys
-from types import SimpleNamespace
 
 import numpy as np
+import peers_compared
 import pytest
 from kits.marks import slow
-from peers import LOOP, OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Arm, Workload
-from peers import arms as worker
-from peers import compare as bench_peers
-from peers.worker import open_peer
+from peers import OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Arm, Workload, compare
+from peers.compare import Comparison, PeerFailed, Row
 
-NEEDS = {"optax": "optax", "equinox": "equinox", "flax": "flax", "torch": "torch"}
-CLASSES = Workload((5, 7, 7, 3), 6, 0.1)
-COPIES = WORKLOADS["1000x2-2-1"]._replace(copies=24)
+from minijaxnet.bench.intervals import Interval
+
 STEPS = 5
+WORKLOAD = {"2-2-1": WORKLOADS["2-2-1"], "classes": Workload((5, 7, 7, 3), 6, 0.1)}
 
 
 def arms_of(peer: str, workload: Workload) -> dict[str, Arm]:
-    if peer in NEEDS:
-        pytest.importorskip(NEEDS[peer])
-    if peer == "c" and shutil.which("gcc") is None:
-        pytest.skip("no gcc")
-    found = open_peer(PEERS[peer], workload)
-    if peer == "c" and workload.sizes != (2, 2, 1):
-        assert found == "written for 2-2-1 only"
+    try:
+        found = importlib.import_module(PEERS[peer]).arms(workload)
+    except ImportError as error:
+        pytest.skip(str(error))
+    if isinstance(found, str):
         pytest.skip(found)
-    assert isinstance(found, dict), found
     return found
 
 
-def losses(arm: Arm, steps: int = STEPS) -> np.ndarray:
-    return worker.losses_of(arm.start()(steps))
-
-
 @functools.cache
-def reference(workload: Workload, steps: int = STEPS) -> np.ndarray:
-    """Gradient descent in float64, the slope by finite differences of the loss: written once more from it."""
+def reference(workload: Workload) -> np.ndarray:
+    """Losses of gradient descent in float64, with the gradient by finite differences of a loss written once more."""
     x, y = workload.data()
-    layers = [leaf.astype(np.float64) for layer in workload.weights() for leaf in layer]
+    leaves = [leaf.astype(np.float64) for layer in workload.weights() for leaf in layer]
 
-    def loss(leaves: list[np.ndarray]) -> np.ndarray:
+    def loss() -> float:
         h = x.astype(np.float64)
         for number in range(0, len(leaves), 2):
-            h = (np.maximum(h, 0) if number else h) @ leaves[number] + leaves[number + 1][..., None, :]
+            h = (np.maximum(h, 0) if number else h) @ leaves[number] + leaves[number + 1]
         if not workload.classifies:
-            return np.mean((h - y) ** 2, axis=(-2, -1))
+            return np.mean((h - y) ** 2)
         return np.mean(np.log(np.sum(np.exp(h), axis=-1)) - h[np.arange(len(y)), y])
 
-    seen = []
-    for _ in range(steps):
-        seen.append(loss(layers))
-        slopes = [np.zeros_like(leaf) for leaf in layers]
-        stacked = 0 if workload.copies is None else 1
-        for number, leaf in enumerate(layers):
-            for index in np.ndindex(leaf.shape[stacked:]):
-                place = (..., *index)
-                moved = {}
-                for shift in (-1e-6, 1e-6):
-                    shifted = [other.copy() for other in layers]
-                    shifted[number][place] += shift
-                    moved[shift] = loss(shifted)
-                slopes[number][place] = (moved[1e-6] - moved[-1e-6]) / 2e-6
-        layers = [leaf - workload.learning_rate * slope for leaf, slope in zip(layers, slopes, strict=True)]
-    return np.array(seen)
+    def partial(leaf: np.ndarray, index: tuple[int, ...]) -> float:
+        values, before = [], leaf[index]
+        for shift in (-1e-6, 1e-6):
+            leaf[index] = before + shift
+            values.append(loss())
+        leaf[index] = before
+        return (values[1] - values[0]) / 2e-6
 
-
-EXPECTED = {"2-2-1": WORKLOADS["2-2-1"], "classes": CLASSES, "copies": COPIES}
-QUICK = {*itertools.product(["numpy"], EXPECTED), ("minijaxnet", "2-2-1"), ("c", "2-2-1")}
-OTHERS = {*itertools.product(PEERS, EXPECTED)} - QUICK
-
-
-# --- The peers ------------------------------------------------------------------------------------------------------
+    losses = []
+    for _ in range(STEPS):
+        losses.append(loss())
+        gradient = [np.array([partial(leaf, i) for i in np.ndindex(leaf.shape)]).reshape(leaf.shape) for leaf in leaves]
+        leaves = [leaf - workload.learning_rate * slope for leaf, slope in zip(leaves, gradient, strict=True)]
+    return np.array(losses)
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning:torch")
-@pytest.mark.parametrize(("peer", "name"), [*sorted(QUICK), *slow(*sorted(OTHERS))])
+@pytest.mark.parametrize("name", WORKLOAD)
+@pytest.mark.parametrize("peer", ["numpy", "c", *slow(*(peer for peer in PEERS if peer not in ("numpy", "c")))])
 def test_every_peer_takes_the_same_steps_from_the_same_start(peer, name):
-    workload = EXPECTED[name]
-    expected = reference(workload)
-    assert np.all(np.mean(expected.reshape(STEPS, -1), axis=1)[1:] < np.mean(expected[0]))
-    for label, arm in arms_of(peer, workload).items():
+    expected = reference(WORKLOAD[name])
+    for label, arm in arms_of(peer, WORKLOAD[name]).items():
         if "compile" in label:
-            continue  # takes a minute; the comparison itself holds it against the others
-        found = losses(arm)
+            continue  # takes a minute; the comparison itself checks it
+        found = compare.losses_of(arm.start()(STEPS))
         assert found.shape == expected.shape, label
-        if arm.same_rule:
-            assert bench_peers.loss_difference(found, expected) is None, label
-            np.testing.assert_array_equal(losses(arm), found, err_msg=f"{label}: a second start is not the first")
-        else:
-            assert bench_peers.loss_difference(found, expected) is not None, label
-
-
-def test_no_two_peers_share_a_label_and_the_tables_find_theirs():
-    labels = [label for peer in ("minijaxnet", "jax", "optax", "numpy") for label in arms_of(peer, WORKLOADS["2-2-1"])]
-    assert len(set(labels)) == len(labels)
-    assert {SCAN, LOOP, OURS_LOOP, OURS_WHOLE} <= set(labels)
-
-
-@pytest.mark.parametrize(("name", "steps"), [("2-2-1", 500), ("1000x2-2-1", 100), *slow(("64-128-10", 25))])
-def test_losses_fall_and_stay_finite(name, steps):
-    (arm,) = arms_of("numpy", WORKLOADS[name]).values()
-    means = losses(arm, steps).reshape(steps, -1).mean(axis=1)
-    assert np.all(np.isfinite(means))
-    assert np.all(np.diff(means) < 0)
-
-
-@pytest.mark.parametrize("peer", NEEDS)
-def test_a_peer_that_is_not_installed_says_so(peer, monkeypatch):
-    monkeypatch.delitem(sys.modules, PEERS[peer], raising=False)
-    monkeypatch.setitem(sys.modules, NEEDS[peer], None)
-    assert str(open_peer(PEERS[peer], WORKLOADS["2-2-1"])).startswith("not installed (")
-
-
-def test_a_missing_compiler_says_so(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert open_peer(PEERS["c"], WORKLOADS["2-2-1"]) == "not installed (no gcc)"
-
-
-# --- What is the same result ----------------------------------------------------------------------------------------
+        assert (compare.loss_difference(found, expected) is None) == arm.same_rule, label
+        np.testing.assert_array_equal(compare.losses_of(arm.start()(STEPS)), found, err_msg=f"{label}: a second start")
 
 
 def test_rounding_is_the_same_result_and_a_rate_one_per_cent_off_is_not():
-    for workload in EXPECTED.values():
-        (arm,) = arms_of("numpy", workload).values()
-        (other,) = arms_of("numpy", workload._replace(learning_rate=1.01 * workload.learning_rate)).values()
-        found, steps = losses(arm, worker.CHECKED_STEPS), worker.CHECKED_STEPS
-        assert bench_peers.loss_difference(found * (1 + 1e-6), found) is None
-        assert "the loss is" in (bench_peers.loss_difference(losses(other, steps), found) or "")
-
-
-def test_a_loss_that_is_not_a_number_or_of_another_shape_is_another_result():
+    for workload in WORKLOAD.values():
+        found, other = (
+            compare.losses_of(arm.start()(compare.CHECKED_STEPS))
+            for factor in (1, 1.01)
+            for arm in arms_of("numpy", workload._replace(learning_rate=factor * workload.learning_rate)).values()
+        )
+        assert compare.loss_difference(found * (1 + 1e-6), found) is None
+        assert "the loss is" in (compare.loss_difference(other, found) or "")
     ones = np.ones(3, np.float32)
-    assert "at step 1" in (bench_peers.loss_difference(np.array([1, np.nan, 1]), ones) or "")
-    assert bench_peers.loss_difference(ones[:2], ones) == "losses of shape (2,); expected (3,)"
-
-
-# --- The worker -----------------------------------------------------------------------------------------------------
+    assert "at step 1" in (compare.loss_difference(np.array([1, np.nan, 1]), ones) or "")
+    assert compare.loss_difference(ones[:2], ones) == "losses of shape (2,); expected (3,)"
 
 
 @pytest.mark.parametrize(("step_s", "steps"), [(1e-6, 30_000), (1e-3, 30), (1.0, 4), (1e-12, 2**22)])
 def test_a_block_is_as_long_as_it_should_be(step_s, steps, monkeypatch):
-    monkeypatch.setattr(worker, "timed", lambda start, steps: (step_s * steps, None))
-    assert 0.5 < worker.steps_of_a_block(Arm(lambda: lambda steps: [])) / steps < 2
-
-
-def test_compilation_is_what_the_first_run_takes_longer(monkeypatch):
-    times = iter([3.0, 1.25, 1.0])
-    monkeypatch.setattr(worker, "timed", lambda start, steps: (next(times), [0.0] * steps))
-    assert worker.first(Arm(lambda: lambda steps: []))[0] == 2.0
-
-
-def test_a_block_that_ends_in_nan_is_refused():
-    with pytest.raises(FloatingPointError, match="after 2 steps the loss is not finite"):
-        worker.block(Arm(lambda: lambda steps: [1.0, float("nan")]), 2)
-
-
-def counting_down(steps):
-    return [1 / (1 + k) for k in range(steps)]
-
-
-def raising(steps):
-    raise RuntimeError("not today\nnor tomorrow")
-
-
-def test_a_worker_answers_until_its_pipe_is_closed_and_says_what_goes_wrong(monkeypatch):
-    monkeypatch.setattr(worker, "timed", lambda start, steps: (1e-4 * steps, start()(steps)))
-    arms = {"a": Arm(lambda: counting_down, note=lambda: "so it is"), "b": Arm(lambda: raising, True, False)}
-    told, said = iter([("first", "a"), ("size", "a"), ("block", "a"), ("first", "b")]), []
-    with pytest.raises(StopIteration):  # as a pipe that is closed raises EOFError
-        worker.serve(SimpleNamespace(recv=told.__next__, send=said.append), arms)
-    opened, (done, (compile_s, losses, note)), size, (_, step_s), wrong = said
-    assert opened == (True, {"a": (False, True), "b": (True, False)})
-    assert done and (compile_s, note) == (0, "so it is") and losses.tolist() == counting_down(20)
-    assert size == (True, 300) and step_s == pytest.approx(1e-4)
-    assert wrong == (False, "RuntimeError: not today")
+    monkeypatch.setattr(compare, "timed", lambda arm, steps: (step_s * steps, None))
+    assert 0.5 < compare.steps_of_a_block(Arm(lambda: lambda steps: [])) / steps < 2
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 def test_the_library_in_c_leaves_subnormal_numbers_to_the_process():
-    importlib.import_module("peers.c_by_hand").arms(WORKLOADS["2-2-1"])["C, by hand, one thread"].start()(1)
-    smallest = np.float64(5e-324)
-    assert smallest * np.float64(1) > 0 and np.float64(sys.float_info.min) / 2 > 0
+    arms_of("c", WORKLOADS["2-2-1"])["C, by hand, one thread"].start()(1)
+    assert np.float64(5e-324) * np.float64(1) > 0
+
+
+FAKES = {
+    "jax": "{SCAN: Arm(lambda: lambda steps: [1.0] * steps, True)}",
+    "other": "{'other': Arm(lambda: lambda steps: [1.1] * steps)}",
+    "another_rule": "{'another rule': Arm(lambda: lambda steps: [1.1] * steps, same_rule=False)}",
+    "raises": "{'raises': Arm(lambda: lambda steps: 1 / 0)}",
+    "exits": "{'exits': Arm(lambda: lambda steps: os._exit(3))}",
+    "not_offered": "'written for 2-2-1 only'",
+}
+
+
+@pytest.mark.slow
+def test_those_that_agree_take_turns_and_the_others_have_a_reason(tmp_path, monkeypatch):
+    for name, arms in FAKES.items():
+        text = f"import os\nfrom peers import SCAN, Arm\n\ndef arms(workload):\n    return {arms}\n"
+        (tmp_path / f"fake_{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = {name: f"fake_{name}" for name in (*FAKES, "absent")}
+    found = compare.compare_peers(modules, WORKLOADS["2-2-1"], seconds=0)
+    assert {label: row.whole for label, row in found.rows.items()} == {SCAN: True, "another rule": False}
+    assert len({len(found.control_s), *(len(row.samples_s) for row in found.rows.values())}) == 1
+    assert found.untimed == {
+        "other": "another result: at step 0 the loss is 1.1; expected 1",
+        "raises": "ZeroDivisionError: division by zero",
+        "exits": "died with exit code 3",
+        "not_offered": "written for 2-2-1 only",
+        "absent": "not installed (No module named 'fake_absent')",
+    }
+    with pytest.raises(PeerFailed, match=r"raw lax\.scan: ZeroDivisionError"):
+        (tmp_path / "fake_jax.py").write_text(
+            "from peers import SCAN, Arm\n\ndef arms(workload):\n    return {SCAN: Arm(lambda: lambda steps: 1 / 0)}\n"
+        )
+        compare.compare_peers({"jax": "fake_jax"}, WORKLOADS["2-2-1"], seconds=0)
+
+
+def test_a_verdict_needs_an_interval_beyond_one_and_beyond_the_control():
+    quiet, noisy = Interval(1.0, 0.99, 1.01), Interval(1.1, 1.05, 1.2)
+    assert peers_compared.verdict(Interval(1.5, 1.1, 1.6), quiet) == "faster"
+    assert peers_compared.verdict(Interval(1.5, 1.1, 1.6), noisy) == "tie"
+    assert peers_compared.verdict(Interval(0.5, 0.4, 0.98), quiet) == "SLOWER"
+    assert peers_compared.verdict(Interval(0.5, 0.4, 0.995), quiet) == "tie"
+
+
+@pytest.mark.parametrize("control", [1.0, 4.5])
+def test_a_table_is_sorted_in_its_groups_and_tells_ties_from_losses(control):
+    drift = 1 + 0.3 * np.random.default_rng(0).random(30)  # the machine's, the same for all in a round
+    steps_s = {SCAN: 1e-6, OURS_WHOLE: 2e-6, "quick": 0.5e-6, "loop": 8e-6, OURS_LOOP: 9e-6, "like ours": 9e-6}
+    rows = {label: Row(step_s < 5e-6, 0.5, step_s * drift) for label, step_s in steps_s.items()}
+    text = peers_compared.table("title", Comparison(rows, 1e-6 * control * drift, {"torch": "not installed"}))
+    lines = text.splitlines()
+    order = ["a step called", "loop", OURS_LOOP, "like ours", "the whole loop", "quick", SCAN, OURS_WHOLE, "not timed"]
+    assert [name for line, name in zip(lines[3:], order, strict=False) if name in line[:40]] == order
+    cells = {line[2:].split("  ")[0]: line for line in lines}
+    assert "tie" in cells["like ours"]
+    assert "SLOWER" in cells["quick"] and "0.5 to 0.5" in cells["quick"]
+    assert ("DIFFERS FROM ITSELF" in text) == (control != 1)
