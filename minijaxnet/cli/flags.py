@@ -141,7 +141,7 @@ class SweepFlags(PlaceFlags):
 
 
 def place_flags_of(arguments: Sequence[str]) -> PlaceFlags:
-    """Where a run is to be carried out: to be known before an experiment is loaded, which may ask JAX for a device.
+    """The devices and processes of a run: needed before an experiment is loaded, which may ask JAX for a device.
 
     What is no number is left to the parser, which says so.
 
