@@ -16,7 +16,7 @@ import numpy as np
 
 from minijaxnet._loops import block_on
 from minijaxnet._programs import known
-from minijaxnet._tables import html_of, significant
+from minijaxnet._tables import html_result, significant
 from minijaxnet._trees import (
     check_callable,
     check_count,
@@ -87,7 +87,11 @@ class FitResult(NamedTuple):
         return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        ends = (self.rows[0], self.rows[-1]) if self.rows else ()
+        columns = ("", *(f"at step {row['step']:,}" for row in ends))
+        names = [name for name in ends[0] if name != "step"] if ends else []
+        table = (columns, [(name, *(significant(row.get(name, float("nan"))) for row in ends)) for name in names])
+        return html_result(repr(self).split("\n")[0], table, remarks=self.notes)
 
 
 def fit(
