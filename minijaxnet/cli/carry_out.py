@@ -28,7 +28,7 @@ from minijaxnet.goal import goal_of
 from minijaxnet.history import DIVERGED, STOPPED_EARLY
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.parallel.processes import broadcast, is_first, is_lost, to_host
-from minijaxnet.report.told import Known
+from minijaxnet.report.record import Trained
 from minijaxnet.run import FitResult, Sink, check_values, fit
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
@@ -198,7 +198,7 @@ def _tell(
             shown, notes = state.params, []
             if best is not None:
                 shown, notes = to_host(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
-            say(leave_report(folder, Known(experiment, shown, first_batch_of(train), held["test"], key), notes))
+            say(leave_report(folder, Trained(experiment, shown, first_batch_of(train), held["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")

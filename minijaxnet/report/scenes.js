@@ -87,7 +87,7 @@ const within = (value, limit) => Math.min(limit - 6, Math.max(6, value));
 /* The bowl with one stop of the record. Returns show(i). */
 function bowlScene(stage, data) {
   const [weights, losses] = data.curve;
-  const [w, loss, slope, step] = data.stops;
+  const [w, loss, gradient, step] = data.stops;
   const { plot, x, y, across, up, scales } = frame(stage, wider(span(weights)), wider(span(losses)), data.names);
   add(plot, "polyline", { class: "bowl", points: points(weights.map(x), losses.map(y)) });
   const seen = w.map((_, i) => Number.isFinite(w[i]) && Number.isFinite(loss[i]));
@@ -106,7 +106,7 @@ function bowlScene(stage, data) {
     const away = Math.hypot(at[0] - held[0], at[1] - held[1]) > 6;
     dot.classList.toggle("away", away);
     set(dot, { cx: held[0], cy: held[1] });
-    const [dx, dy] = [scales[0], -scales[1] * slope[i]];
+    const [dx, dy] = [scales[0], -scales[1] * gradient[i]];
     const reach = (0.3 * across) / Math.hypot(dx, dy);
     const drawn = !away && Number.isFinite(reach);
     tangent.style.display = drawn ? "" : "none";
