@@ -55,7 +55,8 @@ def draw_network(
         ['prediction 9\\nactual 13\\nerror -4']
     """
     layers = [{name: np.asarray(leaf, float) for name, leaf in layer.items()} for layer in params]
-    nodes, edges = [len(layer["weights"]) for layer in layers], sum(layer["weights"].size for layer in layers)
+    nodes = [len(layers[0]["weights"]), *(layer["weights"].shape[1] for layer in layers)]
+    edges = sum(layer["weights"].size for layer in layers)
     if max(nodes) > MOST_NODES or edges > MOST_EDGES:
         expected = f"expected at most {MOST_NODES} nodes a layer and {MOST_EDGES} edges, so that they can be read"
         raise ValueError(f"params: got layers of {nodes} nodes with {edges} edges; {expected}")

@@ -153,7 +153,7 @@ def _as_params(params: Any, values: Any) -> Any:
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1].tolist()
     split = np.split if isinstance(values, np.ndarray) else jnp.split
     parts = zip(split(values, ends, axis=-1), leaves, strict=True)
-    shaped = [part.reshape(*values.shape[:-1], *np.shape(leaf)).astype(leaf.dtype) for part, leaf in parts]
+    shaped = [part.reshape((*values.shape[:-1], *np.shape(leaf))).astype(leaf.dtype) for part, leaf in parts]
     return jax.tree.unflatten(structure, shaped)
 
 

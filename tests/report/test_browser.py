@@ -1,4 +1,4 @@
-"""The page in a real chromium: the player tells the record, the live bowl tells the theory, and everyone can use it."""
+"""The page in a real chromium: the player shows the record, the live bowl follows the theory, everyone can use it."""
 
 import time
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ import pytest
 from kits.browser import Browser, Tab, browser, chromium
 from kits.pages import NASTY, one_weight, two_weights, whole
 
-from minijaxnet.report.page import Page, Section, Table, Text, page
-from minijaxnet.report.player import Curve, Stops
+from minijaxnet.report.page import Page, Section, Table, Text, html_page
+from minijaxnet.report.player import OneWeight
+from minijaxnet.report.weight import Bowl
 
 pytestmark = [
     pytest.mark.browser,
@@ -62,7 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = report._replace(
         sections=[*report.sections, Section("Wide", tables=[wide], texts=[Text("Long", "x" * 300)])]
     )
-    path.write_text(page(report), encoding="utf-8")
+    path.write_text(html_page(report), encoding="utf-8")
     return path
 
 
@@ -85,8 +86,12 @@ class opened(Tab):
 
 
 def write(path: Path, *players: Any) -> Path:
-    path.write_text(page(Page("t", [], [Section("s", players=players)])), encoding="utf-8")
+    path.write_text(html_page(Page("t", [], [Section("s", players=players)])), encoding="utf-8")
     return path
+
+
+def record_of(player: OneWeight) -> tuple[Any, ...]:
+    return player.bowl.stops, player.bowl.stop_losses, player.bowl.gradients, player.steps
 
 
 def move(tab: Tab, selector: str, value: int) -> None:
@@ -113,8 +118,8 @@ def test_a_page_opens_without_a_complaint_and_asks_nobody_and_its_slider_and_its
     assert tab.run("document.querySelectorAll('.player').length") == 2
     assert tab.run("getComputedStyle(document.querySelector('.player')).display") != "none"
     move(tab, "#player-1-1 .stop", 7)
-    found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
-    assert found == [7, *(column[7] for column in one_weight().stops)]
+    found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "gradient", "step0")]
+    assert found == [7, *(column[7] for column in record_of(one_weight()))]
     recorded = says(tab)
     assert recorded.startswith("It converges: flat after 35 steps")  # 0.82 ** 35 is the first power below 1e-3
     move(tab, "#player-1-1 .rates", 1000)
@@ -135,11 +140,11 @@ def test_stops_are_the_records_to_the_last_bit_and_drawn_where_it_says(tab: Tab)
     for i in (0, 3, 7, 18):
         move(tab, "#player-1-1 .stop", i)
         move(tab, "#player-1-2 .stop", i)
-        found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "slope", "step0")]
-        assert found == [i, *(column[i] for column in one.stops)]
+        found = [float(shown(tab, key)) for key in ("at", "w0", "loss", "gradient", "step0")]
+        assert found == [i, *(column[i] for column in record_of(one))]
         found = [float(shown(tab, key, "#player-1-2")) for key in ("w0", "w1", "loss", "step0", "step1")]
         assert found == [*two.path[i], two.losses[i], *steps[i]]
-        places.append([*tab.run(DOT), one.stops.weights[i], one.stops.losses[i]])
+        places.append([*tab.run(DOT), one.bowl.stops[i], one.bowl.stop_losses[i]])
         lengths.append(tab.run("document.querySelector('#player-1-2 .trail').points.numberOfItems"))
     move(tab, "#player-1-1 .stop", 19)
     assert shown(tab, "step0") == ""  # the last step was not taken
@@ -148,9 +153,9 @@ def test_stops_are_the_records_to_the_last_bit_and_drawn_where_it_says(tab: Tab)
     x, y, weights, losses = np.transpose(places)
     assert len(np.unique(x)) == 4
     for pixels, values, way in ((x, weights, 1), (y, losses, -1)):
-        slope, offset = np.polyfit(values, pixels, 1)
-        assert np.sign(slope) == way
-        np.testing.assert_allclose(slope * values + offset, pixels, atol=1e-6)
+        scale, offset = np.polyfit(values, pixels, 1)
+        assert np.sign(scale) == way
+        np.testing.assert_allclose(scale * values + offset, pixels, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -186,7 +191,7 @@ def test_play_goes_to_the_end_and_stops(tab: Tab, still: bool):
     assert tab.run(f"{play}.click(), {play}.textContent") == "Pause"
     tab.until(f"{play}.textContent === 'Play'")
     assert stop(tab) == 19
-    assert float(shown(tab, "w0")) == one_weight().stops.weights[19]
+    assert float(shown(tab, "w0")) == one_weight().bowl.stops[19]
 
 
 @pytest.mark.slow
@@ -204,7 +209,7 @@ def test_the_rate_decides_as_theory_has_it(chrome: Browser, tmp_path: Path):
 @pytest.mark.slow
 def test_the_live_bowl_takes_the_records_steps_and_its_edges_stand_where_the_slider_has_these_rates(tab: Tab):
     x = tab.run("[...document.querySelectorAll('.live-stop')].map((c) => Number(c.getAttribute('cx')))")
-    weights = one_weight().stops.weights
+    weights = one_weight().bowl.stops
     np.testing.assert_allclose(np.diff(x[:20]) / (x[1] - x[0]), np.diff(weights) / (weights[1] - weights[0]), rtol=1e-6)
     edges = tab.run("[...document.querySelectorAll('.edges span')].map((e) => e.textContent)")
     assert edges == ["1/curvature\n0.0556", "2/curvature\n0.111"]
@@ -215,10 +220,11 @@ def test_the_live_bowl_takes_the_records_steps_and_its_edges_stand_where_the_sli
 
 
 @pytest.mark.slow
-def test_a_record_that_leaves_the_picture_or_ends_in_nan_is_told(chrome: Browser, tmp_path: Path):
-    stops = Stops([2.0, 1e9, np.nan], [16.0, 9e18, np.nan], [-24.0, 1.8e10, np.nan], [1e9, np.nan, np.nan])
+def test_a_remark_says_that_a_record_leaves_the_picture_or_ends_in_nan(chrome: Browser, tmp_path: Path):
     around = np.linspace(2, 4, 2)
-    player = one_weight(name=NASTY)._replace(stops=stops, curve=Curve(around, (3 * around - 10) ** 2), curvature=None)
+    record = ([2.0, 1e9, np.nan], [16.0, 9e18, np.nan], [-24.0, 1.8e10, np.nan])
+    found = Bowl(around, (3 * around - 10) ** 2, *map(np.array, record))
+    player = one_weight(name=NASTY)._replace(bowl=found, steps=[1e9, np.nan, np.nan], curvature=None)
     surface = two_weights()
     surface.surface[:5], surface.path[-2:] = np.nan, np.nan
     with opened(chrome, write(tmp_path / "page.html", player, surface)) as tab:

@@ -1,4 +1,4 @@
-"""A fit as it comes along in a notebook."""
+"""A fit while it runs, in a notebook."""
 
 import sys
 import types
@@ -27,7 +27,7 @@ def test_the_bar_and_the_curve_grow_to_the_end(monkeypatch):
     assert len(shown[3]) < len(shown[-1])
 
 
-def test_showing_takes_but_a_share_of_the_time_and_the_end_is_always_shown(monkeypatch):
+def test_showing_takes_only_a_share_of_the_time_and_the_end_is_always_shown(monkeypatch):
     now = iter(range(1, 100_000))
     monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(now))))
     monkeypatch.setattr(module, "_SHARE", 0.001)
@@ -50,7 +50,7 @@ def test_without_matplotlib_the_bar_is_there_all_the_same(monkeypatch):
     def none(*arguments, **options):
         raise style.NoMatplotlib
 
-    monkeypatch.setattr(module, "figure", none)
+    monkeypatch.setattr(module, "svg_of", none)
     shown = []
     fitted(mjn.live(shown.append))
     assert "60 of 60 steps" in shown[-1]
