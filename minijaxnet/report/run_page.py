@@ -16,7 +16,7 @@ from minijaxnet.report.predictions import predictions
 from minijaxnet.report.rates import draw_ends
 from minijaxnet.report.record import RunRecord, command_of
 from minijaxnet.report.summary import verdicts_of
-from minijaxnet.report.timing import draw_compile_and_steady, draw_forest, draw_samples
+from minijaxnet.report.timing import draw_forest, draw_samples
 from minijaxnet.run.folder import CONFIG, ENVIRONMENT
 from minijaxnet.run.log import METRICS, is_weight
 from minijaxnet.verify.report import subject_of
@@ -131,7 +131,6 @@ def _benchmark(record: RunRecord) -> Section | None:
     tall = 1.3 + 0.35 * len(found["arms"])
     drawn = {
         "Which step is faster": ("Ratios of step times, with intervals.", draw_forest, tall),
-        "Compile and steady": ("Times to compile and to step.", draw_compile_and_steady, tall),
         "Samples in the order of time": ("The time of a step in each round.", draw_samples, 2.2 + tall / 2),
     }
     pictures = [
@@ -141,8 +140,11 @@ def _benchmark(record: RunRecord) -> Section | None:
     rows = []
     for name, arm in found["arms"].items():
         interval = [found["ratios"].get(name, {}).get(part) for part in ("median", "low", "high")]
-        rows.append((name, arm["compile_s"], arm["step_us"], *interval, found["verdicts"].get(name, "baseline")))
-    columns = ("step", "compile s", "us a step", "ratio", "95 % from", "to", "verdict")
+        compile_s, step_us = arm["compile_s"], arm["step_us"]
+        verdict = found["verdicts"].get(name, "baseline")
+        in_steps = round(1e6 * compile_s / step_us) if compile_s and step_us else None
+        rows.append((name, step_us, *interval, verdict, compile_s, in_steps))
+    columns = ("step", "us a step", "ratio", "95 % from", "to", "verdict", "compile s", "compile, in steps")
     return Section("Benchmark", pictures=pictures, tables=[Table("Steps", columns, rows)])
 
 

@@ -1,8 +1,8 @@
-"""Pictures of a comparison of steps: which is faster, what was measured, and what compiling costs."""
+"""Pictures of a comparison of steps: which is faster, and what was measured."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,55 +23,7 @@ _LOOKS = {  # the colour and the marker of each verdict
 }
 
 
-class Compared(NamedTuple):
-    """What the pictures need of a comparison.
-
-    Attributes:
-        baseline: the arm that the others are compared with.
-        step_s: ``{arm: seconds a step}``, the median.
-        compile_s: ``{arm: seconds to compile the loop}``.
-        ratios: ``{arm: its time over the baseline's}``, but for the baseline.
-        verdicts: ``{arm: "faster", "slower", "same" or "undecided"}``.
-        control: the baseline over itself.
-        width: arms within so much of 1 are the same.
-        sound: whether the baseline equals itself.
-        samples_s: ``{arm: (rounds,)}``; empty where they were not saved.
-        sentinel_s: seconds of a fixed workload, every few rounds; empty where they were not saved.
-    """
-
-    baseline: str
-    step_s: dict[str, float]
-    compile_s: dict[str, float]
-    ratios: dict[str, Interval]
-    verdicts: dict[str, str]
-    control: Interval
-    width: float
-    sound: bool
-    samples_s: dict[str, np.ndarray]
-    sentinel_s: np.ndarray
-
-
 Comparison = StepComparison | Mapping[str, Any]
-
-
-def compared(source: Comparison) -> Compared:
-    """What the pictures need of a ``StepComparison``, or of the content of a file that its ``save`` wrote."""
-    if isinstance(source, StepComparison):
-        arms = {name: {"samples_s": arm.samples_s} for name, arm in source.arms.items()}
-        source = {"found": source.to_dict(), "arms": arms, "sentinel_s": source.sentinel_s}
-    found = source["found"]
-    return Compared(
-        baseline=found["baseline"],
-        step_s={name: _number(arm["step_us"]) / 1e6 for name, arm in found["arms"].items()},
-        compile_s={name: _number(arm["compile_s"]) for name, arm in found["arms"].items()},
-        ratios={name: _interval(ratio) for name, ratio in found["ratios"].items()},
-        verdicts=dict(found["verdicts"]),
-        control=_interval(found["control"]),
-        width=_number(found["width"]),
-        sound=found["sound"],
-        samples_s={name: np.asarray(arm["samples_s"], float) for name, arm in source.get("arms", {}).items()},
-        sentinel_s=np.asarray(source.get("sentinel_s", ()), float),
-    )
 
 
 def draw_forest(axes: Any, comparison: Comparison) -> None:
@@ -79,34 +31,36 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
 
     Args:
         axes: of matplotlib.
-        comparison: as ``compared`` takes it.
+        comparison: or the content of a file that its ``save`` wrote.
     """
-    found = compared(comparison)
-    rows = [(name, found.ratios.get(name, Interval(1.0, 1.0, 1.0))) for name in found.step_s]
-    rows.append(("the baseline again", found.control))
+    found = _saved(comparison)["found"]
+    baseline, width = found["baseline"], found["width"]
+    ratios = {name: _interval(ratio) for name, ratio in found["ratios"].items()}
+    rows = [(name, ratios.get(name, Interval(1.0, 1.0, 1.0))) for name in found["arms"]]
+    rows.append(("the baseline again", _interval(found["control"])))
     wide = inches(axes)[0] > _WIDE
     labels = []
     axes.set_xscale("log")
-    axes.axvspan(1 / (1 + found.width), 1 + found.width, color=COLOURS["past"], alpha=0.25, linewidth=0)
+    axes.axvspan(1 / (1 + width), 1 + width, color=COLOURS["past"], alpha=0.25, linewidth=0)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--")
     for y, (name, ratio) in enumerate(rows):
-        word = "baseline" if name == found.baseline else found.verdicts.get(name, "sound" if found.sound else "UNSOUND")
+        word = "baseline" if name == baseline else found["verdicts"].get(name, "sound" if found["sound"] else "UNSOUND")
         colour, marker = _LOOKS.get(word, (COLOURS["past"], "o"))
         if math.isfinite(ratio.low) and math.isfinite(ratio.high):
             axes.plot([ratio.low, ratio.high], [y, y], color=colour, linewidth=2.2, solid_capstyle="butt")
         axes.plot(ratio.median, y, marker=marker, color=colour, markersize=7, linestyle="none")
-        text = word if name == found.baseline else f"{as_ratio(ratio.median)}  {word}"
-        if not math.isfinite(ratio.low) and name != found.baseline:
+        text = word if name == baseline else f"{as_ratio(ratio.median)}  {word}"
+        if not math.isfinite(ratio.low) and name != baseline:
             text += ", too few rounds"
         labels.append(name if wide else f"{name}: {text}")
         if wide:
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
             axes.text(1.02, y, text, **beside)
-    ends = np.array([x for _, ratio in rows for x in ratio] + [1 + found.width, 1 / (1 + found.width)])
+    ends = np.array([x for _, ratio in rows for x in ratio] + [1 + width, 1 / (1 + width)])
     ends = ends[np.isfinite(ends) & (ends > 0)]
     _ratio_axis(axes, float(ends.min()), float(ends.max()), 6 if wide else 4)
     name_rows(axes, labels, lines=2 if wide else 3)
-    axes.set_xlabel(f"time / time of {as_written(found.baseline, 30 if wide else 12)}")
+    axes.set_xlabel(f"time / time of {as_written(baseline, 30 if wide else 12)}")
 
 
 def draw_samples(axes: Any, comparison: Comparison) -> None:
@@ -114,56 +68,27 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
 
     Args:
         axes: of matplotlib.
-        comparison: as ``compared`` takes it, with its samples.
+        comparison: or the content of a file that its ``save`` wrote.
     """
-    found = compared(comparison)
+    saved = _saved(comparison)
+    arms = {name: np.asarray(arm["samples_s"], float) for name, arm in saved.get("arms", {}).items()}
     axes.set_xlabel("round")
     axes.set_ylabel("time / its median")
-    if not found.samples_s:
+    if not arms:
         remark(axes, "the samples were not saved")
         axes.set(xticks=[], yticks=[])
         return
-    rounds = max(map(len, found.samples_s.values()))
-    for i, (name, samples_s) in enumerate(found.samples_s.items()):
+    rounds = max(map(len, arms.values()))
+    for i, (name, samples_s) in enumerate(arms.items()):
         label = f"{as_written(name, 1_000)}, {_us(float(np.median(samples_s)))}"
         style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         _draw_over_median(axes, samples_s, rounds, label=label, linewidth=0.7, **style)
-    if found.sentinel_s.size:
-        _draw_over_median(axes, found.sentinel_s, rounds, label="a fixed workload", color=COLOURS["past"])
+    if len(sentinel_s := np.asarray(saved["sentinel_s"], float)):
+        _draw_over_median(axes, sentinel_s, rounds, label="a fixed workload", color=COLOURS["past"])
     axes.axhline(1, color=INK, linewidth=0.6, linestyle="--")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    beside = scale(axes, "y", np.concatenate([_over_median(x) for x in found.samples_s.values()]))
+    beside = scale(axes, "y", np.concatenate([_over_median(x) for x in arms.values()]))
     axes.set_ylabel("time / its median" + beside)
-    legend_above(axes)
-
-
-def draw_compile_and_steady(axes: Any, comparison: Comparison) -> None:
-    """The seconds of a step and of compiling it; beside them, how many steps take as long as compiling.
-
-    Args:
-        axes: of matplotlib.
-        comparison: as ``compared`` takes it.
-    """
-    found = compared(comparison)
-    seconds = np.array([(found.step_s[name], found.compile_s[name]) for name in found.step_s])
-    there = seconds[np.isfinite(seconds) & (seconds > 0)]
-    axes.set_xscale("log")
-    if not there.size:
-        remark(axes, "no time is known")
-        return
-    low, y = there.min() / 3, np.arange(len(seconds))
-    bars = (("a step", -0.2, COLOURS["hand"], ""), ("compiling", 0.2, COLOURS["past"], "////"))
-    for which, (label, off, colour, hatch) in enumerate(bars):
-        value = np.where(np.isfinite(seconds[:, which]) & (seconds[:, which] > low), seconds[:, which], low)
-        style = {"facecolor": colour if not hatch else "none", "edgecolor": colour, "hatch": hatch}
-        axes.barh(y + off, value - low, 0.36, left=low, label=label, **style)
-    for i, (step, compiling) in enumerate(seconds):
-        if step > 0 and math.isfinite(compiling / step):
-            beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
-            axes.text(1.02, i, f"= {compiling / step:,.0f} steps", **beside)
-    axes.set_xlim(low, there.max() * 1.5)
-    name_rows(axes, list(found.step_s))
-    axes.set_xlabel("seconds")
     legend_above(axes)
 
 
@@ -196,10 +121,14 @@ def _us(seconds: float) -> str:
     return f"{1e6 * seconds:,.0f} us" if 1e-4 <= seconds < 1e3 else f"{significant(1e6 * seconds, 3)} us"
 
 
+def _saved(comparison: Comparison) -> Mapping[str, Any]:
+    """The content of a comparison's file."""
+    if not isinstance(comparison, StepComparison):
+        return comparison
+    arms = {name: {"samples_s": arm.samples_s} for name, arm in comparison.arms.items()}
+    return {"found": comparison.to_dict(), "arms": arms, "sentinel_s": comparison.sentinel_s}
+
+
 def _interval(content: Mapping[str, Any]) -> Interval:
-    return Interval(*(_number(content[key]) for key in ("median", "low", "high")))
-
-
-def _number(value: float | None) -> float:
-    """A number from JSON, which has null for what is not finite."""
-    return math.nan if value is None else value
+    """An interval from JSON, which has null for what is not finite."""
+    return Interval(*(math.nan if content[key] is None else content[key] for key in ("median", "low", "high")))

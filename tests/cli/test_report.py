@@ -243,7 +243,7 @@ def test_what_cannot_be_asked_or_is_no_run_is_refused(capsys, arguments, words):
 
 GRADIENT = ("The gradient by hand is right.", "Gradient by hand against autodiff")
 LOSS = ("From above", "From the side", "Predictions in the plane", "The network at a point")
-STEPS = ("Which step is faster", "Samples in the order of time", "Compile and steady")
+STEPS = ("Which step is faster", "Samples in the order of time", "compile, in steps")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of steps: from the object and from what was kept of it."""
+"""Pictures of a comparison of steps: from the object and from its file."""
 
 import json
 
@@ -8,27 +8,18 @@ from kits.marks import slow
 from kits.pictures import axes_with, lines
 from kits.timings import comparison
 
-from minijaxnet.report.timing import compared, draw_compile_and_steady, draw_forest, draw_samples
+from minijaxnet.report.timing import draw_forest, draw_samples
 
-DRAW = (draw_forest, draw_samples, draw_compile_and_steady)
-
-
+DRAW = (draw_forest, draw_samples)
 THREE = {"autodiff": 1, "by hand": 0.8, "slow $x_1$ <b>": 5}
 
 
-def test_the_object_and_its_file_give_the_same(tmp_path):
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_forest_has_each_interval_the_verdicts_and_the_baselines_own(tmp_path, from_file):
     found = comparison(THREE)
     found.save(tmp_path / "saved.json")
-    saved, of_object = compared(json.loads((tmp_path / "saved.json").read_text())), compared(found)
-    assert saved._replace(samples_s={}, sentinel_s=None) == of_object._replace(samples_s={}, sentinel_s=None)
-    assert saved.ratios == found.ratios and saved.verdicts == found.verdicts
-    assert saved.samples_s["by hand"].tolist() == found.arms["by hand"].samples_s.tolist()
-    assert saved.sentinel_s.tolist() == found.sentinel_s.tolist()
-
-
-def test_a_forest_has_each_interval_the_verdicts_and_the_baselines_own(tmp_path):
-    found = comparison(THREE)
-    axes = axes_with(lambda axes: draw_forest(axes, found), tmp_path)
+    saved = json.loads((tmp_path / "saved.json").read_text())
+    axes = axes_with(lambda axes: draw_forest(axes, saved if from_file else found), tmp_path)
     intervals = [line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) == 2][1:]
     assert [list(x) for x in intervals] == [
         [1.0, 1.0],
@@ -51,14 +42,9 @@ def test_an_unsound_comparison_says_so(axes):
 @pytest.mark.parametrize(("rounds", "width"), [(3, 3.0), *slow((1, 3.0), (40, 3.0), (1, 4.8), (3, 4.8), (40, 4.8))])
 def test_few_rounds_and_little_room_are_no_trouble(draw, rounds, width, tmp_path):
     found = comparison(THREE, rounds)
-    for source in (found, {"found": json.loads(json.dumps(found.to_dict()).replace("NaN", "null"))}):
+    saved = {"found": json.loads(json.dumps(found.to_dict()).replace("NaN", "null"))}
+    for source in (found, saved, comparison({"only": 1})):
         axes_with(lambda axes, source=source: draw(axes, source), tmp_path, width)
-
-
-@pytest.mark.parametrize("draw", DRAW)
-def test_a_lone_baseline_is_drawn(draw, axes):
-    draw(axes, comparison({"only": 1}))
-    axes.figure.draw_without_rendering()
 
 
 def test_samples_are_drawn_in_time_order_over_their_median(axes):
@@ -75,10 +61,3 @@ def test_samples_are_drawn_in_time_order_over_their_median(axes):
 def test_a_sentence_says_that_samples_were_not_saved(axes):
     draw_samples(axes, {"found": comparison(THREE).to_dict()})
     assert [text.get_text() for text in axes.texts] == ["the samples were not saved"]
-
-
-def test_compiling_is_compared_with_steps(axes):
-    draw_compile_and_steady(axes, comparison(THREE))
-    ends = [bar.get_x() + bar.get_width() for bar in axes.patches]
-    assert np.allclose(ends[3:], 0.5) and np.allclose(ends[:3], [1e-4, 0.8e-4, 5e-4], rtol=0.01)
-    assert axes.texts[0].get_text().startswith("= 5,0") or axes.texts[0].get_text().startswith("= 4,9")
