@@ -13,21 +13,15 @@ ROWS = [
 ]
 
 
-def test_training_and_test_are_drawn_as_such(axes):
-    draw_curves(axes, ROWS, ["train_loss", "test_loss"])
-    train, test = lines(axes)["train loss"], lines(axes)["test loss"]
+@pytest.mark.parametrize("name", ["train_loss", "loss"], ids=["by its prefix", "by a test metric of its name"])
+def test_training_and_test_are_drawn_as_such(axes, name):
+    draw_curves(axes, ROWS, [name, "test_loss"])
+    train, test = lines(axes)[name.replace("_", " ")], lines(axes)["test loss"]
     assert train.get_xdata().tolist() == [0, 10, 20, 30, 40]
     assert test.get_ydata().tolist() == [row["test_loss"] for row in ROWS]
     assert train.get_color() == COLOURS["train"] and test.get_color() == COLOURS["test"]
     assert train.get_linestyle() != test.get_linestyle()
     assert axes.get_yscale() == "log" and axes.get_ylabel() == "loss" and axes.get_xlabel() == "step"
-
-
-def test_a_metric_with_a_test_metric_is_that_of_training(axes):
-    rows = [{"step": i, "accuracy": 0.1 * i, "test_accuracy": 0.05 * i} for i in range(4)]
-    draw_curves(axes, rows, ["accuracy", "test_accuracy"])
-    assert lines(axes)["accuracy"].get_color() == COLOURS["train"]
-    assert lines(axes)["test accuracy"].get_color() == COLOURS["test"]
 
 
 LINEAR = ([1.0, 2.0, 3.0], [-1.0, 100.0, 1.0], [5.0] * 3, [np.nan] * 3, [7.0])
