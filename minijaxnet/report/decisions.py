@@ -82,13 +82,13 @@ def _draw_classes(axes: "Axes", sides: list[np.ndarray], scores: np.ndarray, x: 
 def _draw_heights(axes: "Axes", sides: list[np.ndarray], heights: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """Predicted numbers as bands, and the actual ones as points in the same colours."""
     y = y.reshape(-1).astype(float)
-    known = np.ma.masked_invalid(heights)
-    all_values = np.concatenate([known.compressed(), y[np.isfinite(y)]])
+    finite = np.ma.masked_invalid(heights)
+    all_values = np.concatenate([finite.compressed(), y[np.isfinite(y)]])
     low, high = (all_values.min(), all_values.max()) if all_values.size else (0.0, 1.0)
     levels = np.linspace(low, high, 13) if low < high else np.linspace(low - 1, high + 1, 13)
     same: Any = {"cmap": HEIGHTS, "vmin": levels[0], "vmax": levels[-1]}
-    if known.count():
-        axes.contourf(*sides, known, levels=levels, **same).set_rasterized(True)
+    if finite.count():
+        axes.contourf(*sides, finite, levels=levels, **same).set_rasterized(True)
     points = axes.scatter(*x.T, c=y, s=26, edgecolors="#ffffff", linewidths=0.9, zorder=2, plotnonfinite=False, **same)
     bar = axes.figure.colorbar(points, ax=axes, label="predicted; in a point: actual", pad=0.02)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

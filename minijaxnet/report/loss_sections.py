@@ -63,13 +63,13 @@ class _Recorded(NamedTuple):
     Attributes:
         at: ``(stops,)``, the step of each.
         weights: ``(stops, weights)``, in the dtype of the params.
-        moves: ``(stops, weights)``, the step taken from there; NaN where the log does not have the next stop.
+        steps: ``(stops, weights)``, the step taken from there; NaN where the log does not have the next stop.
         losses: ``(stops,)``.
     """
 
     at: np.ndarray
     weights: np.ndarray
-    moves: np.ndarray
+    steps: np.ndarray
     losses: np.ndarray
 
 
@@ -77,37 +77,32 @@ def _recorded(rows: list[dict[str, Any]], params: Any) -> _Recorded:
     names, dtype = list(weights_of(params)), jnp.result_type(*jax.tree.leaves(params))
     rows = [row for row in rows if all(name in row for name in names)]
     kept = most_telling(len(rows))
-    here, after = ([rows[i] for i in np.minimum(kept + k, len(rows) - 1)] for k in (0, 1))
-    at, then = (np.array([row["step"] for row in some], int) for some in (here, after))
-    weights, to = (
-        np.array([[row[name] for name in names] for row in some], dtype).reshape(len(kept), len(names))
-        for some in (here, after)
-    )
-    losses = np.array([row.get("train_loss", row["loss"]) for row in here], float)
-    return _Recorded(at, weights, np.where((then == at + 1)[:, None], to - weights, np.nan), losses)
+    at = np.array([row["step"] for row in rows], int)
+    weights = np.array([[row[name] for name in names] for row in rows], dtype).reshape(len(rows), len(names))
+    losses = np.array([row.get("train_loss", row["loss"]) for row in rows], float)
+    steps = np.diff(weights, axis=0, append=np.nan).astype(dtype)
+    steps[:-1][np.diff(at) != 1] = np.nan
+    return _Recorded(*(column[kept] for column in (at, weights, steps, losses)))
 
 
 def _one_weight(record: RunRecord, trained: Trained, path: _Recorded) -> tuple[OneWeight, list[Picture]]:
     """The player of one weight, and pictures of some stops in its bowl."""
-    bowl = bowl_of(trained.loss, _as_params(trained.params, path.weights), trained.train)
-    wide = trained
-    if path.weights.dtype.itemsize < 4:  # in a narrow dtype the curve would be a staircase
-        params, train = (cast_floats(tree, jnp.float32) for tree in (trained.params, trained.train))
-        wide = trained._replace(params=params, train=train)
-    curve = bowl if wide is trained else bowl_of(wide.loss, _as_params(wide.params, path.weights), wide.train)
-    _, rising = np.unique(curve.weights, return_index=True)  # after small steps points can be equal
+    dtype = jnp.promote_types(path.weights.dtype, jnp.float32)  # in a narrower one the curve would be a staircase
+    params, train = (cast_floats(tree, dtype) for tree in (trained.params, trained.train))
+    bowl = bowl_of(trained.loss, _as_params(params, path.weights), train)
+    _, rising = np.unique(bowl.weights, return_index=True)  # after small steps points can be equal
 
     def loss(weight: jax.Array) -> jax.Array:
-        return wide.loss(_as_params(wide.params, weight), wide.train)
+        return trained.loss(_as_params(params, weight), train)
 
-    lowest = jnp.asarray(curve.weights[[np.nanargmin(curve.losses)]])
+    lowest = jnp.asarray(bowl.weights[[np.nanargmin(bowl.losses)]])
     curvature = float(jax.jit(jax.hessian(loss))(lowest).reshape(()))
     [name] = weights_of(trained.params)
     player = OneWeight(
         "The descent, stop by stop",
         name,
-        bowl._replace(weights=curve.weights[rising], losses=curve.losses[rising], stop_losses=path.losses),
-        path.moves[:, 0],
+        bowl._replace(weights=bowl.weights[rising], losses=bowl.losses[rising], stop_losses=path.losses),
+        path.steps[:, 0],
         record.config["flags"]["learning_rate"],
         curvature if math.isfinite(curvature) and curvature > 0 else None,
         path.at,
@@ -140,6 +135,7 @@ def _two_weights(record: RunRecord, trained: Trained, path: _Recorded) -> tuple[
         surface.losses,
         path.weights,
         path.losses,
+        path.steps,
         record.config["flags"]["learning_rate"],
         path.at,
     )

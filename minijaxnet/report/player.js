@@ -13,7 +13,7 @@ function record(panel, data, scene) {
   const last = data.at.length - 1;
   let show, timer;
 
-  function write(key, value, text = shown(value)) {
+  function write(key, value, text = asText(value)) {
     const cell = find(`[data-key=${key}]`);
     cell.value = value;
     cell.textContent = text;
@@ -135,11 +135,11 @@ function live(panel, data) {
     const strong = document.createElement("strong");
     strong.textContent = name;
     const beyond = found.stops.filter(([w]) => w < first || w > end).length;
-    const factor = curvature ? ` Near the bottom a step multiplies the way left by 1 − rate × curvature = ${shown(1 - rate * curvature, 3)}.` : "";
+    const factor = curvature ? ` Near the bottom a step multiplies the way left by 1 − rate × curvature = ${asText(1 - rate * curvature, 3)}.` : "";
     const outside = beyond ? ` ${beyond} of its stops lie beyond the recorded curve, which is continued there as a parabola.` : "";
     says.replaceChildren("It ", strong, rest + factor + outside);
-    output.textContent = shown(rate, 3);
-    set(slider, { "aria-valuetext": `${shown(rate, 3)}, ${name}` });
+    output.textContent = asText(rate, 3);
+    set(slider, { "aria-valuetext": `${asText(rate, 3)}, ${name}` });
   }
   slider.addEventListener("input", () => {
     rate = low * (high / low) ** (slider.value / slider.max);
@@ -152,7 +152,7 @@ function live(panel, data) {
   find("[data-act=recorded]").addEventListener("click", () => (recorded(), draw()));
   for (const k of curvature ? [1, 2] : []) {
     const edge = document.createElement("span");
-    edge.textContent = `${k}/curvature\n${shown(k / curvature, 3)}`;
+    edge.textContent = `${k}/curvature\n${asText(k / curvature, 3)}`;
     edge.style.left = `${100 * place(k / curvature)}%`;
     edges.append(edge);
   }

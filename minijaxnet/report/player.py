@@ -51,6 +51,7 @@ class TwoWeights(NamedTuple):
         surface: ``(n, m)``, the losses there, the first weight along the first axis.
         path: ``(stops, 2)``, the record.
         losses: ``(stops,)``, the loss at each stop.
+        steps: ``(stops, 2)``, the step that was taken from each stop; NaN where it is not known.
         learning_rate: that of the record.
         at: ``(stops,)``, the number of each stop's step; 0, 1, 2, ... if None.
     """
@@ -61,6 +62,7 @@ class TwoWeights(NamedTuple):
     surface: Any
     path: Any
     losses: Any
+    steps: Any
     learning_rate: float
     at: Any = None
 
@@ -99,22 +101,19 @@ def _one_weight(player: OneWeight) -> dict[str, Any]:
 
 
 def _two_weights(player: TwoWeights) -> dict[str, Any]:
-    axes, surface, path = [np.asarray(axis, float) for axis in player.axes], player.surface, np.asarray(player.path)
+    axes, surface = [np.asarray(axis, float) for axis in player.axes], np.asarray(player.surface)
     if not all((np.diff(axis) > 0).all() for axis in axes):
         raise ValueError("axes: got values that do not rise; expected weights that differ in their dtype")
     first, second = player.weights
-    at = np.arange(len(path)) if player.at is None else np.asarray(player.at)
-    steps = np.diff(path, axis=0, append=np.nan)
-    steps[:-1][np.diff(at) != 1] = np.nan  # the log does not have the next stop
     keys = {"w0": first, "w1": second, "loss": "loss", "step0": f"step in {first}", "step1": f"step in {second}"}
     rows, columns = (_spread(len(axis), _MOST_ROWS) for axis in axes)
     more = {
         "axes": [_plain(axis[[0, -1]]) for axis in axes],
-        "surface": [_plain(row.astype(np.float32)) for row in np.asarray(surface)[np.ix_(rows, columns)]],
+        "surface": [_plain(row.astype(np.float32)) for row in surface[np.ix_(rows, columns)]],
         "names": list(player.weights),
         "colours": _height_colours(),
     }
-    return _data("two", keys, at, (*path.T, player.losses, *steps.T), more)
+    return _data("two", keys, player.at, (*np.transpose(player.path), player.losses, *np.transpose(player.steps)), more)
 
 
 def _data(kind: str, keys: dict[str, str], at: Any, record: Sequence[Any], more: dict[str, Any]) -> dict[str, Any]:

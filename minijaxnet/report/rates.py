@@ -82,9 +82,9 @@ def draw_rates(axes: Any, rates: Any, losses: Any, *, name: str = "learning rate
         raise ValueError(f"losses: got shape {losses.shape}; expected (rates, seeds), with {rates.size} rates")
     order = np.argsort(rates, kind="stable")
     rates, losses = rates[order], losses[order]
-    known = ~np.isnan(losses)
-    low, median, high = np.array([_quantiles(row[there]) for row, there in zip(losses, known, strict=True)]).T
-    gone, of = np.isposinf(losses).sum(axis=1), known.sum(axis=1)
+    ended = ~np.isnan(losses)
+    low, median, high = np.array([_quantiles(row[there]) for row, there in zip(losses, ended, strict=True)]).T
+    gone, of = np.isposinf(losses).sum(axis=1), ended.sum(axis=1)
 
     beside, beside_rate = scale(axes, "y", losses), scale(axes, "x", rates)
     if np.isfinite(median).any():

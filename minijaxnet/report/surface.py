@@ -138,8 +138,8 @@ def draw_contour(
     unknown = ~np.isfinite(np.asarray(surface.losses, float))
     if not unknown.all():
         edges = _edges(losses, log)
-        known = np.ma.masked_where(unknown, np.clip(losses, edges[0], edges[-1]))
-        bands = axes.contourf(offsets, offsets, known.T, levels=edges, cmap=HEIGHTS, norm=BoundaryNorm(edges, 256))
+        finite = np.ma.masked_where(unknown, np.clip(losses, edges[0], edges[-1]))
+        bands = axes.contourf(offsets, offsets, finite.T, levels=edges, cmap=HEIGHTS, norm=BoundaryNorm(edges, 256))
         bands.set_rasterized(True)
         ticks = edges[:: max(1, _LEVELS // 6)]
         bar = axes.figure.colorbar(bands, cax=axes.inset_axes((1.05, 0, 0.05, 1)), label="loss", ticks=ticks)

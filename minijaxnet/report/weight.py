@@ -86,11 +86,11 @@ def _evaluate(objective: ObjectiveFn, structure: Any, path: jax.Array, batch: An
         return objective(jax.tree.unflatten(structure, [weight.reshape(shape)]), batch).reshape(())
 
     losses, gradients = jax.vmap(jax.value_and_grad(loss))(stops)
-    known = jnp.isfinite(stops) & jnp.isfinite(losses)
-    known = jnp.where(jnp.any(known), known, jnp.isfinite(stops))
-    lowest = stops[jnp.argmin(jnp.where(known & jnp.isfinite(losses), losses, jnp.inf))]
-    lowest = jnp.where(jnp.isfinite(lowest), lowest, stops[jnp.argmax(known)])
-    reach = jnp.max(jnp.where(known, jnp.abs(stops - lowest), 0))
+    usable = jnp.isfinite(stops) & jnp.isfinite(losses)
+    usable = jnp.where(jnp.any(usable), usable, jnp.isfinite(stops))
+    lowest = stops[jnp.argmin(jnp.where(usable & jnp.isfinite(losses), losses, jnp.inf))]
+    lowest = jnp.where(jnp.isfinite(lowest), lowest, stops[jnp.argmax(usable)])
+    reach = jnp.max(jnp.where(usable, jnp.abs(stops - lowest), 0))
     reach = jnp.where(reach > 0, reach, jnp.maximum(1, jnp.abs(lowest)))
     weights = lowest + _MARGIN * reach * jnp.linspace(-1, 1, _POINTS, dtype=stops.dtype)
     return (weights, jax.vmap(loss)(weights)), (losses, gradients)
@@ -107,9 +107,9 @@ def draw_bowl(axes: "Axes", bowl: Bowl, *, at: int = -1, name: str = "weight w")
     """
     at = range(len(bowl.stops))[at]
     weight, loss, gradient = (float(column[at]) for column in (bowl.stops, bowl.stop_losses, bowl.gradients))
-    known = np.isfinite(bowl.weights) & np.isfinite(bowl.losses)
-    axes.plot(bowl.weights[known], bowl.losses[known], color=COLOURS["train"], label="loss")
-    (left, right), (low, high) = limits(bowl.weights[known], 0.02), limits(bowl.losses[known], 0.08)
+    curve = np.isfinite(bowl.weights) & np.isfinite(bowl.losses)
+    axes.plot(bowl.weights[curve], bowl.losses[curve], color=COLOURS["train"], label="loss")
+    (left, right), (low, high) = limits(bowl.weights[curve], 0.02), limits(bowl.losses[curve], 0.08)
     axes.set(xlim=(left, right), ylim=(low, high), ylabel="loss")
     axes.set_xlabel(name, parse_math=False)
 
@@ -133,8 +133,8 @@ def draw_bowl(axes: "Axes", bowl: Bowl, *, at: int = -1, name: str = "weight w")
     if at + 1 < len(bowl.stops) and np.isfinite(to := bowl.stops[at + 1]) and to != weight:
         arrow = {"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.2}
         axes.annotate("", (float(to), loss), (weight, loss), arrowprops=arrow, annotation_clip=False, zorder=4)
-        if left <= to <= right and known.sum() > 1:
-            below = np.interp(to, bowl.weights[known], bowl.losses[known])
+        if left <= to <= right and curve.sum() > 1:
+            below = np.interp(to, bowl.weights[curve], bowl.losses[curve])
             axes.plot([to, to], [loss, below], ":", color=COLOURS["past"], linewidth=1, zorder=2, label="next")
 
 

@@ -34,7 +34,7 @@ from minijaxnet.parallel.processes import all_gather, broadcast, is_first, local
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
-from minijaxnet.run.log import Log, Progress, Sink
+from minijaxnet.run.log import Log, Progress, Sink, first_and_last
 from minijaxnet.run.measured import lost_updates, measured_by, row_of
 from minijaxnet.run.signals import heard
 from minijaxnet.streams import InMemory, Stream, is_read
@@ -87,11 +87,7 @@ class FitResult(NamedTuple):
         return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
 
     def _repr_html_(self) -> str:
-        ends = (self.rows[0], self.rows[-1]) if self.rows else ()
-        columns = ("", *(f"at step {row['step']:,}" for row in ends))
-        names = [name for name in ends[0] if name != "step"] if ends else []
-        table = (columns, [(name, *(significant(row.get(name, float("nan"))) for row in ends)) for name in names])
-        return html_result(repr(self).split("\n")[0], table, remarks=self.notes)
+        return html_result(repr(self).split("\n")[0], first_and_last(self.rows), remarks=self.notes)
 
 
 def fit(

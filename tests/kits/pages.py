@@ -30,7 +30,16 @@ def two_weights(n: int = 30, *, name: str = "v") -> TwoWeights:
     surface = axis[:, None] ** 2 + 4 * axis**2
     path = np.array([1.5, 1.2]) * np.array([0.9, 0.6]) ** np.arange(n)[:, None]
     losses = path[:, 0] ** 2 + 4 * path[:, 1] ** 2
-    return TwoWeights(f"Two weights {name}", (name, "u"), (axis, axis), surface, path, losses, 0.05)
+    return TwoWeights(
+        f"Two weights {name}",
+        (name, "u"),
+        (axis, axis),
+        surface,
+        path,
+        losses,
+        np.diff(path, axis=0, append=np.nan),
+        0.05,
+    )
 
 
 def picture(name: str = "Loss") -> Picture:

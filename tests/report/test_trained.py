@@ -10,7 +10,7 @@ from kits.pictures import axes_with
 import minijaxnet as mjn
 from minijaxnet.report import loss_sections
 from minijaxnet.report.loss_sections import loss_around, played
-from minijaxnet.report.player import OneWeight, TwoWeights, player_data
+from minijaxnet.report.player import OneWeight, player_data
 from minijaxnet.report.predictions import predictions
 from minijaxnet.report.record import Trained
 
@@ -70,10 +70,6 @@ def test_the_steps_of_a_player_are_those_of_the_log():
     [player] = played(recorded(rows, {"a": np.float32(1)})).players
     assert player.at.tolist() == [0, 3, 6, 9, 10]
     assert np.isnan(player.steps).tolist() == [True, True, True, False, True]  # only 9 and 10 are neighbours
-    path = np.array([[0, 0], [2, 2], [3, 3], [9, 9.0]])
-    axes = (np.linspace(0, 9, 4), np.linspace(0, 9, 4))
-    player = TwoWeights("two", ("a", "b"), axes, np.ones((4, 4)), path, np.ones(4), 0.1, np.array([0, 5, 6, 11]))
-    assert player_data(player)["data"]["stops"][3:] == [["NaN", 1.0, "NaN", "NaN"]] * 2
 
 
 def test_losses_are_those_of_the_log_and_a_sentence_says_what_is_left_out():
