@@ -36,10 +36,13 @@ def run_page(record: RunRecord) -> Page:
         "What was run": _what_was_run,
     }
     sections = [section for title, make in makers.items() if (section := _made(title, make, record)) is not None]
+    verdicts: list[Verdict] = []
+    command = ""
     try:
-        verdicts, command = [*verdicts_of(record)], command_of(record.config)
+        verdicts += verdicts_of(record)
+        command = command_of(record.config)
     except Exception as error:  # a file holds something else than a run writes
-        verdicts, command = [Verdict("warning", f"There is no summary: {type(error).__name__}: {error}")], ""
+        verdicts.append(Verdict("warning", f"This summary is not complete: {type(error).__name__}: {error}"))
     verdicts += [Verdict("neutral", note) for note in record.notes]
     devices = record.environment.get("devices")
     device = ", ".join(map(str, devices)) if isinstance(devices, list) and devices else "an unknown device"
@@ -153,7 +156,7 @@ def _what_was_run(record: RunRecord) -> Section:
     settings = config.get("flags", {}) | config.get("init", {})
     settings |= {f"data {name}": value for name, value in config.get("data", {}).items()}
     tables = [
-        Table("Settings", ("setting", "value"), [each for each in settings.items() if each[1] is not None]),
+        Table("Settings", ("setting", "value"), [each for each in settings.items() if each[1] not in (None, "")]),
         Table("Versions", ("package", "version"), list(environment.get("versions", {}).items())),
     ]
     texts = {

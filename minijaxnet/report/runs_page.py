@@ -72,9 +72,12 @@ def _what_was_run(named: Mapping[str, RunRecord]) -> Section:
     every = dict.fromkeys(setting for found in settings.values() for setting in found)
     differ = [setting for setting in every if len({str(found.get(setting)) for found in settings.values()}) > 1]
     first = next(iter(settings.values()))
+    same = [
+        (setting, first[setting]) for setting in every if setting not in differ and first[setting] not in (None, "")
+    ]
     tables = [
         Table("What differs", ("run", *differ), [(n, *(f.get(s) for s in differ)) for n, f in settings.items()]),
-        Table("What is the same", ("setting", "value"), [(s, first[s]) for s in every if s not in differ]),
+        Table("What is the same", ("setting", "value"), same),
     ]
     commands = Text("The commands", "\n".join(command_of(record.config) for record in named.values()))
     return Section("What was run", tables=tables, texts=[commands])

@@ -104,11 +104,12 @@ def draw_surface(
     axes.set_ylabel(names[1], parse_math=False)
     axes.set_zlabel("loss", labelpad=0)
     axes.tick_params(axis="z", pad=1)
-    if log:
-        _label_powers(axes.zaxis, to_height(losses))
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.get_major_locator().set_params(nbins=4)
         axis.pane.set_visible(False)
         axis.line.set_color(INK)
+    if log:
+        _label_powers(axes.zaxis, to_height(losses))
     axes.grid(False)
     axes.view_init(elev=44, azim=-128)
     axes.set_box_aspect((1, 1, 0.7), zoom=0.84)

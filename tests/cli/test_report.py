@@ -53,7 +53,7 @@ experiment = mjn.Experiment(
 """
 
 
-WRONG = ("could not be", "cannot be", "Only what")  # on a page that is as it should be
+WRONG = ("could not be", "cannot be shown", "cannot be played", "Only what")  # on a page that is as it should be
 
 
 @pytest.fixture(scope="module")

@@ -381,7 +381,7 @@ DIVERGING = ("--learning-rate", 1e6, "--steps", 500)
         ("arms.compare_steps", ValueError("seconds: got 0"), ("--bench-seconds", 1), 0, "not timed: seconds: got 0"),
         ("arms.compare_steps", RuntimeError("no"), ("--bench-seconds", 1), 0, "not timed: RuntimeError: no"),
         ("carry_out.diagnose", RuntimeError("no"), (*DIVERGING, "--diagnose"), 1, "not diagnosed: RuntimeError: no"),
-        ("report.shown", RuntimeError("no"), ("--report",), 0, "no report.html: RuntimeError: no"),
+        ("report.run_page", RuntimeError("no"), ("--report",), 0, "no report.html: RuntimeError: no"),
         ("arms.compare_steps", KeyboardInterrupt(), ("--bench-seconds", 1), 130, "stopped"),
     ],
     ids=["benchmark", "benchmark, another way", "diagnosis", "page", "Ctrl-C"],
