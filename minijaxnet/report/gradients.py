@@ -32,15 +32,8 @@ def draw_errors(axes: Any, report: Report) -> None:
     found = _as_dict(report)
     leaves = list(found["leaves"].values())
     judged, reference = subject_of(found)
-    title = f"{judged}: {headline_of(found)}"
-    if not leaves:
-        axes.set_title(title)
-        first = next((verdict["reason"] for verdict in found["verdicts"].values() if verdict["state"] == "fail"), "")
-        remark(axes, as_written(first or "no leaf could be compared", 60))
-        axes.set_axis_off()
-        return
     errors, tolerances = (np.array([_number(leaf[key]) for leaf in leaves]) for key in ("error", "tolerance"))
-    wrong = np.array([leaf["share_wrong"] != 0 for leaf in leaves])
+    wrong = np.array([leaf["share_wrong"] != 0 for leaf in leaves], bool)
     finite = np.concatenate([errors, tolerances])
     finite = np.clip(finite[np.isfinite(finite) & (finite > 0)], _NEAREST, _FARTHEST)
     low, high = (finite.min() / _ROOM, finite.max() * _ROOM) if finite.size else (1e-17, 1.0)
@@ -66,7 +59,7 @@ def draw_errors(axes: Any, report: Report) -> None:
     worst = worst_element(found)
     named = f"\n{in_lines(as_written(f'worst: {worst}', 120), room)}" if worst else ""
     axes.set_xlabel(f"absolute difference, in float64{named}")
-    legend_above(axes, title)
+    legend_above(axes, f"{judged}: {headline_of(found)}")
 
 
 def draw_precision(axes: Any, report: Report) -> None:
@@ -95,17 +88,6 @@ def draw_precision(axes: Any, report: Report) -> None:
     name_rows(axes, [leaf["path"] for leaf in leaves])
     axes.set_xlabel("rounding error / autodiff's")
     legend_above(axes)
-
-
-def verdict_line(report: Report) -> str:
-    """The verdicts, in one line.
-
-    >>> verdict_line({"ok": True, "verdicts": {"primal": {"state": "pass"}, "algebra": {"state": "pass"}}})
-    'right: primal pass, algebra pass'
-    """
-    found = _as_dict(report)
-    each = ", ".join(f"{name} {verdict['state']}" for name, verdict in found["verdicts"].items())
-    return f"{headline_of(found)}: {each}"
 
 
 def worst_element(report: Report) -> str:

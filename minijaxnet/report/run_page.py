@@ -9,7 +9,7 @@ import numpy as np
 from minijaxnet._tables import significant
 from minijaxnet.report.axes import thin
 from minijaxnet.report.curves import draw_curves
-from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line
+from minijaxnet.report.gradients import draw_errors, draw_precision
 from minijaxnet.report.loss_sections import loss_around, played
 from minijaxnet.report.page import Page, Picture, Section, Table, Text, Verdict
 from minijaxnet.report.predictions import predictions
@@ -19,7 +19,7 @@ from minijaxnet.report.summary import verdicts_of
 from minijaxnet.report.timing import draw_forest, draw_samples
 from minijaxnet.run.folder import CONFIG, ENVIRONMENT
 from minijaxnet.run.log import METRICS, is_weight
-from minijaxnet.verify.report import subject_of
+from minijaxnet.verify.report import headline_of, subject_of
 
 _MOST_ROWS = 200
 
@@ -109,7 +109,12 @@ def _gradient_check(record: RunRecord) -> Section | None:
     if any(leaf["precision_ratio"] is not None for leaf in leaves.values()):
         drawn["Error in the working precision"] = draw_precision
     pictures = [
-        Picture(title, verdict_line(check), lambda axes, draw=draw: draw(axes, check), 1.6 + 0.25 * len(leaves))
+        Picture(
+            title,
+            f"{title}: {headline_of(check)}.",
+            lambda axes, draw=draw: draw(axes, check),
+            1.6 + 0.25 * len(leaves),
+        )
         for title, draw in drawn.items()
     ]
     verdicts = [(name, verdict["state"], verdict.get("reason", "")) for name, verdict in check["verdicts"].items()]

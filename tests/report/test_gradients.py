@@ -7,7 +7,7 @@ import pytest
 from kits.marks import slow
 from kits.pictures import axes_with, lines
 
-from minijaxnet.report.gradients import draw_errors, draw_precision, verdict_line, worst_element
+from minijaxnet.report.gradients import draw_errors, draw_precision, worst_element
 from minijaxnet.report.style import COLOURS
 from minijaxnet.verify import GradReport, LeafReport, Verdict
 
@@ -42,7 +42,6 @@ def test_a_wrong_leaf_is_a_cross_beyond_its_bar_and_its_worst_element_is_named(a
     assert axes.get_title(loc="left") == "gradient by hand: NOT RIGHT"
     assert worst_element(found).startswith("['weight'][") and "by autodiff" in worst_element(found)
     assert "worst: ['weight'][" in axes.get_xlabel()
-    assert verdict_line(found) == "NOT RIGHT: algebra fail"
 
 
 def test_an_error_of_zero_and_an_infinite_one_are_drawn_as_such(axes):
