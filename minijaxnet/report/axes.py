@@ -2,11 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minijaxnet.report.style import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DECADE = 10.0
 _NAME = 22  # letters beside a row
@@ -28,7 +31,7 @@ def as_written(name: Any, most: int = 40) -> str:
     return name.replace("$", r"\$")
 
 
-def remark(axes: Any, text: str) -> None:
+def remark(axes: "Axes", text: str) -> None:
     """A sentence in the middle of axes that are empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize="small", color=INK)
 
@@ -44,7 +47,7 @@ def in_lines(text: str, width: int) -> str:
     return "\n".join(line.replace("] [", "][") for line in lines)
 
 
-def name_rows(axes: Any, names: Sequence[str], *, lines: int = 2) -> None:
+def name_rows(axes: "Axes", names: Sequence[str], *, lines: int = 2) -> None:
     """Name the rows of a picture, from above; a long name takes several lines, at most so many."""
     named = [in_lines(as_written(name, 1_000), _NAME).split("\n") for name in names]
     short = [each if len(each) <= lines else [*each[: lines - 1], f"…{each[-1]}"] for each in named]
@@ -52,20 +55,21 @@ def name_rows(axes: Any, names: Sequence[str], *, lines: int = 2) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def inches(axes: Any) -> tuple[float, float]:
+def inches(axes: "Axes") -> tuple[float, float]:
     """About how wide and how high the axes are."""
-    (width, height), box = axes.figure.get_size_inches(), axes.get_position()
+    figure: Any = axes.get_figure(root=True)
+    (width, height), box = figure.get_size_inches(), axes.get_position()
     return float(width * box.width), float(height * box.height)
 
 
-def legend_above(axes: Any, title: str = "") -> None:
+def legend_above(axes: "Axes", title: str = "") -> None:
     """The legend above the axes, in lines that are no wider, and a title above that."""
     handles, labels = axes.get_legend_handles_labels()
     wide, room = inches(axes)[0] > _WIDE, int(_LETTERS * inches(axes)[0])
     columns = 2 if wide and all(len(label) <= room // 2 - _HANDLE for label in labels) else 1
     labels = [in_lines(label, max(room // columns - _HANDLE, _HANDLE)) for label in labels]
     if labels:
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
+        place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "handletextpad": 0.5}
         axes.legend(handles, labels, fontsize="small", ncols=columns, columnspacing=1.2, **place)
     if title:
         lines = -(-sum(1 + label.count("\n") for label in labels) // columns)
@@ -90,7 +94,7 @@ def spans_a_decade(values: np.ndarray) -> bool:
     return bool(values.size and values.min() > 0 and values.max() / _DECADE > values.min())
 
 
-def scale(axes: Any, which: str, values: np.ndarray) -> str:
+def scale(axes: "Axes", which: str, values: np.ndarray) -> str:
     """Give the axis the scale that suits the numbers: logarithmic where they are positive and span more than a decade.
 
     With zeros among such numbers the axis is logarithmic down to the smallest positive one, and linear below.

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from minijaxnet.report.axes import as_written, legend_above, remark, scale, thin
 from minijaxnet.report.style import COLOURS, SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DASHES = ("-", "--", "-.", ":")
 _FEW = 60  # points that may each have a marker
@@ -22,7 +25,7 @@ class _Look(NamedTuple):
 
 
 def draw_curves(
-    axes: Any, rows: Rows, names: Sequence[str], *, flat_at: int | None = None, diverged_at: int | None = None
+    axes: "Axes", rows: Rows, names: Sequence[str], *, flat_at: int | None = None, diverged_at: int | None = None
 ) -> None:
     """What was logged, over steps: training and test in their colours, and where the descent ended.
 
@@ -44,7 +47,7 @@ def draw_curves(
     lines = {name: _line(rows, name) for name in names}
     for name, (steps, values) in lines.items():
         kept, look = thin(values), _look(name, names)
-        marker = {"marker": look.marker, "markersize": 3} if len(kept) <= _FEW else {}
+        marker: Any = {"marker": look.marker, "markersize": 3} if len(kept) <= _FEW else {}
         label = as_written(name.replace("_", " ") if not name.startswith("_") else f" {name}")  # else it is left out
         axes.plot(steps[kept], values[kept], color=look.colour, linestyle=look.dash, label=label, **marker)
     _draw_gaps(axes, lines.values())
@@ -60,15 +63,15 @@ def draw_curves(
         (diverged_at, "diverged", COLOURS["diverged"], "X"),
     ):
         if at is not None:
-            style = {"color": colour, "linestyle": (0, (5, 2)), "linewidth": 1, "marker": marker, "clip_on": False}
-            across = {"transform": axes.get_xaxis_transform(), "markevery": [1], "label": f"{word} at step {at:,}"}
+            style: Any = {"color": colour, "linestyle": (0, (5, 2)), "linewidth": 1, "marker": marker, "clip_on": False}
+            across: Any = {"transform": axes.get_xaxis_transform(), "markevery": [1], "label": f"{word} at step {at:,}"}
             axes.plot([at, at], [0, 1], **style, **across)
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
     axes.legend(fontsize="small")
 
 
-def draw_runs(axes: Any, runs: Mapping[str, Rows], name: str) -> None:
+def draw_runs(axes: "Axes", runs: Mapping[str, Rows], name: str) -> None:
     """One logged number of several runs, over steps.
 
     Args:
@@ -80,7 +83,7 @@ def draw_runs(axes: Any, runs: Mapping[str, Rows], name: str) -> None:
     scale(axes, "y", np.concatenate([values for _, values in lines.values()]))
     for i, (run, (steps, values)) in enumerate(lines.items()):
         kept = thin(values)
-        look = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
+        look: Any = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
         axes.plot(steps[kept], values[kept], label=as_written(run, 1_000), **look)
     axes.set(xlabel="step", ylabel=name.replace("_", " "))
     legend_above(axes)
@@ -103,10 +106,16 @@ def _look(name: str, names: Sequence[str]) -> _Look:
     return _Look(SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)], "os^Dv"[place % 5])
 
 
-def _draw_gaps(axes: Any, lines: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+def _draw_gaps(axes: "Axes", lines: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
     """Crosses at the upper edge, where a value is not finite."""
     where = np.unique(np.concatenate([steps[np.isnan(values)] for steps, values in lines]))
     if len(where):
         where = where[:: -(-len(where) // _FEW)]
-        style = {"color": COLOURS["diverged"], "marker": "x", "markersize": 5, "linestyle": "none", "clip_on": False}
+        style: Any = {
+            "color": COLOURS["diverged"],
+            "marker": "x",
+            "markersize": 5,
+            "linestyle": "none",
+            "clip_on": False,
+        }
         axes.plot(where, np.ones(len(where)), transform=axes.get_xaxis_transform(), label="not finite", **style)

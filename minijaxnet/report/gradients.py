@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, n
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
 from minijaxnet.verify.report import SUBJECT, headline_of, subject_of, values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ROOM = 10.0  # times the smallest and the largest: the edges, for what is zero or not finite
 _NEAREST, _FARTHEST = 1e-60, 1e60  # errors beyond are drawn at the edges
@@ -19,7 +22,7 @@ _TICKS = (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 Report = GradReport | Mapping[str, Any]
 
 
-def draw_errors(axes: Any, report: Report) -> None:
+def draw_errors(axes: "Axes", report: Report) -> None:
     """How far the rule is from its reference in each leaf, in float64, beside what rounding explains there.
 
     A dot within the tolerance, its bar, is right; a cross beyond it is wrong. An open circle at the left edge is no
@@ -52,7 +55,13 @@ def draw_errors(axes: Any, report: Report) -> None:
     ):
         if where.any():
             face = "none" if label == "no difference" else colour
-            style = {"linestyle": "none", "color": colour, "markerfacecolor": face, "markersize": 6, "clip_on": False}
+            style: Any = {
+                "linestyle": "none",
+                "color": colour,
+                "markerfacecolor": face,
+                "markersize": 6,
+                "clip_on": False,
+            }
             axes.plot(x[where], y[where], marker=marker, label=label, zorder=3, **style)
     name_rows(axes, [leaf["path"] for leaf in leaves])
     room = int(_LETTERS * inches(axes)[0])
@@ -62,7 +71,7 @@ def draw_errors(axes: Any, report: Report) -> None:
     legend_above(axes, f"{judged}: {headline_of(found)}")
 
 
-def draw_precision(axes: Any, report: Report) -> None:
+def draw_precision(axes: "Axes", report: Report) -> None:
     """The rule's rounding error in each leaf, in multiples of autodiff's own.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +12,16 @@ from minijaxnet.report.axes import as_written, inches, legend_above, remark, sca
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.sweeps import SweepResult
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _LOSS = "loss at the end"
 _APART = 0.4  # inches that a count takes
 _TICK = (0.55, 0.3)  # inches that a tick takes, to the right and upward
 _SEEDS = ("key", "keys", "seed", "seeds")
 
 
-def draw_sweep(axes: Any, result: SweepResult) -> None:
+def draw_sweep(axes: "Axes", result: SweepResult) -> None:
     """Where the descents of a sweep ended: over its first axis of numbers, or over its first two.
 
     Medians are taken over keys, seeds and all further axes, and over what was zipped with the first axis.
@@ -34,7 +37,7 @@ def draw_sweep(axes: Any, result: SweepResult) -> None:
     draw_ends(axes, values, result.losses, seeds=[name for name, axis in result.axes.items() if is_keys(axis)])
 
 
-def draw_ends(axes: Any, values: Mapping[str, Any], losses: Any, *, seeds: Sequence[str] = ()) -> None:
+def draw_ends(axes: "Axes", values: Mapping[str, Any], losses: Any, *, seeds: Sequence[str] = ()) -> None:
     """The same from arrays, such as those of a ``sweep.npz``.
 
     Args:
@@ -61,7 +64,7 @@ def draw_ends(axes: Any, values: Mapping[str, Any], losses: Any, *, seeds: Seque
     draw_rates(axes, x, moved, name=chosen[0], noun=noun)
 
 
-def draw_rates(axes: Any, rates: Any, losses: Any, *, name: str = "learning rate", noun: str = "seeds") -> None:
+def draw_rates(axes: "Axes", rates: Any, losses: Any, *, name: str = "learning rate", noun: str = "seeds") -> None:
     """Where descents ended, over their learning rates: the median and the 10 % and 90 % quantiles of the seeds.
 
     Those that diverged count as infinitely high. They are triangles at the upper edge, full where all diverged, with
@@ -90,10 +93,10 @@ def draw_rates(axes: Any, rates: Any, losses: Any, *, name: str = "learning rate
     if np.isfinite(median).any():
         label = "a descent" if losses.shape[1] == 1 else f"median of {losses.shape[1]:,}"
         joined = "none" if name in _SEEDS else "-"
-        style = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5, "linestyle": joined}
+        style: Any = {"color": COLOURS["train"], "marker": "o", "markersize": 3.5, "linestyle": joined}
         axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=label, **style)
         best = int(np.argmin(np.where(np.isfinite(median), median, np.inf)))
-        star = {"color": COLOURS["hand"], "marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
+        star: Any = {"color": COLOURS["hand"], "marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
         axes.plot(rates[best], median[best], label=f"lowest, at {significant(float(rates[best]), 3)}", **star)
     if losses.shape[1] > 1 and np.isfinite(low).any():
         _draw_band(axes, rates, low, high)
@@ -107,7 +110,7 @@ def draw_rates(axes: Any, rates: Any, losses: Any, *, name: str = "learning rate
         axes.legend(fontsize="small", loc="best" if np.isfinite(median).any() else "center")
 
 
-def draw_heat(axes: Any, first: Any, second: Any, losses: Any, names: Sequence[str]) -> None:
+def draw_heat(axes: "Axes", first: Any, second: Any, losses: Any, names: Sequence[str]) -> None:
     """Where descents ended, over two settings: the median of the seeds as a colour.
 
     A large cross where most diverged, a small dot where some did; empty where nothing is known.
@@ -138,11 +141,11 @@ def draw_heat(axes: Any, first: Any, second: Any, losses: Any, names: Sequence[s
         axes.set(xlim=(-0.5, len(first) - 0.5), ylim=(-0.5, len(second) - 0.5))
     room = [72 * length / count for length, count in zip(inches(axes), medians.shape, strict=True)]
     size = max(2.0, min(7.0, 0.5 * min(room)))
-    style = {"linestyle": "none", "color": COLOURS["diverged"]}
+    style: Any = {"linestyle": "none", "color": COLOURS["diverged"]}
     if np.isposinf(medians).any():
         axes.plot(*np.nonzero(np.isposinf(medians)), marker="x", markersize=size, label="diverged", **style)
     if some.any():
-        halo = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+        halo: Any = {"markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot(*np.nonzero(some), marker="o", markersize=size / 1.8, label="some diverged", **style, **halo)
     for axis, values, name, length, tick in zip(
         (axes.xaxis, axes.yaxis), (first, second), names, inches(axes), _TICK, strict=True
@@ -159,10 +162,10 @@ def _quantiles(losses: np.ndarray) -> np.ndarray:
     return np.quantile(losses, (0.1, 0.5, 0.9), method="nearest") if losses.size else np.full(3, np.nan)
 
 
-def _draw_band(axes: Any, rates: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+def _draw_band(axes: "Axes", rates: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     """From the low to the high quantile, up to the upper edge where the high one diverged."""
     low, top = np.where(np.isfinite(low), low, np.nan), np.where(np.isfinite(high), high, np.nan)
-    style = {"color": COLOURS["train"], "alpha": 0.2, "linewidth": 0, "label": "10 % to 90 %"}
+    style: Any = {"color": COLOURS["train"], "alpha": 0.2, "linewidth": 0, "label": "10 % to 90 %"}
     axes.fill_between(rates, low, top, **style)
     upward = np.isfinite(low) & np.isposinf(high)
     if upward.any():
@@ -171,15 +174,15 @@ def _draw_band(axes: Any, rates: np.ndarray, low: np.ndarray, high: np.ndarray) 
         axes.set_ylim(None, edge)
 
 
-def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarray) -> None:
+def _draw_diverged(axes: "Axes", rates: np.ndarray, gone: np.ndarray, of: np.ndarray) -> None:
     """Triangles at the upper edge, and counts above those that have room for one."""
-    across = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    across: Any = {"transform": axes.get_xaxis_transform(), "clip_on": False}
     for where, face, label in (
         ((gone > 0) & (gone < of), "none", "some diverged"),
         ((gone > 0) & (gone == of), COLOURS["diverged"], "all diverged" if of.max() > 1 else "diverged"),
     ):
         if where.any():
-            style = {"color": COLOURS["diverged"], "marker": "^", "markersize": 5, "linestyle": "none"}
+            style: Any = {"color": COLOURS["diverged"], "marker": "^", "markersize": 5, "linestyle": "none"}
             axes.plot(rates[where], np.ones(where.sum()), label=label, markerfacecolor=face, **style, **across)
     width, last, last_count = inches(axes)[0], -math.inf, 0
     for i in np.flatnonzero(gone) if of.max() > 1 else ():
@@ -187,8 +190,14 @@ def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarra
         if gone[i] == last_count or place - last < _APART:
             continue
         last, last_count = place, gone[i]
-        text = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": "x-small", "color": INK}
-        place = {"xycoords": axes.get_xaxis_transform(), "annotation_clip": False}
+        text: Any = {
+            "xytext": (0, 5),
+            "textcoords": "offset points",
+            "ha": "center",
+            "fontsize": "x-small",
+            "color": INK,
+        }
+        place: Any = {"xycoords": axes.get_xaxis_transform(), "annotation_clip": False}
         axes.annotate(f"{gone[i]}/{of[i]}", (rates[i], 1.0), **text, **place)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from minijaxnet.bench import Interval, StepComparison
 from minijaxnet.bench.comparison import as_ratio
 from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark, scale
 from minijaxnet.report.style import COLOURS, INK, SERIES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDE = 3.0  # inches: room for verdicts at the side
 _MOST_GROUPS = 100
@@ -26,7 +29,7 @@ _LOOKS = {  # the colour and the marker of each verdict
 Comparison = StepComparison | Mapping[str, Any]
 
 
-def draw_forest(axes: Any, comparison: Comparison) -> None:
+def draw_forest(axes: "Axes", comparison: Comparison) -> None:
     """Each arm's time over the baseline's, with its interval and its verdict; shaded is what counts as the same.
 
     Args:
@@ -54,7 +57,7 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
             text += ", too few rounds"
         labels.append(name if wide else f"{name}: {text}")
         if wide:
-            beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
+            beside: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small", "color": INK}
             axes.text(1.02, y, text, **beside)
     ends = np.array([x for _, ratio in rows for x in ratio] + [1 + width, 1 / (1 + width)])
     ends = ends[np.isfinite(ends) & (ends > 0)]
@@ -63,7 +66,7 @@ def draw_forest(axes: Any, comparison: Comparison) -> None:
     axes.set_xlabel(f"time / time of {as_written(baseline, 30 if wide else 12)}")
 
 
-def draw_samples(axes: Any, comparison: Comparison) -> None:
+def draw_samples(axes: "Axes", comparison: Comparison) -> None:
     """What was measured, round by round, each arm over its own median: what all share comes from the machine.
 
     Args:
@@ -81,12 +84,12 @@ def draw_samples(axes: Any, comparison: Comparison) -> None:
     rounds = max(map(len, arms.values()))
     for i, (name, samples_s) in enumerate(arms.items()):
         label = f"{as_written(name, 1_000)}, {_us(float(np.median(samples_s)))}"
-        style = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
+        style: Any = {"color": SERIES[i % len(SERIES)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
         _draw_over_median(axes, samples_s, rounds, label=label, linewidth=0.7, **style)
     if len(sentinel_s := np.asarray(saved["sentinel_s"], float)):
         _draw_over_median(axes, sentinel_s, rounds, label="a fixed workload", color=COLOURS["past"])
     axes.axhline(1, color=INK, linewidth=0.6, linestyle="--")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
     beside = scale(axes, "y", np.concatenate([_over_median(x) for x in arms.values()]))
     axes.set_ylabel("time / its median" + beside)
     legend_above(axes)
@@ -98,12 +101,12 @@ def _over_median(samples: np.ndarray) -> np.ndarray:
     return np.array([np.median(group) for group in groups]) / np.median(samples)
 
 
-def _draw_over_median(axes: Any, samples: np.ndarray, rounds: int, **style: Any) -> None:
+def _draw_over_median(axes: "Axes", samples: np.ndarray, rounds: int, **style: Any) -> None:
     over = _over_median(samples)
     axes.plot((0.5 + np.arange(len(over))) * rounds / len(over) + 0.5, over, **style)
 
 
-def _ratio_axis(axes: Any, low: float, high: float, most: int) -> None:
+def _ratio_axis(axes: "Axes", low: float, high: float, most: int) -> None:
     """At most so many plain numbers on a logarithmic axis, with room on both sides."""
     low, high = min(low, 0.97), max(high, 1.03)
     room = (high / low) ** 0.06
