@@ -36,12 +36,12 @@ def write_pictures(page: Page, folder: str | Path, suffix: Format = "png") -> li
 
     for section in page.sections:
         for picture in section.pictures:
-            try:
-                with styled():
-                    made = figure(height=picture.height)
+            with styled():
+                made = figure(height=picture.height)
+                try:
                     picture.draw_on(made)
-            except Exception:
-                continue
+                except Exception:
+                    continue
             save(made, path_of(picture.title, suffix))
         for player in section.players:
             if isinstance(player, OneWeight):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.report.style import HEIGHTS, NoMatplotlib
+from minijaxnet.report.style import HEIGHTS, styled
 from minijaxnet.report.weight import Bowl
 
 MOST_STOPS = 1_000  # more than a slider has places
@@ -156,8 +156,7 @@ def _plain(values: np.ndarray) -> list[float | str]:
 
 
 def _height_colours() -> list[list[int]]:
-    try:
+    with styled():
         from matplotlib import colormaps
-    except ImportError as error:
-        raise NoMatplotlib("the colours of a surface need matplotlib") from error
+
     return colormaps[HEIGHTS](np.linspace(0, 1, _BANDS), bytes=True)[:, :3].tolist()
