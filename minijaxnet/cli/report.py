@@ -9,7 +9,8 @@ import jax
 
 from minijaxnet._files import replace_file
 from minijaxnet._trees import cast_floats
-from minijaxnet.cli.begin import asked_again, batches_of, draws, keys_of
+from minijaxnet.cli.request import request_of_run
+from minijaxnet.cli.start import batches_of, draws, keys_of
 from minijaxnet.load import OtherCode, load_params
 from minijaxnet.report.page import Page, html_page
 from minijaxnet.report.pictures import FORMATS, write_pictures
@@ -35,14 +36,14 @@ def main(arguments: Sequence[str]) -> int:
         "--format", default="png", choices=FORMATS, help="of the files; the descent of one weight is a GIF"
     )
     parser.add_argument("--trust", action="store_true", help="run the code of runs that were not started by you")
-    asked = parser.parse_args(arguments)
-    records = [read_record(folder) for folder in asked.runs]
-    output = asked.output or (asked.runs[0] / PAGE if len(records) == 1 else Path(PAGE))
+    request = parser.parse_args(arguments)
+    records = [read_record(folder) for folder in request.runs]
+    output = request.output or (request.runs[0] / PAGE if len(records) == 1 else Path(PAGE))
     with jax.enable_x64(len(records) == 1 and records[0].config["flags"].get("precision") == "float64"):
-        page = runs_page(records) if len(records) > 1 else run_page(_with_experiment(records[0], trust=asked.trust))
+        page = runs_page(records) if len(records) > 1 else run_page(_with_experiment(records[0], trust=request.trust))
         print(_write(page, output))
-        if asked.pictures is not None:
-            print("\n".join(map(str, write_pictures(page, asked.pictures, asked.format))))
+        if request.pictures is not None:
+            print("\n".join(map(str, write_pictures(page, request.pictures, request.format))))
     return 0
 
 
@@ -76,13 +77,13 @@ def _trained(folder: Path, config: dict[str, Any], *, trust: bool) -> Trained:
     Raises:
         ValueError: the experiment has changed since or is somebody else's, or the run has not ended.
     """
-    asked = asked_again(folder, config, trust=trust)
-    experiment, flags = asked.experiment, asked.flags
-    if difference := changes(folder, asked.file, experiment.files):
+    request = request_of_run(folder, config, trust=trust)
+    experiment, flags = request.experiment, request.flags
+    if difference := changes(folder, request.file, experiment.files):
         raise OtherCode(folder, difference)
     if not (folder / PARAMS).is_file():
         raise ValueError("the run has not ended")
-    batches = batches_of(experiment, flags.precision, asked.data)
-    like = jax.eval_shape(lambda: cast_floats(experiment.init(jax.random.key(0), **asked.init), flags.precision))
+    batches = batches_of(experiment, flags.precision, request.data)
+    like = jax.eval_shape(lambda: cast_floats(experiment.init(jax.random.key(0), **request.init), flags.precision))
     key = keys_of(flags.seed)[2] if draws(experiment.objective) else None
     return Trained(experiment, load_params(folder, like), first_batch_of(batches["train"]), batches["test"], key)
