@@ -15,7 +15,7 @@ _DECADE = 10.0
 _NAME = 22  # letters beside a row
 _FAR = 1e100
 _WIDE = 3.0  # inches: room for two columns in a legend
-_LETTERS, _HANDLE = 15, 6  # small letters an inch; the line before a label is as wide as so many
+_LETTERS, _HANDLE = 15, 6  # in a legend: letters an inch, and the width of the line before a label, in letters
 _MOST_POINTS = 2_000  # of a line
 
 

@@ -14,9 +14,9 @@ from minijaxnet.verify.report import SUBJECT, headline_of, subject_of, values
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROOM = 10.0  # times the smallest and the largest: the edges, for what is zero or not finite
+_ROOM = 10.0  # the edges are this many times beyond the smallest and the largest: for zero, and for not finite
 _NEAREST, _FARTHEST = 1e-60, 1e60  # errors beyond are drawn at the edges
-_LETTERS = 13  # in an inch
+_LETTERS = 13  # an inch
 _TICKS = (0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100)
 
 Report = GradReport | Mapping[str, Any]

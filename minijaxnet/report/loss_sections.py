@@ -18,7 +18,7 @@ from minijaxnet.run.log import MOST_WATCHED, weights_of
 
 _POINTS, _MARGIN = 61, 1.4  # of the surface over two weights: along each, and how far beyond the descent
 _GRID, _MOST_POINTS = 25, 512  # of the surface around a network's weights, and of the data that it is computed on
-_MOST_WORK = 3e10  # operations: about a second
+_MOST_WORK = 3e10  # operations, which take about a second
 
 
 def played(record: RunRecord) -> Section | None:

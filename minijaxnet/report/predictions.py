@@ -51,8 +51,11 @@ def _pictures_of_the_network(trained: Trained, threshold: float | None) -> list[
     if np.ndim(x) == 2 and np.shape(x)[1] == 2:
         predict: Any = trained.experiment.predict
         alt = "What is predicted at each point of the plane, and the training data."
-        draw = lambda axes: draw_regions(axes, functools.partial(predict, trained.params), x, y, threshold=threshold)  # noqa: E731
-        pictures.append(Picture("Predictions in the plane", alt, draw, 3.6))
+
+        def regions(axes: Any) -> None:
+            draw_regions(axes, functools.partial(predict, trained.params), x, y, threshold=threshold)
+
+        pictures.append(Picture("Predictions in the plane", alt, regions, 3.6))
     if (graph := _graph(trained)) is not None:
         alt = "The weights of the network, and the values of its nodes for one point."
         pictures.append(Picture("The network at a point", alt, graph, 3.4))
@@ -72,8 +75,11 @@ def _pictures_of_classes(x: np.ndarray, predicted: np.ndarray, classes: Any, cou
         low, high = np.nanpercentile(x.astype(float), (2, 98))  # a few standardised pixels are far out
         images = np.clip(x.astype(float), low, high).reshape(-1, side, side)
         alt = "Images of test data whose class was mistaken."
-        draw = lambda figure: draw_mistakes(figure, images, most_likely, actual, losses)  # noqa: E731
-        pictures.append(Picture("The worst mistakes", alt, draw, 3.6, True))
+
+        def mistakes(figure: Any) -> None:
+            draw_mistakes(figure, images, most_likely, actual, losses)
+
+        pictures.append(Picture("The worst mistakes", alt, mistakes, 3.6, True))
     return pictures
 
 

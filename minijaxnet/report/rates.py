@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOSS = "loss at the end"
-_APART = 0.4  # inches that a count takes
-_TICK = (0.55, 0.3)  # inches that a tick takes, to the right and upward
+_APART = 0.4  # inches between two counts
+_TICK = (0.55, 0.3)  # inches between two ticks, to the right and upward
 _SEEDS = ("key", "keys", "seed", "seeds")
 
 

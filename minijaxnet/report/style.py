@@ -61,7 +61,7 @@ class NoMatplotlib(ImportError):
 
 
 def figure(width: float = WIDTH, height: float = 3.2) -> "Figure":
-    """An empty figure of so many inches; draw on it within ``with styled():``.
+    """An empty figure, its sizes in inches; draw on it within ``with styled():``.
 
     Raises:
         NoMatplotlib: it is not installed.

@@ -22,7 +22,7 @@ _MARGIN = 1.15  # how far the curve goes on either side of the lowest stop, in d
 _POINTS = 201  # of the curve
 _MOMENTS, _PANEL = 4, 2.2  # of a strip: how many, and how wide, in inches
 _TITLE = 36  # letters above a panel of a strip
-_FRAMES, _FRAMES_S, _LAST_FRAMES = 60, 8, 8  # of a GIF: how many, how many a second, and how often the last one
+_FRAMES, _FRAMES_S, _LAST_FRAMES = 60, 8, 8  # of a GIF: at most, a second, and copies of the last one
 
 
 class Bowl(NamedTuple):
@@ -126,7 +126,9 @@ def draw_bowl(axes: "Axes", bowl: Bowl, *, at: int = -1, name: str = "weight w")
     axes.plot([weight], [loss], "o", color=COLOURS["path"], markersize=7, zorder=5, label="stop")
     if not np.isfinite(gradient):
         return
-    half = 0.25 / np.hypot(1 / (right - left), gradient / (high - low))  # half of the picture long, at any gradient
+    half = 0.25 / np.hypot(
+        1 / (right - left), gradient / (high - low)
+    )  # with both halves it is half as long as the picture
     ends = weight + half * np.array([-1, 1])
     tangent: Any = {"color": COLOURS["path"], "linewidth": 1.3, "zorder": 4, "label": "tangent"}
     axes.plot(ends, loss + gradient * (ends - weight), "--", **tangent)
