@@ -73,6 +73,7 @@ class _Recorded(NamedTuple):
     losses: np.ndarray
 
 
+@np.errstate(all="ignore")  # after a divergence
 def _recorded(rows: list[dict[str, Any]], params: Any) -> _Recorded:
     names, dtype = list(weights_of(params)), jnp.result_type(*jax.tree.leaves(params))
     rows = [row for row in rows if all(name in row for name in names)]

@@ -18,6 +18,7 @@ from minijaxnet.report.record import RunRecord, Trained
 _MOST_ERRORS, _LEAST_SIDE = 20, 8
 
 
+@np.errstate(all="ignore")  # after a divergence
 def predictions(record: RunRecord) -> Section | None:
     """Predictions on the experiment's data; None if it has no ``predict``."""
     trained = record.trained
@@ -123,7 +124,7 @@ def relu(x: Any) -> Any:
 
 def sigmoid(x: Any) -> Any:
     """``1 / (1 + exp(-x))``, without JAX."""
-    return 1 / (1 + np.exp(-x))
+    return 0.5 * (1 + np.tanh(x / 2))
 
 
 def _graph(trained: Trained) -> Callable[[Any], None] | None:

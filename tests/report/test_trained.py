@@ -42,11 +42,12 @@ def recorded(rows, params, dtype=jnp.float32):
     [
         (jnp.bfloat16, [8, 4, 2]),
         (jnp.float32, [3e7, 3e7 + 2]),
+        (jnp.float32, [1.0, 2.0**100, np.inf, np.inf, -np.inf]),
         *slow((jnp.float32, [8, np.nextafter(np.float32(8), 9)])),
     ],
-    ids=["bfloat16", "large", "a step of one unit in the last place"],
+    ids=["bfloat16", "large", "diverged", "a step of one unit in the last place"],
 )
-def test_a_weight_that_has_few_neighbours_in_its_dtype_has_a_player(dtype, values):
+def test_a_weight_with_few_neighbours_in_its_dtype_or_one_that_diverged_has_a_player(dtype, values):
     [player] = played(recorded(rows_of("a", values), {"a": np.asarray(8, dtype)}, dtype)).players
     data = player_data(player)
     assert isinstance(player, OneWeight) and data["stops"] == len(values)
@@ -119,6 +120,18 @@ def test_a_network_is_shown_with_its_loss_its_graph_and_its_errors(monkeypatch, 
     assert table.caption == "Largest errors on test data" and table.rows[0] == (0, 9.0, 13.0, -4.0)
     for picture in (around.pictures[0], section.pictures[1]):
         axes_with(picture.draw, tmp_path)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_predictions_of_a_descent_that_diverged_are_shown(broken, tmp_path):
+    net = mjn.mlp((2, 2, 1), bias=False)
+    params = [{"weights": np.full((2, 2), broken, np.float32)}, {"weights": np.full((2, 1), 1e38, np.float32)}]
+    points = mjn.Batch(np.float32([[2, -3], [1, 2]]), np.float32([[13], [8]]))
+    objective = mjn.objective(net, mjn.mean_squared_error)
+    experiment = mjn.Experiment("net", net.init, objective, lambda: (points, points), predict=net.apply)
+    section = predictions(record([])._replace(trained=Trained(experiment, params, points, points)))
+    assert [picture.title for picture in section.pictures] == ["Predictions in the plane"]
+    axes_with(section.pictures[0].draw, tmp_path)
 
 
 def test_images_have_their_confusion_and_their_worst_mistakes():
