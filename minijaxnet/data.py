@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import check_one_batch, checked_tree, is_pair
+from minijaxnet._checks import check_one_batch, is_pair
+from minijaxnet._trees import checked_tree
 
 
 class Batch(NamedTuple):

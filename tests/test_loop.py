@@ -26,7 +26,7 @@ from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import batches, loop
-from minijaxnet.bench.cost import folded_loop
+from minijaxnet.bench.hlo import folded_loop
 
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})

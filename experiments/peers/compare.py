@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet.bench.intervals import RISK, fewest_samples
-from minijaxnet.bench.machine import sentinel
-from minijaxnet.bench.rounds import in_turns
+from minijaxnet.bench.rounds import in_turns, sentinel
 
 # How long a process may take to answer.
 PATIENCE_S = {"open": 300.0, "first": 300.0, "size": 120.0, "block": 60.0}

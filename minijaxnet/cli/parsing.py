@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options, optimizer_options
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from minijaxnet._trees import is_pair, number_of
+from minijaxnet._checks import is_pair
+from minijaxnet._trees import number_of
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.graph import MOST_EDGES, MOST_NODES, draw_network
 from minijaxnet.report.page import Picture, Section, Table

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.core import Tracer
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.run.checkpoint_format import (
     MOST_HEADER_BYTES,
     MOST_STEPS,
