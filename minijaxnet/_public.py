@@ -20,7 +20,6 @@ from minijaxnet.losses import (
     softmax_cross_entropy,
 )
 from minijaxnet.network import Network, dense, elementwise, mlp, serial
-from minijaxnet.report import notebook as _notebook  # noqa: F401 - from here on results show themselves in notebooks
 from minijaxnet.report.live import live
 from minijaxnet.run import CheckpointError, FitResult, Sink, checkpoint_step, fit, load_checkpoint, save_checkpoint
 from minijaxnet.streams import padded

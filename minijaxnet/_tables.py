@@ -1,6 +1,5 @@
-"""A result as a plain text table, and as HTML for a notebook."""
+"""A result as a table: as plain text, and as HTML for a notebook."""
 
-import functools
 import html
 import unicodedata
 from collections.abc import Sequence
@@ -46,31 +45,21 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text without characters that a terminal obeys or cannot show; Python's escapes stand in their place.
+    """A text in which Python's escapes replace the characters that a terminal obeys or cannot show.
 
     Args:
-        text: of whatever origin.
-        keep: which of them may stay.
+        text: of any origin.
+        keep: such characters that stay.
 
     >>> print(printable("a\x1b[2J"))
     a\\x1b[2J
     """
 
-    def shown(character: str) -> str:
+    def escaped(character: str) -> str:
         obeyed = character not in keep and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
         return character.encode("unicode_escape").decode() if obeyed else character
 
-    return text if text.isascii() and text.isprintable() else "".join(map(shown, text))
-
-
-@functools.singledispatch
-def html_of(result: Any) -> str:
-    """A result as a notebook shows it: as it prints, unless ``report.notebook`` knows more of its kind.
-
-    >>> html_of("a < b")
-    '<pre>a &lt; b</pre>'
-    """
-    return f"<pre>{html.escape(str(result))}</pre>"
+    return text if text.isascii() and text.isprintable() else "".join(map(escaped, text))
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -87,6 +76,19 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def html_result(
+    verdict: str, *tables: tuple[Sequence[str], Sequence[Sequence[Any]]], remarks: Sequence[str] = ()
+) -> str:
+    """A result as a notebook shows it: its verdict, its tables and some sentences.
+
+    >>> html_result("right", remarks=["a < b"])
+    '<div><p><strong>right</strong></p><p>a &lt; b</p></div>'
+    """
+    parts = [f"<p><strong>{html.escape(verdict)}</strong></p>", *(html_table(*table) for table in tables)]
+    parts += [f"<p>{html.escape(text)}</p>" for text in remarks]
+    return f"<div>{''.join(parts)}</div>"
 
 
 def significant(value: float, digits: int = 4) -> str:

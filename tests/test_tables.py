@@ -1,4 +1,4 @@
-"""Text tables: columns stand under their headings, figures are short."""
+"""Text tables: columns stand under their headings, numbers are short."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_every_cell_stands_in_its_column(table):
             start += width + 2
 
 
-def test_cells_are_shown_by_str():
+def test_cells_are_printed_by_str():
     assert text_table(("a", "b"), [(None, 1.5), (True, (1, 2))]).split("\n")[2:] == ["None     1.5", "True  (1, 2)"]
 
 
@@ -50,18 +50,18 @@ def test_a_row_of_another_length_is_refused(rows, cells):
 
 
 @given(st.floats(-1e300, 1e300), st.integers(1, 12))
-def test_a_figure_is_right_to_its_digits(value, digits):
-    shown = float(significant(value, digits))
-    assert abs(shown - value) <= 0.5 * 10.0 ** (1 - digits) * abs(value) * (1 + 1e-9) + math.ulp(0.0)
+def test_a_number_is_right_to_its_digits(value, digits):
+    text = float(significant(value, digits))
+    assert abs(text - value) <= 0.5 * 10.0 ** (1 - digits) * abs(value) * (1 + 1e-9) + math.ulp(0.0)
 
 
-def test_figures_are_short_and_take_what_is_no_number():
-    shown = ["0", "3", "0.5", "0.3333", "1.235e+05", "-2e-09"]
-    assert [significant(value) for value in (0, 3, 0.5, 1 / 3, 123456.0, -2e-9)] == shown
+def test_numbers_are_short_and_nan_and_infinity_have_names():
+    text = ["0", "3", "0.5", "0.3333", "1.235e+05", "-2e-09"]
+    assert [significant(value) for value in (0, 3, 0.5, 1 / 3, 123456.0, -2e-9)] == text
     assert [significant(value) for value in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
     assert significant(1 / 3, 2) == "0.33"
 
 
-@pytest.mark.parametrize(("share", "shown"), [(0, "0.0 %"), (1, "100.0 %"), (0.9722, "97.2 %"), (0.5, "50.0 %")])
-def test_a_share_is_a_percentage_of_one_decimal(share, shown):
-    assert percent(share) == shown
+@pytest.mark.parametrize(("share", "expected"), [(0, "0.0 %"), (1, "100.0 %"), (0.9722, "97.2 %"), (0.5, "50.0 %")])
+def test_a_share_is_a_percentage_of_one_decimal(share, expected):
+    assert percent(share) == expected

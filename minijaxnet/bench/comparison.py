@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from minijaxnet._machine import description
-from minijaxnet._tables import html_of, percent, significant, text_table
+from minijaxnet._tables import html_result, percent, significant, text_table
 from minijaxnet._trees import array_type
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
@@ -190,7 +190,8 @@ class StepComparison:
         return since_then(path, content, samples, self.sentinel_s, self.machine)
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        verdicts = ", ".join(f"{name} is {word}" for name, word in self.verdicts.items()) or "nothing to compare"
+        return html_result(f"Steps, against {self.baseline}: {verdicts}", self.cells(), remarks=self.conclusions())
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table of the arms: its columns, and a row for each arm."""

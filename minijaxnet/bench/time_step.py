@@ -10,7 +10,7 @@ import numpy as np
 from jax.stages import Compiled, Wrapped
 
 from minijaxnet._loops import block_on
-from minijaxnet._tables import html_of, significant, text_table
+from minijaxnet._tables import html_result, significant, text_table
 from minijaxnet.bench.blocks import (
     check_seconds,
     checked,
@@ -80,7 +80,8 @@ class StepTiming:
         return self.compilations == 0
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        verdict = f"A step takes {significant(1e6 * self.fused_s.median)} us inside a compiled loop"
+        return html_result(verdict, (("once", "ms"), self.once()), self.cells(), remarks=self.conclusions())
 
     def once(self) -> list[tuple[str, str]]:
         """What is paid once, in milliseconds: a row for each."""

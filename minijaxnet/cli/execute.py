@@ -28,7 +28,7 @@ from minijaxnet.experiment import loads_its_share
 from minijaxnet.history import DIVERGED
 from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.parallel.processes import broadcast, is_first, is_lost, to_host
-from minijaxnet.report.told import Known
+from minijaxnet.report.record import Trained
 from minijaxnet.run import FitResult, Sink, check_values, fit
 from minijaxnet.run.checkpoint import write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
@@ -224,7 +224,7 @@ def _report(
             weights, notes = state.params, []
             if best is not None:
                 weights, notes = to_host(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
-            say(leave_report(folder, Known(experiment, weights, setup.batch, held_out["test"], key), notes))
+            say(leave_report(folder, Trained(experiment, weights, setup.batch, held_out["test"], key), notes))
     say(f"\nwritten to {folder}")
     if result.interrupted:
         say(f"minijaxnet resume {folder} goes on")

@@ -52,11 +52,10 @@ def start_of(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}; expected a number from 0 to {2**32 - 1}")
-    dtype = jnp.dtype(precision)
-    data = {name: _cast(batch, dtype) for name, batch in _data(experiment, data_options).items()}
+    data = batches_of(experiment, precision, data_options)
     start_key, order_key, draw_key = keys_of(seed)
     init = jax.jit(functools.partial(experiment.init, **init_options), compiler_options=compiler_options)
-    params = cast_floats(init(start_key), dtype)
+    params = cast_floats(init(start_key), precision)
     train, key = data.pop("train"), draw_key if draws(experiment.objective) else None
     return Start(params, train, data, order_key, key)
 
@@ -71,6 +70,11 @@ def first_batch(data: Any, batch_size: int | None) -> Any:
     """What a step sees: the first points, or all; the first batch where batches are read."""
     data = first_batch_of(data)
     return data if batch_size is None else jax.tree.map(lambda leaf: leaf[:batch_size], data)
+
+
+def batches_of(experiment: Experiment, precision: str, options: dict) -> dict[str, Any]:
+    """The experiment's batches by their names, checked, with floats in the given precision."""
+    return {name: _cast(batch, jnp.dtype(precision)) for name, batch in _data(experiment, options).items()}
 
 
 def _data(experiment: Experiment, options: dict) -> dict[str, Any]:

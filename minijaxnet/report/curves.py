@@ -1,18 +1,21 @@
-"""Pictures of a run: what was logged over its steps, and what each single step saw."""
+"""Pictures of what was logged over the steps of a run, or of several."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet.history import DIVERGED, FLAT, Trace
-from minijaxnet.report.axes import as_written, remark, scale
+from minijaxnet.report.axes import as_written, legend_above, remark, scale, thin
 from minijaxnet.report.style import COLOURS, SERIES
-from minijaxnet.report.thin import thin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _DASHES = ("-", "--", "-.", ":")
 _FEW = 60  # points that may each have a marker
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 class _Look(NamedTuple):
@@ -22,14 +25,9 @@ class _Look(NamedTuple):
 
 
 def draw_curves(
-    axes: Any,
-    rows: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    *,
-    flat_at: int | None = None,
-    diverged_at: int | None = None,
+    axes: "Axes", rows: Rows, names: Sequence[str], *, flat_at: int | None = None, diverged_at: int | None = None
 ) -> None:
-    """What was logged, over steps: training and test in their colours, and what happened on the way.
+    """What was logged, over steps: training and test in their colours, and where the descent ended.
 
     A value that is not finite is a gap in its line, and a cross at the upper edge.
 
@@ -46,99 +44,78 @@ def draw_curves(
     """
     if missing := [name for name in names if rows and not any(name in row for row in rows)]:
         raise ValueError(f"names: got {missing[0]!r}; expected one of {', '.join(sorted(rows[0].keys() - {'step'}))}")
-    lines = {}
-    for name in names:
-        pairs = [(row["step"], row[name]) for row in rows if name in row]
-        steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
-        lines[name] = (steps, values, _look(name, names))
-    _draw_lines(axes, lines)
-    _draw_end(axes, flat_at, diverged_at)
-    _finish(axes)
-
-
-def draw_trace(axes: Any, trace: Trace, *, first_step: int = 0) -> None:
-    """the loss and the gradient's norm that each step saw, and how the descent ended.
-
-    Args:
-        axes: of matplotlib.
-        trace: of one descent.
-        first_step: what its first row is counted as.
-
-    Raises:
-        ValueError: the traces of several descents.
-    """
-    if np.ndim(trace.status):
-        shape = np.shape(trace.status)
-        raise ValueError(f"trace: got those of descents of shape {shape}; expected that of one")
-    taken = int(trace.steps_taken)
-    steps = first_step + np.arange(taken)
-    looks = {"loss": _Look(COLOURS["train"], "-", "o"), "gradient norm": _Look(COLOURS["slope"], "--", "s")}
-    values = {"loss": trace.loss, "gradient norm": trace.gradient_norm}
-    lines = {name: (steps, np.asarray(of, np.float64)[:taken], looks[name]) for name, of in values.items()}
-    _draw_lines(axes, lines)
-    ended, at = int(trace.status), first_step + taken
-    _draw_end(axes, at if ended == FLAT else None, at if ended == DIVERGED else None)
-    _finish(axes)
-
-
-def _look(name: str, names: Sequence[str]) -> _Look:
-    """How a number's line looks."""
-    if name.startswith("test_"):
-        return _Look(COLOURS["test"], "--", "s")
-    if name.startswith("train_") or f"test_{name}" in names:
-        return _Look(COLOURS["train"], "-", "o")
-    if not any(other.startswith(("test_", "train_", "validation_")) for other in names):
-        place = list(names).index(name)
-        return _Look(SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)], "os^Dv"[place % 5])
-    return _Look(COLOURS["hand"], "-.", "^")
-
-
-def _draw_lines(axes: Any, lines: Mapping[str, tuple[np.ndarray, np.ndarray, _Look]]) -> None:
-    for name, (steps, values, look) in lines.items():
-        few_steps, few = thin(steps, np.where(np.isfinite(values), values, np.nan))
-        marker = {"marker": look.marker, "markersize": 3} if len(few) <= _FEW else {}
-        axes.plot(few_steps, few, color=look.colour, linestyle=look.dash, label=_label(name), **marker)
-    gaps = [steps[~np.isfinite(values)] for steps, values, _ in lines.values()]
-    where = np.unique(np.concatenate(gaps)) if gaps else np.array([])
-    if len(where):
-        where = where[:: -(-len(where) // _FEW)]
-        style = {"color": COLOURS["diverged"], "marker": "x", "markersize": 5, "linestyle": "none", "clip_on": False}
-        axes.plot(where, np.ones(len(where)), transform=axes.get_xaxis_transform(), label="not finite", **style)
-    values = np.concatenate([of for _, of, _ in lines.values()]) if lines else np.array([])
+    lines = {name: _line(rows, name) for name in names}
+    for name, (steps, values) in lines.items():
+        kept, look = thin(values), _look(name, names)
+        marker: Any = {"marker": look.marker, "markersize": 3} if len(kept) <= _FEW else {}
+        label = as_written(name.replace("_", " ") if not name.startswith("_") else f" {name}")  # else it is left out
+        axes.plot(steps[kept], values[kept], color=look.colour, linestyle=look.dash, label=label, **marker)
+    _draw_gaps(axes, lines.values())
+    values = np.concatenate([values for _, values in lines.values()])
     if not np.isfinite(values).any():
-        remark(axes, "nothing was logged" if not values.size else "no value is finite")
+        remark(axes, "no value is finite" if values.size else "nothing was logged")
         axes.set_yticks([])
     beside = scale(axes, "y", values)
-    axes.set_ylabel(as_written(", ".join(name.replace("_", " ") for name in _in_short(lines))) + beside)
-
-
-def _in_short(names: Any) -> list[str]:
-    """Names without what the legend says, each once.
-
-    >>> _in_short(["train_loss", "test_loss"])
-    ['loss']
-    """
-    return list(dict.fromkeys(re.sub("^(test|train|validation)_", "", name) for name in names))
-
-
-def _draw_end(axes: Any, flat_at: int | None, diverged_at: int | None) -> None:
+    short = dict.fromkeys(re.sub("^(test|train|validation)_", "", name) for name in names)  # the legend says the rest
+    axes.set_ylabel(as_written(", ".join(name.replace("_", " ") for name in short)) + beside)
     for at, word, colour, marker in (
         (flat_at, "flat", COLOURS["hand"], "v"),
         (diverged_at, "diverged", COLOURS["diverged"], "X"),
     ):
         if at is not None:
-            style = {"color": colour, "linestyle": (0, (5, 2)), "linewidth": 1, "marker": marker, "clip_on": False}
-            across = {"transform": axes.get_xaxis_transform(), "markevery": [1], "label": f"{word} at step {at:,}"}
+            style: Any = {"color": colour, "linestyle": (0, (5, 2)), "linewidth": 1, "marker": marker, "clip_on": False}
+            across: Any = {"transform": axes.get_xaxis_transform(), "markevery": [1], "label": f"{word} at step {at:,}"}
             axes.plot([at, at], [0, 1], **style, **across)
-
-
-def _finish(axes: Any) -> None:
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+    axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
+    axes.legend(fontsize="small")
 
 
-def _label(name: str) -> str:
-    """A name for the legend, which leaves out those that begin with an underscore."""
-    return as_written(name.replace("_", " ") if not name.startswith("_") else f" {name}")
+def draw_runs(axes: "Axes", runs: Mapping[str, Rows], name: str) -> None:
+    """One logged number of several runs, over steps.
+
+    Args:
+        axes: of matplotlib.
+        runs: ``{run: rows}``, rows as in ``metrics.jsonl``.
+        name: of the number.
+    """
+    lines = {run: _line(rows, name) for run, rows in runs.items()}
+    scale(axes, "y", np.concatenate([values for _, values in lines.values()]))
+    for i, (run, (steps, values)) in enumerate(lines.items()):
+        kept = thin(values)
+        look: Any = {"color": SERIES[i % len(SERIES)], "linestyle": _DASHES[i // len(SERIES) % len(_DASHES)]}
+        axes.plot(steps[kept], values[kept], label=as_written(run, 1_000), **look)
+    axes.set(xlabel="step", ylabel=name.replace("_", " "))
+    legend_above(axes)
+
+
+def _line(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, NaN for what is not finite."""
+    steps, values = np.array([(row["step"], row[name]) for row in rows if name in row], float).reshape(-1, 2).T
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _look(name: str, names: Sequence[str]) -> _Look:
+    if name.startswith("test_"):
+        return _Look(COLOURS["test"], "--", "s")
+    if name.startswith("validation_"):
+        return _Look(COLOURS["hand"], "-.", "^")
+    if name.startswith("train_") or f"test_{name}" in names:
+        return _Look(COLOURS["train"], "-", "o")
+    place = list(names).index(name)
+    return _Look(SERIES[place % len(SERIES)], _DASHES[place % len(_DASHES)], "os^Dv"[place % 5])
+
+
+def _draw_gaps(axes: "Axes", lines: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Crosses at the upper edge, where a value is not finite."""
+    where = np.unique(np.concatenate([steps[np.isnan(values)] for steps, values in lines]))
+    if len(where):
+        where = where[:: -(-len(where) // _FEW)]
+        style: Any = {
+            "color": COLOURS["diverged"],
+            "marker": "x",
+            "markersize": 5,
+            "linestyle": "none",
+            "clip_on": False,
+        }
+        axes.plot(where, np.ones(len(where)), transform=axes.get_xaxis_transform(), label="not finite", **style)

@@ -1,4 +1,4 @@
-"""A fit as it comes along, in a notebook: a bar, and the losses so far."""
+"""A fit while it runs, in a notebook: a progress bar, and the losses so far."""
 
 import time
 from collections.abc import Callable
@@ -6,60 +6,61 @@ from typing import Any
 
 from minijaxnet._tables import significant
 from minijaxnet.report.curves import draw_curves
-from minijaxnet.report.style import NoMatplotlib, figure, styled, to_svg
+from minijaxnet.report.style import NoMatplotlib, svg_of
 from minijaxnet.run.log import Progress, Sink
 
-_SHARE = 0.1  # of the time, at most, goes into showing
+_SHARE = 0.1  # of the time, at most, is spent on showing
 
 
 def live(show: Callable[[str], Any] | None = None) -> Sink:
-    """A sink that shows in a notebook how far a ``fit`` has come, what is left of it, and the losses so far.
+    """A sink that shows the progress of a ``fit`` in a notebook: the steps, the time left, and the losses so far.
 
     It takes at most a tenth of the time.
 
     Args:
-        show: is given the HTML, each time anew; that of IPython if None.
+        show: is called with the HTML, each time it changes; IPython's display if None.
 
     Raises:
-        ImportError: IPython is not installed, and nothing else shows it.
+        ImportError: IPython is not installed, and ``show`` is None.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import minijaxnet as mjn
         >>> descent = mjn.gradient_descent(lambda weight, batch: jnp.mean((weight - batch[1]) ** 2), learning_rate=0.1)
-        >>> shown = []
-        >>> _ = mjn.fit(descent, descent.init(0.0), (jnp.ones(2), jnp.ones(2)), steps=20, sink=mjn.live(shown.append))
-        >>> "20 of 20 steps" in shown[-1]
+        >>> pages = []
+        >>> _ = mjn.fit(descent, descent.init(0.0), (jnp.ones(2), jnp.ones(2)), steps=20, sink=mjn.live(pages.append))
+        >>> "20 of 20 steps" in pages[-1]
         True
     """
     show = _in_notebook() if show is None else show
     rows: list[dict[str, Any]] = []
-    seen: list[Progress] = []
+    latest: Progress | None = None
     next_at = 0.0
 
-    def shown(*, at_once: bool) -> None:
+    def update(*, at_once: bool = False) -> None:
         nonlocal next_at
-        began = time.monotonic()
-        if at_once or began >= next_at:
-            show(_bar(seen[-1]) + _curves(rows) if seen else _curves(rows))
-            next_at = time.monotonic() + (time.monotonic() - began) / _SHARE
+        start = time.monotonic()
+        if at_once or start >= next_at:
+            show((_bar(latest) if latest else "") + _curves(rows))
+            next_at = time.monotonic() + (time.monotonic() - start) / _SHARE
 
     def write(row: dict[str, Any]) -> None:
         rows.append(row)
-        shown(at_once=bool(seen) and row["step"] >= seen[-1].steps)
+        update(at_once=latest is not None and row["step"] >= latest.steps)
 
     def begin(step: int) -> None:
         rows[:] = [row for row in rows if row["step"] < step]
 
     def progress(progress: Progress) -> None:
-        seen[:] = [progress]
-        shown(at_once=False)
+        nonlocal latest
+        latest = progress
+        update()
 
     return Sink(write, begin, progress)
 
 
 def _bar(progress: Progress) -> str:
-    """How far it is, in HTML.
+    """The progress bar, in HTML.
 
     >>> print(_bar(Progress(50, 200, 0.25, 1.0, 10.0)))
     <p><progress value="50" max="200"></progress> 50 of 200 steps, loss 0.25, 10 steps/s, 15 s left</p>
@@ -75,10 +76,7 @@ def _curves(rows: list[dict[str, Any]]) -> str:
     if len(rows) < 2:
         return ""
     try:
-        with styled():
-            made = figure(height=2.6)
-            draw_curves(made.subplots(), rows, names)
-            return to_svg(made, f"live-{len(rows)}")
+        return svg_of(lambda figure: draw_curves(figure.subplots(), rows, names), f"live-{len(rows)}", 2.6)
     except NoMatplotlib as error:
         return f"<p>{error}</p>"
 

@@ -1,20 +1,23 @@
 """A report as one page: a file that opens from disk, asks the network for nothing and holds all that it shows.
 
-What a page holds is said in plain tuples: verdicts in words, sections of pictures, tables and texts, and descent
-players, in which a recorded descent is stepped through. Names may hold any characters; they are shown as they are.
+The content of a page is plain tuples: verdicts in words, and sections of players, pictures, tables and texts. A picture
+is drawn when the page is written. Names may hold any characters; they are shown as they are.
 """
 
 import base64
 import hashlib
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minijaxnet._tables import significant
 from minijaxnet.report.player import OneWeight, TwoWeights, player_data
-from minijaxnet.report.style import COLOURS
+from minijaxnet.report.style import COLOURS, NoMatplotlib, svg_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKS = {"ok": ("✓", "good"), "warning": ("!", "warning"), "bad": ("✗", "bad"), "neutral": ("–", "note")}
 _MISSING = 'pages need jinja2: pip install "minijaxnet[plot]"'
@@ -28,7 +31,7 @@ class Verdict(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows under their columns. Numbers are shown short and copied in full, so hand them over as numbers."""
+    """Rows under their columns. Numbers are shown short and copied in full, so pass them as numbers."""
 
     caption: str
     columns: Sequence[str]
@@ -36,21 +39,25 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture.
+    """A picture, not drawn yet.
 
     Attributes:
         title: above the picture.
         alt: what it shows, for those who cannot see it.
-        image: an SVG element, as from ``style.to_svg``, taken as it is.
-        words: below the picture.
-        figure: of matplotlib, to write the picture as a file; None if there is none.
+        draw: draws it on axes; on an empty figure if ``whole``.
+        height: inches, at a column's width.
+        whole: whether it needs the whole figure.
     """
 
     title: str
     alt: str
-    image: str
-    words: str = ""
-    figure: Any = None
+    draw: Callable[[Any], None]
+    height: float = 3.0
+    whole: bool = False
+
+    def draw_on(self, figure: "Figure") -> None:
+        """Draw it on an empty figure."""
+        self.draw(figure if self.whole else figure.subplots())
 
 
 class Text(NamedTuple):
@@ -61,7 +68,7 @@ class Text(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page: words (a blank line parts paragraphs), then players, pictures, tables and texts."""
+    """A part of the page: words (a blank line separates paragraphs), then players, pictures, tables and texts."""
 
     title: str
     words: str = ""
@@ -89,19 +96,18 @@ class Page(NamedTuple):
     words: str = ""
 
 
-def page(report: Page) -> str:
-    """The page as HTML, style and script included.
+def html_page(page: Page) -> str:
+    """The page as HTML, style and script included. Where a picture or a player fails, a line says why.
 
     Returns:
         The file's text; write it as UTF-8.
 
     Raises:
         ImportError: jinja2 or matplotlib is not installed.
-        ValueError: a kind of verdict that there is not, a row that does not fit its columns, an image that is no
-            SVG, a player whose arrays do not fit together.
+        ValueError: an unknown kind of verdict, a row that does not fit its columns.
 
     Example:
-        >>> text = page(Page("line", [Verdict("ok", "The gradient is <right>.")], []))
+        >>> text = html_page(Page("line", [Verdict("ok", "The gradient is <right>.")], []))
         >>> text.startswith("<!doctype html>"), "The gradient is &lt;right&gt;." in text
         (True, True)
     """
@@ -109,15 +115,15 @@ def page(report: Page) -> str:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
         raise ImportError(_MISSING) from error
-    for verdict in report.verdicts:
+    for verdict in page.verdicts:
         if verdict.kind not in MARKS:
             raise ValueError(f"verdicts: got the kind {verdict.kind!r}; expected one of {', '.join(MARKS)}")
     script = _file("scenes.js") + _file("player.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"cells": _cells, "svg": _svg, "player": player_data, "paragraphs": _paragraphs}
+    environment.filters |= {"cells": _cells, "svg": _svg, "player": _player, "paragraphs": _paragraphs}
     return environment.from_string(_file("page.html.jinja")).render(
-        report=report,
+        page=page,
         marks=MARKS,
         colours=COLOURS,
         style=_file("page.css"),
@@ -132,6 +138,26 @@ def _file(name: str) -> str:
 
 def _paragraphs(words: str) -> list[str]:
     return [part for part in re.split(r"\n\s*\n", words.strip()) if part]
+
+
+def _player(player: OneWeight | TwoWeights) -> dict[str, Any]:
+    try:
+        return player_data(player)
+    except ValueError as error:
+        return {"kind": "", "error": f"The descent cannot be played: {error}"}
+
+
+def _svg(picture: Picture) -> str:
+    """The SVG element with the picture's name, or why there is none."""
+    from markupsafe import Markup, escape
+
+    try:
+        svg = svg_of(picture.draw_on, picture.title, picture.height)
+    except NoMatplotlib:
+        raise
+    except Exception as error:
+        return Markup("<p>{}</p>").format(f"This picture could not be drawn: {type(error).__name__}: {error}")
+    return Markup(f'<svg role="img" aria-label="{escape(picture.alt)}"{svg[4:]}')
 
 
 def _cells(table: Table) -> list[list[dict[str, Any]]]:
@@ -157,12 +183,3 @@ def _cell(value: Any) -> dict[str, Any]:
     whole = str(value)
     text = significant(float(value), 6) if number and not isinstance(value, numbers.Integral) else whole
     return {"text": text, "full": whole if whole != text else None, "number": number}
-
-
-def _svg(picture: Picture) -> str:
-    """The SVG element with the picture's name."""
-    if not picture.image.startswith("<svg"):
-        raise ValueError(f"picture {picture.title!r}: got {picture.image[:20]!r}...; expected an SVG element")
-    from markupsafe import Markup, escape
-
-    return Markup(f'<svg role="img" aria-label="{escape(picture.alt)}"{picture.image[4:]}')

@@ -1,4 +1,4 @@
-"""The pictures of a page, each as a file of its own, for papers and slides."""
+"""The pictures of a page as files of their own, for papers and slides."""
 
 import itertools
 from pathlib import Path
@@ -6,20 +6,22 @@ from typing import Literal, get_args
 
 from minijaxnet.report.page import Page
 from minijaxnet.report.player import OneWeight
-from minijaxnet.report.style import save, slug
-from minijaxnet.report.weight import Bowl, animate
+from minijaxnet.report.style import figure, save, slug, styled
+from minijaxnet.report.weight import animate
 
 Format = Literal["png", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def write_pictures(report: Page, folder: str | Path, suffix: Format = "png") -> list[Path]:
-    """Write each picture of a page under its title, and the descent of a single weight as a moving bowl, a GIF.
+def write_pictures(page: Page, folder: str | Path, suffix: Format = "png") -> list[Path]:
+    """Write each picture of a page under its title, and the descent of a single weight as an animated GIF.
+
+    A picture that cannot be drawn is left out; the page says why.
 
     Args:
-        report: the page.
+        page: with the pictures.
         folder: made if it is not there; files of the same names are replaced.
-        suffix: what to write pictures as.
+        suffix: of the files.
 
     Returns:
         The files.
@@ -32,12 +34,16 @@ def write_pictures(report: Page, folder: str | Path, suffix: Format = "png") -> 
         written.append(next(path for name in names if (path := folder / f"{name}.{suffix}") not in written))
         return written[-1]
 
-    for section in report.sections:
+    for section in page.sections:
         for picture in section.pictures:
-            if picture.figure is not None:
-                save(picture.figure, path_of(picture.title, suffix))
+            with styled():
+                made = figure(height=picture.height)
+                try:
+                    picture.draw_on(made)
+                except Exception:
+                    continue
+            save(made, path_of(picture.title, suffix))
         for player in section.players:
             if isinstance(player, OneWeight):
-                (weights, losses, _), (stops, stop_losses, slopes, _) = player.curve, player.stops
-                animate(path_of("bowl", "gif"), Bowl(weights, losses, stops, stop_losses, slopes), name=player.weight)
+                animate(path_of("bowl", "gif"), player.bowl, name=player.weight)
     return written

@@ -2,18 +2,18 @@
 "use strict";
 
 const STEPS = 100; // of a live descent
-const FLAT = 1e-3; // of the first slope: there a live descent has arrived
+const FLAT = 1e-3; // of the first gradient: a live descent stops there, flat
 
 function record(panel, data, scene) {
   const find = (selector) => panel.querySelector(selector);
   const [slider, play, stage] = [find(".stop"), find("[data-act=play]"), find(".stage")];
   const [back, forward, list, remark] = [find("[data-act=back]"), find("[data-act=forward]"), find(".numbers"), find(".remark")];
   const one = data.stops.length === 4;
-  const columns = one ? ["w0", "loss", "slope", "step0"] : ["w0", "w1", "loss", "step0", "step1"];
+  const columns = one ? ["w0", "loss", "gradient", "step0"] : ["w0", "w1", "loss", "step0", "step1"];
   const last = data.at.length - 1;
   let show, timer;
 
-  function write(key, value, text = shown(value)) {
+  function write(key, value, text = asText(value)) {
     const cell = find(`[data-key=${key}]`);
     cell.value = value;
     cell.textContent = text;
@@ -62,16 +62,16 @@ function record(panel, data, scene) {
   whenSized(stage, () => ((show = scene(stage, data)), update()));
 }
 
-/* Loss and slope anywhere: cubic between the recorded points, beyond the ends the parabola that they end in. */
-function between([weights, losses, slopes]) {
+/* Loss and gradient anywhere: cubic between the recorded points, beyond the ends the parabola that they end in. */
+function between([weights, losses, gradients]) {
   const n = weights.length;
   return (w) => {
     const end = w < weights[0] ? 0 : w > weights[n - 1] ? n - 1 : null;
     if (end !== null) {
       const next = end ? n - 2 : 1;
-      const bend = Math.max(0, (slopes[next] - slopes[end]) / (weights[next] - weights[end]));
+      const bend = Math.max(0, (gradients[next] - gradients[end]) / (weights[next] - weights[end]));
       const far = w - weights[end];
-      return [losses[end] + far * (slopes[end] + 0.5 * bend * far), slopes[end] + bend * far];
+      return [losses[end] + far * (gradients[end] + 0.5 * bend * far), gradients[end] + bend * far];
     }
     let [i, j] = [0, n - 1];
     while (j - i > 1) {
@@ -80,7 +80,7 @@ function between([weights, losses, slopes]) {
       else j = middle;
     }
     const [h, rise] = [weights[j] - weights[i], losses[j] - losses[i]];
-    const [t, a, b] = [(w - weights[i]) / h, h * slopes[i] - rise, rise - h * slopes[j]];
+    const [t, a, b] = [(w - weights[i]) / h, h * gradients[i] - rise, rise - h * gradients[j]];
     const loss = losses[i] + t * rise + t * (1 - t) * ((1 - t) * a + t * b);
     return [loss, (rise + (1 - 2 * t) * (a * (1 - t) + b * t) + t * (1 - t) * (b - a)) / h];
   };
@@ -90,14 +90,14 @@ function descend(at, start, rate, size) {
   const stops = [];
   let ended = "", overshot = false;
   for (let w = start, before = 0; !ended; ) {
-    const [loss, slope] = at(w);
+    const [loss, gradient] = at(w);
     stops.push([w, loss]);
-    overshot ||= slope * before < 0;
+    overshot ||= gradient * before < 0;
     if (!(Math.abs(w - start) < 1e6 * size)) ended = "diverges";
-    else if (Math.abs(slope) <= FLAT * Math.abs(at(start)[1])) ended = "flat";
+    else if (Math.abs(gradient) <= FLAT * Math.abs(at(start)[1])) ended = "flat";
     else if (stops.length > STEPS) ended = loss > stops[0][1] * (1 + 1e-9) ? "diverges" : "steps";
-    before = slope;
-    w -= rate * slope;
+    before = gradient;
+    w -= rate * gradient;
   }
   return { stops, ended, overshot };
 }
@@ -135,11 +135,11 @@ function live(panel, data) {
     const strong = document.createElement("strong");
     strong.textContent = name;
     const beyond = found.stops.filter(([w]) => w < first || w > end).length;
-    const factor = curvature ? ` Near the bottom a step multiplies the way left by 1 − rate × curvature = ${shown(1 - rate * curvature, 3)}.` : "";
+    const factor = curvature ? ` Near the bottom a step multiplies the way left by 1 − rate × curvature = ${asText(1 - rate * curvature, 3)}.` : "";
     const outside = beyond ? ` ${beyond} of its stops lie beyond the recorded curve, which is continued there as a parabola.` : "";
     says.replaceChildren("It ", strong, rest + factor + outside);
-    output.textContent = shown(rate, 3);
-    set(slider, { "aria-valuetext": `${shown(rate, 3)}, ${name}` });
+    output.textContent = asText(rate, 3);
+    set(slider, { "aria-valuetext": `${asText(rate, 3)}, ${name}` });
   }
   slider.addEventListener("input", () => {
     rate = low * (high / low) ** (slider.value / slider.max);
@@ -152,7 +152,7 @@ function live(panel, data) {
   find("[data-act=recorded]").addEventListener("click", () => (recorded(), draw()));
   for (const k of curvature ? [1, 2] : []) {
     const edge = document.createElement("span");
-    edge.textContent = `${k}/curvature\n${shown(k / curvature, 3)}`;
+    edge.textContent = `${k}/curvature\n${asText(k / curvature, 3)}`;
     edge.style.left = `${100 * place(k / curvature)}%`;
     edges.append(edge);
   }

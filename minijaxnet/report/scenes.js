@@ -16,7 +16,7 @@ const wider = ([low, high], by = 0.04) => {
   const more = by * (high - low || Math.abs(low) || 1);
   return [low - more, high + more];
 };
-const shown = (x, digits = 9) => String(Number(x.toPrecision(digits))).replace("I", "i").replaceAll("-", "−");
+const asText = (x, digits = 9) => String(Number(x.toPrecision(digits))).replace("I", "i").replaceAll("-", "−");
 const points = (xs, ys) => xs.map((x, i) => `${x.toFixed(2)},${ys[i].toFixed(2)}`).join(" ");
 
 function ticks([low, high], most) {
@@ -31,7 +31,7 @@ function ticks([low, high], most) {
 /* A number on an axis: short, where it is very large or small. */
 function onAxis(value) {
   const size = Math.abs(value);
-  if (size === 0 || (size >= 1e-3 && size < 1e5)) return shown(value);
+  if (size === 0 || (size >= 1e-3 && size < 1e5)) return asText(value);
   return Number(value.toPrecision(6)).toExponential().replace("e+", "e").replaceAll("-", "−");
 }
 
@@ -87,7 +87,7 @@ const within = (value, limit) => Math.min(limit - 6, Math.max(6, value));
 /* The bowl with one stop of the record. Returns show(i). */
 function bowlScene(stage, data) {
   const [weights, losses] = data.curve;
-  const [w, loss, slope, step] = data.stops;
+  const [w, loss, gradient, step] = data.stops;
   const { plot, x, y, across, up, scales } = frame(stage, wider(span(weights)), wider(span(losses)), data.names);
   add(plot, "polyline", { class: "bowl", points: points(weights.map(x), losses.map(y)) });
   const seen = w.map((_, i) => Number.isFinite(w[i]) && Number.isFinite(loss[i]));
@@ -106,7 +106,7 @@ function bowlScene(stage, data) {
     const away = Math.hypot(at[0] - held[0], at[1] - held[1]) > 6;
     dot.classList.toggle("away", away);
     set(dot, { cx: held[0], cy: held[1] });
-    const [dx, dy] = [scales[0], -scales[1] * slope[i]];
+    const [dx, dy] = [scales[0], -scales[1] * gradient[i]];
     const reach = (0.3 * across) / Math.hypot(dx, dy);
     const drawn = !away && Number.isFinite(reach);
     tangent.style.display = drawn ? "" : "none";
@@ -162,12 +162,12 @@ function surfaceScene(stage, data) {
     const kept = [...w0.keys()].slice(from, to).filter((i) => seen[i]);
     return points(kept.map((i) => x(w0[i])), kept.map((i) => y(w1[i])));
   };
-  let place = add(stage, "text", { x: 0, y: 12 }, `loss ${shown(data.heat.low, 3)}`).getComputedTextLength() + 6;
+  let place = add(stage, "text", { x: 0, y: 12 }, `loss ${asText(data.heat.low, 3)}`).getComputedTextLength() + 6;
   for (const colour of data.colours) {
     add(stage, "rect", { x: place, y: 2, width: 4.5, height: 11, fill: `rgb(${colour})` });
     place += 4;
   }
-  add(stage, "text", { x: place + 6, y: 12 }, shown(data.heat.high, 3) + (data.heat.log ? ", log scale" : ""));
+  add(stage, "text", { x: place + 6, y: 12 }, asText(data.heat.high, 3) + (data.heat.log ? ", log scale" : ""));
   add(plot, "polyline", { class: "ahead", points: path(0) });
   const trails = ["casing", "trail"].map((name) => add(plot, "polyline", { class: name }));
   const arrows = ["casing", "arrow"].map((name) => add(plot, "path", { class: name }));

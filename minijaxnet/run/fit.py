@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from minijaxnet._checks import check_callable, check_count
-from minijaxnet._tables import html_of, significant
+from minijaxnet._tables import html_result, significant
 from minijaxnet._trees import checked_tree, floating_arrays, named_leaves, own_copy
 from minijaxnet.batches import InMemory, OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.data import check_batch, numbers
@@ -27,7 +27,7 @@ from minijaxnet.parallel.processes import broadcast, is_first, local_share, to_h
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
-from minijaxnet.run.log import Log, Sink
+from minijaxnet.run.log import Log, Sink, first_and_last
 from minijaxnet.run.measured import lost_updates
 from minijaxnet.run.signals import heard
 from minijaxnet.run.watch import Watch, log_the_end, run_watched
@@ -78,7 +78,7 @@ class FitResult(NamedTuple):
         return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        return html_result(repr(self).split("\n")[0], first_and_last(self.rows), remarks=self.notes)
 
 
 def fit(

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._files import Lines, read_own, replace_file
+from minijaxnet._tables import significant
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -153,6 +155,18 @@ class Log:
         """Close the files."""
         for file in self._files.values():
             file.close()
+
+
+def first_and_last(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and the rows of a table of what was logged first and last.
+
+    >>> first_and_last([{"step": 0, "loss": 2.0}, {"step": 1_000, "loss": 0.5}])
+    (('', 'at step 0', 'at step 1,000'), [('loss', '2', '0.5')])
+    """
+    ends = (rows[0], rows[-1]) if rows else ()
+    names = [name for name in ends[0] if name != "step"] if ends else []
+    cells = [(name, *(significant(row.get(name, math.nan)) for row in ends)) for name in names]
+    return ("", *(f"at step {row['step']:,}" for row in ends)), cells
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

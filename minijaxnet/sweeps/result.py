@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minijaxnet._tables import html_of, percent, significant, text_table
+from minijaxnet._tables import html_result, percent, significant, text_table
 from minijaxnet._trees import is_keys
 from minijaxnet.goal import goal_of
 from minijaxnet.history import DIVERGED, FLAT, Trace
@@ -145,7 +145,18 @@ class SweepResult(NamedTuple):
         return (name, "loss 10 %", "median", "90 %", "diverged", "steps until flat", *self.metrics), rows
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        try:
+            losses = self.losses
+        except TypeError:  # the runs do not return the trace of a descent
+            axes = ", ".join(f"{name} ({len(values):,})" for name, values in self.axes.items())
+            return html_result(f"Sweep over {axes}, without a Trace in its output")
+        verdict = f"Sweep: {losses.size:,} descents, {int((losses == np.inf).sum()):,} diverged"
+        if np.isfinite(losses).any():
+            best = self.best()
+            places = best.place * (len(self.axes) // len(best.place))  # zipped axes share one place
+            where = (f"{name} {shown(values, i)}" for (name, values), i in zip(self.axes.items(), places, strict=True))
+            verdict += f"; lowest loss {significant(best.loss)} at {', '.join(where)}"
+        return html_result(verdict, self.cells())
 
     def __str__(self) -> str:
         """The table."""

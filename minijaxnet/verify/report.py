@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from minijaxnet._tables import html_of, significant, text_table
+from minijaxnet._tables import html_result, significant, text_table
 
 _COLUMNS = 100
 SUBJECT = "gradient by hand against autodiff"
@@ -159,7 +159,9 @@ class GradReport:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_of(self)
+        verdicts = [(name, state, reason) for name, (state, reason) in self.verdicts.items()]
+        title = f"{self.subject}: {self.headline}"
+        return html_result(title, (("verdict", "state", "reason"), verdicts), self.cells(), remarks=self.hints)
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table of the leaves: its columns, and a row a leaf; without rounding errors where none was measured."""

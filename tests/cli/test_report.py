@@ -1,4 +1,4 @@
-"""run and report: a page of what came out, which never disturbs a run, and its pictures as files."""
+"""run and report: a page of the run, which never disturbs it, and its pictures as files."""
 
 import contextlib
 import dataclasses
@@ -14,10 +14,12 @@ import pytest
 from kits.stopped import mark_again
 
 from minijaxnet.cli import main, report
-from minijaxnet.report import pictures, several, story
-from minijaxnet.report.page import page
-from minijaxnet.report.shown import bowl, predictions, shown, stops
-from minijaxnet.report.told import told_by
+from minijaxnet.report import pictures
+from minijaxnet.report.loss_sections import played
+from minijaxnet.report.page import html_page
+from minijaxnet.report.predictions import predictions
+from minijaxnet.report.record import command_of, read_record
+from minijaxnet.report.run_page import run_page
 from minijaxnet.run.lock import hold
 
 LINE = """
@@ -51,6 +53,9 @@ experiment = mjn.Experiment(
 """
 
 
+WRONG = ("could not be", "cannot be shown", "cannot be played", "Only what")  # on a page that is as it should be
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Where a run of the line was carried out, and what it printed."""
@@ -76,66 +81,54 @@ def folder(ran, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def told(ran):
+def record(ran):
+    """What the folder of the run holds, with its experiment."""
     [found] = (ran[0] / "runs").iterdir()
-    return told_by(found)
-
-
-@pytest.fixture(scope="module")
-def known(ran, told):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ran[0])
-        return report._known(told.folder, told.config, trust=False)
+        return report._with_experiment(read_record(found), trust=False)
 
 
 @pytest.fixture
 def unrendered(monkeypatch):
-    """Pictures are drawn, but not written as SVG: that is what takes the time."""
-    monkeypatch.setattr("minijaxnet.report.sections.to_svg", lambda figure, name: "<svg></svg>")
+    """Pictures are not drawn: that is what takes the time."""
+    monkeypatch.setattr("minijaxnet.report.page.svg_of", lambda draw, name, height: "<svg></svg>")
 
 
 def text_of(path):
     return Path(path).read_text(encoding="utf-8")
 
 
-def test_a_run_leaves_a_page_with_the_lessons_numbers(ran, told):
-    out, text = ran[1], text_of(told.folder / "report.html")
-    assert f"page: runs/{told.folder.name}/report.html" in out
+def test_a_run_leaves_a_page_with_the_lessons_numbers(ran, record):
+    out, text = ran[1], text_of(record.folder / "report.html")
+    assert f"page: runs/{record.folder.name}/report.html" in out
     assert "The descent took all 10 steps." in text and "<svg" in text and 'id="player' in text
     assert "minijaxnet run line.py --seed 3 --bench-seconds 0.0 --scale 0.5<" in text, "what was set, and no more"
-    assert "could not be" not in text and "Only what" not in text
-    assert [row["step"] for row in told.rows] == list(range(11))
-    assert told.rows[0]["params"] == 2.0 and told.rows[1]["params"] == pytest.approx(2.24)
+    assert not [words for words in WRONG if words in text]
+    assert [row["step"] for row in record.rows] == list(range(11))
+    assert record.rows[0]["params"] == 2.0 and record.rows[1]["params"] == pytest.approx(2.24)
 
 
 def test_the_command_on_the_page_repeats_the_run(folder):
-    first = told_by(folder)
-    verb, *rest = shlex.split(story.command_of(first.config))[1:]
+    first = read_record(folder)
+    verb, *rest = shlex.split(command_of(first.config))[1:]
     assert main([verb, *rest, "--no-report"]) == 0
     [again] = (path for path in Path("runs").iterdir() if path != folder)
     assert (folder / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
-    second = told_by(again).config
+    second = read_record(again).config
     assert first.config | {"flags": {}, "file_here": ""} == second | {"flags": {}, "file_here": ""}
     assert first.config["flags"] | {"report": False} == second["flags"]
     assert not (again / "report.html").exists()
 
 
-def test_the_player_shows_what_was_recorded(told, known):
-    found = bowl(told, known)
-    np.testing.assert_array_equal(found.stops, np.float32([row["params"] for row in told.rows]))
-    assert found.slopes[0] == -24 and found.stop_losses[0] == 16
-    [player] = stops(told, known).players
+def test_the_player_shows_what_was_recorded(record):
+    [player] = played(record).players
+    np.testing.assert_array_equal(player.bowl.stops, np.float32([row["params"] for row in record.rows]))
+    assert player.bowl.gradients[0] == -24 and player.bowl.stop_losses[0] == 16
     assert player.curvature == pytest.approx(18) and player.learning_rate == 0.01
-    assert player.stops.steps[0] == pytest.approx(0.24)
-    [table] = predictions(told, known).tables
+    assert player.steps[0] == pytest.approx(0.24)
+    [table] = predictions(record).tables
     assert table.rows[0][2] == 10.0
-
-
-def test_the_steps_of_a_player_are_those_of_the_log(told, known):
-    logged = [told.rows[step] for step in (0, 3, 6, 9, 10)]
-    [player] = stops(told._replace(rows=logged), known).players
-    assert player.at.tolist() == [0, 3, 6, 9, 10]
-    assert np.isnan(player.stops.steps).tolist() == [True, True, True, False, True]  # only 9 and 10 are neighbours
 
 
 def test_an_earlier_run_gets_its_page_and_its_pictures_as_files(folder, capsys, monkeypatch):
@@ -143,7 +136,7 @@ def test_an_earlier_run_gets_its_page_and_its_pictures_as_files(folder, capsys, 
     (folder / "report.html").unlink()
     assert main(["report", str(folder), "--pictures", "made/here", "--format", "svg"]) == 0
     text = text_of(folder / "report.html")
-    assert 'id="player' in text and "could not be" not in text and "Only what" not in text
+    assert 'id="player' in text and not [words for words in WRONG if words in text]
     page, *files = capsys.readouterr().out.splitlines()
     assert page == f"page: {folder}/report.html"
     names = {"moments-of-the-descent.svg", "loss.svg", "gradient-norm.svg", "bowl.gif"}
@@ -166,31 +159,6 @@ def test_of_another_experiment_or_of_none_only_what_the_folder_holds_is_shown(fo
     Path("line.py").unlink()
     assert main(["report", str(folder), "--output", "none.html"]) == 0
     assert "is not there" in text_of("none.html")
-
-
-@pytest.mark.parametrize(
-    ("losses", "words"),
-    [
-        ([0.5, 0.5], ["All runs have the same test loss at the end, 0.5."]),
-        ([0.5, 0.5, 0.7], ["The lowest test loss at the end, 0.5, is that of a and of b."]),
-        ([0.7, 0.5, 0.6], ["The lowest test loss at the end, 0.5, is that of b."]),
-        ([0.5, 0.5 + 1e-9], ["All runs have the same test loss at the end, 0.5."]),
-        ([np.nan, np.nan], []),
-    ],
-)
-def test_between_equals_there_is_no_winner(told, losses, words):
-    runs = [
-        told._replace(folder=Path("abc"[i]), rows=[{"step": 1, "test_loss": loss}]) for i, loss in enumerate(losses)
-    ]
-    assert [verdict.words for verdict in several.tell_several(runs).verdicts] == words
-
-
-def test_a_command_lists_what_differs_from_the_defaults_be_it_nothing_and_all_where_these_are_not_known():
-    config = {"verb": "run", "file": "a b.py", "flags": {"batch_size": None, "runs": "", "seed": 0}, "data": {"n": 2}}
-    assert story.command_of(config) == "minijaxnet run 'a b.py' --seed 0 --data-n 2"
-    defaults = {"flags": {"batch_size": 8, "runs": "runs", "seed": 0}, "data": {"n": 3}}
-    repeated = "minijaxnet run 'a b.py' --batch-size None --runs '' --data-n 2"
-    assert story.command_of(config | {"defaults": defaults}) == repeated
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -235,25 +203,23 @@ def test_a_folder_without_rows_has_a_page_that_says_so(folder):
 # --- What fails costs itself alone ------------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_there_is_no_page_and_it_is_said_what_to_install(folder, known, monkeypatch):
+def test_without_matplotlib_there_is_no_page_and_it_is_said_what_to_install(folder, record, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     (folder / "report.html").unlink()
     with pytest.raises(ImportError, match=r'pictures need matplotlib: pip install "minijaxnet\[plot\]"'):
-        report.leave_report(folder, known)
+        report.leave_report(folder, record.trained)
     assert not (folder / "report.html").exists()
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_a_picture_or_predictions_that_fail_cost_themselves_alone(told, known, monkeypatch):
+def test_predictions_that_fail_cost_themselves_alone(record):
     def fails(*arguments, **options):
-        raise ZeroDivisionError("no such <picture>")
+        raise ZeroDivisionError("no such <prediction>")
 
-    monkeypatch.setattr(story, "draw_curves", fails)
-    broken = known._replace(experiment=dataclasses.replace(known.experiment, predict=fails))
-    text = page(story.tell(told, shown(told, broken)))
-    assert "could not be drawn: ZeroDivisionError: no such &lt;picture&gt;" in text and 'id="player' in text
-    assert "This could not be shown: ZeroDivisionError" in text
+    broken = dataclasses.replace(record.trained.experiment, predict=fails)
+    text = html_page(run_page(record._replace(trained=record.trained._replace(experiment=broken))))
+    assert "This cannot be shown: ZeroDivisionError: no such &lt;prediction&gt;" in text and 'id="player' in text
 
 
 @pytest.mark.parametrize(
@@ -277,7 +243,7 @@ def test_what_cannot_be_asked_or_is_no_run_is_refused(capsys, arguments, words):
 
 GRADIENT = ("The gradient by hand is right.", "Gradient by hand against autodiff")
 LOSS = ("From above", "From the side", "Predictions in the plane", "The network at a point")
-STEPS = ("Which step is faster", "Samples in the order of time", "Compile and steady")
+STEPS = ("Which step is faster", "Samples in the order of time", "compile, in steps")
 
 
 @pytest.mark.slow
@@ -300,5 +266,5 @@ def test_what_came_out_is_on_the_page(tmp_path, monkeypatch, text, command, code
         assert main(["report", str(folder)]) == 0
     page = text_of(folder / "report.html")
     assert [title for title in titles if title not in page] == []
-    assert "could not be" not in page and "Only what" not in page
+    assert not [words for words in WRONG if words in page]
     assert ('id="player' in page) == ("diverged" in titles[0])

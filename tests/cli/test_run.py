@@ -394,7 +394,7 @@ DIVERGING = ("--learning-rate", 1e6, "--steps", 500)
         ),
         ("optimizers.compare_steps", RuntimeError("no"), ("--bench-seconds", 1), 0, "not timed: RuntimeError: no"),
         ("execute.diagnose", RuntimeError("no"), (*DIVERGING, "--diagnose"), 1, "not diagnosed: RuntimeError: no"),
-        ("report.shown", RuntimeError("no"), ("--report",), 0, "no report.html: RuntimeError: no"),
+        ("report.run_page", RuntimeError("no"), ("--report",), 0, "no report.html: RuntimeError: no"),
         ("optimizers.compare_steps", KeyboardInterrupt(), ("--bench-seconds", 1), 130, "stopped"),
     ],
     ids=["benchmark", "benchmark, another way", "diagnosis", "page", "Ctrl-C"],

@@ -22,16 +22,13 @@ def drawn_by_lot(*sizes):
 
 
 def texts(axes):
-    axes.figure.canvas.draw()
     return [text.get_text() for text in axes.texts]
 
 
 LESSON = {
     "baseline": (((1, 1), (-1, 1)), (2, -1), (2, 3), 13, ("5", "1", "9"), "prediction 9\nactual 13\nerror -4"),
     "better": (((1, 1), (-1, 1)), (3, -2), (2, 3), 13, ("5", "1", "13"), "prediction 13\nactual 13\nerror 0"),
-    "practice 1": (((2, 1), (0, 0)), (2, 2), (3, 2), 5, ("8", "0", "16"), "prediction 16\nactual 5\nerror 11"),
     "practice 2": (((2, 1), (1, 2)), (1, 1), (0, 3), 3, ("3", "6", "9"), "prediction 9\nactual 3\nerror 6"),
-    "node 1 changed": (((2, 1), (1, 0)), (1, 1), (0, 3), 3, ("3", "0", "3"), "prediction 3\nactual 3\nerror 0"),
 }
 
 
@@ -39,10 +36,9 @@ LESSON = {
 def test_the_lessons_networks_show_their_values_and_error(axes, case):
     hidden, output, inputs, actual, values, verdict = case
     draw_network(axes, params_of(hidden, output), inputs, jax.nn.relu, actual=actual)
-    drawn = texts(axes)
     weights = [f"{weight:g}" for weight in (*np.ravel(hidden), *output)]
     expected = [*map(str, inputs), *values, *weights, verdict, "inputs\n", "hidden\nrelu", "output\n"]
-    assert sorted(drawn) == sorted(expected)
+    assert sorted(texts(axes)) == sorted(expected)
 
 
 def test_a_weight_stands_on_the_edge_it_belongs_to(axes):
@@ -56,14 +52,13 @@ def test_a_weight_stands_on_the_edge_it_belongs_to(axes):
 
 
 def test_labels_do_not_lie_on_one_another(axes):
-    params = drawn_by_lot(3, 3, 1)
-    draw_network(axes, params, (1, 2, 3), jnp.tanh)
-    axes.figure.canvas.draw()
+    draw_network(axes, drawn_by_lot(3, 3, 1), (1, 2, 3), jnp.tanh)
+    axes.figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
-def test_signs_are_told_by_colour_and_by_dash(axes):
+def test_signs_differ_in_colour_and_in_dash(axes):
     draw_network(axes, [{"weights": np.array([[1.0], [-1.0], [0.0], [np.nan]])}], np.ones(4), jnp.tanh)
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert looks == {(COLOURS["positive"], "-"), (COLOURS["negative"], "--"), (COLOURS["past"], ":")}
@@ -74,39 +69,19 @@ def test_biases_and_the_output_activation_count(axes):
     layers = [{"weights": np.float32([[2]]), "bias": np.float32([-1.5])}]
     draw_network(axes, layers, [2.0], jax.nn.relu, jax.nn.sigmoid, actual=[1.0])
     value = 1 / (1 + np.exp(-2.5))
-    assert {"bias -1.5", "output\nsigmoid", f"prediction {value:.3g}\nactual 1\nerror {value - 1:.3g}"} <= set(
-        texts(axes)
-    )
-
-
-def test_each_output_has_its_error(axes):
-    params = drawn_by_lot(2, 3, 2)
-    draw_network(axes, params, (1, 2), jax.nn.relu, actual=(1, 2))
-    assert sum("error" in text for text in texts(axes)) == 2
+    expected = {"bias -1.5", "output\nsigmoid", f"prediction {value:.3g}\nactual 1\nerror {value - 1:.3g}"}
+    assert expected <= set(texts(axes))
 
 
 def test_where_labels_have_no_room_a_note_explains_the_edges(axes):
-    params = drawn_by_lot(7, 7, 1)
-    draw_network(axes, params, np.arange(7), jax.nn.relu)
+    draw_network(axes, drawn_by_lot(7, 7, 1), np.arange(7), jax.nn.relu)
     drawn = texts(axes)
     assert "edges: thicker is larger, dashed is negative" in drawn
     assert len(drawn) == 3 + 15 + 7 + 1 + 1
 
 
-def test_what_cannot_be_read_or_does_not_fit_is_refused(axes):
+def test_what_cannot_be_read_is_refused(axes):
     with pytest.raises(ValueError, match=r"got layers of \[9, 1\] nodes with 9 edges; expected at most 8 nodes"):
         draw_network(axes, [{"weights": np.ones((9, 1))}], np.ones(9), jnp.tanh)
     with pytest.raises(ValueError, match=r"got layers of \[8, 8\] nodes with 64 edges"):
         draw_network(axes, [{"weights": np.ones((8, 8))}], np.ones(8), jnp.tanh)
-    with pytest.raises(ValueError, match="inputs: got 3 numbers; expected 2"):
-        draw_network(axes, [{"weights": np.ones((2, 1))}], np.ones(3), jnp.tanh)
-    with pytest.raises(ValueError, match="actual: got 2 numbers; expected 1"):
-        draw_network(axes, [{"weights": np.ones((2, 1))}], np.ones(2), jnp.tanh, actual=(1, 2))
-    with pytest.raises(ValueError, match=r"params\[1\]: got 3 inputs; expected 1"):
-        draw_network(axes, [{"weights": np.ones((2, 1))}, {"weights": np.ones((3, 1))}], np.ones(2), jnp.tanh)
-    with pytest.raises(ValueError, match=r"params\[0\]: got shapes .*; expected \(n_in, n_out\)"):
-        draw_network(axes, [{"weights": np.ones(2)}], np.ones(2), jnp.tanh)
-    with pytest.raises(TypeError, match=r"params\[0\]: got tuple; expected"):
-        draw_network(axes, [()], np.ones(2), jnp.tanh)
-    with pytest.raises(TypeError, match="params: got dict; expected a list of layers"):
-        draw_network(axes, {"weights": np.ones((2, 1))}, np.ones(2), jnp.tanh)

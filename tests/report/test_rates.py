@@ -12,13 +12,17 @@ RATES = np.array([0.01, 0.1, 1.0, 10.0])
 LOSSES = np.array([[4.0, 5.0, 6.0], [1.0, 2.0, 300.0], [0.5, np.inf, np.inf], [np.inf, np.inf, np.inf]])
 
 
-def test_medians_count_diverged_seeds_as_infinite(axes):
-    draw_rates(axes, RATES, LOSSES)
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["rising", "falling"])
+def test_medians_count_diverged_seeds_as_infinite(axes, order):
+    draw_rates(axes, RATES[order], LOSSES[order])
     median = lines(axes)["median of 3"]
     assert median.get_xdata().tolist() == RATES.tolist()
     assert median.get_ydata()[:2].tolist() == [5.0, 2.0] and np.isnan(median.get_ydata()[2:]).all()
     assert lines(axes)["lowest, at 0.1"].get_ydata() == [2.0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert lines(axes)["some diverged"].get_xdata().tolist() == [1.0]
+    assert lines(axes)["all diverged"].get_xdata().tolist() == [10.0]
+    assert [text.get_text() for text in axes.texts] == ["2/3", "3/3"]
 
 
 def test_the_median_and_the_band_are_quantiles_of_the_seeds(axes):
@@ -28,23 +32,6 @@ def test_the_median_and_the_band_are_quantiles_of_the_seeds(axes):
     (band,) = (found for found in axes.collections if found.get_label() == "10 % to 90 %")
     corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
     assert corners == {(0.1, 2.0), (1.0, 20.0), (1.0, 100.0), (0.1, 10.0)}
-
-
-def test_diverged_seeds_are_triangles_with_their_counts(axes):
-    draw_rates(axes, RATES, LOSSES)
-    assert lines(axes)["some diverged"].get_xdata().tolist() == [1.0]
-    assert lines(axes)["all diverged"].get_xdata().tolist() == [10.0]
-    assert [text.get_text() for text in axes.texts] == ["2/3", "3/3"]
-
-
-def test_rates_may_come_in_any_order(axes):
-    draw_rates(axes, RATES[::-1], LOSSES[::-1])
-    assert lines(axes)["median of 3"].get_ydata()[:2].tolist() == [5.0, 2.0]
-
-
-def test_theorys_edge_is_a_line(axes):
-    draw_rates(axes, RATES, LOSSES, edge=0.5)
-    assert lines(axes)["edge, 2 / curvature = 0.5"].get_xdata() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -63,14 +50,19 @@ def test_theorys_edge_is_a_line(axes):
     ],
 )
 def test_any_losses_can_be_drawn(rates, losses, tmp_path):
-    axes_with(lambda axes: draw_rates(axes, rates, losses, edge=0.3, name="$rate_0$"), tmp_path)
+    axes_with(lambda axes: draw_rates(axes, rates, losses, name="$rate_0$"), tmp_path)
 
 
-def test_losses_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"losses: got shape \(3,\); expected \(rates, seeds\), with 4 rates"):
-        draw_rates(None, RATES, np.ones(3))
-    with pytest.raises(ValueError, match=r"losses: got shape \(3, 2\); expected \(2, 3\), or this and seeds"):
-        draw_heat(None, [1, 2], [1, 2, 3], np.ones((3, 2)), "ab")
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: draw_rates(None, RATES, np.ones(3)), r"got shape \(3,\); expected \(rates, seeds\), with 4 rates"),
+        (lambda: draw_heat(None, [1, 2], [1, 2, 3], np.ones((3, 2)), "ab"), r"got shape \(3, 2\); expected \(2, 3\)"),
+    ],
+)
+def test_losses_of_another_shape_are_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
 
 
 def test_a_heat_map_shows_medians_and_crosses(axes):
@@ -90,36 +82,31 @@ def test_a_heat_map_of_one_value_is_drawn(value, tmp_path):
     axes_with(lambda axes: draw_heat(axes, [1.0], np.arange(3), np.full((1, 3), value), ("a", "b")), tmp_path)
 
 
-def test_a_sweep_over_rates_and_keys_is_drawn_over_rates(axes):
+def test_a_sweep_is_drawn_over_its_rates_with_medians_over_keys(axes):
     keys = jax.random.wrap_key_data(np.zeros((3, 2), np.uint32))
-    draw_sweep(axes, swept(LOSSES.T, key=keys, learning_rate=RATES), edge=1.0)
+    draw_sweep(axes, swept(LOSSES.T, key=keys, learning_rate=RATES))
     median = lines(axes)["median of 3"]
     assert median.get_xdata().tolist() == RATES.tolist() and median.get_ydata()[:2].tolist() == [5.0, 2.0]
     assert axes.get_xlabel() == "learning rate"
-    assert lines(axes)["all diverged"].get_xdata().tolist() == [10.0]
-    assert lines(axes)["edge, 2 / curvature = 1"].get_xdata() == [1.0, 1.0]
 
 
-def test_a_sweep_over_two_settings_is_a_heat_map(axes):
-    losses = np.array([[[1.0, 5.0]], [[2.0, 6.0]], [[np.inf, np.inf]]])
-    draw_sweep(axes, swept(losses, learning_rate=np.array([0.01, 0.1, 5.0]), seed=np.arange(1), start=np.arange(2)))
-    (image,) = axes.get_images()
-    assert image.get_array().filled(-1).tolist() == [[1.0, 2.0, -1.0], [5.0, 6.0, -1.0]]
-    assert lines(axes)["diverged"].get_xdata().tolist() == [2, 2]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "start")
+@pytest.mark.parametrize(
+    ("values", "losses", "x", "marker"),
+    [
+        ({"seed": np.arange(4)}, np.array([1.0, 2.0, np.inf, 3.0]), [0, 1, 2, 3], "None"),
+        ({"a": RATES, "b": RATES}, LOSSES[:, 0], RATES.tolist(), "-"),
+    ],
+    ids=["seeds alone", "zipped"],
+)
+def test_one_axis_is_drawn_as_a_line_and_seeds_as_points(axes, values, losses, x, marker):
+    draw_ends(axes, values, losses)
+    assert lines(axes)["a descent"].get_xdata().tolist() == x
+    assert lines(axes)["a descent"].get_linestyle() == marker
+    assert lines(axes)["diverged"].get_xdata().tolist() == [x[i] for i in np.flatnonzero(np.isinf(losses))]
 
 
-def test_a_sweep_over_keys_alone_is_drawn_over_their_places(axes):
-    draw_ends(axes, {"seed": np.arange(4)}, np.array([1.0, 2.0, np.inf, 3.0]))
-    assert lines(axes)["a descent"].get_xdata().tolist() == [0, 1, 2, 3]
-    assert lines(axes)["a descent"].get_linestyle() == "None"
-    assert lines(axes)["diverged"].get_xdata().tolist() == [2]
-
-
-def test_a_third_setting_and_zipped_ones_are_what_medians_are_over(axes):
-    values = {"a": np.arange(2), "b": np.arange(3), "momentum": np.arange(4)}
+def test_two_settings_are_a_heat_map_with_medians_over_a_third_one(axes):
+    values = {"learning_rate": np.arange(2), "start": np.arange(3), "momentum": np.arange(4)}
     draw_ends(axes, values, np.ones((2, 3, 4)))
     assert axes.get_images()[0].get_array().shape == (3, 2)
-    axes.clear()
-    draw_ends(axes, {"a": RATES, "b": RATES}, LOSSES[:, 0])
-    assert lines(axes)["a descent"].get_xdata().tolist() == RATES.tolist()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "start")

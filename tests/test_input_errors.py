@@ -1,4 +1,4 @@
-"""What is wrong with what one hands in is said by its name, in words of ours, wherever it enters."""
+"""Errors of what is passed to the library name the argument, what it got and what is expected, in every function."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
-    ("descent", "y", "said"),
+    ("descent", "y", "message"),
     [
         (DESCENT, np.roll(ONE_HOT, 1, axis=1) * (Y != 2)[:, None], r"labels\[2\]: got .*sums to 0"),
         (DESCENT, jnp.asarray(ONE_HOT + np.roll(ONE_HOT, 1, axis=1)), r"labels\[0\]: got .*sums to 2"),
@@ -44,8 +44,8 @@ VERBS = {
     ],
     ids=["sum 0", "sum 2", "yes or no"],
 )
-def test_labels_that_are_no_probabilities(verb, descent, y, said):
-    with pytest.raises(ValueError, match=said):
+def test_labels_that_are_no_probabilities(verb, descent, y, message):
+    with pytest.raises(ValueError, match=message):
         VERBS[verb](descent, (X, y))
 
 
@@ -66,7 +66,7 @@ def test_labels_of_jax_are_looked_at_once(monkeypatch):
 
 @pytest.mark.parametrize("verb", ["descend", "fit", "time_step", "compare_steps"])
 @pytest.mark.parametrize(
-    ("batch", "said"),
+    ("batch", "message"),
     [
         ([(X, Y), (X, Y)], "got a list of 2 batches"),
         ([[X, Y], [X, Y], [X, Y]], "got a list of 3 batches"),
@@ -77,8 +77,8 @@ def test_labels_of_jax_are_looked_at_once(monkeypatch):
     ],
     ids=["pairs", "lists", "dicts", "no y", "x alone", "no points"],
 )
-def test_what_is_no_batch(verb, batch, said):
-    with pytest.raises((TypeError, ValueError), match=said):
+def test_what_is_no_batch(verb, batch, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         VERBS[verb](DESCENT, batch)
 
 
@@ -122,7 +122,7 @@ def test_measured_values_that_are_no_numbers(value):
 
 
 @pytest.mark.parametrize(
-    ("axes", "said"),
+    ("axes", "message"),
     [
         (None, "axes: got a NoneType"),
         ([("rate", [0.1])], "axes: got a list"),
@@ -131,8 +131,8 @@ def test_measured_values_that_are_no_numbers(value):
         ({"rate": [0.1], "seed": [1]}, "axes: got rate, seed; expected the arguments of run"),
     ],
 )
-def test_what_is_no_axis(axes, said):
-    with pytest.raises(TypeError, match=said):
+def test_what_is_no_axis(axes, message):
+    with pytest.raises(TypeError, match=message):
         mjn.sweep(lambda rate: rate, axes)
 
 
