@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import array_type
+from minijaxnet._types import PyTree
 
 
 def check_callable(name: str, value: Any) -> Any:
@@ -54,7 +55,7 @@ def is_number(value: Any) -> bool:
     return jnp.shape(value) == () and (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer))
 
 
-def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
+def pair(batch: PyTree, where: str = "batch") -> tuple[Any, Any]:
     """A batch as ``(x, y)``.
 
     Raises:
@@ -73,7 +74,7 @@ def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def check_one_batch(batch: Any, where: str) -> None:
+def check_one_batch(batch: PyTree, where: str) -> None:
     """Refuse several batches, what yields some, and a pair of which one half is missing.
 
     Raises:
@@ -92,7 +93,7 @@ def check_one_batch(batch: Any, where: str) -> None:
             raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
 
 
-def is_pair(batch: Any) -> bool:
+def is_pair(batch: PyTree) -> bool:
     """Whether a batch is ``(x, y)``, or any other two."""
     return isinstance(batch, tuple | list) and len(batch) == 2
 

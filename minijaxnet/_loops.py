@@ -14,13 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
+from minijaxnet._types import PyTree
+
 Carry = TypeVar("Carry")
 
 # Rounds of a block: it takes long against one wait for the host, about 20 us, even where a step takes a few us.
 _BLOCK = 64
 
 
-def block_on(tree: Any) -> int:
+def block_on(tree: PyTree) -> int:
     """How many rounds a block has on the device of these arrays: 1 on a CPU.
 
     >>> block_on(jax.numpy.zeros(3)) == (1 if jax.default_backend() == "cpu" else 64)
@@ -29,7 +31,7 @@ def block_on(tree: Any) -> int:
     return 1 if platform_of(tree) == "cpu" else _BLOCK
 
 
-def platform_of(tree: Any) -> str:
+def platform_of(tree: PyTree) -> str:
     """The kind of device of the first array, or that of new arrays if there is none: "cpu", "gpu" or "tpu"."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):

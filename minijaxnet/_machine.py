@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from minijaxnet._types import DTypeLike
+
 _PACKAGES = ("minijaxnet", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 # JAX's settings by which the same code draws or rounds otherwise.
 _SETTINGS = (
@@ -90,7 +92,7 @@ _ALIASES = {"NONE": "DEFAULT", "FASTEST": "DEFAULT", "BFLOAT16": "DEFAULT"} | di
 )
 
 
-def product_epsilon(dtype: Any, platform: str) -> float:
+def product_epsilon(dtype: DTypeLike, platform: str) -> float:
     """The rounding unit of what a matrix product reads, by JAX's settings: on a GPU larger than float32's own.
 
     >>> product_epsilon("float32", "cpu"), product_epsilon("float32", "gpu"), product_epsilon("bfloat16", "gpu")

@@ -1,15 +1,14 @@
 """The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# A tree of arrays; what it is a tree of, its name says.
-PyTree: TypeAlias = Any
+from minijaxnet._types import DTypeLike, PyTree
 
 # From so many elements on a sum is taken in two steps.
 _MANY = 1024
@@ -30,7 +29,7 @@ def is_keys(values: Any) -> bool:
     return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by their names, in the tree's order.
 
     >>> named_leaves(({"weights": 1.0}, 2.0))
@@ -39,7 +38,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {leaf_name(p): leaf for p, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def number_of(tree: Any) -> int:
+def number_of(tree: PyTree) -> int:
     """How many numbers a pytree of arrays holds.
 
     >>> number_of({"a": jnp.ones((2, 3)), "b": 1.0})
@@ -48,7 +47,7 @@ def number_of(tree: Any) -> int:
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def checked_tree(tree: Any, where: str) -> Any:
+def checked_tree(tree: PyTree, where: str) -> Any:
     """The tree, which JAX can take apart.
 
     Raises:
@@ -73,7 +72,7 @@ def checked_tree(tree: Any, where: str) -> Any:
     return tree
 
 
-def floating_arrays(tree: Any, where: str) -> Any:
+def floating_arrays(tree: PyTree, where: str) -> Any:
     """Each leaf as a strongly typed floating array: what a descent can move.
 
     A weak type (a Python number) would make the compiled step take the first state and the second for two
@@ -116,7 +115,7 @@ def floating_arrays(tree: Any, where: str) -> Any:
     return jax.tree_util.tree_map_with_path(convert, tree)
 
 
-def l2_norm(tree: Any) -> jax.Array:
+def l2_norm(tree: PyTree) -> jax.Array:
     r"""The Euclidean norm of a tree taken as one long vector: ``sqrt(sum_i g_i^2)``.
 
     Squares are summed in float32, or in float64 where a leaf is wider, so that bfloat16 leaves lose nothing.
@@ -145,12 +144,12 @@ def l2_norm(tree: Any) -> jax.Array:
 
 
 @jax.jit
-def own_copy(tree: Any) -> Any:
+def own_copy(tree: PyTree) -> Any:
     """A copy that may be donated."""
     return jax.tree.map(jnp.copy, tree)
 
 
-def cast_floats(tree: Any, dtype: Any) -> Any:
+def cast_floats(tree: PyTree, dtype: DTypeLike) -> Any:
     """The same tree with floating leaves in ``dtype``; integers, booleans and keys stay as they are.
 
     >>> cast_floats((jnp.ones(1), jnp.arange(1)), jnp.bfloat16)
@@ -202,7 +201,7 @@ def check_like(got: Any, expected: Any, where: str) -> None:
         raise TypeError(f"{where}: {difference}")
 
 
-def check_arrays(tree: Any, where: str) -> Any:
+def check_arrays(tree: PyTree, where: str) -> Any:
     """A tree of nothing but arrays and numbers.
 
     >>> check_arrays({"name": "a"}, "aux")

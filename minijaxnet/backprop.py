@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from minijaxnet._checks import pair
-from minijaxnet.custom_gradient import ValueAndGradient
+from minijaxnet._types import Params, PyTree, ValueAndGradient
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from minijaxnet.network import Activation, check_sizes
 
@@ -238,7 +238,7 @@ class _MlpGradient:
     output_activation: Activation | None
     bias: bool
 
-    def __call__(self, params: Any, batch: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, params: Params, batch: PyTree) -> tuple[jax.Array, Any]:
         self._check(params)
         x, y = pair(batch)
         hidden = [self.activation] * (len(self.sizes) - 2)
@@ -270,7 +270,7 @@ class _MlpGradient:
             cotangent = gradients.x
         return loss, tuple(reversed(gradient))
 
-    def _check(self, params: Any) -> None:
+    def _check(self, params: Params) -> None:
         expected = [
             {"weights": (n_in, n_out)} | ({"bias": (n_out,)} if self.bias else {})
             for n_in, n_out in zip(self.sizes, self.sizes[1:], strict=False)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from minijaxnet._checks import check_count
-from minijaxnet._trees import PyTree
+from minijaxnet._types import PyTree
 
 # A chunk of steps is at most this long, and what is kept for it at most this large: one compilation serves any number.
 CHUNK_STEPS = 2**15
@@ -144,7 +144,7 @@ def shuffled(key: jax.Array, points: int) -> jax.Array:
     return order.astype(jnp.int32)
 
 
-def minibatches_of(data: Any, batch_size: Any) -> Minibatches:
+def minibatches_of(data: PyTree, batch_size: Any) -> Minibatches:
     """How the data falls into minibatches of a size, checked."""
     points, batch_size = count_points(data), check_count("batch_size", batch_size, least=1)
     if batch_size > points:
@@ -152,7 +152,7 @@ def minibatches_of(data: Any, batch_size: Any) -> Minibatches:
     return Minibatches(batch_size, points)
 
 
-def count_points(data: Any) -> int:
+def count_points(data: PyTree) -> int:
     """The length of the batch axis, the same for all leaves.
 
     Raises:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from minijaxnet._checks import check_callable
 from minijaxnet._trees import structure_difference
+from minijaxnet._types import Objective, Params, PyTree, ValueAndGradient
 
-ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
 
-
-def with_gradient(objective: Callable[[Any, Any], Any], value_and_gradient: ValueAndGradient) -> Callable[..., Any]:
+def with_gradient(objective: Objective, value_and_gradient: ValueAndGradient) -> Objective:
     """The same objective, whose gradient with respect to the params is computed by your rule.
 
     Everything that differentiates it runs the rule: ``jax.grad``, a descent, Hessian-vector products, ``jax.hessian``.
@@ -56,17 +55,17 @@ class _WithGradient:
     objective: Callable[[Any, Any], Any]
     value_and_gradient: ValueAndGradient
 
-    def __call__(self, params: Any, *batch: Any, **named: Any) -> jax.Array:
+    def __call__(self, params: Params, *batch: PyTree, **named: Any) -> jax.Array:
         return _with_gradient(self.objective, self.value_and_gradient, params, (batch, named))
 
 
 # What follows the params goes through the rule's functions as one tree, ``rest = (positional, named)``.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_gradient(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> jax.Array:
+def _with_gradient(objective: Any, value_and_gradient: Any, params: Params, rest: Any) -> jax.Array:
     return objective(params, *rest[0], **rest[1])
 
 
-def _forward(objective: Any, value_and_gradient: Any, params: Any, rest: Any) -> tuple[jax.Array, Any]:
+def _forward(objective: Any, value_and_gradient: Any, params: Params, rest: Any) -> tuple[jax.Array, Any]:
     perturbed = any(primal.perturbed for primal in jax.tree.leaves(rest))
     params, rest = jax.tree.map(lambda primal: primal.value, (params, rest))
     returned = value_and_gradient(params, *rest[0], **rest[1])

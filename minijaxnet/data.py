@@ -8,6 +8,7 @@ import numpy as np
 
 from minijaxnet._checks import check_one_batch, is_pair
 from minijaxnet._trees import checked_tree
+from minijaxnet._types import DTypeLike, PyTree
 
 
 class Batch(NamedTuple):
@@ -152,7 +153,7 @@ def diabetes(*, seed: int = 0) -> tuple[Batch, Batch]:
     return Batch(train.x, train_y), Batch(test.x, test_y)
 
 
-def numbers(tree: Any, where: str) -> Any:
+def numbers(tree: PyTree, where: str) -> Any:
     """A tree of data as arrays that JAX can hold: data frames, series and tensors by way of NumPy, arrays as they are.
 
     Args:
@@ -176,7 +177,7 @@ def numbers(tree: Any, where: str) -> Any:
     )
 
 
-def check_batch(batch: Any, where: str) -> None:
+def check_batch(batch: PyTree, where: str) -> None:
     """Say on the host what is wrong with the values of a data set.
 
     Args:
@@ -241,7 +242,7 @@ def _by_numpy(leaf: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array of numbers ({error})") from error
 
 
-def _kind_of(leaf: Any, dtype: Any) -> str:
+def _kind_of(leaf: Any, dtype: DTypeLike) -> str:
     """What a leaf that is no array of numbers is; of a data frame its columns that are none."""
     if not (hasattr(leaf, "columns") and hasattr(leaf, "dtypes")):
         return f"dtype {dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__} of {dtype}"

@@ -17,8 +17,7 @@ from jax.core import Tracer
 
 from minijaxnet._checks import check_callable, is_number
 from minijaxnet._trees import array_type, check_arrays, check_like, floating_arrays, l2_norm
-
-ObjectiveFn = Callable[..., Any]
+from minijaxnet._types import DTypeLike, Objective, Params, PyTree
 
 OPTIMIZER = "state.optimizer, as the descent's own init makes it"
 
@@ -33,7 +32,7 @@ class DescentState(NamedTuple):
         key: a ``jax.random.key`` where the objective takes one, else None.
     """
 
-    params: Any
+    params: Params
     optimizer: Any
     step: jax.Array
     key: jax.Array | None = None
@@ -52,7 +51,7 @@ class StepInfo(NamedTuple):
 
     loss: jax.Array
     gradient_norm: jax.Array
-    aux: Any = ()
+    aux: PyTree = ()
     accepted: Any = ()
 
 
@@ -96,7 +95,7 @@ def is_ready(step: Any, state: DescentState) -> Any:
     return getattr(step, "is_ready", lambda _: True)(state)
 
 
-def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
+def gradient_descent(objective: Objective, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
     """Gradient descent: ``params <- params - learning_rate * gradient``.
 
     The rate lives in ``state.optimizer``, so another rate is another state of the same compiled step. The update is
@@ -129,7 +128,7 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
     check_callable("gradient_descent: objective", objective)
     rate = _learning_rate(learning_rate)
 
-    def init(params: Any, key: jax.Array | None = None) -> DescentState:
+    def init(params: Params, key: jax.Array | None = None) -> DescentState:
         return start(params, lambda _: rate, key)
 
     return Descent(init, GradientStep(objective, has_aux))
@@ -139,14 +138,14 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
 class GradientStep:
     """One step of gradient descent; equal for equal objectives, so that any rate shares one compilation."""
 
-    objective: ObjectiveFn
+    objective: Objective
     has_aux: bool
 
     def is_ready(self, state: DescentState) -> jax.Array:
         """Whether any step can be taken: a traced rate may be infinite or NaN."""
         return jnp.isfinite(_rate(state))
 
-    def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+    def __call__(self, state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
         """Take it."""
         rate = _rate(state)
         loss, aux, gradient = gradient_of(self.objective, self.has_aux, state, batch)
@@ -167,28 +166,28 @@ def _rate(state: DescentState) -> jax.Array:
     return rate
 
 
-def _within(rate: jax.Array, dtype: Any) -> jax.Array:
+def _within(rate: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The rate in a parameter's dtype; at its edge where that is narrower, since infinity * 0 would be NaN."""
     if jnp.finfo(dtype).max < jnp.finfo(rate.dtype).max:
         rate = jnp.minimum(rate, float(jnp.finfo(dtype).max))
     return rate.astype(dtype)
 
 
-def start(params: Any, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:
+def start(params: Params, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:
     """The first state of a descent."""
     params = floating_arrays(params, "params")
     return DescentState(params, optimizer_init(params), jnp.int32(0), key)
 
 
-def arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
+def arguments(state: DescentState, batch: PyTree) -> tuple[Any, ...]:
     """What the objective takes beside the parameters."""
     return (batch,) if state.key is None else (batch, jax.random.fold_in(state.key, state.step))
 
 
-def gradient_of(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
+def gradient_of(objective: Objective, has_aux: bool, state: DescentState, batch: PyTree) -> tuple[jax.Array, Any, Any]:
     """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
 
-    def checked(params: Any) -> tuple[Any, Any]:
+    def checked(params: Params) -> tuple[Any, Any]:
         result = objective(params, *arguments(state, batch))
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"objective: got {type(result).__name__}; expected (loss, aux), as has_aux=True says")

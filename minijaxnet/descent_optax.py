@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from minijaxnet._checks import check_callable
 from minijaxnet._trees import check_like, l2_norm
-from minijaxnet.descent import OPTIMIZER, Descent, DescentState, ObjectiveFn, StepInfo, arguments, gradient_of, start
+from minijaxnet._types import Objective, Params, PyTree
+from minijaxnet.descent import OPTIMIZER, Descent, DescentState, StepInfo, arguments, gradient_of, start
 
 
-def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = False) -> Descent:
+def optax_descent(objective: Objective, optimizer: Any, *, has_aux: bool = False) -> Descent:
     """Descent with an optimizer of optax: ``params <- params + update(gradient, state.optimizer)``.
 
     Transformations that ask for more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient
@@ -56,7 +57,7 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
             "expected an optax.GradientTransformation, such as optax.sgd(0.1)"
         )
 
-    def init(params: Any, key: jax.Array | None = None) -> DescentState:
+    def init(params: Params, key: jax.Array | None = None) -> DescentState:
         return start(params, optimizer.init, key)
 
     return Descent(init, _OptaxStep(objective, optimizer, has_aux))
@@ -66,16 +67,16 @@ def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = Fal
 class _OptaxStep:
     """One step of an optax optimizer."""
 
-    objective: ObjectiveFn
+    objective: Objective
     optimizer: Any
     has_aux: bool
 
-    def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+    def __call__(self, state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
         import optax
 
         check_like(state.optimizer, jax.eval_shape(self.optimizer.init, state.params), OPTIMIZER)
 
-        def value(params: Any) -> jax.Array:
+        def value(params: Params) -> jax.Array:
             result = self.objective(params, *arguments(state, batch))
             return result[0] if self.has_aux else result
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from minijaxnet._types import Objective
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -74,7 +76,7 @@ class Experiment:
 
     name: str
     init: Callable[..., Any]
-    objective: Callable[..., Any]
+    objective: Objective
     data: Callable[..., tuple[Any, ...]]
     value_and_gradient: Callable[[Any, Any], tuple[Any, Any]] | None = field(default=None, kw_only=True)
     predict: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from minijaxnet._types import PyTree
 from minijaxnet.descent import StepInfo
 
 
@@ -48,7 +49,7 @@ class Trace(NamedTuple):
 
     loss: Any
     gradient_norm: Any
-    aux: Any
+    aux: PyTree
     steps_taken: Any
     status: Any
 

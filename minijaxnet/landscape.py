@@ -19,7 +19,7 @@ from jax import lax
 from minijaxnet._jaxpr import inner_programs
 from minijaxnet._programs import JitOf
 from minijaxnet._trees import array_type, floating_arrays, named_leaves, structure_difference
-from minijaxnet.descent import ObjectiveFn
+from minijaxnet._types import Objective, Params, PyTree
 
 # What the points evaluated at once may hold together. Larger blocks were slower, too: they leave the cache.
 _BLOCK_BYTES = 2**23
@@ -52,7 +52,7 @@ class LossSurface(NamedTuple):
 
 
 def loss_slice(
-    objective: ObjectiveFn, params: Any, batch: Any, *, direction: Any, span: float = 1.0, points: int = 101
+    objective: Objective, params: Params, batch: PyTree, *, direction: Any, span: float = 1.0, points: int = 101
 ) -> LossSlice:
     """The loss along a direction: ``L(params + a * direction)`` for a from ``-span`` to ``span``.
 
@@ -90,7 +90,13 @@ def loss_slice(
 
 
 def loss_surface(
-    objective: ObjectiveFn, params: Any, batch: Any, *, directions: Sequence[Any], span: float = 1.0, points: int = 51
+    objective: Objective,
+    params: Params,
+    batch: PyTree,
+    *,
+    directions: Sequence[Any],
+    span: float = 1.0,
+    points: int = 51,
 ) -> LossSurface:
     """The loss over a plane: ``L(params + a * directions[0] + b * directions[1])``, a and b from ``-span`` to ``span``.
 
@@ -133,7 +139,7 @@ def loss_surface(
     return LossSurface(offsets, _losses(objective, params, batch, tuple(directions), grid).reshape(points, points))
 
 
-def weight_direction(params: Any, path: str, index: int | tuple[int, ...]) -> Any:
+def weight_direction(params: Params, path: str, index: int | tuple[int, ...]) -> Any:
     """The direction of a single weight: 1 there, 0 everywhere else.
 
     Args:
@@ -239,7 +245,7 @@ def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) ->
 
 @JitOf
 def _losses(
-    objective: ObjectiveFn, params: Any, batch: Any, directions: tuple[Any, ...], offsets: jax.Array
+    objective: Objective, params: Params, batch: PyTree, directions: tuple[Any, ...], offsets: jax.Array
 ) -> jax.Array:
     """The loss at each row of offsets, one offset a direction: as many points at once as ``_BLOCK_BYTES`` allows."""
 
@@ -270,7 +276,7 @@ def _bytes_made(program: Any) -> int:
     return total
 
 
-def _offsets(where: str, span: Any, points: Any, params: Any) -> jax.Array:
+def _offsets(where: str, span: Any, points: Any, params: Params) -> jax.Array:
     """``points`` numbers from ``-span`` to ``span`` in the widest dtype of the params, symmetric to the last bit."""
     try:
         points = operator.index(points)
@@ -287,7 +293,7 @@ def _offsets(where: str, span: Any, points: Any, params: Any) -> jax.Array:
     return jnp.asarray(float(span) * (steps / (points - 1)), dtype)
 
 
-def _check_like(where: str, tree: Any, params: Any, leading: tuple[int, ...] = ()) -> None:
+def _check_like(where: str, tree: PyTree, params: Params, leading: tuple[int, ...] = ()) -> None:
     """Raise unless ``tree`` holds real numbers in the structure and shapes of ``params``, after some leading axes."""
     if jax.tree.structure(tree) != jax.tree.structure(params):
         raise TypeError(f"{where}: {structure_difference(tree, params)}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from minijaxnet._files import read_json
 from minijaxnet._trees import named_leaves
+from minijaxnet._types import PyTree
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.run.checkpoint import differences_of, on_device, read_arrays, restored
 from minijaxnet.run.checkpoint_folder import checkpoints
@@ -35,7 +36,7 @@ class OtherCode(ValueError):
         super().__init__(f"{folder}: {got}; {expected}\n{difference}")
 
 
-def load_params(source: str | Path, like: Any = None) -> Any:
+def load_params(source: str | Path, like: PyTree = None) -> Any:
     """The weights of a run, of a checkpoint or of any safetensors file; runs no code.
 
     Args:
@@ -135,7 +136,7 @@ def _of_another_program(path: Path) -> dict[str, jax.Array] | None:
     return None
 
 
-def _by_names(path: Path, plain: Mapping[str, jax.Array], like: Any) -> Any:
+def _by_names(path: Path, plain: Mapping[str, jax.Array], like: PyTree) -> Any:
     """A tree like another, each leaf by its name there."""
     wanted = {name: (np.shape(leaf), np.dtype(leaf.dtype)) for name, leaf in named_leaves(like).items()}
     found = {name: (np.shape(leaf), np.dtype(leaf.dtype)) for name, leaf in plain.items()}

@@ -18,7 +18,8 @@ from jax.custom_batching import custom_vmap
 from minijaxnet._checks import check_count
 from minijaxnet._loops import block_on, repeated_while
 from minijaxnet._programs import JitOf, function_key, is_being_traced
-from minijaxnet._trees import PyTree, own_copy, structure_difference
+from minijaxnet._trees import own_copy, structure_difference
+from minijaxnet._types import PyTree
 from minijaxnet.batches import CHUNK_BYTES, InMemory, OneBatch, Order, Source, check_key, minibatches_of
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, Step, StepInfo, check_descent, check_state, is_ready
@@ -40,7 +41,7 @@ from minijaxnet.losses import check_labels, check_probabilities
 def descend(
     descent: Descent,
     state: DescentState,
-    batch: Any,
+    batch: PyTree,
     *,
     steps: int,
     until_flat: float | jax.Array = 0.0,
@@ -83,7 +84,7 @@ def descend(
 def descend_epochs(
     descent: Descent,
     state: DescentState,
-    data: Any,
+    data: PyTree,
     key: jax.Array,
     *,
     batch_size: int,
@@ -128,7 +129,7 @@ def descend_epochs(
 def descend_minibatches(
     descent: Descent,
     state: DescentState,
-    data: Any,
+    data: PyTree,
     key: jax.Array,
     *,
     batch_size: int,
@@ -227,7 +228,7 @@ _inlined = JitOf(lambda step, state, batch: step(state, batch), inline=True)
 def _traced_once(step: Step) -> Step:
     """The step as a function that JAX traces once for given shapes, wherever it then stands."""
 
-    def checked(state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+    def checked(state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
         returned = _inlined(step, state, batch)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], StepInfo)):
             raise TypeError(f"step: it returns a {type(returned).__name__}; expected (state, StepInfo)")

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from minijaxnet._checks import check_callable, pair
 from minijaxnet._trees import array_type
+from minijaxnet._types import Params, PyTree
 from minijaxnet.network import Network
 
 Loss = Callable[[jax.Array, Any], jax.Array]
@@ -153,12 +154,12 @@ class Objective:
     network: Network
     loss: Loss
 
-    def __call__(self, params: Any, batch: Any) -> jax.Array:
+    def __call__(self, params: Params, batch: PyTree) -> jax.Array:
         """The loss of the network's predictions on a batch ``(x, y)``, a scalar."""
         x, y = pair(batch)
         return self.loss(self.network.apply(params, x), y)
 
-    def check_values(self, params: Any, batch: Any) -> None:
+    def check_values(self, params: Params, batch: PyTree) -> None:
         """Say on the host what the compiled program could only turn into NaN: labels that are no class.
 
         Raises:
@@ -220,7 +221,7 @@ def objective(network: Any, loss: Loss) -> Objective:
     return Objective(network, check_callable("objective: loss", loss))
 
 
-def check_labels(step: Any, params: Any, batch: Any) -> None:
+def check_labels(step: Any, params: Params, batch: PyTree) -> None:
     """Say what is wrong with labels, on the host, where a descent's step has an objective that ``objective`` made.
 
     Raises:
@@ -233,7 +234,7 @@ def check_labels(step: Any, params: Any, batch: Any) -> None:
         found.check_values(params, batch)
 
 
-def check_probabilities(step: Any, batch: Any) -> None:
+def check_probabilities(step: Any, batch: PyTree) -> None:
     """The part of ``check_labels`` that costs next to nothing, for each call of a descent.
 
     Example:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from minijaxnet._types import DTypeLike
+
 Activation = Callable[[jax.Array], jax.Array]
 WeightInit = Callable[..., jax.Array]
 
@@ -48,7 +50,7 @@ def dense(
     *,
     bias: bool = True,
     weight_init: WeightInit | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Network:
     """A fully connected layer: ``y = x @ W + b``.
 
@@ -104,15 +106,15 @@ def dense(
     return Network(init, apply)
 
 
-def _glorot_normal(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+def _glorot_normal(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> jax.Array:
     return _normal_start(key, shape, dtype, 2 / sum(shape))
 
 
-def _he_normal(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+def _he_normal(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> jax.Array:
     return _normal_start(key, shape, dtype, 2 / shape[0])
 
 
-def _normal_start(key: jax.Array, shape: tuple[int, int], dtype: Any, variance: float) -> jax.Array:
+def _normal_start(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike, variance: float) -> jax.Array:
     """Normal weights of a variance, cut off at two standard deviations: the numbers of ``jax.nn.initializers``.
 
     They are drawn as a vector: XLA takes four times as long to compile a draw whose last axis is narrow.
@@ -171,7 +173,7 @@ def mlp(
     activation: Activation = jax.nn.relu,
     output_activation: Activation | None = None,
     bias: bool = True,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Network:
     """A multilayer perceptron: ``h_0 = x``, ``h_l = activation(h_{l-1} @ W_l + b_l)``, ``y = h_L``.
 

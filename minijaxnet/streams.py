@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import PyTree, structure_difference
+from minijaxnet._trees import structure_difference
+from minijaxnet._types import PyTree
 from minijaxnet.batches import CHUNK_BYTES, count_points
 from minijaxnet.data import check_batch, numbers
 
@@ -172,12 +173,12 @@ class Stream:
             close()
 
 
-def _on_host(batch: Any) -> Any:
+def _on_host(batch: PyTree) -> Any:
     """A batch as NumPy arrays, also one of torch's tensors."""
     return jax.tree.map(np.asarray, numbers(batch, "batch"))
 
 
-def is_read(data: Any) -> TypeGuard[Batches]:
+def is_read(data: PyTree) -> TypeGuard[Batches]:
     """Whether data is read as it is needed, by a function ``batches(first_step)``."""
     return callable(data)
 
@@ -217,7 +218,7 @@ def padded(batches: Batches) -> Batches:
     return weighted
 
 
-def first_batch_of(data: Any) -> Any:
+def first_batch_of(data: PyTree) -> Any:
     """The first batch where data is read as it is needed; other data as they are.
 
     >>> first_batch_of(lambda first_step: iter([np.ones(2)]))

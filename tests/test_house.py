@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
+    {"_types"},
     {"_files", "_jaxpr", "_loops", "_machine", "_reads", "_tables", "_trees"},
     {"_checks", "_programs", "goal"},
     {"network", "data"},

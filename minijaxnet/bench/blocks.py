@@ -15,6 +15,7 @@ from jax.stages import Compiled, Traced
 from minijaxnet._checks import is_number
 from minijaxnet._loops import repeated
 from minijaxnet._trees import named_leaves, side_effects, structure_difference
+from minijaxnet._types import Params, PyTree
 from minijaxnet.descent import Descent
 
 _MOST_STEPS = 2**26  # of a block; if that is still too short, a step takes less than a processor's cycle
@@ -30,13 +31,13 @@ def check_seconds(seconds: Any) -> None:
         raise ValueError("JAX_DISABLE_JIT: got true; expected false, since compiled steps are timed")
 
 
-def start_state(descent: Descent, params: Any, key: Any) -> Any:
+def start_state(descent: Descent, params: Params, key: Any) -> Any:
     """A new state on the device, as the step itself will return it: not weakly typed, no NumPy arrays."""
     state = jax.device_put(descent.init(params, key))
     return jax.tree.map(lambda leaf: lax.convert_element_type(leaf, leaf.dtype) if _is_weak(leaf) else leaf, state)
 
 
-def placed(program: Compiled, state: Any, batch: Any) -> tuple[Any, Any]:
+def placed(program: Compiled, state: Any, batch: PyTree) -> tuple[Any, Any]:
     """State and batch placed as a compiled step or loop of several devices takes them; unchanged for one device.
 
     Otherwise each call would move them, and its time would include that: where a step divides its batch itself, or
@@ -95,7 +96,7 @@ def fused(traced: Traced, block: int = 1) -> Callable[..., Any]:
     count, jaxpr = len(jax.tree.leaves(traced.out_info[0])), traced.jaxpr.jaxpr
     is_idle = jaxpr.outvars[:count] == jaxpr.invars[:count]  # XLA may remove a loop that does nothing
 
-    def repeat(state: Any, batch: Any, steps: Any) -> Any:
+    def repeat(state: Any, batch: PyTree, steps: Any) -> Any:
         info = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), traced.out_info[1])
 
         def body(k: Any, carry: Any) -> Any:

@@ -20,6 +20,7 @@ from minijaxnet._checks import is_number
 from minijaxnet._loops import block_on, platform_of
 from minijaxnet._machine import product_epsilon
 from minijaxnet._trees import named_leaves, structure_difference
+from minijaxnet._types import Params, PyTree
 from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison, workload_of
 from minijaxnet.bench.device import clock_reader
@@ -36,8 +37,8 @@ _LONG_S = 0.03  # an arm has its own number of steps in a block where the common
 
 def compare_steps(
     arms: Mapping[str, Descent],
-    params: Any,
-    batch: Any,
+    params: Params,
+    batch: PyTree,
     *,
     baseline: str,
     seconds: float = 10.0,
@@ -119,7 +120,7 @@ class _Loop(NamedTuple):
     start: tuple[Any, Any]
 
 
-def _compiled(step: Callable[..., Any], state: Any, batch: Any, where: str) -> _Loop:
+def _compiled(step: Callable[..., Any], state: Any, batch: PyTree, where: str) -> _Loop:
     began = time.perf_counter()
     # A new function, otherwise JAX would find the trace of an equal step again.
     traced = checked(jax.jit(lambda state, batch: step(state, batch)).trace(state, batch), state, where)
@@ -128,8 +129,8 @@ def _compiled(step: Callable[..., Any], state: Any, batch: Any, where: str) -> _
     return _Loop(run, [program], time.perf_counter() - began, placed(program, state, batch))
 
 
-def _program(run: Callable[..., Any], state: Any, batch: Any) -> Compiled:
-    def repeat(state: Any, batch: Any, steps: Any) -> Any:  # again a new function, so that it is compiled again
+def _program(run: Callable[..., Any], state: Any, batch: PyTree) -> Compiled:
+    def repeat(state: Any, batch: PyTree, steps: Any) -> Any:  # again a new function, so that it is compiled again
         return run(state, batch, steps)
 
     return jax.jit(repeat).lower(state, batch, 1).compile()
@@ -259,7 +260,7 @@ def beyond_rounding(start: Any, end: Any, other: Any) -> tuple[str, float, float
     return None
 
 
-def _wide_leaves(tree: Any) -> dict[str, np.ndarray]:
+def _wide_leaves(tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves in a dtype that holds every other, complex ones too."""
     return {path: np.asarray(leaf, np.complex128) for path, leaf in named_leaves(tree).items()}
 

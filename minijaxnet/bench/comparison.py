@@ -13,6 +13,7 @@ import numpy as np
 from minijaxnet._machine import description
 from minijaxnet._tables import html_result, percent, significant, text_table
 from minijaxnet._trees import array_type
+from minijaxnet._types import Params, PyTree
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 from minijaxnet.bench.saved import SinceThen, read_result, since_then, write_result
 
@@ -239,7 +240,7 @@ class StepComparison:
         return "\n".join([text_table(*self.cells()), *self.conclusions()])
 
 
-def workload_of(params: Any, batch: Any) -> str:
+def workload_of(params: Params, batch: PyTree) -> str:
     """The dtypes and shapes of params and batch; a long text ends with a digest.
 
     >>> workload_of({"w": np.zeros((2, 3), np.float32)}, np.zeros(4, np.int32))

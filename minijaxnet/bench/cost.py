@@ -9,6 +9,7 @@ from jax.stages import Compiled
 from minijaxnet._jaxpr import is_literal
 from minijaxnet._tables import text_table
 from minijaxnet._trees import structure_difference
+from minijaxnet._types import PyTree
 from minijaxnet.bench.collectives import Communication, communication
 from minijaxnet.bench.flops import count, live
 from minijaxnet.bench.hlo import devices_of, launches_of, platforms_of
@@ -68,7 +69,7 @@ class StepCost(NamedTuple):
         return "\n".join([text_table((heading, "number"), rows), *notes])
 
 
-def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCost:
+def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: PyTree) -> StepCost:
     """Count what one step does, from its program, which is compiled but not run.
 
     ::
@@ -106,7 +107,7 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
     """
     plain: Any = step.__wrapped__ if isinstance(step, jax.stages.Wrapped) else step  # pyright: ignore
 
-    def own(state: Any, batch: Any) -> Any:  # a step need not be hashable
+    def own(state: Any, batch: PyTree) -> Any:  # a step need not be hashable
         return plain(state, batch)
 
     # The state is donated, as in this library's loops, unless there is no next state to take its memory.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from minijaxnet._loops import block_on, repeated
 from minijaxnet._tables import significant, text_table
+from minijaxnet._types import DTypeLike
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
 
 _BLOCK_S = 0.005  # long against the call, short against a second
@@ -128,7 +129,7 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
     )
 
 
-def _checked_dtype(dtype: Any) -> Any:
+def _checked_dtype(dtype: DTypeLike) -> Any:
     kind = jnp.dtype(dtype)
     if not jnp.issubdtype(kind, jnp.inexact):
         raise TypeError(f"dtypes: got {kind.name}; expected floating or complex ones")
@@ -137,7 +138,7 @@ def _checked_dtype(dtype: Any) -> Any:
     return kind
 
 
-def _products(side: int, dtype: Any) -> Callable[[], float]:
+def _products(side: int, dtype: DTypeLike) -> Callable[[], float]:
     # Orthogonal, all elements +-1 / sqrt(side): exact in any dtype, and without zeros, which may take less power.
     w = functools.reduce(jnp.kron, [jnp.eye(4) - 0.5] * round(math.log(side, 4))).astype(dtype)
     return _block(jnp.matmul, jax.random.normal(jax.random.key(0), w.shape).astype(dtype), w)

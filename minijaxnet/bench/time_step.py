@@ -11,6 +11,7 @@ from jax.stages import Compiled, Wrapped
 
 from minijaxnet._loops import block_on
 from minijaxnet._tables import html_result, significant, text_table
+from minijaxnet._types import Params, PyTree
 from minijaxnet.bench.blocks import (
     check_seconds,
     checked,
@@ -118,7 +119,7 @@ class StepTiming:
 
 
 def time_step(
-    descent: Descent, params: Any, batch: Any, *, seconds: float = 3.0, key: jax.Array | None = None
+    descent: Descent, params: Params, batch: PyTree, *, seconds: float = 3.0, key: jax.Array | None = None
 ) -> StepTiming:
     """Time a step of a descent: what is paid once, and what each step costs in three ways of running it.
 
@@ -157,7 +158,7 @@ def time_step(
     weak = tuple(weak_leaves(descent.init(params, key)))
     start = start_state(descent, params, key)
 
-    def step(state: Any, batch: Any) -> Any:  # a new function, which JAX has not compiled before
+    def step(state: Any, batch: PyTree) -> Any:  # a new function, which JAX has not compiled before
         return descent.step(state, batch)
 
     jitted = jax.jit(step, donate_argnums=0)
@@ -199,7 +200,7 @@ def _copy(state: Any) -> Any:
 
 
 def _steady(
-    jitted: Wrapped, loop: Compiled, start: Any, batch: Any, seconds: float
+    jitted: Wrapped, loop: Compiled, start: Any, batch: PyTree, seconds: float
 ) -> tuple[dict[str, np.ndarray], int]:
     """Seconds a step in each round, for each way of running it; and how often JAX compiled meanwhile."""
 

@@ -10,6 +10,7 @@ import jax
 
 from minijaxnet._machine import choose_deterministic
 from minijaxnet._tables import percent
+from minijaxnet._types import Params, PyTree
 from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
 from minijaxnet.bench.comparison import as_ratio, distance
@@ -104,14 +105,14 @@ def _bench(
     return 0
 
 
-def _show_step(descent: Descent, params: Any, batch: Any, key: Any, cost: StepCost, *, seconds: float) -> None:
+def _show_step(descent: Descent, params: Params, batch: PyTree, key: Any, cost: StepCost, *, seconds: float) -> None:
     """What a step costs, what it is made of, and what it is up against."""
     timing = time_step(descent, params, batch, seconds=seconds, key=key)
     roofline = measure_roofline([*cost.matrix_flops] or ["float32"], seconds=seconds / 5)
     print(f"\n{timing}\n\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
 
 
-def _peak(descent: Descent, params: Any, batch: Any, key: Any) -> int | None:
+def _peak(descent: Descent, params: Params, batch: PyTree, key: Any) -> int | None:
     """The most bytes that this process has had on the device, after some steps."""
     step, state = jax.jit(lambda state, batch: descent.step(state, batch), donate_argnums=0), descent.init(params, key)
     for _ in range(WARM_CALLS):

@@ -17,6 +17,7 @@ import numpy as np
 
 from minijaxnet._tables import text_table
 from minijaxnet._trees import array_type, cast_floats
+from minijaxnet._types import Params, PyTree
 from minijaxnet.cli.checks import CHECKED, checks_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import CheckFlags
@@ -134,7 +135,7 @@ def _judge(
         tell(f"{flags.steps} steps of descent")
         descent = gradient_descent(experiment.objective, experiment.defaults.learning_rate)
 
-        def ended(state: DescentState, batch: Any) -> Any:
+        def ended(state: DescentState, batch: PyTree) -> Any:
             return descend(descent, state, batch, steps=flags.steps)[0].params
 
         return jax.jit(ended, compiler_options=quick_options())(descent.init(params, *extra), batch)
@@ -187,7 +188,7 @@ def _cell(report: GradReport) -> str:
     return report.headline + (f", {max(ratios):.2g}" if ratios else "")
 
 
-def _scaled(params: Any, factor: float) -> Any:
+def _scaled(params: Params, factor: float) -> Any:
     return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), params)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from minijaxnet._tables import significant, text_table
+from minijaxnet._types import Params, PyTree
 from minijaxnet.bench import compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
 from minijaxnet.descent import Descent
@@ -36,7 +37,7 @@ def numbers_of_devices(text: str) -> list[int] | None:
     return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
 
 
-def checked_devices(asked: str, batch: Any) -> list[int]:
+def checked_devices(asked: str, batch: PyTree) -> list[int]:
     """The numbers of devices that were asked for, in order and one among them; none if it is only that.
 
     Raises:
@@ -52,7 +53,7 @@ def checked_devices(asked: str, batch: Any) -> list[int]:
 
 
 def compare_devices(
-    descent: Descent, numbers: list[int], params: Any, batch: Any, key: Any, *, seconds: float, same_result: bool
+    descent: Descent, numbers: list[int], params: Params, batch: PyTree, key: Any, *, seconds: float, same_result: bool
 ) -> str:
     """A table of the step's time over numbers of devices, each against one, and what is to be known of it.
 

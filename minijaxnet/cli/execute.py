@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from minijaxnet._files import Lines, naming
 from minijaxnet._tables import printable, significant
+from minijaxnet._types import PyTree
 from minijaxnet.batches import minibatches_of
 from minijaxnet.cli import outcome
 from minijaxnet.cli.checks import checks_of
@@ -64,7 +65,7 @@ class Setup(NamedTuple):
     """
 
     start: Start
-    batch: Any
+    batch: PyTree
     mesh: Mesh | None
     optimizer: Optimizer
     descent: Descent
@@ -260,7 +261,7 @@ def failure_recorded(folder: Path) -> Iterator[None]:
         raise
 
 
-def _batch_at(state: DescentState, train: Any, batch_size: int | None, order_key: Any) -> Any:
+def _batch_at(state: DescentState, train: PyTree, batch_size: int | None, order_key: Any) -> Any:
     """What the next step looks at."""
     if is_read(train):
         return next(iter(train(int(state.step))))

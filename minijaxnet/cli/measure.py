@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from minijaxnet._trees import array_type, number_of
+from minijaxnet._types import Params
 from minijaxnet.experiment import Experiment
 from minijaxnet.run.log import MOST_WATCHED, weights_of
 
@@ -15,7 +16,7 @@ _STOPS = 1_000
 
 def measure_of(
     experiment: Experiment,
-    params: Any,
+    params: Params,
     batches: dict[str, Any],
     key: Any,
     also: Mapping[str, float],
@@ -36,14 +37,14 @@ def measure_of(
         raise ValueError(f"metrics: got the name {twice.pop()!r}; expected another, that one is logged already")
 
     @jax.jit  # the data are arguments: a program cannot hold those of other processes
-    def measured(params: Any, batches: dict[str, Any], extra: Any) -> dict[str, Any]:
+    def measured(params: Params, batches: dict[str, Any], extra: Any) -> dict[str, Any]:
         numbers = {}
         for of, batch in batches.items():
             numbers[_name(of, "loss")] = experiment.objective(params, batch, *extra)
             numbers |= {_name(of, name): metric(params, batch) for name, metric in experiment.metrics.items()}
         return numbers | (weights_of(params) if watched else {})
 
-    def measure(params: Any) -> dict[str, Any]:
+    def measure(params: Params) -> dict[str, Any]:
         return measured(params, batches, extra) | also
 
     for name, value in jax.eval_shape(measure, params).items():
@@ -58,6 +59,6 @@ def _name(of: str, name: str) -> str:
     return name if of == "train" and name != "loss" else f"{of}_{name}"
 
 
-def log_every_of(params: Any, steps: int) -> int | None:
+def log_every_of(params: Params, steps: int) -> int | None:
     """Steps from one logged row to the next where nothing is said; None leaves it to ``fit``."""
     return max(1, steps // _STOPS) if number_of(params) <= MOST_WATCHED else None

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from minijaxnet._types import Objective, Params, PyTree
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.parsing import numbers_in
 from minijaxnet.cli.request import Request
@@ -42,7 +43,7 @@ class Optimizer(NamedTuple):
         """In words."""
         return {"gd": "gradient descent", OWN: "its own optimizer"}.get(self.name, f"optax.{self.name}")
 
-    def descent(self, objective: Callable[..., Any], learning_rate: Any) -> Descent:
+    def descent(self, objective: Objective, learning_rate: Any) -> Descent:
         """The descent by it.
 
         The rate of ``polyak_sgd`` is the largest that it may take; a transformation that is given whole has its own.
@@ -134,8 +135,8 @@ def compare_with_rivals(
     experiment: Experiment,
     optimizer: Optimizer,
     learning_rate: float,
-    params: Any,
-    batch: Any,
+    params: Params,
+    batch: PyTree,
     key: Any,
     *,
     seconds: float,

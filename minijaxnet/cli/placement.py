@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from minijaxnet._machine import choose_deterministic
+from minijaxnet._types import PyTree
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, PlaceFlags
 from minijaxnet.cli.launcher import launch
@@ -135,7 +136,7 @@ def divided(mesh: Mesh | None, descent: Descent) -> Descent:
     return descent if mesh is None else on_mesh(mesh, descent)
 
 
-def everywhere(mesh: Mesh | None, tree: Any) -> Any:
+def everywhere(mesh: Mesh | None, tree: PyTree) -> Any:
     """Arrays of which each process has the same, on each device."""
     return tree if mesh is None else replicate(mesh, tree)
 
@@ -146,7 +147,7 @@ def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
 
 
 def placed_data(
-    mesh: Mesh | None, request: Request, train: Any, held_out: dict[str, Any]
+    mesh: Mesh | None, request: Request, train: PyTree, held_out: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The data where the descent runs: the points divided, or for minibatches all of them on each device.
 

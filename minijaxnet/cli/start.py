@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import cast_floats
+from minijaxnet._types import DTypeLike, Objective, Params, PyTree
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.experiment import Experiment, loads_its_share
 from minijaxnet.streams import first_batch_of, is_read
@@ -27,8 +27,8 @@ class Start(NamedTuple):
         draw_key: for an objective that draws numbers; None for any other.
     """
 
-    params: Any
-    train: Any
+    params: Params
+    train: PyTree
     held_out: dict[str, Any]
     order_key: jax.Array
     draw_key: jax.Array | None
@@ -66,7 +66,7 @@ def keys_of(seed: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     return start_key, order_key, draw_key
 
 
-def first_batch(data: Any, batch_size: int | None) -> Any:
+def first_batch(data: PyTree, batch_size: int | None) -> Any:
     """What a step sees: the first points, or all; the first batch where batches are read."""
     data = first_batch_of(data)
     return data if batch_size is None else jax.tree.map(lambda leaf: leaf[:batch_size], data)
@@ -94,14 +94,14 @@ def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
     return read | {name: numbers(batch, name) for name, batch in found.items()}
 
 
-def _cast(batch: Any, dtype: Any) -> Any:
+def _cast(batch: PyTree, dtype: DTypeLike) -> Any:
     """A batch with its floats in a dtype; of what reads batches the same, read so."""
     if not is_read(batch):
         return cast_floats(batch, dtype)
     return lambda first_step: (cast_floats(numbers(each, "batch"), dtype) for each in batch(first_step))
 
 
-def draws(objective: Callable[..., Any]) -> bool:
+def draws(objective: Objective) -> bool:
     """Whether an objective takes a key as its third argument."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(objective).parameters.values()

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import PyTree, cast_floats
+from minijaxnet._trees import cast_floats
+from minijaxnet._types import PyTree
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.optimizers import differentiated, optimizer_of
 from minijaxnet.cli.parsing import options_in

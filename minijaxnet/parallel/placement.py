@@ -32,6 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet._checks import check_count
 from minijaxnet._trees import is_keys, named_leaves
+from minijaxnet._types import PyTree
 from minijaxnet.descent import Descent, DescentState, Step, StepInfo, is_ready
 from minijaxnet.parallel.mesh import DATA, MODEL, check_divides, check_mesh
 from minijaxnet.parallel.processes import all_gather, leave
@@ -40,7 +41,7 @@ from minijaxnet.parallel.processes import all_gather, leave
 _DAY_S = 86_400
 
 
-def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
+def shard_batch(mesh: Mesh, batch: PyTree, *, axis: str = DATA) -> Any:
     """Divide a batch over the devices of a mesh: as many points on each, in their order.
 
     Points that do not divide are refused, and not padded: a padded mean is another loss.
@@ -82,7 +83,7 @@ def shard_batch(mesh: Mesh, batch: Any, *, axis: str = DATA) -> Any:
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: PyTree) -> Any:
     """Put a tree of arrays, such as a descent's state, on each device of a mesh.
 
     Args:
@@ -184,7 +185,7 @@ class _OnMesh:
     def is_ready(self, state: DescentState) -> Any:
         return is_ready(self.step, state)
 
-    def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
+    def __call__(self, state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
         return self.step(state, jax.lax.with_sharding_constraint(batch, self.sharding))
 
 

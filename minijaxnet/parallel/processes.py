@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import is_keys
+from minijaxnet._types import PyTree
 
 # A process that ends because another one did; its numbers are as good as its last checkpoint.
 LOST = 3
@@ -70,7 +71,7 @@ def broadcast(content: Any) -> Any:
     return json.loads(all_gather_texts(json.dumps(content) if is_first() else "")[0])
 
 
-def broadcast_arrays(tree: Any, like: Any) -> Any:
+def broadcast_arrays(tree: PyTree, like: PyTree) -> Any:
     """The first process's arrays, bit by bit, placed as those of ``like`` are; the others' own are not looked at.
 
     Args:
@@ -91,7 +92,7 @@ def broadcast_arrays(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
-def merged(tree: Any, known: np.ndarray) -> tuple[Any, np.ndarray]:
+def merged(tree: PyTree, known: np.ndarray) -> tuple[Any, np.ndarray]:
     """NumPy arrays of which each process knows some rows: all rows, from the first process that knows each.
 
     Args:
@@ -121,12 +122,12 @@ def merged(tree: Any, known: np.ndarray) -> tuple[Any, np.ndarray]:
     return jax.tree.map(chosen, tree), np.asarray(each.any(axis=0))
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> Any:
     """The same arrays with all of their data in this process: what is divided over several is gathered."""
     return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)
 
 
-def local_share(tree: Any) -> Any:
+def local_share(tree: PyTree) -> Any:
     """What this process has of arrays that are divided over processes along their first axis."""
 
     def share(leaf: Any) -> Any:
@@ -167,7 +168,7 @@ def _bits(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if isinstance(leaf, jax.Array) and is_keys(leaf) else leaf)
 
 
-def _placed(array: np.ndarray, like: Any) -> Any:
+def _placed(array: np.ndarray, like: PyTree) -> Any:
     if not isinstance(like, jax.Array):
         return array
     if is_keys(like):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import cast_floats, number_of
+from minijaxnet._types import Params
 from minijaxnet.landscape import LossSurface, loss_surface
 from minijaxnet.report.page import Picture, Section
 from minijaxnet.report.player import OneWeight, TwoWeights, most_telling
@@ -74,7 +75,7 @@ class _Recorded(NamedTuple):
 
 
 @np.errstate(all="ignore")  # after a divergence
-def _recorded(rows: list[dict[str, Any]], params: Any) -> _Recorded:
+def _recorded(rows: list[dict[str, Any]], params: Params) -> _Recorded:
     names, dtype = list(weights_of(params)), jnp.result_type(*jax.tree.leaves(params))
     rows = [row for row in rows if all(name in row for name in names)]
     kept = most_telling(len(rows))
@@ -144,7 +145,7 @@ def _two_weights(record: RunRecord, trained: Trained, path: _Recorded) -> tuple[
     return player, _views(surface, path.weights - centre, path.losses, names)
 
 
-def _as_params(params: Any, values: Any) -> Any:
+def _as_params(params: Params, values: Any) -> Any:
     """Weights ``(..., weights)`` as a tree like the params, with the leading axes in front."""
     leaves, structure = jax.tree.flatten(params)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1].tolist()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minijaxnet._files import read_json
+from minijaxnet._types import Params, PyTree
 from minijaxnet.experiment import Experiment
 from minijaxnet.run.folder import COMPARISON, ENVIRONMENT, RESULT, SWEPT, read_config, result_state, run_state
 from minijaxnet.run.log import METRICS, read_rows
@@ -25,8 +26,8 @@ class Trained(NamedTuple):
     """
 
     experiment: Experiment
-    params: Any
-    train: Any
+    params: Params
+    train: PyTree
     test: Any
     key: Any = None
 

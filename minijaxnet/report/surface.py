@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from minijaxnet._trees import floating_arrays
+from minijaxnet._types import Params
 from minijaxnet.landscape import LossSurface
 from minijaxnet.report.style import COLOURS, HEIGHTS, INK
 
@@ -18,7 +19,7 @@ _MOST_LINES = 101  # along each direction, from the side
 _HALO = {"color": "#ffffff", "linewidth": 3.2, "solid_capstyle": "round", "label": "halo"}
 
 
-def random_directions(params: Any, *, seed: int = 0) -> tuple[Any, Any]:
+def random_directions(params: Params, *, seed: int = 0) -> tuple[Any, Any]:
     r"""Two random directions, each filter as long as that of the params: ``d_j = g_j / |g_j| * |w_j|``.
 
     ``g_j`` is a normal draw, and j goes over the filters: the weights into one unit, all that share an index of the

@@ -10,7 +10,7 @@ import numpy as np
 
 from minijaxnet._programs import JitOf
 from minijaxnet._trees import floating_arrays
-from minijaxnet.descent import ObjectiveFn
+from minijaxnet._types import Objective, PyTree
 from minijaxnet.report.axes import limits
 from minijaxnet.report.style import COLOURS, INK, figure, styled
 
@@ -43,7 +43,7 @@ class Bowl(NamedTuple):
     gradients: np.ndarray
 
 
-def bowl_of(objective: ObjectiveFn, path: Any, batch: Any) -> Bowl:
+def bowl_of(objective: Objective, path: Any, batch: PyTree) -> Bowl:
     """The bowl of an objective with one weight, around the stops of a descent.
 
     The curve reaches as far on one side of the lowest stop as on the other, so that both sides of the bowl are seen.
@@ -78,7 +78,7 @@ def bowl_of(objective: ObjectiveFn, path: Any, batch: Any) -> Bowl:
 
 
 @functools.partial(JitOf, static_argnums=(0,))
-def _evaluate(objective: ObjectiveFn, structure: Any, path: jax.Array, batch: Any) -> Any:
+def _evaluate(objective: Objective, structure: Any, path: jax.Array, batch: PyTree) -> Any:
     """Weights and losses of the curve; losses and gradients at the stops."""
     stops, shape = path.reshape(-1), path.shape[1:]
 

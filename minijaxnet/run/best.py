@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from minijaxnet._checks import check_count
 from minijaxnet._trees import own_copy
+from minijaxnet._types import Params
 from minijaxnet.goal import goal_of
 from minijaxnet.parallel.processes import to_host
 from minijaxnet.run.checkpoint import read_checkpoint, write_checkpoint
@@ -22,7 +23,7 @@ class Best(NamedTuple):
         value: the number that was measured there.
     """
 
-    params: Any
+    params: Params
     step: int
     value: float
 
@@ -49,7 +50,7 @@ class BestKeeper:
         self._path = None if folder is None else Path(folder) / BEST
         self._rows_since = 0
 
-    def begin(self, params: Any, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
+    def begin(self, params: Params, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
         """Take up what an earlier process has kept until the step it goes on from; notes on what could not be used.
 
         The best may be of a later step: it is better than all before, so it is found again if the fit comes there
@@ -71,7 +72,7 @@ class BestKeeper:
         self._rows_since = sum(row["step"] > found.step for row in rows)
         return []
 
-    def see(self, step: int, params: Any, measured: Mapping[str, float] | None) -> None:
+    def see(self, step: int, params: Params, measured: Mapping[str, float] | None) -> None:
         """Look at what was measured of some weights, and keep these if they are the best.
 
         Raises:

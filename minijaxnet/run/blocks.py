@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from minijaxnet._files import own_folder
+from minijaxnet._types import PyTree
 from minijaxnet.run.checkpoint import load_checkpoint, save_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError
 from minijaxnet.sweeps import Blocks
@@ -27,7 +28,7 @@ def blocks_below(folder: Path, *, keep: bool = True) -> Blocks:
     size = sizes.pop() if len(sizes) == 1 else None
     kept = {int(name[1]): folder / name[0] for name in names if name and size is not None}
 
-    def load(first: int, like: Any) -> Any:
+    def load(first: int, like: PyTree) -> Any:
         if first not in kept:
             return None
         try:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from minijaxnet._checks import check_count
+from minijaxnet._types import PyTree
 from minijaxnet.run.checkpoint_format import (
     MOST_HEADER_BYTES,
     MOST_STEPS,
@@ -32,20 +33,20 @@ from minijaxnet.run.checkpoint_format import (
 
 # What a Python number is stored as: all that it holds.
 _PYTHON = {bool: np.bool_, int: np.int64, float: np.float64, complex: np.complex128}
-_CODES = {"bool": "BOOL", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-_CODES |= {f"{kind}{8 * n}": f"{kind[0].upper()}{8 * n}" for kind in ("uint", "int") for n in (1, 2, 4, 8)}
-_CODES |= {f"float{8 * n}": f"F{8 * n}" for n in (2, 4, 8)}
+_CODES = (
+    {"bool": "BOOL", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    | {f"{kind}{8 * n}": f"{kind[0].upper()}{8 * n}" for kind in ("uint", "int") for n in (1, 2, 4, 8)}
+    | {f"float{8 * n}": f"F{8 * n}" for n in (2, 4, 8)}
+)
 # The format has no such number: real and imaginary part lie along one more axis.
 _COMPLEX = {"complex64": "F32", "complex128": "F64"}
 
 
-def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
+def save_checkpoint(path: str | Path, tree: PyTree, *, step: int) -> None:
     """Save a tree of arrays as one file, whole or not at all.
 
-    The file is on the disk when this returns (on Windows a power cut may still take its name). Ended at whatever
-    moment, by a full disk or by the system, it leaves what the path held before, or all that is new. Bits are stored
-    as they are, NaN too: whether a state is worth keeping is for the caller to say. Where several processes run one
-    program, one of them saves.
+    The file is on the disk when this returns. If a full disk or a kill ends it, the path holds what it held before, or
+    all that is new. Bits are stored as they are, NaN too. Where several processes run one program, one of them saves.
 
     It is a safetensors file, with a SHA-256 over names, kinds, dtypes, shapes, step and data in its metadata; other
     programs can read it. Python numbers are stored as float64, int64, bool or complex128, and anything that safetensors
@@ -72,7 +73,7 @@ def save_checkpoint(path: str | Path, tree: Any, *, step: int) -> None:
     write_checkpoint(Path(path), tree, step=step)
 
 
-def write_checkpoint(path: Path, tree: Any, *, step: int, rows_sha256: str = "", read: int = 0) -> None:
+def write_checkpoint(path: Path, tree: PyTree, *, step: int, rows_sha256: str = "", read: int = 0) -> None:
     """The same, with a SHA-256 over what was logged before it, and how many batches of a stream had been read."""
     header, leaves = _described(tree)
     header = header._replace(step=check_count("step", step), rows_sha256=rows_sha256, read=read)
@@ -87,7 +88,7 @@ def write_checkpoint(path: Path, tree: Any, *, step: int, rows_sha256: str = "",
     write(path, header, (_bytes(leaf) for leaf in leaves.values()))
 
 
-def load_checkpoint(path: str | Path, like: Any) -> Any:
+def load_checkpoint(path: str | Path, like: PyTree) -> Any:
     """Load what ``save_checkpoint`` saved, if it is exactly what ``like`` promises.
 
     The file says nothing of where a leaf lives; ``like`` does. JAX leaves come back on the devices and in the sharding
@@ -144,7 +145,7 @@ def checkpoint_step(path: str | Path) -> int:
     return header.step
 
 
-def read_checkpoint(path: Path, like: Any) -> tuple[Header, Any, str]:
+def read_checkpoint(path: Path, like: PyTree) -> tuple[Header, Any, str]:
     """Header, tree and "", or header, None and what keeps the tree from being like ``like``."""
     expected, _ = _described(like)
     with opened(path) as (file, size):
@@ -194,14 +195,14 @@ def on_device(array: np.ndarray, kind: str, sharding: Any = None) -> jax.Array:
         return jax.device_put(keys, sharding)
 
 
-def restored(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
+def restored(arrays: Mapping[str, np.ndarray], like: PyTree) -> Any:
     """The tree of arrays by their names, each leaf as that of ``like`` is."""
     _, leaves = _described(like)
     values = [_restored(arrays[name], leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values)
 
 
-def differences_of(header: Header, like: Any) -> str:
+def differences_of(header: Header, like: PyTree) -> str:
     """What keeps the tree of a checkpoint from being like a template; "" if nothing."""
     return _differences(header, _described(like)[0])
 
@@ -241,7 +242,7 @@ def _nodes(node: Any, name: str = "tree") -> Iterator[tuple[str, Any, bool]]:
         yield from _nodes(child, name + jax.tree_util.keystr(path))
 
 
-def _described(tree: Any) -> tuple[Header, dict[str, Any]]:
+def _described(tree: PyTree) -> tuple[Header, dict[str, Any]]:
     """What a checkpoint of this tree says of it, and its leaves by their names."""
     kinds, arrays, leaves = {}, {}, {}
     for name, node, is_leaf in _nodes(tree):
@@ -308,7 +309,7 @@ def _byte_view(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _restored(array: np.ndarray, like: Any) -> Any:
+def _restored(array: np.ndarray, like: PyTree) -> Any:
     """An array as what ``like`` is."""
     if type(like) in _PYTHON:
         return array.item()

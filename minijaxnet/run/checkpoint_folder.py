@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from minijaxnet._checks import check_count
+from minijaxnet._types import PyTree
 from minijaxnet.run.checkpoint import checkpoint_step, read_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError, Header
 
@@ -23,7 +24,7 @@ class LoadedCheckpoint(NamedTuple):
     """
 
     step: int
-    tree: Any
+    tree: PyTree
     skipped: list[str]
     read: int = 0
 
@@ -48,7 +49,7 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
 
 
 def load_latest(
-    folder: str | Path, like: Any, fits: Callable[[Header], bool] = lambda header: True
+    folder: str | Path, like: PyTree, fits: Callable[[Header], bool] = lambda header: True
 ) -> LoadedCheckpoint | None:
     """The newest checkpoint in a folder that is whole, and fits; None if there is none of any kind, or none fits.
 

@@ -33,8 +33,12 @@ UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
 _CHUNK = 1 << 20  # small enough to be hashed and written while it is in the processor's cache
 _NO_DIGEST = 64 * "0"
 _LARGEST_RANK = 64
-_ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
-_ITEM_BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+_ITEM_BYTES: dict[str, int] = (
+    {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+    | {"U16": 2, "I16": 2, "F16": 2, "BF16": 2}
+    | {"U32": 4, "I32": 4, "F32": 4}
+    | {"U64": 8, "I64": 8, "F64": 8}
+)
 
 
 class CheckpointError(ValueError):

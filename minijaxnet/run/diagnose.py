@@ -1,7 +1,7 @@
 """Where a loss or a gradient stopped being finite: the first operation that made it so."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from jax.extend.core import Jaxpr
 
 from minijaxnet._jaxpr import called, is_literal
 from minijaxnet._trees import l2_norm, named_leaves
+from minijaxnet._types import Objective, Params
 
 _PACKAGE = Path(__file__).parents[1]
 
 
-def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str:
+def diagnose(objective: Objective, params: Params, *arguments: Any) -> str:
     """Say which operation of the loss and its gradient is the first whose result is not finite.
 
     The program of ``jax.value_and_grad(objective)`` is run operation by operation, with a look at each result.

@@ -17,6 +17,7 @@ import numpy as np
 from minijaxnet._checks import check_callable, check_count
 from minijaxnet._tables import html_result, significant
 from minijaxnet._trees import checked_tree, floating_arrays, named_leaves, own_copy
+from minijaxnet._types import PyTree
 from minijaxnet.batches import InMemory, OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state, is_ready
@@ -84,7 +85,7 @@ class FitResult(NamedTuple):
 def fit(
     descent: Descent,
     state: DescentState,
-    data: Any,
+    data: PyTree,
     *,
     steps: int,
     until_flat: float = 0.0,
@@ -215,7 +216,7 @@ def fit(
 
 
 def _check_options(
-    data: Any, batch_size: Any, log_every: Any, measure: Any, run_dir: Any, sink: Any, on_interrupt: Any
+    data: PyTree, batch_size: Any, log_every: Any, measure: Any, run_dir: Any, sink: Any, on_interrupt: Any
 ) -> None:
     check_callable("measure", measure or (lambda: None))
     check_count("log_every", 1 if log_every is None else log_every, least=1)
@@ -232,7 +233,7 @@ def _check_options(
         raise ValueError(f"data: got a function that reads batches, and {got}; expected an array or a tree of them")
 
 
-def _in_memory(descent: Descent, state: DescentState, data: Any, batch_size: int | None, key: Any) -> InMemory:
+def _in_memory(descent: Descent, state: DescentState, data: PyTree, batch_size: int | None, key: Any) -> InMemory:
     """Data that is all at hand, checked."""
     check_values(descent, state, data)
     data = numbers(data, "data")
@@ -250,7 +251,7 @@ def _how_to_go_on(folder: Any) -> str:
     return f"resume=True goes on in {folder}"
 
 
-def check_values(descent: Descent, state: DescentState, data: Any, name: str = "data") -> None:
+def check_values(descent: Descent, state: DescentState, data: PyTree, name: str = "data") -> None:
     """Say what no compiled program could: numbers that are not finite, labels that are no class.
 
     Raises:

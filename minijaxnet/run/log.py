@@ -20,6 +20,7 @@ import numpy as np
 
 from minijaxnet._files import Lines, read_own, replace_file
 from minijaxnet._tables import significant
+from minijaxnet._types import Params
 from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -214,7 +215,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(plain(dict(row))) + "\n"
 
 
-def weights_of(params: Any) -> dict[str, jax.Array]:
+def weights_of(params: Params) -> dict[str, jax.Array]:
     """Each number of some params under a name of its own, with slashes as TensorBoard's groups have them.
 
     >>> list(weights_of({"a": jnp.ones(2), "b": jnp.ones(())}))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._types import Params
 from minijaxnet.parallel.processes import to_host
 
 
@@ -15,7 +16,7 @@ def row_of(seen: Any, measured: dict[str, float]) -> dict[str, float]:
     return {"loss": float(seen.loss[0]), "gradient_norm": float(seen.gradient_norm[0])} | measured
 
 
-def measured_by(measure: Callable[[Any], dict[str, Any]] | None, params: Any) -> dict[str, float]:
+def measured_by(measure: Callable[[Any], dict[str, Any]] | None, params: Params) -> dict[str, float]:
     """What a ``measure`` returns of some params, as numbers of Python.
 
     Raises:

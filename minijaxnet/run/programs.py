@@ -7,8 +7,12 @@ from pathlib import Path
 import jax
 
 PROGRAMS = "programs"
-_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-_SETTINGS += ("jax_persistent_cache_min_entry_size_bytes", "jax_persistent_cache_enable_xla_caches")
+_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+    "jax_persistent_cache_enable_xla_caches",
+)
 
 
 @contextlib.contextmanager
