@@ -1,4 +1,4 @@
-"""What it costs to keep a run safe: its lock, its log, its progress and a checkpoint each second.
+"""What a run folder costs: the lock, the log, the progress and a checkpoint each second.
 
     python experiments/studies/run_cost.py --rounds 5
 
@@ -80,18 +80,11 @@ def main() -> None:
                 taken = seconds(run)
                 if turn:  # the first compiles
                     samples[name].append(taken)
-        base = np.array(samples["descend_epochs"])
-        rows = []
-        for name, values in samples.items():
-            ratios = np.array(values) / base
-            rows.append(
-                (
-                    name,
-                    f"{np.median(values):.3f}",
-                    f"{np.median(ratios):.3f}",
-                    f"{ratios.min():.3f} to {ratios.max():.3f}",
-                )
-            )
+        ratios = {name: np.array(values) / samples["descend_epochs"] for name, values in samples.items()}
+        rows = [
+            (name, f"{np.median(samples[name]):.3f}", f"{np.median(each):.3f}", f"{each.min():.3f} to {each.max():.3f}")
+            for name, each in ratios.items()
+        ]
         print(text_table((f"{EPOCHS:,} epochs of digits, {SIZES}", "seconds", "times the first", "all rounds"), rows))
         save, load = checkpoint_seconds(Path(folder) / "a.safetensors", 2 * rounds + 1)
         print(f"64 MiB: saved in {save:.3f} s, loaded in {load:.3f} s")
