@@ -32,7 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 from timers import FASTER, ROUNDS, SLOWER, TOOLS, Arms, Tool, rounds_of
 
-import minijaxnet as mjn
 from minijaxnet._tables import percent, text_table
 
 PLANTED = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # how much more rounds the slower arm takes
