@@ -11,8 +11,8 @@ process keeps a core busy at random. Each tool measures for the same seconds, ha
 before the second; only ours takes the arms in turn, and it may end early. Compilation is not counted, nor is the search
 for the number of calls in a sample.
 
-``compare_steps`` gives a verdict. The others give times, and the reader decides which difference counts. So each of them
-gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its own comparisons of
+``compare_steps`` gives a verdict. The others give times, and the reader decides which difference counts. So each of
+them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its own comparisons of
 equal arms, in this very run. ``--json`` adds to what is in the file.
 """
 
