@@ -12,8 +12,8 @@ before the second; only ours takes the arms in turn, and it may end early. Compi
 for the number of calls in a sample.
 
 ``compare_steps`` gives a verdict. The others give times, and the reader decides which difference counts. So each of
-them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its own comparisons of
-equal arms, in this very run. ``--json`` adds to what is in the file.
+them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its own comparisons
+of equal arms, in this very run. ``--json`` adds to what is in the file.
 """
 
 import argparse
@@ -243,7 +243,8 @@ def main() -> None:
         return
     tools = []
     for tool in options.tools.split(","):
-        if TOOLS[tool].needs and importlib.util.find_spec(TOOLS[tool].needs) is None:
+        package = TOOLS[tool].needs
+        if package and importlib.util.find_spec(package) is None:
             print(f"{tool}: not installed", flush=True)
         else:
             tools.append(tool)
