@@ -12,7 +12,7 @@ before the second; only ours takes the arms in turn, and it may end early. Compi
 for the number of calls in a sample.
 
 ``compare_steps`` gives a verdict. The others give times, and the reader decides which difference counts. So each of
-them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its own comparisons
+them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its comparisons
 of equal arms, in this very run. ``--json`` adds to what is in the file.
 """
 
