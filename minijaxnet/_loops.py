@@ -1,9 +1,9 @@
-"""A loop of compiled steps that does not wait for the host at each of them.
+"""Loops of compiled steps in which an accelerator does not wait for the host at each step.
 
-XLA runs a loop on a GPU from the host. Of one whose number of rounds it does not know, the condition is copied to the
-host after each round, and the next round waits for that. A loop of a known number of rounds is launched without
-waiting. So on an accelerator the condition is asked once a block of steps, and the rounds within a block are known.
-On a CPU there is nothing to wait for, and XLA makes one native function of a small plain loop, but not of a nested one.
+On a GPU the host runs XLA's loops. Where it does not know the number of rounds, it copies the condition from the device
+after each round, and the next round waits for that. A loop of a known number of rounds is launched without waiting. So
+on an accelerator the condition is evaluated once for a block of steps, and a block has a known number of rounds. A CPU
+has nothing to wait for, and XLA makes one native function of a small plain loop there, but not of a nested one.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from jax.core import Tracer
 
 Carry = TypeVar("Carry")
 
-# Of rounds: one wait for the host, about 20 us, is then little against a block of the shortest steps, some us each.
+# Rounds of a block: it takes long against one wait for the host, about 20 us, even where a step takes a few us.
 _BLOCK = 64
 
 
 def block_on(tree: Any) -> int:
-    """How many rounds a block has, where these arrays are: 1 on a CPU.
+    """How many rounds a block has on the device of these arrays: 1 on a CPU.
 
     >>> block_on(jax.numpy.zeros(3)) == (1 if jax.default_backend() == "cpu" else 64)
     True
@@ -30,7 +30,7 @@ def block_on(tree: Any) -> int:
 
 
 def platform_of(tree: Any) -> str:
-    """The kind of device that the first array on one is on, or else where JAX puts new ones: "cpu", "gpu" or "tpu"."""
+    """The kind of device of the first array, or that of new arrays if there is none: "cpu", "gpu" or "tpu"."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return next(iter(leaf.devices())).platform
@@ -41,17 +41,17 @@ def platform_of(tree: Any) -> str:
 def repeated_while(
     may_take: Callable[[Carry, int], Any], body: Callable[[Carry], Carry], carry: Carry, block: int
 ) -> Carry:
-    """``while may_take(carry, 1): carry = body(carry)``, as long as it may by ``block`` rounds at a time.
+    """``while may_take(carry, 1): carry = body(carry)``, first in blocks of rounds, then the rest one by one.
 
     Args:
-        may_take: ``may_take(carry, rounds)``: whether so many rounds more may be taken. Where it turns false within a
-            block, the rounds that are left must leave the carry as it is, but for what nobody looks at.
+        may_take: ``may_take(carry, rounds)``: whether so many more rounds may be taken. Where it becomes false within a
+            block, the remaining rounds of the block must not change any part of the carry that is used later.
         body: a round.
         carry: what the first round starts from.
-        block: rounds a block.
+        block: rounds of a block.
 
     Returns:
-        The carry after the last round, the same bits for any ``block``; of a derivative the last digits may differ.
+        The carry after the last round, the same bits for any ``block``; the last digits of a derivative may differ.
 
     Example:
         >>> count_to_ten = lambda k, rounds: 10 - k >= rounds
@@ -68,7 +68,7 @@ def repeated_while(
 
 
 def repeated(rounds: Any, body: Callable[[Any, Carry], Carry], carry: Carry, block: int) -> Carry:
-    """``lax.fori_loop(0, rounds, body, carry)``, as long as it may by ``block`` rounds at a time.
+    """``lax.fori_loop(0, rounds, body, carry)``, first in blocks of rounds, then the rest one by one.
 
     >>> [repeated(10, lambda k, total: total + k, 0, block).item() for block in (1, 4)]
     [45, 45]

@@ -1,5 +1,6 @@
-"""What numbers depend on beside the code: the processor, and settings of JAX by which it computes other ones."""
+"""The machine, its software and JAX's settings: what numbers and times depend on beside the code."""
 
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Those by which the same code draws or rounds otherwise.
+_PACKAGES = ("minijaxnet", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
+# JAX's settings by which the same code draws or rounds otherwise.
 _SETTINGS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
@@ -20,14 +22,41 @@ _SETTINGS = (
 )
 
 
+def description() -> dict[str, Any]:
+    """What numbers and times depend on beside the code, in JSON's own kinds; None for what cannot be read.
+
+    A run folder keeps it, and so does a saved comparison. Each compares only the entries that matter to it.
+
+    >>> found = description()
+    >>> found["cores"] > 0, sorted(found)[:4]
+    (True, ['cores', 'devices', 'driver', 'governor'])
+    """
+    first, *_ = devices = jax.devices()
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": processor(),
+        "processor_count": os.cpu_count(),
+        # Those that this process may use.
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in devices],
+        "driver": getattr(first.client, "platform_version", None),
+        "settings": jax_settings(),
+        "x64": jnp.result_type(float) == jnp.float64,
+        "products": product_note(first.platform),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
 def processor() -> str:
     """The processor's model.
 
     >>> len(processor()) > 0
     True
     """
-    text = read_text("/proc/cpuinfo") or ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    lines = (_text("/proc/cpuinfo") or "").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -38,18 +67,18 @@ def jax_settings() -> dict[str, Any]:
     'threefry2x32'
     """
     values = {name: jax.config.values[name] for name in _SETTINGS if name in jax.config.values}
-    # Within a run float64 is allowed or not by its precision; the experiment's file was loaded before that.
+    # A run switches float64 on or off by its precision, but the experiment's file is loaded before that.
     return values | {name: os.environ.get(name, "") for name in ("JAX_ENABLE_X64", "NVIDIA_TF32_OVERRIDE")}
 
 
 def choose_deterministic() -> None:
-    """Have XLA take for a GPU only kernels that return the same bits each time, if JAX has not started yet."""
-    flags, wanted = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
-    if wanted not in flags.split():
-        os.environ["XLA_FLAGS"] = f"{flags} {wanted}".strip()
+    """Have XLA use on a GPU only kernels that return the same bits each time; call it before JAX starts."""
+    flags, deterministic = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
+    if deterministic not in flags.split():
+        os.environ["XLA_FLAGS"] = f"{flags} {deterministic}".strip()
 
 
-# Bits of the fraction that a matrix product of float32 reads of its operands, where not all 23.
+# How many bits of the fraction a matrix product of float32 reads of its operands, where it does not read all 23.
 _BITS = {
     "gpu": {"DEFAULT": 10, "HIGH": 10},
     "tpu": {"DEFAULT": 7, "HIGH": 14},
@@ -62,7 +91,7 @@ _ALIASES = {"NONE": "DEFAULT", "FASTEST": "DEFAULT", "BFLOAT16": "DEFAULT"} | di
 
 
 def product_epsilon(dtype: Any, platform: str) -> float:
-    """The relative rounding of what a matrix product reads, as JAX is set: on a GPU coarser than float32's own.
+    """The rounding unit of what a matrix product reads, by JAX's settings: on a GPU larger than float32's own.
 
     >>> product_epsilon("float32", "cpu"), product_epsilon("float32", "gpu"), product_epsilon("bfloat16", "gpu")
     (1.1920928955078125e-07, 0.0009765625, 0.0078125)
@@ -73,22 +102,31 @@ def product_epsilon(dtype: Any, platform: str) -> float:
 
 
 def product_note(platform: str) -> str:
-    """That a matrix product of float32 has fewer digits than float32, if it is so.
+    """A remark that matrix products of float32 have fewer digits than float32; "" if they have all.
 
     >>> product_note("cpu"), product_note("gpu")
     ('', 'float32 products with 10 of 23 bits (jax_default_matmul_precision is None)')
     """
-    bits, asked = _product_bits(platform), jax.config.values["jax_default_matmul_precision"]
-    return "" if bits is None else f"float32 products with {bits} of 23 bits (jax_default_matmul_precision is {asked})"
+    bits, precision = _product_bits(platform), jax.config.values["jax_default_matmul_precision"]
+    if bits is None:
+        return ""
+    return f"float32 products with {bits} of 23 bits (jax_default_matmul_precision is {precision})"
 
 
 def _product_bits(platform: str) -> int | None:
-    asked = str(jax.config.jax_default_matmul_precision).upper()  # pyright: ignore[reportAttributeAccessIssue]
-    return _BITS_OF_ALGORITHMS.get(asked, _BITS.get(platform, {}).get(_ALIASES.get(asked, asked)))
+    precision = str(jax.config.jax_default_matmul_precision).upper()  # pyright: ignore[reportAttributeAccessIssue]
+    return _BITS_OF_ALGORITHMS.get(precision, _BITS.get(platform, {}).get(_ALIASES.get(precision, precision)))
 
 
-def read_text(path: str) -> str | None:
-    """A file of the system; None where there is none."""
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text(path: str) -> str | None:
+    """The content of a system file; None where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

@@ -9,6 +9,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class JitOf:
         """Have no program yet."""
         self._body = body
         self._options = {"static_argnums": static_argnums, "donate_argnums": donate_argnums, "inline": inline}
-        self._programs: dict[Known, Any] = {}
+        self._programs: dict[FunctionKey, Any] = {}
         self._now = threading.local()
         functools.update_wrapper(self, body)
 
@@ -62,7 +63,7 @@ class JitOf:
         return self._with(function, lambda program: program.eval_shape(*arguments))
 
     def _with(self, function: Any, call: Callable[[Any], Any]) -> Any:
-        function = known(function)
+        function = function_key(function)
         before = getattr(self._now, "function", None)
         self._now.function = function.function  # the program itself holds no reference to it
         is_new = function not in self._programs
@@ -73,7 +74,7 @@ class JitOf:
             if is_new and (program := self._programs.pop(function, None)) is not None:
                 self._programs[function.but_for_what_it_changes().without_it()] = program
 
-    def _program_of(self, function: "Known") -> Any:
+    def _program_of(self, function: "FunctionKey") -> Any:
         if (program := self._programs.get(function)) is None:
             others = [other for other in self._programs if other.identity == function.identity]
             for old in others[: len(others) + 1 - _KEPT]:
@@ -91,7 +92,7 @@ class JitOf:
         return program
 
 
-class Known:
+class FunctionKey:
     """A function that has been looked at: equal where it is the same and reads the same numbers."""
 
     def __init__(self, function: Any, identity: Hashable, numbers: tuple[Any, ...]):
@@ -102,13 +103,13 @@ class Known:
         return self._hash
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Known) and (self.identity, self.numbers) == (other.identity, other.numbers)
+        return isinstance(other, FunctionKey) and (self.identity, self.numbers) == (other.identity, other.numbers)
 
-    def without_it(self) -> "Known":
+    def without_it(self) -> "FunctionKey":
         """The same as a key, which does not keep the function."""
-        return Known(None, self.identity, self.numbers)
+        return FunctionKey(None, self.identity, self.numbers)
 
-    def but_for_what_it_changes(self) -> "Known":
+    def but_for_what_it_changes(self) -> "FunctionKey":
         """The same as it is now, without the numbers that were others, or of another type, before.
 
         Such as a count of its own calls, or an int that optax's schedules make a float when they are first called.
@@ -118,23 +119,23 @@ class Known:
         )
         if changed := {name for name in before.keys() & now.keys() if before[name] != now[name]}:
             _CHANGED.setdefault(self.identity, set()).update(changed)
-        return known(self.function)
+        return function_key(self.function)
 
 
 # By the identity of a function the names of the numbers that it changes itself.
 _CHANGED: dict[Hashable, set[str]] = {}
 
 
-def known(function: Any) -> Known:
+def function_key(function: Any) -> FunctionKey:
     """A function, looked at once for several programs."""
-    if isinstance(function, Known):
+    if isinstance(function, FunctionKey):
         if function.identity not in _CHANGED:
             return function
         function, its, numbers = function.function, function.identity, function.numbers
     else:
         its, numbers = identity(function), numbers_read(function)
     own = _CHANGED.get(its, ())  # also of one that was looked at before it changed them
-    return Known(function, its, tuple(number for number in numbers if number[0] not in own))
+    return FunctionKey(function, its, tuple(number for number in numbers if number[0] not in own))
 
 
 def _objects_of(value: Any) -> Iterator[Any]:
@@ -159,3 +160,25 @@ def _drop_dead(kept: "weakref.ref[JitOf]") -> None:
             del jit_of._programs[key]
     for dead in [its for its in _CHANGED if _is_dead(its)]:
         del _CHANGED[dead]
+
+
+def is_being_traced() -> bool:
+    """Whether this call is within jit, vmap or jvp, of whose tracers a function may close over some.
+
+    >>> is_being_traced(), jax.eval_shape(lambda: jax.numpy.array(is_being_traced())).shape
+    (False, ())
+    """
+    return _trace_state() != _outermost()
+
+
+def _trace_state() -> Any:
+    from jax.extend.core import get_opaque_trace_state  # 17 ms: imported where used
+
+    return get_opaque_trace_state(convention="minijaxnet")
+
+
+@functools.cache
+def _outermost() -> Any:
+    """The state of a thread of its own, which is within nothing."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(_trace_state).result()

@@ -89,10 +89,10 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def figure(value: float, digits: int = 4) -> str:
+def significant(value: float, digits: int = 4) -> str:
     """A number with a few significant digits.
 
-    >>> figure(0.000123456), figure(1234567.0), figure(12.5)
+    >>> significant(0.000123456), significant(1234567.0), significant(12.5)
     ('0.0001235', '1.235e+06', '12.5')
     """
     return f"{value:.{digits}g}"

@@ -3,12 +3,15 @@
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+# A tree of arrays; what it is a tree of, its name says.
+PyTree: TypeAlias = Any
 
 # From so many elements on a sum is taken in two steps.
 _MANY = 1024

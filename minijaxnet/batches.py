@@ -1,20 +1,50 @@
 """Which batch a step looks at: always the same one, or minibatches in a new order each epoch.
 
-A feed is hashable, and static where it is compiled. ``draw`` makes, before the loop, what ``at`` needs inside it.
+An order is hashable, and static where it is compiled. ``draw`` makes, before the loop, what ``at`` needs inside it. A
+source has an order and the arrays that it draws from: ``InMemory`` here, ``streams.Stream`` where batches are read.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet._trees import check_count
+from minijaxnet._trees import PyTree, check_count
 
 # A chunk of steps is at most this long, and what is kept for it at most this large: one compilation serves any number.
 CHUNK_STEPS = 2**15
 CHUNK_BYTES = 2**24
+
+
+class Order(Protocol):
+    """How a step finds its batch in the arrays of a source."""
+
+    def most_steps(self) -> int:
+        """How many steps a chunk may have."""
+        ...
+
+    def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
+        """What ``at`` needs for the steps from ``first`` on, made before the loop; ``steps <= capacity``."""
+        ...
+
+    def at(self, drawn: PyTree, k: Any) -> PyTree:
+        """The batch of the k-th of these steps."""
+        ...
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    @property
+    def order(self) -> Order:
+        """How a step finds its batch."""
+        ...
+
+    def arrays(self) -> PyTree:
+        """What the order draws from."""
+        ...
 
 
 class OneBatch(NamedTuple):
@@ -24,17 +54,17 @@ class OneBatch(NamedTuple):
         """How many steps a chunk may have."""
         return CHUNK_STEPS
 
-    def draw(self, source: Any, first: Any, steps: Any, capacity: int) -> Any:
-        """Nothing is to be drawn."""
-        return source
+    def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
+        """The batch itself."""
+        return arrays
 
-    def at(self, drawn: Any, k: Any) -> Any:
-        """The batch of a step."""
+    def at(self, drawn: PyTree, k: Any) -> PyTree:
+        """The batch of each step."""
         return drawn
 
 
 class Minibatches(NamedTuple):
-    """Each step looks at its own rows of the data, in a new order each epoch; ``source`` is ``(data, key)``."""
+    """Each step looks at its own rows of the data, in a new order each epoch; ``arrays`` are ``(data, key)``."""
 
     batch_size: int
     points: int
@@ -48,9 +78,9 @@ class Minibatches(NamedTuple):
         """How many steps a chunk may have, so that its order of points stays small."""
         return min(CHUNK_STEPS, max(self.per_epoch, CHUNK_BYTES // (4 * self.batch_size)))
 
-    def draw(self, source: Any, first: Any, steps: Any, capacity: int) -> Any:
+    def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
         """The rows of each step from ``first`` on, drawn before the loop, some epochs at a time."""
-        (data, key), per_epoch = source, self.per_epoch
+        (data, key), per_epoch = arrays, self.per_epoch
         first_epoch, offset = first // per_epoch, first % per_epoch
         at_once = max(1, min(16, 2**14 // self.points))
 
@@ -68,10 +98,31 @@ class Minibatches(NamedTuple):
         rows = lax.fori_loop(0, (epochs + at_once - 1) // at_once, draw_epochs, rows)
         return data, rows.reshape(-1, self.batch_size), offset
 
-    def at(self, drawn: Any, k: Any) -> Any:
-        """The batch of the k-th step of those that were drawn for."""
+    def at(self, drawn: PyTree, k: Any) -> PyTree:
+        """The batch of the k-th of these steps."""
         data, rows, offset = drawn
         return jax.tree.map(lambda leaf: leaf[rows[offset + k]], data)
+
+
+class InMemory(NamedTuple):
+    """A source whose data are all at hand; with what a ``Stream`` tells of itself."""
+
+    order: Order
+    data: PyTree
+    left: int = 2**31 - 1
+    ended: bool = False
+    left_out: int = 0
+    position: int = 0
+
+    def arrays(self) -> PyTree:
+        """All of them."""
+        return self.data
+
+    def take(self, count: int) -> None:
+        """Nothing is used up."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def shuffled(key: jax.Array, points: int) -> jax.Array:

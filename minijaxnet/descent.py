@@ -50,20 +50,23 @@ class DescentState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step saw before it moved: a loss or a norm that is not finite means that it must not be taken.
+    """What a step saw before it moved, and whether it may be taken.
 
     Attributes:
         loss: the objective's value, a scalar.
         gradient_norm: the Euclidean norm of its gradient, a scalar.
         aux: what the objective returned beside its loss; ``()`` if nothing.
-        handled: whether the step may be taken though loss or norm are not finite, for its optimizer has seen to that;
-            ``()`` where no optimizer does.
+        accepted: whether the step may be taken, where that does not follow from a finite loss and gradient norm; ``()``
+            where it does.
     """
 
     loss: jax.Array
     gradient_norm: jax.Array
     aux: Any = ()
-    handled: Any = ()
+    accepted: Any = ()
+
+
+Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 
 class Descent(NamedTuple):
@@ -72,11 +75,12 @@ class Descent(NamedTuple):
     Attributes:
         init: ``init(params, key=None) -> DescentState``.
         step: ``step(state, batch) -> (DescentState, StepInfo)``. Compiled programs are found again by it, so it should
-            compare equal for equal work (a module's function, or a frozen dataclass with ``__call__``).
+            compare equal for equal work (a module's function, or a frozen dataclass with ``__call__``). It may have a
+            method ``is_ready(state)``: where that is false, a loop takes no step, and the descent has diverged.
     """
 
     init: Callable[..., DescentState]
-    step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+    step: Step
 
 
 def check_descent(descent: Any, name: str = "descent") -> None:
@@ -95,6 +99,11 @@ def check_state(state: Any) -> None:
     """Say what is no state of a descent."""
     if not isinstance(state, DescentState):
         raise TypeError(f"state: got {type(state).__name__}; expected a DescentState, such as descent.init(params)")
+
+
+def is_ready(step: Any, state: DescentState) -> Any:
+    """Whether a step can take any step from a state at all; so it can if it does not say."""
+    return getattr(step, "is_ready", lambda _: True)(state)
 
 
 def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
@@ -190,6 +199,10 @@ class GradientStep:
     objective: ObjectiveFn
     has_aux: bool
 
+    def is_ready(self, state: DescentState) -> jax.Array:
+        """Whether any step can be taken: a traced rate may be infinite or NaN."""
+        return jnp.isfinite(state.optimizer)
+
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         """Take it."""
         rate = state.optimizer
@@ -202,7 +215,6 @@ class GradientStep:
             return lax.clamp(range_.min, weight - step, range_.max)
 
         params = jax.tree.map(downhill, state.params, gradient)
-        loss = loss + (0 * rate).astype(loss.dtype)  # NaN for a rate that is not finite: no step can be taken with it
         state = state._replace(params=params, step=state.step + 1)
         return state, StepInfo(loss, l2_norm(gradient), aux)
 
@@ -231,12 +243,13 @@ class _OptaxStep:
             extra["grad_fn"] = lambda params, _: jax.grad(value)(params)
         updates, optimizer_state = _given_what_it_takes(update, (gradient, state.optimizer, state.params), extra)
         params = optax.apply_updates(state.params, updates)
+        norm = l2_norm(gradient)
         # An optimizer can make NaN of a finite gradient (0 / 0 with epsilon 0): such a step must not be taken either.
-        finite = jnp.isfinite(l2_norm(params))
-        norm = jnp.where(finite, l2_norm(gradient), jnp.nan)
-        handled = finite if _handles_what_is_not_finite(state.optimizer) else ()
+        accepted = jnp.isfinite(l2_norm(params))
+        if not _handles_what_is_not_finite(state.optimizer):
+            accepted &= jnp.isfinite(loss) & jnp.isfinite(norm)
         state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
-        return state, StepInfo(loss, norm, aux, handled)
+        return state, StepInfo(loss, norm, aux, accepted)
 
 
 def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...], extra: dict[str, Any]) -> Any:

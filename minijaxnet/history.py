@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from minijaxnet.descent import StepInfo
 
@@ -44,6 +45,8 @@ class Trace(NamedTuple):
     status: Any
 
 
+# A norm that no gradient has.
+_NEVER_FLAT = -1.0
 # Room for so many rows is made at once; for more of them only as they come.
 _AT_ONCE = 2**20
 
@@ -94,7 +97,7 @@ def packed(info: StepInfo) -> tuple[Any, ...]:
     That is one write instead of two. XLA makes a loop for the CPU one native function, fifteen times as fast for the
     smallest networks, if a round touches no more than about a kilobyte; with this 2-2-1 with bias is below.
     """
-    rest = (info.aux, info.handled)
+    rest = (info.aux, info.accepted)
     if info.loss.dtype == info.gradient_norm.dtype:
         return jnp.stack((info.loss, info.gradient_norm)), *rest
     return info.loss, info.gradient_norm, *rest
@@ -108,12 +111,24 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
     return StepInfo(pairs[:, 0], pairs[:, 1], *rest)
 
 
+def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
+    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
+    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
+    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
+        raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
+    if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
+        raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
+    xp = jnp if isinstance(until_flat, Tracer) else np
+    never_for_zero = xp.where(until_flat > 0, until_flat, _NEVER_FLAT) if sampled else until_flat
+    return xp.asarray(never_for_zero, jnp.result_type(float))
+
+
 def may_go_on(info: StepInfo, until_flat: Any) -> Any:
-    """Whether a step may be taken: the gradient is not flat, and all is finite or handled by the optimizer."""
-    norm, finite = info.gradient_norm, jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm)
-    if jax.tree.leaves(info.handled):
-        norm, finite = jnp.where(info.handled & ~finite, jnp.inf, norm), finite | info.handled
-    return (norm > until_flat) & finite
+    """Whether a step may be taken: the gradient is not flat, and the step is accepted."""
+    is_flat = (info.gradient_norm <= until_flat) | jnp.isposinf(until_flat)  # where the norm is NaN, too
+    if jax.tree.leaves(info.accepted):
+        return info.accepted & ~is_flat
+    return jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm) & ~is_flat
 
 
 def rows_of(trace: Trace) -> StepInfo:

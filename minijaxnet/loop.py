@@ -6,40 +6,34 @@ of it is one ``lax.while_loop``, compiled once for any number of steps and any l
 """
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from minijaxnet._loops import block_on, repeated_while
-from minijaxnet._programs import JitOf, known
-from minijaxnet._trees import check_count, structure_difference
-from minijaxnet.batches import CHUNK_BYTES, OneBatch, check_key, minibatches_of
+from minijaxnet._programs import JitOf, function_key, is_being_traced
+from minijaxnet._trees import PyTree, check_count, structure_difference
+from minijaxnet.batches import CHUNK_BYTES, InMemory, OneBatch, Order, Source, check_key, minibatches_of
 from minijaxnet.data import numbers
-from minijaxnet.descent import Descent, DescentState, StepInfo, check_descent, check_state
+from minijaxnet.descent import Descent, DescentState, Step, StepInfo, check_descent, check_state, is_ready
 from minijaxnet.history import (
     DIVERGED,
     FLAT,
     OUT_OF_STEPS,
     History,
     Trace,
+    flat_norm,
     may_go_on,
     packed,
     unpacked,
     without_untaken,
 )
 from minijaxnet.losses import check_labels, check_probabilities
-
-Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
-
-# A norm that no gradient has.
-_NEVER_FLAT = -1.0
 
 
 def descend(
@@ -84,7 +78,7 @@ def descend(
     rest = flat_norm(until_flat, sampled=state.key is not None)
     batch = numbers(batch, "batch")
     check_probabilities(descent.step, batch)
-    end, trace = _run_steps(descent.step, state, OneBatch(), batch, check_count("steps", steps), rest)
+    end, trace = _run_steps(descent.step, state, InMemory(OneBatch(), batch), check_count("steps", steps), rest)
     return end, _explained(trace, descent, state, batch)
 
 
@@ -147,8 +141,8 @@ def descend_minibatches(
     rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
     check_key(key)
     check_probabilities(descent.step, data)
-    feed = minibatches_of(data, batch_size)
-    end, trace = _run_steps(descent.step, state, feed, (data, key), check_count("steps", steps), rest)
+    source = InMemory(minibatches_of(data, batch_size), (data, key))
+    end, trace = _run_steps(descent.step, state, source, check_count("steps", steps), rest)
     return end, _explained(trace, descent, state, data)
 
 
@@ -160,62 +154,71 @@ def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -
 
 
 def _run_steps(
-    step: Any, state: DescentState, feed: Any, source: Any, steps: int, until_flat: Any
+    step: Any, state: DescentState, source: Source, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
     """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
-    step, block = known(step), block_on(state)  # looked at once for both programs
-    if _trace_state() != _untraced():
+    if is_being_traced():
         # The rows of replicas a power of two apart would fall on the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
         if capacity > 2**31:
             raise ValueError(f"steps: got {steps}; expected fewer within jit or vmap, where each has its row")
-        end, trace = _traced_chunk(step, feed, capacity, block, state, source, steps, until_flat, OUT_OF_STEPS)
+        arguments = (state, source.arrays(), steps, until_flat, OUT_OF_STEPS)
+        end, trace = _traced_chunk(step, source.order, capacity, block_on(state), *arguments)
         return end, without_untaken(trace, steps)
-    capacity = chunk_capacity(step, feed, state, source)
-
-    def chunk(state: DescentState, first: int, status: Any) -> tuple[DescentState, Trace]:
-        length = min(steps - first, capacity)
-        with jax.transfer_guard("allow"):  # of the three numbers that follow the source; all else is there
-            return run_chunk(step, feed, capacity, block, state, source, length, until_flat, status)
-
-    history = History(steps)
-    end, trace = chunk(own_copy(state), 0, np.int32(OUT_OF_STEPS))
-    for first in range(capacity, steps, capacity):
-        # A chunk after the end takes no step, so the next one starts before this one is read.
-        end, next_trace = chunk(end, first, trace.status)
-        history.append(trace)
-        trace = next_trace
+    capacity, history = chunk_capacity(step, state, source), History(steps)
+    lengths = (min(steps - first, capacity) for first in range(0, max(1, steps), capacity))
+    running = chunks(step, own_copy(state), source, lengths, until_flat)
+    chunk = next(running)
+    for next_chunk in running:  # it has been started before the one before it is read
+        history.append(chunk.trace)
+        chunk = next_chunk
         if history.status != OUT_OF_STEPS:
             break
-    history.append(trace)
-    return end, history.trace()
+    history.append(chunk.trace)
+    return chunk.state, history.trace()
 
 
-def _trace_state() -> Any:
-    """Whether this call is within jit, vmap or jvp, of whose tracers the objective may close over some."""
-    from jax.extend.core import get_opaque_trace_state  # 17 ms: imported where used
+class Chunk(NamedTuple):
+    """Where a descent stands after some steps, and what they saw."""
 
-    return get_opaque_trace_state(convention="minijaxnet")
-
-
-@functools.cache
-def _untraced() -> Any:
-    """The same for a thread of its own, which is within nothing."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(_trace_state).result()
+    state: DescentState
+    trace: Trace
 
 
-def chunk_capacity(step: Any, feed: Any, state: DescentState, source: Any) -> int:
+def chunks(step: Any, state: DescentState, source: Source, lengths: Iterable[int], until_flat: Any) -> Iterator[Chunk]:
+    """Run a descent by chunks of one compiled program: the state after each, and what its steps saw.
+
+    Nothing is waited for. A chunk that follows the end of the descent takes no step, so it may be asked for before the
+    one before it is read.
+
+    Args:
+        step: of a descent.
+        state: where to start; donated.
+        source: of the batches.
+        lengths: steps of each chunk, at most ``chunk_capacity``; the next one is asked for when its chunk is.
+        until_flat: from ``flat_norm``.
+    """
+    step, block, status = function_key(step), block_on(state), np.int32(OUT_OF_STEPS)
+    capacity = chunk_capacity(step, state, source)
+    for length in lengths:
+        with jax.transfer_guard("allow"):  # of the three numbers that follow the arrays; all else is there
+            arguments = (state, source.arrays(), length, until_flat, status)
+            state, trace = run_chunk(step, source.order, capacity, block, *arguments)
+        status = trace.status
+        yield Chunk(state, trace)
+
+
+def chunk_capacity(step: Any, state: DescentState, source: Source) -> int:
     """How many steps the history of a chunk can hold: fewer where a step records much."""
-    info = _first_info.eval_shape(step, feed, state, source)
+    info = _first_info.eval_shape(step, source.order, state, source.arrays())
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(info))
     # Two at least: a history of one row is none to XLA, which then sums the loss in another order.
-    return max(2, min(feed.most_steps(), CHUNK_BYTES // row_bytes))
+    return max(2, min(source.order.most_steps(), CHUNK_BYTES // row_bytes))
 
 
 @functools.partial(JitOf, static_argnums=(0,))
-def _first_info(step: Step, feed: Any, state: DescentState, source: Any) -> StepInfo:
-    return _traced_once(step)(state, feed.at(feed.draw(source, state.step, 1, 1), 0))[1]
+def _first_info(step: Step, order: Order, state: DescentState, arrays: PyTree) -> StepInfo:
+    return _traced_once(step)(state, order.at(order.draw(arrays, state.step, 1, 1), 0))[1]
 
 
 _inlined = JitOf(lambda step, state, batch: step(state, batch), inline=True)
@@ -235,11 +238,11 @@ def _traced_once(step: Step) -> Step:
 
 def _chunk(
     step: Step,
-    feed: Any,
+    order: Order,
     capacity: int,
     block: int,
     state: DescentState,
-    source: Any,
+    arrays: PyTree,
     steps: Any,
     until_flat: Any,
     status: Any,
@@ -248,9 +251,9 @@ def _chunk(
 
     It is asked between blocks whether there is more to do, and within one the descent stands still once it is over.
     """
-    drawn = feed.draw(source, state.step, steps, capacity)
-    step = _traced_once(step)
-    next_state, info = jax.eval_shape(step, state, jax.eval_shape(feed.at, drawn, 0))
+    drawn = order.draw(arrays, state.step, steps, capacity)
+    step_once = _traced_once(step)
+    next_state, info = jax.eval_shape(step_once, state, jax.eval_shape(order.at, drawn, 0))
     if difference := structure_difference(next_state, state):
         raise TypeError(f"step: the state it returns is not like the one it took: {difference}")
     _check_scalars(info)
@@ -263,14 +266,15 @@ def _chunk(
 
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         k, running, state, history = carry
-        next_state, info = step(state, feed.at(drawn, k))
+        next_state, info = step_once(state, order.at(drawn, k))
         running = running & may_go_on(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
         row = packed(info)
         history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, row)
         return k + 1, running, state, history
 
-    begins = status == OUT_OF_STEPS
+    ready = is_ready(step, state)
+    begins = ready & (status == OUT_OF_STEPS)
     _, running, state, history = repeated_while(may_take, body, (jnp.int32(0), begins, state, history), block)
     history = unpacked(history)
     # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
@@ -279,7 +283,7 @@ def _chunk(
     taken = jnp.where(begins, jnp.minimum(stopped_at, steps), 0)
     last = jnp.minimum(taken, capacity - 1)
     is_flat = (history.gradient_norm[last] <= until_flat) & jnp.isfinite(history.loss[last])
-    ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat, FLAT, DIVERGED))
+    ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat & ready, FLAT, DIVERGED))
     status = jnp.where(status == OUT_OF_STEPS, ended, status).astype(jnp.int32)
     return state, Trace(history.loss, history.gradient_norm, history.aux, taken, status)
 
@@ -308,18 +312,6 @@ def own_copy(tree: Any) -> Any:
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1, 2))
 # Compiled once for any steps, flat norm and learning rate; it donates the state.
 run_chunk = JitOf(_chunk, static_argnums=(0, 1, 2), donate_argnums=(3,))
-
-
-def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
-    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
-    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
-    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
-        raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
-    if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
-        raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
-    xp = jnp if isinstance(until_flat, Tracer) else np
-    never_for_zero = xp.where(until_flat > 0, until_flat, _NEVER_FLAT) if sampled else until_flat
-    return xp.asarray(never_for_zero, jnp.result_type(float))
 
 
 def _check_scalars(info: StepInfo) -> None:

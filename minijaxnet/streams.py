@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import structure_difference
+from minijaxnet._trees import PyTree, structure_difference
 from minijaxnet.batches import CHUNK_BYTES, count_points
 from minijaxnet.data import check_batch, numbers
 
@@ -28,7 +28,7 @@ Batches = Callable[[int], Iterator[Any]]
 
 
 class Stacked(NamedTuple):
-    """The feed of a stack of batches: ``source`` is ``(stack, first)``, the place of the first step's batch in it."""
+    """The order of a stack of batches: ``arrays`` are ``(stack, first)``, the place of the first step's batch in it."""
 
     batches: int
 
@@ -36,44 +36,23 @@ class Stacked(NamedTuple):
         """How many steps a chunk may have."""
         return self.batches
 
-    def draw(self, source: Any, first: Any, steps: Any, capacity: int) -> Any:
-        """Nothing is to be drawn."""
-        return source
+    def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
+        """The stack itself."""
+        return arrays
 
-    def at(self, drawn: Any, k: Any) -> Any:
+    def at(self, drawn: PyTree, k: Any) -> PyTree:
         """The batch of the k-th step."""
         stack, first = drawn
         return jax.tree.map(lambda leaf: leaf[first + k], stack)
 
 
-class InMemory(NamedTuple):
-    """Data that is all at hand, as a ``Stream`` gives it out."""
-
-    feed: Any
-    data: Any
-    ended: bool = False
-    left_out: int = 0
-    left: int = 2**31 - 1
-    position: int = 0
-
-    def source(self) -> Any:
-        """What a feed draws from."""
-        return self.data
-
-    def take(self, count: int) -> None:
-        """Nothing is used up."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class Stream:
-    """Batches from a step on, in stacks.
+    """A source whose batches are read from a step on, in stacks.
 
     Attributes:
-        feed: how a step finds its batch.
+        order: how a step finds its batch.
+        ended: whether there are no more batches.
         left_out: how many batches were left out, since they had fewer points than the first.
-        ended: whether the iterator is at its end.
     """
 
     def __init__(self, batches: Batches, position: int):
@@ -102,7 +81,7 @@ class Stream:
         whole = first_batch_of(batches) if position else first  # it may go on at a batch that has fewer points
         self._like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), whole)
         nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(first))
-        self.feed = Stacked(max(2, min(_STACKED, CHUNK_BYTES // max(1, nbytes))))
+        self.order = Stacked(max(2, min(_STACKED, CHUNK_BYTES // max(1, nbytes))))
         self.left_out, self.ended = 0, False
         self._stack: Any = None
         self._at, self._numbers, self._first, self._next = 0, [], position, position
@@ -117,11 +96,11 @@ class Stream:
         try:
             with jax.enable_x64(x64):  # which each thread has for itself
                 whole = self._whole(itertools.chain([first], map(_on_host, self._read)))
-                while some := list(itertools.islice(whole, self.feed.batches)):
+                while some := list(itertools.islice(whole, self.order.batches)):
                     if self._stop.is_set():
                         return
                     numbers, stack = map(list, zip(*some, strict=True))
-                    stack += [stack[-1]] * (self.feed.batches - len(stack))  # one shape, one program
+                    stack += [stack[-1]] * (self.order.batches - len(stack))  # one shape, one program
                     stacked = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack))
                     if not self._give((stacked, numbers)):
                         return
@@ -153,7 +132,7 @@ class Stream:
                 continue
         return False
 
-    def source(self) -> Any:
+    def arrays(self) -> PyTree:
         """The stack, and where in it the next batch is; after the end the last one there was.
 
         Raises:

@@ -1,4 +1,4 @@
-"""On an accelerator: what a CPU cannot show. Skipped, with the reason, where there is none."""
+"""What only an accelerator can show. Skipped, with the reason, where there is none."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_a_descent_is_the_cpu_s_to_rounding():
     state, trace = mjn.descend(DESCENT, DESCENT.init(PARAMS), POINTS, steps=500)
     with jax.default_device(jax.devices("cpu")[0]):
         expected, expected_trace = mjn.descend(DESCENT, DESCENT.init(PARAMS), POINTS, steps=500)
-    # Products of fewer digits; a descent that contracts forgets what they did.
+    # Matrix products have fewer digits there, but a descent that contracts reduces the differences.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02), state.params, expected.params)
     np.testing.assert_allclose(trace.loss, expected_trace.loss, rtol=0.02)
 
@@ -57,7 +57,7 @@ def test_a_right_rule_is_right_and_a_wrong_one_is_not():
     assert not mjn.check_grad(lambda w: jnp.sum(w**2), lambda w: w, (x,)).ok
 
 
-def test_equal_steps_are_compared_soundly_and_honest_arms_are_not_refused():
+def test_arms_that_round_otherwise_are_not_refused():
     draw = np.random.default_rng(0)
     network, x = mjn.mlp((64, 128, 10)), draw.normal(size=(128, 64)).astype(np.float32)
     batch, params = (x, draw.integers(10, size=128)), network.init(jax.random.key(0))
@@ -69,6 +69,6 @@ def test_equal_steps_are_compared_soundly_and_honest_arms_are_not_refused():
     assert set(found.ratios) == {"by hand"}
 
 
-def test_the_device_tells_its_launches_and_its_memory():
+def test_a_cost_has_launches_and_the_observed_memory():
     cost = step_cost(DESCENT.step, DESCENT.init(PARAMS), POINTS)
     assert cost.launches and cost.process_peak_bytes

@@ -26,7 +26,7 @@ from kits.marks import SLOW
 
 import minijaxnet as mjn
 from minijaxnet import batches, loop
-from minijaxnet.bench.cost import folded_loop
+from minijaxnet.bench.hlo import folded_loop
 
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})
@@ -135,7 +135,7 @@ def test_a_step_that_records_much_makes_small_chunks_and_the_same_trace(rows, mo
     row_bytes = 4 * (1 + 1 + 8 + 8)
     monkeypatch.setattr(loop, "CHUNK_BYTES", rows * row_bytes + 1)
     state = descent.init(start)
-    assert loop.chunk_capacity(descent.step, batches.OneBatch(), state, ()) == max(2, rows)
+    assert loop.chunk_capacity(descent.step, state, batches.InMemory(batches.OneBatch(), ())) == max(2, rows)
     _, trace = mjn.descend(descent, state, (), steps=50)
     path = 0.5 ** np.arange(50, dtype=np.float32)[:, None] * start
     chex.assert_trees_all_equal(trace.aux, {"path": path, "square": path[:, None] ** 2}, strict=True)

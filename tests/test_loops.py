@@ -19,7 +19,7 @@ KEY = jax.random.key(5)
 
 @pytest.fixture
 def by_blocks(monkeypatch):
-    """Calls a function with the plain loop and with blocks of so many steps, and says what both return."""
+    """Call a function with the plain loop and with blocks of so many steps; what both return."""
 
     def both(function, block):
         plain = function()
@@ -40,13 +40,13 @@ def noisy(params, batch, key):
 
 
 def falling(weight, batch):
-    """At a rate of 1 the weight grows by 2 each step, and where it is 90 the loss is infinite."""
+    """At a rate of 1 the weight grows by 2 each step, and from 90 on the loss is infinite."""
     return jnp.where(weight < 90, -2 * weight, jnp.inf)
 
 
 PLAIN, ADAM = mjn.gradient_descent(OBJECTIVE, 0.02), mjn.optax_descent(noisy, optax.adam(0.02))
 FALLING = mjn.gradient_descent(falling, 1.0)
-HALVING = mjn.gradient_descent(distance, 0.25)  # the slope is halved at each step: 2 * 2^-k
+HALVING = mjn.gradient_descent(distance, 0.25)  # the gradient is halved at each step: 2 * 2^-k
 RUNS = {
     "blocks and a rest": lambda: mjn.descend(PLAIN, PLAIN.init(PARAMS), POINTS, steps=43),
     "only a rest": lambda: mjn.descend(PLAIN, PLAIN.init(PARAMS), POINTS, steps=7),

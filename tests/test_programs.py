@@ -180,9 +180,11 @@ def test_what_a_function_counts_of_itself_does_not_compile_it_anew():
 
 def test_equal_objectives_share_a_program_and_the_same_number_of_another_type_does_not():
     network = mjn.dense(1, 1)
-    one, other = (_programs.known(mjn.objective(network, mjn.mean_squared_error)) for _ in range(2))
+    one, other = (_programs.function_key(mjn.objective(network, mjn.mean_squared_error)) for _ in range(2))
     assert one == other
-    assert _programs.known(functools.partial(pow, exp=2)) != _programs.known(functools.partial(pow, exp=2.0))
+    assert _programs.function_key(functools.partial(pow, exp=2)) != _programs.function_key(
+        functools.partial(pow, exp=2.0)
+    )
 
 
 def with_everything(objective):

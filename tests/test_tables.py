@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 
 CELL = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12)
 TABLE = st.integers(1, 5).flatmap(
@@ -51,15 +51,15 @@ def test_a_row_of_another_length_is_refused(rows, cells):
 
 @given(st.floats(-1e300, 1e300), st.integers(1, 12))
 def test_a_figure_is_right_to_its_digits(value, digits):
-    shown = float(figure(value, digits))
+    shown = float(significant(value, digits))
     assert abs(shown - value) <= 0.5 * 10.0 ** (1 - digits) * abs(value) * (1 + 1e-9) + math.ulp(0.0)
 
 
 def test_figures_are_short_and_take_what_is_no_number():
     shown = ["0", "3", "0.5", "0.3333", "1.235e+05", "-2e-09"]
-    assert [figure(value) for value in (0, 3, 0.5, 1 / 3, 123456.0, -2e-9)] == shown
-    assert [figure(value) for value in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
-    assert figure(1 / 3, 2) == "0.33"
+    assert [significant(value) for value in (0, 3, 0.5, 1 / 3, 123456.0, -2e-9)] == shown
+    assert [significant(value) for value in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
+    assert significant(1 / 3, 2) == "0.33"
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0, "0.0 %"), (1, "100.0 %"), (0.9722, "97.2 %"), (0.5, "50.0 %")])

@@ -15,7 +15,7 @@ import numpy as np
 from peers import OURS_LOOP, OURS_WHOLE, PEERS, SCAN, WORKLOADS, Workload
 from peers.compare import Comparison, Row, compare_peers
 
-from minijaxnet._tables import figure, text_table
+from minijaxnet._tables import significant, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 
 
@@ -63,7 +63,7 @@ def _interval_cells(ratio: Interval) -> tuple[str, str]:
 
 
 def _cell(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else figure(value, 3)
+    return f"{value:,.0f}" if value >= 100 else significant(value, 3)
 
 
 def describe(name: str, workload: Workload) -> str:

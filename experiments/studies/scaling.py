@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import minijaxnet as mjn
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import percent, significant, text_table
 from minijaxnet.bench import step_cost, time_step
 from minijaxnet.parallel import data_mesh, divide_cpu, replicate, shard_batch
 
@@ -221,7 +221,7 @@ def exchanges() -> str:
     def cell(link: Link, work: Workload, devices: int) -> str:
         if link.most and devices > link.most:
             return "-"
-        return figure(1e6 * sum(all_reduce_s(link, work.payload_bytes, devices)), 3)
+        return significant(1e6 * sum(all_reduce_s(link, work.payload_bytes, devices)), 3)
 
     rows = [
         (f"{name}, {devices:,} devices", *(cell(link, work, devices) for link in LINKS.values()))
@@ -247,7 +247,7 @@ def main() -> None:
         (
             name,
             way.shape,
-            *map(figure, (way.bandwidth / 1e9, 1e6 * way.latency_s, 1e6 * way.start_s)),
+            *map(significant, (way.bandwidth / 1e9, 1e6 * way.latency_s, 1e6 * way.start_s)),
             link.most or "any",
         )
         for name, link in LINKS.items()
@@ -258,7 +258,8 @@ def main() -> None:
     computes = {}
     for name, work in WORKLOADS.items():
         computes[name] = time_step(*work.parts(work.points), seconds=options.seconds).fused_s.median
-        print(f"{name}: {work.payload_bytes:,} bytes, {figure(1e6 * computes[name])} us on one device, measured here\n")
+        took = significant(1e6 * computes[name])
+        print(f"{name}: {work.payload_bytes:,} bytes, {took} us on one device, measured here\n")
         for strong in (True, False):
             print(efficiencies(work, computes[name], strong=strong) + "\n", flush=True)
     print(f"{stops(computes)}\n\n{exchanges()}")

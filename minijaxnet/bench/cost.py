@@ -1,50 +1,45 @@
-"""What is a step made of? Its floating-point operations, the bytes it moves, the memory it takes."""
+"""What does a step compute, move and hold? Its floating-point operations, bytes and memory."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.stages import Compiled
 
+from minijaxnet._jaxpr import is_literal
 from minijaxnet._tables import text_table
 from minijaxnet._trees import structure_difference
-from minijaxnet.bench.communication import Communication, communication, computations
-from minijaxnet.bench.device import launches_of
-from minijaxnet.bench.flops import bytes_of, count, live
+from minijaxnet.bench.collectives import Communication, communication
+from minijaxnet.bench.flops import count, live
+from minijaxnet.bench.hlo import devices_of, launches_of, platforms_of
 
 
 class StepCost(NamedTuple):
-    """What ``step_cost`` found; print it.
+    """The result of ``step_cost``; print it.
 
-    Operations on integers and booleans are none on floating-point numbers and are not counted.
+    Operations on integers and booleans are not counted.
 
     Attributes:
         matrix_flops: ``{dtype: FLOPs}`` of matrix products and convolutions, under their operands' dtype.
         other_flops: the same of everything else.
-        transcendentals: how many of these are exponentials, roots and the like, each counted as one.
-        least_bytes: of the arguments that are used, read once, and of the results, written once; one that is handed on
-            as it is counts as neither.
-        unfused_bytes: what would be moved if each operation read its operands and wrote its result.
+        least_bytes: of the arguments that are used, read once, and of the results, written once. An argument that is
+            returned unchanged counts as neither.
         planned_peak_bytes: the compiler's plan for the step with its state donated: arguments, results and temporaries,
-            of one device; None where it does not tell. What the process and its libraries take comes on top.
-        process_peak_bytes: the most that this process has had on one of the step's devices so far, whatever for; None
-            where the device does not tell, as a CPU.
-        exact: whether the FLOPs are exact by the rules of ``step_cost``.
-        notes: if not, why; and what the communication leaves open.
-        launches: how many kernels and library calls the device is asked for; None on a CPU, which calls functions.
+            on one device; None where it has none. The memory of the process and its libraries comes on top.
+        process_peak_bytes: the most that this process has had on one of the step's devices so far, for any purpose;
+            None where the device does not measure it, as a CPU.
+        notes: why the FLOPs are not exact; empty if they are exact by the rules of ``step_cost``.
         devices: how many the step runs on. The FLOPs and the bytes are those of all of them together.
-        communication: what the devices say to one another.
+        communication: what the devices exchange.
+        launches: how many kernels and library calls a device launches; None on a CPU, which calls functions.
     """
 
     matrix_flops: dict[str, int]
     other_flops: dict[str, int]
-    transcendentals: int
     least_bytes: int
-    unfused_bytes: int
-    planned_peak_bytes: int | None
-    process_peak_bytes: int | None
-    exact: bool
-    notes: tuple[str, ...]
+    planned_peak_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    notes: tuple[str, ...] = ()
     devices: int = 1
     communication: Communication = Communication()
     launches: int | None = None
@@ -56,49 +51,47 @@ class StepCost(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the counts, and the notes."""
-        heading = "a step is made of" if self.devices == 1 else f"a step on {self.devices} devices is made of"
-        rows = [(f"matrix FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.matrix_flops.items()]
-        rows += [(f"other FLOPs, {dtype}", f"{flops:,}") for dtype, flops in self.other_flops.items()]
-        plain = {
-            "  of them transcendental": self.transcendentals,
+        counts: dict[str, int | None] = {f"matrix FLOPs, {dtype}": n for dtype, n in self.matrix_flops.items()}
+        counts |= {f"other FLOPs, {dtype}": n for dtype, n in self.other_flops.items()}
+        counts |= {
             "bytes, at least": self.least_bytes,
-            "bytes, nothing fused": self.unfused_bytes,
             "peak bytes, planned": self.planned_peak_bytes,
             "peak bytes, of this process": self.process_peak_bytes,
         }
-        rows += [(name, "-" if value is None else f"{value:,}") for name, value in plain.items()]
-        rows += [] if self.launches is None else [("launches", f"{self.launches:,}")]
-        rows += [
-            (f"{one.times} {one.kind} {one.among}, bytes", f"{one.payload_bytes:,}")
-            for one in self.communication.collectives
-        ]
-        return "\n".join([text_table((heading, ""), rows), *(f"note: {note}" for note in self.notes)])
+        if self.launches is not None:
+            counts["launches"] = self.launches
+        for one in self.communication.collectives:
+            counts[f"{one.times} {one.kind} {one.among}, bytes"] = one.payload_bytes
+        heading = "a step" if self.devices == 1 else f"a step on {self.devices} devices"
+        rows = [(name, "-" if n is None else f"{n:,}") for name, n in counts.items()]
+        notes = [f"note: {note}" for note in (*self.notes, *self.communication.notes)]
+        return "\n".join([text_table((heading, "number"), rows), *notes])
 
 
 def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCost:
-    """Count what one step does, from its program; it is compiled, but not run.
+    """Count what one step does, from its program, which is compiled but not run.
 
     ::
 
         matrix product    2 * elements of the result * length of the contracted axes
         convolution       2 * the products of an element of the input with one of the kernel (none with padding)
-        elementwise       1 an element, transcendental or not
-        reduction         1 an element of the input; in windows, 1 an element of each window
-        sort              n log2(n) a row of n elements
+        elementwise       1 for each element, exponentials and roots too
+        reduction         1 for each element of the input; in windows, 1 for each element of each window
+        sort              n log2(n) for each row of n elements
         data movement     0
 
-    A multiplication and an addition of complex numbers in a matrix product count as 8, as in BLAS. What no result needs
-    is not counted; a ``scan``, as JAX makes of a ``fori_loop`` between Python's integers, counts as often as it runs.
-    A ``while`` is counted as a single round, a ``cond`` as its dearest branch, a ``shard_map`` as one device's share,
-    an operation with no rule here as nothing; then ``exact`` is False and ``notes`` says so.
+    A multiplication and an addition of complex numbers in a matrix product count as 8, as in BLAS. An operation that no
+    result needs is not counted. A ``scan``, which JAX makes of a ``fori_loop`` between Python's integers, counts as
+    often as it runs. A ``while`` is counted as one round, a ``cond`` as its branch with the most FLOPs, a ``shard_map``
+    as the share of one device, an operation without a rule as nothing; ``notes`` says so.
 
     Where state and batch are placed on several devices, so is the step, and its collectives are counted in the compiled
     program, as ``communication`` does.
 
     Args:
         step: ``step(state, batch)``, such as ``descent.step``.
-        state: what it starts from, any pytree of arrays; it is left as it is.
-        batch: what it looks at, likewise.
+        state: any pytree of arrays; it is not changed.
+        batch: likewise.
 
     Returns:
         The counts.
@@ -111,95 +104,46 @@ def step_cost(step: Callable[[Any, Any], Any], state: Any, batch: Any) -> StepCo
 
     Source: Chowdhery et al., "PaLM: Scaling language modeling with pathways", 2022, appendix B (model FLOPs).
     """
-    # Of a jitted step the plain one: what it hands on would else seem to be read and written.
-    plain: Any = step
-    if isinstance(step, jax.stages.Wrapped):
-        plain = plain.__wrapped__
+    plain: Any = step.__wrapped__ if isinstance(step, jax.stages.Wrapped) else step  # pyright: ignore
 
-    # A function of its own, for a step need not be hashable.
-    def own(state: Any, batch: Any) -> Any:
+    def own(state: Any, batch: Any) -> Any:  # a step need not be hashable
         return plain(state, batch)
 
-    # The state is donated, as in the loops of this library, unless there is no next one to give its memory to.
+    # The state is donated, as in this library's loops, unless there is no next state to take its memory.
     traced = jax.jit(own, donate_argnums=0).trace(state, batch)
     results = traced.out_info
     if not isinstance(results, tuple) or len(results) != 2 or structure_difference(results[0], state):
         traced = jax.jit(own).trace(state, batch)
     program = live(traced.jaxpr)
-    found, compiled = count(program), traced.lower().compile()
-    said = communication(compiled)
+    counted, compiled = count(program), traced.lower().compile()
+    planned, observed = _peaks(compiled)
     return StepCost(
-        dict(+found.matrix),
-        dict(+found.other),
-        found.transcendentals,
-        _least_bytes(program),
-        found.moved,
-        *_peaks(compiled),
-        not found.notes,
-        (*found.notes, *said.notes),
-        len(_devices(compiled)) or 1,
-        said,
-        None if _platforms(compiled) == {"cpu"} else launches_of(compiled.as_text() or ""),
+        matrix_flops=dict(counted.matrix),
+        other_flops=dict(counted.other),
+        least_bytes=_least_bytes(program),
+        planned_peak_bytes=planned,
+        process_peak_bytes=observed,
+        notes=counted.notes,
+        devices=len(devices_of(compiled)) or 1,
+        communication=communication(compiled),
+        launches=None if platforms_of(compiled) == {"cpu"} else launches_of(compiled.as_text() or ""),
     )
-
-
-def folded_loop(compiled: Any) -> bool | None:
-    """Whether XLA made each loop of a program for the CPU one native function, calling nothing from round to round.
-
-    It does so where a round touches few bytes, and a step of a small network then takes a fraction of the time.
-
-    Args:
-        compiled: a ``jax.stages.Compiled``, from ``jax.jit(f).lower(...).compile()``.
-
-    Returns:
-        False if some loop is not folded, or there is none; None on another platform than the CPU.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> folded_loop(jax.jit(lambda x: jax.lax.fori_loop(0, 99, lambda _, x: jnp.sin(x), x)).lower(1.0).compile())
-        True
-    """
-    if _platforms(compiled) != {"cpu"}:
-        return None
-    entry, bodies = computations(compiled.as_text())
-    pending = [entry]
-    found, seen = False, set(pending)
-    while pending:
-        body = bodies[pending.pop()]
-        if " while(" in body:
-            return False
-        for line in body.splitlines():
-            if 'xla_cpu_small_call="true"' in line:
-                found = True
-                continue
-            called = set(re.findall(r"%[\w.-]+", line)) & bodies.keys() - seen
-            seen |= called
-            pending += called
-    return found
 
 
 def _least_bytes(program: Any) -> int:
     given = {*program.constvars, *program.invars}
-    used = {atom for eqn in program.eqns for atom in eqn.invars if not hasattr(atom, "val")}
-    made = {atom for atom in program.outvars if not hasattr(atom, "val")} - given
-    return sum(map(bytes_of, given & used | made))
+    used = {atom for eqn in program.eqns for atom in eqn.invars if not is_literal(atom)}
+    made = {atom for atom in program.outvars if not is_literal(atom)} - given
+    arrays = [atom.aval for atom in given & used | made if hasattr(atom.aval, "dtype")]
+    return sum(aval.size * aval.dtype.itemsize for aval in arrays)
 
 
-def _peaks(compiled: Any) -> tuple[int | None, int | None]:
+def _peaks(compiled: Compiled) -> tuple[int | None, int | None]:
     """The planned peak, and the observed one."""
     plan, planned = compiled.memory_analysis(), None
     if plan is not None:
         held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
         planned = held + plan.temp_size_in_bytes
-    ours = [device for device in _devices(compiled) if device.process_index == jax.process_index()]
-    seen = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in ours]
-    return planned, max((peak for peak in seen if peak is not None), default=None)
-
-
-def _platforms(compiled: Any) -> set[str]:
-    return {device.platform for device in _devices(compiled)} or {jax.default_backend()}
-
-
-def _devices(compiled: Any) -> set[Any]:
-    shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
-    return {device for sharding in shardings for device in sharding.device_set}
+    own = [device for device in devices_of(compiled) if device.process_index == jax.process_index()]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in own]
+    return planned, max((peak for peak in peaks if peak is not None), default=None)

@@ -1,77 +1,68 @@
-"""How many floating-point operations a traced program asks for, and the bytes that they would move one by one.
+"""How many floating-point operations a traced program asks for.
 
-The program is read before the compiler sees it: what the model asks for, the same on every machine, and a loop's body
-as often as it runs. XLA's own ``cost_analysis`` counts the body once, and ``jax.experimental.roofline`` counts a
-``scan``'s once, too, and may change from one version of JAX to the next; hence this.
+The program is read before the compiler sees it: the count is that of the model, the same on every machine, and the body
+of a loop counts as often as it runs. XLA's ``cost_analysis`` and ``jax.experimental.roofline`` count a body once.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._jaxpr import called
+
 
 class Count(NamedTuple):
-    """What a program's operations sum up to.
+    """The operations of a program.
 
     Attributes:
         matrix: ``{dtype: FLOPs}`` of matrix products and convolutions.
         other: the same of everything else.
-        transcendentals: how many of these are.
-        moved: bytes, if each operation read its operands and wrote its result.
-        notes: why the FLOPs are not exact; none if they are.
+        notes: why the FLOPs are not exact; empty if they are.
     """
 
-    matrix: Counter[str]
-    other: Counter[str]
-    transcendentals: int = 0
-    moved: int = 0
+    matrix: Mapping[str, int]
+    other: Mapping[str, int]
     notes: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
         """All of them."""
-        return self.matrix.total() + self.other.total()
+        return sum(self.matrix.values()) + sum(self.other.values())
 
 
 def count(program: Any, times: int = 1) -> Count:
-    """What a jaxpr that runs so often sums up to, less what none of its results needs; the rules are in ``step_cost``.
+    """Count the operations of a jaxpr that runs so many times, by the rules in ``step_cost``.
+
+    What no result needs is not counted.
 
     >>> import jax
     >>> program = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: jnp.tanh(x @ x), x))(jnp.ones((3, 3)))
     >>> found = count(program)
-    >>> dict(found.matrix), found.transcendentals  # 10 times 2 * 3 * 3 * 3, and 3 * 3
-    ({'float32': 540}, 90)
+    >>> found.matrix, found.other  # 10 times 2 * 3 * 3 * 3, and 10 times 3 * 3
+    ({'float32': 540}, {'float32': 90})
     """
     return _sum(_count_one(eqn, times) for eqn in live(program).eqns)
 
 
 def live(program: Any) -> Any:
-    """A program without what none of its results needs."""
+    """A program without the operations that no result needs."""
     from jax.interpreters.partial_eval import dce_jaxpr
 
     jaxpr = getattr(program, "jaxpr", program)
     return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]
 
 
-def bytes_of(atom: Any) -> int:
-    """The bytes of an array; of a number that stands in the program none."""
-    dtype = getattr(atom.aval, "dtype", None)
-    return 0 if dtype is None or hasattr(atom, "val") else atom.aval.size * dtype.itemsize
-
-
 def _sum(counts: Iterable[Count]) -> Count:
-    matrix, other, transcendentals, moved, notes = Counter(), Counter(), 0, 0, {}
+    matrix, other, notes = Counter(), Counter(), {}
     for one in counts:
         matrix.update(one.matrix)
         other.update(one.other)
-        transcendentals += one.transcendentals
-        moved += one.moved
         notes |= dict.fromkeys(one.notes)
-    return Count(matrix, other, transcendentals, moved, tuple(notes))
+    return Count(dict(matrix), dict(other), tuple(notes))
 
 
 def _count_one(eqn: Any, times: int) -> Count:
@@ -80,28 +71,29 @@ def _count_one(eqn: Any, times: int) -> Count:
         return count(params["jaxpr"], times * params["length"])
     if name == "while":
         once = _sum(count(params[part], times) for part in ("body_jaxpr", "cond_jaxpr"))
-        return _noting(once, "while: counted as a single round")
+        return _noting(once, "while: counted as one round")
     if name == "cond":
         branches = [count(branch, times) for branch in params["branches"]]
-        dearest = max(branches, key=lambda branch: (branch.flops, branch.moved))
-        alike = all(branch[:3] == dearest[:3] for branch in branches)
-        dearest = dearest._replace(notes=_sum(branches).notes)  # what is not counted could make another the dearest
-        return dearest if alike else _noting(dearest, "cond: counted as its dearest branch")
-    if name in _INNER:
-        inner = count(params[_INNER[name]], times)
-        return _noting(inner, "shard_map: counted as one device's share") if name == "shard_map" else inner
-    found = Count(Counter(), Counter(), moved=times * sum(map(bytes_of, (*eqn.invars, *eqn.outvars))))
-    # Where nothing that goes in is floating, what comes out: a number made of bits.
+        largest = max(branches, key=lambda branch: branch.flops)
+        is_exact = all(branch[:2] == largest[:2] for branch in branches)
+        # An operation without a rule may be in any branch, so the notes of all of them matter.
+        largest = largest._replace(notes=_sum(branches).notes)
+        return largest if is_exact else _noting(largest, "cond: counted as its branch with the most FLOPs")
+    if name == "shard_map":
+        return _noting(count(params["jaxpr"], times), "shard_map: counted as the share of one device")
+    if (inner := called(eqn)) is not None:
+        return count(inner, times)
+    # An operation without floating-point operands has the dtype of its result, such as a random number made of bits.
     dtypes = _floating(eqn.invars) or _floating(eqn.outvars)
     if not dtypes or name in _MOVES:
-        return found
+        return Count({}, {})
     if name not in _RULES:
-        return _noting(found, f"{name}: not counted")
-    # Of several the widest: that is what is computed in.
+        return Count({}, {}, (f"{name}: not counted",))
+    # Of several dtypes the widest, in which it computes.
     dtype, n = np.dtype(max(dtypes, key=lambda dtype: dtype.itemsize)), times * _RULES[name](eqn)
     if name in _MATRIX:
-        return found._replace(matrix=Counter({dtype.name: n * (8 if dtype.kind == "c" else 2)}))
-    return found._replace(other=Counter({dtype.name: n}), transcendentals=n if name in _TRANSCENDENTALS else 0)
+        return Count({dtype.name: n * (8 if dtype.kind == "c" else 2)}, {})
+    return Count({}, {dtype.name: n} if n else {})
 
 
 def _noting(found: Count, note: str) -> Count:
@@ -135,7 +127,7 @@ def _dot_products(eqn: Any) -> int:
 
 
 def _conv_products(eqn: Any) -> int:
-    """Pairs of an element of the input and one of the kernel; what padding and dilation put in between is none."""
+    """Pairs of an element of the input and one of the kernel; an element that padding or dilation adds has none."""
     params, (image, kernel), result = eqn.params, [atom.aval for atom in eqn.invars], eqn.outvars[0].aval
     axes = params["dimension_numbers"]
     batch, features, *places = (result.shape[axis] for axis in axes.out_spec)
@@ -152,16 +144,10 @@ def _conv_products(eqn: Any) -> int:
     return products
 
 
-# Where an operation that only wraps a program keeps it; of one with its own gradient, the plain function.
-_INNER = dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr")
-_INNER |= dict.fromkeys(("jit", "checkpoint", "remat2", "shard_map"), "jaxpr") | {"custom_vmap_call": "call"}
 _MATRIX = {"dot_general": _dot_products, "conv_general_dilated": _conv_products}
-_TRANSCENDENTALS = frozenset(
-    """acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p
-    log2 logistic pow rsqrt sin sinh sqrt tan tanh""".split()
-)
-_ELEMENTWISE = """abs add add_any ceil clamp div eq floor ge gt integer_pow is_finite le lt max min mul ne neg
-    nextafter rem round sign square sub""".split()
+_ELEMENTWISE = """abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma div eq erf
+    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul ne
+    neg nextafter pow rem round rsqrt sign sin sinh sqrt square sub tan tanh""".split()
 _REDUCTIONS = """argmax argmin cumlogsumexp cummax cummin cumprod cumsum pmax pmin psum psum_invariant reduce
     reduce_max reduce_min reduce_prod reduce_sum""".split()
 _MOVES = frozenset(
@@ -172,13 +158,13 @@ _MOVES = frozenset(
 )
 _RULES: dict[str, Callable[[Any], int]] = {
     **_MATRIX,
-    **dict.fromkeys((*_ELEMENTWISE, *_TRANSCENDENTALS), _result),
+    **dict.fromkeys(_ELEMENTWISE, _result),
     **dict.fromkeys(_REDUCTIONS, _operand),
     **{f"scatter-{kind}": lambda eqn: eqn.invars[2].aval.size for kind in ("add", "max", "min", "mul", "sub")},
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _windows(_result)),
     "select_and_gather_add": _windows(_result),
     "select_and_scatter_add": _windows(_operand),
-    "one_minus_square": lambda eqn: 2 * _result(eqn),  # the slope of tanh, since JAX 0.12
+    "one_minus_square": lambda eqn: 2 * _result(eqn),  # of the gradient of tanh, since JAX 0.12
     "polynomial": lambda eqn: 2 * (len(eqn.invars) - 2) * _result(eqn),  # by Horner's rule, since JAX 0.12
     "sort": _sort,
 }

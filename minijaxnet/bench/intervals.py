@@ -1,43 +1,55 @@
-"""Medians and the intervals that order statistics give them: no assumption on the noise but that samples are alike."""
+"""Medians with intervals from order statistics: samples need the same distribution, but any distribution will do."""
 
 import functools
+import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 RISK = 0.05
-# From so many samples on, a sum is as good as normal.
+# From this number of samples on, a sum is treated as normal.
 _MANY = 200
 
 
 class Interval(NamedTuple):
-    """A median with its interval; ``low`` and ``high`` are NaN where there are too few samples for one."""
+    """A median with its interval; ``low`` and ``high`` are NaN where there are too few samples for an interval."""
 
     median: float
     low: float
     high: float
 
     def over(self, other: "Interval") -> "Interval":
-        """The ratio of two that were measured apart: as far as their intervals can be from one another.
+        """The ratio of two that were measured apart, with the widest interval that theirs allow.
 
         >>> Interval(2.0, 1.8, 2.2).over(Interval(1.0, 0.9, 1.1))
         Interval(median=2.0, low=1.6363636363636362, high=2.4444444444444446)
         """
         return Interval(self.median / other.median, self.low / other.high, self.high / other.low)
 
+    def cells(self, write: Callable[[float], str], scale: float = 1.0) -> tuple[str, str]:
+        """The median and the interval as text, for a table.
+
+        >>> Interval(2e-6, 1.5e-6, 3e-6).cells("{:g}".format, 1e6)
+        ('2', '1.5 to 3')
+        """
+        median, low, high = (write(scale * value) for value in self)
+        return median, "too few rounds" if math.isnan(self.low) else f"{low} to {high}"
+
 
 def median_interval(samples: np.ndarray, risk: float = RISK) -> Interval:
-    """The median of samples, and the order statistics that enclose the true one but for a probability of ``risk``.
+    """The median of samples, and the order statistics that enclose the true one except with probability ``risk``.
 
-    Samples ``(n,)`` lie below the true median as often as above: how many do so is a sum S of n fair coins. Samples
-    ``(n, k)`` are, in each of n rounds, the differences of one time from k others; if it is drawn as they are, but for
-    a shift, then so is its rank among them, from 0 to k, and S is the sum of n of these. The shift lies between the
-    r-th smallest and the r-th largest of all differences but for a probability of at most ``2 P(S < r)``.
+    A sample ``(n,)`` lies below the true median as often as above it: the number below is a sum S of n fair coins.
+    In samples ``(n, k)`` each of n rounds holds the differences of one time from k others. If that time is distributed
+    as the others are, except for a shift, its rank among them is equally likely 0 to k, and S is the sum of n ranks.
+    The shift lies between the r-th smallest and the r-th largest of all differences, except with a probability of at
+    most ``2 P(S < r)``.
 
     Args:
         samples: ``(n,)`` or ``(n, k)``, at least one, in any order.
-        risk: what 95 % leave, or less where several intervals have to hold together (Bonferroni).
+        risk: 5 %, or less where several intervals have to hold together (Bonferroni).
 
     Example:
         >>> median_interval(np.arange(1.0, 10.0))
@@ -69,7 +81,7 @@ def interval_rank(count: int, others: int = 1, risk: float = RISK) -> int:
 
 
 def fewest_samples(others: int = 1, risk: float = RISK) -> int:
-    """How many samples an interval needs.
+    """The least number of samples that an interval needs.
 
     >>> fewest_samples(), fewest_samples(2), fewest_samples(2, RISK / 3)
     (6, 4, 5)

@@ -1,8 +1,7 @@
-"""Which limit of this machine binds a step: its arithmetic, its memory, its launches, or the call itself?
+"""The best rates of this machine: of arithmetic, of memory, of launching a kernel and of calling a program.
 
-A step can't be faster than the machine's best rate of arithmetic allows, nor than its bytes can be moved, nor than its
-kernels can be launched, nor, called from Python, than a call that does nothing. All are measured here, in this run, on
-the device at hand: a data sheet knows neither the clock, nor the neighbours, nor what XLA makes of the machine.
+All are measured here, on the same device in the same process as the steps: a data sheet knows neither the clock nor
+other load, nor what XLA makes of the machine.
 """
 
 import functools
@@ -15,26 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from minijaxnet._loops import block_on, repeated
-from minijaxnet._tables import figure, percent, text_table
+from minijaxnet._tables import significant, text_table
 from minijaxnet.bench.blocks import check_seconds, seconds_of, steps_for
-from minijaxnet.bench.cost import StepCost
 
 _BLOCK_S = 0.005  # long against the call, short against a second
-_REPEATS = 5  # at least, of each measurement
+_LEAST_ROUNDS = 5
 _SIDES = (256, 1024, 4096)  # of the square matrices
-# Bytes of the arrays that are streamed: from the innermost cache to far beyond the last.
+# Bytes of the arrays that are read and written: from the smallest cache to far more than the largest.
 _ARRAYS = tuple(2**k for k in range(14, 29, 2))
 
 
 class Roofline(NamedTuple):
-    """What ``measure_roofline`` found; print it.
+    """The result of ``measure_roofline``; print it.
 
     Attributes:
-        device: what it was measured on.
+        device: that was measured.
         peaks: ``{dtype: FLOP/s}`` of matrix products, the best of all sizes.
-        bandwidths: ``{bytes moved a pass: bytes/s}``, read and written bytes together, the best for each size.
-        dispatch_s: seconds from calling a compiled function that does next to nothing to its result, the least.
-        launch_s: seconds that a kernel in a compiled loop takes that does next to nothing, the least; 0 on a CPU.
+        bandwidths: ``{bytes of a pass: bytes/s}``, read and written bytes together, the best for each size.
+        dispatch_s: seconds of a call of a compiled function that does almost nothing, the least.
+        launch_s: seconds of a kernel that does almost nothing, in a compiled loop, the least; 0 on a CPU.
     """
 
     device: str
@@ -44,9 +42,9 @@ class Roofline(NamedTuple):
     launch_s: float = 0.0
 
     def bandwidth(self, moved: float = math.inf) -> float:
-        """The best rate at which so many bytes, or more, were moved again and again; from memory, if not said.
+        """The best rate at which so many bytes or more were moved repeatedly; by default, of the largest array.
 
-        A few of them stay in a cache, which is faster: a limit taken from memory would be none.
+        Few bytes stay in a cache, which is faster than memory.
 
         >>> roofline = Roofline("cpu", {}, {1000: 9e9, 1_000_000: 8e9, 1_000_000_000: 2e9}, 1e-6)
         >>> roofline.bandwidth(5000), roofline.bandwidth(5_000_000), roofline.bandwidth()
@@ -57,159 +55,34 @@ class Roofline(NamedTuple):
 
     def __str__(self) -> str:
         """A table of the rates."""
-        rows = [(f"matrix products, {dtype}", f"{figure(rate / 1e9)} GFLOP/s") for dtype, rate in self.peaks.items()]
-        rows += [
-            (f"{moved:,} bytes a pass, read and written", f"{figure(rate / 1e9)} GB/s")
-            for moved, rate in self.bandwidths.items()
-        ]
-        rows += [("an empty call", f"{figure(1e6 * self.dispatch_s)} us")]
-        rows += [("an empty kernel", f"{figure(1e6 * self.launch_s)} us")] if self.launch_s else []
+        rows = [(f"matrix products, {name}", f"{significant(rate / 1e9)} GFLOP/s") for name, rate in self.peaks.items()]
+        for moved, rate in self.bandwidths.items():
+            rows.append((f"memory, {moved:,} bytes a pass", f"{significant(rate / 1e9)} GB/s"))
+        rows.append(("an empty call", f"{significant(1e6 * self.dispatch_s)} us"))
+        if self.launch_s:
+            rows.append(("an empty kernel", f"{significant(1e6 * self.launch_s)} us"))
         return text_table((self.device, "measured"), rows)
 
 
-class Limits(NamedTuple):
-    """What a step is up against; print it.
-
-    Attributes:
-        step_s: seconds that it took.
-        dispatch_s: seconds that an empty call takes; 0 for a step inside a compiled loop.
-        bandwidth_s: seconds to move its least bytes.
-        compute_s: seconds for its matrix products at the measured peak.
-        binds: "dispatch", "bandwidth", "compute" or "launches": the largest of them.
-        attained: the share of the measured peak that was attained, ``matrix_flops / step_s / peak``.
-        intensity: matrix FLOPs a byte, of the least that must be moved.
-        ridge: matrix FLOPs a byte at which moving takes as long as computing; NaN without matrix products.
-        notes: those of the step's cost.
-        launches_s: seconds to launch its kernels; 0 on a CPU.
-    """
-
-    step_s: float
-    dispatch_s: float
-    bandwidth_s: float
-    compute_s: float
-    binds: str
-    attained: float
-    intensity: float
-    ridge: float
-    notes: tuple[str, ...] = ()
-    launches_s: float = 0.0
-
-    @property
-    def bound_s(self) -> float:
-        """The largest of them: seconds that such a step can hardly beat on this machine."""
-        return max(self.dispatch_s, self.bandwidth_s, self.compute_s, self.launches_s)
-
-    def __str__(self) -> str:
-        """A table of the limits, and what to conclude."""
-        each = {"dispatch": self.dispatch_s, "bandwidth": self.bandwidth_s, "compute": self.compute_s}
-        each |= {"launches": self.launches_s} if self.launches_s else {}
-        rows = [("the step", figure(1e6 * self.step_s), "")]
-        rows += [(name, figure(1e6 * seconds), percent(seconds / self.step_s)) for name, seconds in each.items()]
-        times = self.step_s / self.bound_s if self.bound_s else math.inf
-        lines = [
-            text_table(("at least", "us", "of the step"), rows),
-            f"nearest limit: {self.binds}, the step takes {figure(times, 3)} times as long",
-        ]
-        if self.compute_s:
-            lines += [
-                f"matrix products: {percent(self.attained)} of the measured peak",
-                f"{figure(self.intensity)} matrix FLOPs a byte, the ridge is at {figure(self.ridge)}",
-            ]
-        if times < 1:
-            lines.append("faster than its limit: measured at another moment, or its bytes stayed in a cache")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def limits(cost: StepCost, step_s: float, roofline: Roofline, *, called: bool = False) -> Limits:
-    """The lower bounds of a step's time, and which of them binds.
-
-    ::
-
-        dispatch     an empty call, if the step is called from Python
-        bandwidth    least bytes / the rate at which so many bytes can be moved
-        compute      the sum over dtypes of matrix FLOPs / peak FLOP/s
-        launches     kernels * the time of an empty one
-
-    The bytes count at the rate that so few of them reach, from a cache if they fit. Still the middle one holds only for
-    a step that moves its bytes each time: a loop folded into one function may keep the smallest networks in registers.
-    The rate is that of as many bytes read as written; a step that mostly reads may have a somewhat better one.
-    Elementwise operations are left out, so a step with few matrix products can be far from all three.
-
-    Args:
-        cost: from ``step_cost``; of one device.
-        step_s: the step's time, in seconds.
-        roofline: from ``measure_roofline``, with each dtype of the step's matrix products; of one device.
-        called: whether each step is a call from Python; if not, it is inside a compiled loop.
-
-    Returns:
-        The bounds, in seconds.
-
-    Raises:
-        ValueError: ``step_s`` is not positive; a cost of several devices; a dtype without a measured peak.
-
-    Example:
-        >>> cost = StepCost({"float32": 2_000_000}, {}, 0, 8_000, 8_000, None, None, True, ())
-        >>> print(limits(cost, 50e-6, Roofline("cpu", {"float32": 1e11}, {1000: 1e9}, 5e-6)))
-        at least   us  of the step
-        --------------------------
-        the step   50
-        dispatch    0        0.0 %
-        bandwidth   8       16.0 %
-        compute    20       40.0 %
-        nearest limit: compute, the step takes 2.5 times as long
-        matrix products: 40.0 % of the measured peak
-        250 matrix FLOPs a byte, the ridge is at 100
-
-    Source: Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
-        architectures", 2009.
-    """
-    if not 0 < step_s < math.inf:
-        raise ValueError(f"step_s: got {step_s}; expected a positive number of seconds")
-    if cost.devices != 1:
-        raise ValueError(f"cost: got that of {cost.devices} devices; expected one, which the roofline is of")
-    if missing := [dtype for dtype in cost.matrix_flops if dtype not in roofline.peaks]:
-        raise ValueError(
-            f"roofline: got the peaks of {', '.join(roofline.peaks) or 'nothing'}; "
-            f"expected {', '.join(missing)} too, from measure_roofline(dtypes=...)"
-        )
-    matrix_flops, rate = sum(cost.matrix_flops.values()), roofline.bandwidth(cost.least_bytes)
-    dispatch_s, bandwidth_s = called * roofline.dispatch_s, cost.least_bytes / rate
-    compute_s = sum(flops / roofline.peaks[dtype] for dtype, flops in cost.matrix_flops.items())
-    launches_s = (cost.launches or 0) * roofline.launch_s
-    each = {"dispatch": dispatch_s, "bandwidth": bandwidth_s, "compute": compute_s, "launches": launches_s}
-    return Limits(
-        step_s=step_s,
-        dispatch_s=dispatch_s,
-        bandwidth_s=bandwidth_s,
-        compute_s=compute_s,
-        binds=max(each, key=lambda name: each[name]),
-        attained=compute_s / step_s,
-        intensity=matrix_flops / cost.least_bytes if cost.least_bytes else math.inf,
-        ridge=matrix_flops / compute_s / rate if compute_s else math.nan,
-        notes=cost.notes,
-        launches_s=launches_s,
-    )
-
-
 def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1.0) -> Roofline:
-    """Measure the limits of the device that JAX uses by default: arithmetic, memory and the call.
+    """Measure the limits of JAX's default device: arithmetic, memory, the launch of a kernel and the call.
 
     ::
 
-        peak         2 side^3 / seconds of x <- x @ w, square and ever larger while there is time
+        peak         2 side^3 / seconds of x <- x @ w, square, with larger sides while there is time
         bandwidth    2 * bytes of x / seconds of x <- s * x, from 16 KiB to 256 MiB: each byte is read and written
         the call     a jitted scalar function, waited for each time
         a kernel     x <- x + 1, of 8 numbers, in a compiled loop; on an accelerator only
 
     The first two run in a compiled loop. ``w`` is orthogonal and ``s`` is 1, so that numbers neither vanish nor
-    overflow. The matrix precision is JAX's default, as a step has it; a product of complex numbers counts four times.
+    overflow. The matrix precision is JAX's default, as in a step; a product of complex numbers counts four times.
 
-    Each is the best of several rounds, in which all take turns: nothing but the machine makes one faster, and what else
-    it does meanwhile makes it slower. They are rates of what XLA compiles, which is what a step is made of.
+    Each rate is the best of several rounds, in which all measurements take turns: other load only makes them slower.
+    They are rates of what XLA compiles, as a step is.
 
     Args:
-        dtypes: of the matrix products, floating or complex ones.
-        seconds: about how long to measure; compilation comes on top, and five rounds are the fewest.
+        dtypes: of the matrix products, floating or complex.
+        seconds: about how long to measure, but at least five rounds; compilation is not included.
 
     Returns:
         The rates.
@@ -231,7 +104,7 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
         raise TypeError(f"dtypes: got {dtypes!r}; expected a sequence of dtypes")
     kinds = [_checked_dtype(dtype) for dtype in dtypes]
     (device,) = jnp.zeros(()).devices()
-    # By what it is and how much of it a round does.
+    # By the kind of work, and how much of it a round does.
     blocks = {("call", 1): _calls()} | {("bytes", 2 * size): _passes(size) for size in _ARRAYS}
     if device.platform != "cpu":
         blocks["kernel", 1] = _block(jnp.add, jnp.zeros(8, jnp.float32), jnp.ones((), jnp.float32))
@@ -239,10 +112,10 @@ def measure_roofline(dtypes: Sequence[Any] = ("float32",), *, seconds: float = 1
         for side in _SIDES:
             work = (8 if kind.kind == "c" else 2) * side**3
             block = blocks[kind.name, work] = _products(side, kind)
-            if 4**3 * block() > seconds / 10:  # four times the side is so many times the work
+            if 4**3 * block() > seconds / 10:  # a side of four times the length is 4^3 times the work
                 break
     took, end = {key: [] for key in blocks}, time.perf_counter() + seconds
-    while len(took["call", 1]) < _REPEATS or time.perf_counter() < end:
+    while len(took["call", 1]) < _LEAST_ROUNDS or time.perf_counter() < end:
         for key, block in blocks.items():
             took[key].append(block())
     rates = {(what, work): work / min(times) for (what, work), times in took.items()}
@@ -265,7 +138,7 @@ def _checked_dtype(dtype: Any) -> Any:
 
 
 def _products(side: int, dtype: Any) -> Callable[[], float]:
-    # All +-1 / sqrt(side), and orthogonal: exact in any dtype, and without zeros, which may take less power.
+    # Orthogonal, all elements +-1 / sqrt(side): exact in any dtype, and without zeros, which may take less power.
     w = functools.reduce(jnp.kron, [jnp.eye(4) - 0.5] * round(math.log(side, 4))).astype(dtype)
     return _block(jnp.matmul, jax.random.normal(jax.random.key(0), w.shape).astype(dtype), w)
 
@@ -281,10 +154,10 @@ def _calls() -> Callable[[], float]:
 
 
 def _block(function: Callable[[Any, Any], Any], x: Any, other: Any) -> Callable[[], float]:
-    """What times ``x <- function(x, other)`` inside a compiled loop, in seconds a round; x is donated.
+    """A function that times ``x <- function(x, other)`` inside a compiled loop, in seconds a round.
 
-    Were it not, each call would first copy it, into memory that the system has yet to give. How often the loop runs is
-    an argument, so that nothing can be folded away, and each call goes on with what the last returned.
+    ``x`` is donated, otherwise each call would first copy it into memory that the system has yet to provide. The number
+    of rounds is an argument and each call continues with the last result, so that XLA cannot compute anything ahead.
     """
 
     def repeat(x: Any, other: Any, rounds: Any) -> Any:
@@ -299,5 +172,5 @@ def _block(function: Callable[[Any, Any], Any], x: Any, other: Any) -> Callable[
         x = jax.block_until_ready(program(x, other, rounds))
         return time.perf_counter() - began
 
-    rounds = steps_for(_BLOCK_S, timed, "roofline")
+    rounds, _ = steps_for(_BLOCK_S, timed, "roofline")
     return lambda: timed(rounds) / rounds

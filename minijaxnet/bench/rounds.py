@@ -1,12 +1,12 @@
-"""Paired rounds: a block of every arm, a millisecond long, in a new order and in new places of memory each time.
+"""Paired rounds: one block of each arm, a millisecond long, in a new order and at new memory addresses each time.
 
-What lies between two blocks of a round is a few milliseconds, so that their ratio knows nothing of how the machine's
-speed wanders. And where code and data lie makes a step faster or slower for as long as they lie there: no number of
-rounds would remove that. So each block has new copies of state and batch, and one of several compilations of its loop,
-drawn by lot: what would be a bias becomes noise.
+The blocks of a round are a few milliseconds apart, so that the ratio of two does not depend on how the machine's speed
+changes over seconds. Where code and data lie in memory makes a step faster or slower for as long as they stay there,
+and more rounds would not remove that. So each block has new copies of state and batch, and one of several compilations
+of its loop, drawn at random: a bias becomes noise.
 
 Source: Kalibera and Jones, "Rigorous benchmarking in reasonable time", 2013 (repetitions on each level that has noise);
-Curtsinger and Berger, "Stabilizer: statistically sound performance evaluation", 2013 (places drawn anew).
+Curtsinger and Berger, "Stabilizer: statistically sound performance evaluation", 2013 (addresses drawn anew).
 """
 
 import math
@@ -16,58 +16,57 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 
+from minijaxnet._loops import block_on, repeated
 from minijaxnet.bench.blocks import placed, seconds_of, steps_for
 from minijaxnet.bench.intervals import median_interval
 from minijaxnet.loop import own_copy
 
-BLOCK_S = 0.001  # long against the clock; short, so that there are many
-_CALLS = 10  # nor is a block shorter than so many calls without a step
-WARM_CALLS = 3  # the first call of a program is plain, on a GPU the second builds a graph that the third replays
-_CALL_EVERY, _FIXED_EVERY = 2, 8  # rounds to a call without a step, and to a look at the fixed workload
-_KEPT, _KEPT_BYTES = 16, 2**27  # copies that are kept, so that new ones lie elsewhere
-_SURE = 0.002  # the risk that an arm's call is taken for another than the baseline's
-# When it may end, as shares of the time, and the risk that is taken there: together 5 % (Bonferroni), so that the
-# intervals hold whenever it ends.
+BLOCK_S = 0.001  # long against the clock's resolution; short, so that there are many
+_CALLS = 10  # a block is at least as long as so many calls without a step
+WARM_CALLS = 3  # on a GPU the first call of a program is plain, the second builds a graph, the third replays it
+_CALL_EVERY, _SENTINEL_EVERY = 2, 8  # rounds to a call without a step, and to a run of the fixed workload
+_SENTINEL_S = 0.002
+_KEPT, _KEPT_BYTES = 16, 2**27  # copies that are kept, so that new ones get other addresses
+_CALL_RISK = 0.002  # of taking the cost of an arm's call for another than the baseline's
+# When the measurement may end, as shares of the time, and the risk at each of these looks: together 5 % (Bonferroni),
+# so that the intervals hold whenever it ends.
 LOOKS = {1 / 8: 0.002, 1 / 4: 0.006, 1 / 2: 0.012, 1: 0.03}
 
 
-def block_length(name: str, program: Any, start: tuple[Any, Any]) -> tuple[int, float]:
-    """How many steps of an arm take a millisecond or more, and are long against the call; and how long they take.
+def block_length(name: str, program: Compiled, start: tuple[Any, Any]) -> tuple[int, float]:
+    """How many steps of an arm take a millisecond or more, and much longer than a call; and their seconds.
 
     Args:
         name: of the arm.
         program: ``run(state, batch, steps)``, compiled.
         start: state and batch.
     """
-    took = 0.0
 
     def seconds(steps: int) -> float:
-        nonlocal took
-        took = seconds_of(lambda: program(*start, steps))
-        return took
+        return seconds_of(lambda: program(*start, steps))
 
     call_s = min(seconds(0) for _ in range(WARM_CALLS))
-    return steps_for(max(BLOCK_S, _CALLS * call_s), seconds, f"arms[{name!r}]"), took
+    return steps_for(max(BLOCK_S, _CALLS * call_s), seconds, f"arms[{name!r}]")
 
 
 class Block:
-    """Times blocks of so many steps of an arm.
+    """Times blocks of an arm, each of the same number of steps.
 
     Attributes:
         steps: of a block.
-        calls_s: seconds of a call that takes no step, before every other block.
+        calls_s: seconds of a call that takes no step, measured at every other block.
     """
 
-    def __init__(self, programs: Sequence[Any], start: tuple[Any, Any], steps: int, seed: int = 0):
+    def __init__(self, programs: Sequence[Compiled], start: tuple[Any, Any], steps: int, seed: int = 0):
         """Warm the programs up.
 
         Args:
-            programs: ``run(state, batch, steps)``, compiled one or several times.
+            programs: ``run(state, batch, steps)``, compiled once or several times.
             start: state and batch; they are copied.
-            steps: the same for all arms that are nearly as fast, so that what a call costs beside its steps is the same
-                part of their times.
-            seed: of what is drawn by lot.
+            steps: the same for all arms of about the same speed, so that a call is the same share of their times.
+            seed: of the random draws.
         """
         self._programs, self._start, self._draw = programs, start, np.random.default_rng(seed)
         self.steps = steps
@@ -82,7 +81,7 @@ class Block:
         self._new_every = math.ceil(4 * seconds_of(self._copy) / block_s)
 
     def _copy(self) -> Any:
-        """New copies; of the earlier ones some are kept, lest the new ones get their places."""
+        """New copies; some of the earlier ones are kept, so that the new ones do not get their addresses."""
         copy = jax.block_until_ready(placed(self._programs[0], *own_copy(self._start)))
         most = _KEPT_BYTES // max(1, sum(leaf.nbytes for leaf in jax.tree.leaves(copy)))
         while len(self._copies) >= max(1, min(_KEPT, most)):
@@ -91,10 +90,10 @@ class Block:
         return copy
 
     def __call__(self) -> float:
-        """Time a block, in seconds; what its call costs is in it."""
+        """The seconds of a block, its call included."""
         program = self._programs[int(self._draw.integers(len(self._programs)))]
         copy = self._copies[-1] if self._taken % self._new_every else self._copy()
-        if self.steps > 1:  # else the first step would be the one that fetches them
+        if self.steps > 1:  # otherwise the first timed step would fetch the copies into the caches
             jax.block_until_ready(program(*copy, 1))
         if self._taken % _CALL_EVERY == 0:
             self.calls_s.append(seconds_of(lambda: program(*copy, 0)))
@@ -103,17 +102,17 @@ class Block:
 
 
 def calls_of(calls_s: np.ndarray, baselines: Sequence[int]) -> np.ndarray:
-    """What a call costs that takes no step: so much of a block's time is not its steps'.
+    """What a call without steps costs each arm: that part of a block's time is not its steps'.
 
-    The median of the baseline's entries, for all: noise in it makes no arm slower than another. An arm's own only where
-    it surely is another, as where its state has more leaves.
+    It is the median of the baseline's entries, for all arms, so that its noise makes no arm slower than another. An
+    arm has its own only where that certainly differs, as where its state has more leaves.
 
     >>> calls_of(np.array([[1.0, 1.0, 9.0]] * 20 + [[1.0, 1.1, 9.2]]), [0, 1])
     array([1., 1., 9.])
     """
     common = float(np.median(calls_s[:, baselines]))
-    found = [median_interval(own[:, None] - calls_s[:, baselines], _SURE) for own in calls_s.T]
-    return np.array([common + (more.median if more.low > 0 or more.high < 0 else 0.0) for more in found])
+    more = [median_interval(own[:, None] - calls_s[:, baselines], _CALL_RISK) for own in calls_s.T]
+    return np.array([common + (one.median if one.low > 0 or one.high < 0 else 0.0) for one in more])
 
 
 def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
@@ -133,17 +132,17 @@ def in_turns(runs: Sequence[Callable[[], float]]) -> Iterator[list[float]]:
 def take_rounds(
     runs: Sequence[Callable[[], float]], fixed: Callable[[], float], needed: Callable[[float], int], seconds: float
 ) -> Iterator[tuple[float, float, np.ndarray, np.ndarray]]:
-    """Let all runs take their turn, round by round; at each of ``LOOKS`` say what there is.
+    """Take rounds of all runs; at each of ``LOOKS`` yield what was measured so far.
 
     Args:
         runs: each returns the seconds of a block.
-        fixed: returns seconds of a fixed workload; it has its turn every few rounds.
-        needed: how many rounds an interval needs at a risk; a look before there are so many is left out, but for the
-            last one, which waits for them.
+        fixed: returns the seconds of a fixed workload; it runs every few rounds.
+        needed: how many rounds an interval needs at a risk. A look with fewer rounds is left out, but the last look
+            waits for them.
         seconds: for how long.
 
     Yields:
-        The risk of this look, the seconds so far, the times ``(rounds, runs)``, and those of a fixed workload.
+        The risk of this look, the seconds so far, the times ``(rounds, runs)``, and those of the fixed workload.
 
     Raises:
         ValueError: the rounds that are needed would take more than half a minute longer, and ten times as long.
@@ -151,20 +150,37 @@ def take_rounds(
     turns = in_turns(runs)
     least = needed(LOOKS[1])
     rounds: list[list[float]] = []
-    wandering: list[float] = []
+    fixed_s: list[float] = []
     began, elapsed, shortest = time.perf_counter(), 0.0, math.inf
     for share, risk in LOOKS.items():
         while (share == 1 and len(rounds) < least) or elapsed * (1 + 1 / max(1, len(rounds))) < share * seconds:
-            if len(rounds) % _FIXED_EVERY == 0:
-                wandering.append(fixed())
+            if len(rounds) % _SENTINEL_EVERY == 0:
+                fixed_s.append(fixed())
             rounds.append(next(turns))
             before, elapsed = elapsed, time.perf_counter() - began
-            # The shortest of two at least: a machine that is busy for a moment is no reason to refuse.
+            # The shortest of at least two: a machine that is busy for a moment is no reason to refuse.
             shortest = min(shortest, elapsed - before)
             if len(rounds) > 1 and shortest * least > max(10 * seconds, seconds + 30):
                 raise ValueError(
                     f"seconds: got {seconds:g}; expected at least {shortest * least:.1f}, "
-                    f"the {least} rounds that an interval needs"
+                    f"for the {least} rounds that an interval needs"
                 )
         if len(rounds) >= needed(risk):
-            yield risk, elapsed, np.array(rounds), np.array(wandering)
+            yield risk, elapsed, np.array(rounds), np.array(fixed_s)
+
+
+def sentinel() -> Callable[[], float]:
+    """A function that times a fixed workload: products of small matrices in one compiled loop, always the same."""
+    matrix = jax.device_put(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 64)
+    block = block_on(matrix)
+
+    def products(matrix: jax.Array, times: jax.Array) -> jax.Array:
+        return repeated(times, lambda _, x: matrix @ x + matrix, matrix, block)
+
+    program = jax.jit(products).lower(matrix, 1).compile()
+
+    def seconds(times: int) -> float:
+        return seconds_of(lambda: program(matrix, times))
+
+    times, _ = steps_for(_SENTINEL_S, seconds, "sentinel")
+    return lambda: seconds(times) / times

@@ -15,12 +15,12 @@ from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline,
 from minijaxnet.bench.comparison import as_ratio, distance
 from minijaxnet.bench.rounds import WARM_CALLS
 from minijaxnet.bench.saved import read_result
-from minijaxnet.cli.arms import compare_with_rivals, differentiated, optimizer_of
-from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.devices import checked_devices, compare_devices, most_devices
-from minijaxnet.cli.flags import BenchFlags, together_of
-from minijaxnet.cli.launch import another
+from minijaxnet.cli.flags import BenchFlags, place_flags_of
+from minijaxnet.cli.launcher import another
+from minijaxnet.cli.optimizers import compare_with_rivals, differentiated, optimizer_of
 from minijaxnet.cli.parsing import parse, split_file
+from minijaxnet.cli.start import first_batch, start_of
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.parallel import divide_cpu
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Time the step of an experiment."""
     file, rest = split_file("bench", arguments)
     divide_cpu(most_devices(rest))
-    if together_of(rest).deterministic:
+    if place_flags_of(rest).deterministic:
         choose_deterministic()
     if "--peak" in rest:  # else JAX takes most of a GPU's memory at once
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 def _bench(
     arguments: Sequence[str], experiment: Experiment, flags: BenchFlags, init_options: dict, data_options: dict
 ) -> int:
-    params, train, *_, key = begin(experiment, flags.seed, flags.precision, init_options, data_options)
+    params, train, *_, key = start_of(experiment, flags.seed, flags.precision, init_options, data_options)
     settings = experiment.defaults
     if flags.since is not None:
         read_result(flags.since)

@@ -17,12 +17,12 @@ import numpy as np
 
 from minijaxnet._tables import text_table
 from minijaxnet._trees import array_type, cast_floats
-from minijaxnet.cli.begin import begin, first_batch
 from minijaxnet.cli.checks import CHECKED, checks_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import CheckFlags
 from minijaxnet.cli.parsing import parse, split_file
 from minijaxnet.cli.screen import Screen, screen
+from minijaxnet.cli.start import first_batch, start_of
 from minijaxnet.descent import DescentState, gradient_descent
 from minijaxnet.experiment import Experiment, load_experiment, load_module, own_traceback
 from minijaxnet.loop import descend
@@ -85,7 +85,7 @@ def _check_experiment(
         with screen() as on:
             on.say(f"{experiment.name}: {_counted(names, 'point')} in {', '.join(precisions)}")
             on.tell("data and the first parameters")
-            params, train, *_, key = begin(
+            params, train, *_, key = start_of(
                 experiment, flags.seed, "float32", init_options, data_options, quick_options()
             )
             batch = first_batch(train, experiment.defaults.batch_size)

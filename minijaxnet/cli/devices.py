@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from minijaxnet._tables import figure, text_table
+from minijaxnet._tables import significant, text_table
 from minijaxnet.bench import compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
 from minijaxnet.descent import Descent
@@ -71,9 +71,13 @@ def compare_devices(
     for name, arm in found.arms.items():
         taken = median_interval(1e6 * arm.samples_s)
         ratio = found.ratios.get(name)
-        times = ("1", "") if ratio is None else (figure(ratio.median), f"{figure(ratio.low)} to {figure(ratio.high)}")
+        times = (
+            ("1", "")
+            if ratio is None
+            else (significant(ratio.median), f"{significant(ratio.low)} to {significant(ratio.high)}")
+        )
         said = step_cost(arms[name].step, arms[name].init(params, key), batch).communication
-        each = (figure(taken.median), f"{figure(taken.low)} to {figure(taken.high)}")
+        each = (significant(taken.median), f"{significant(taken.low)} to {significant(taken.high)}")
         rows.append((name, *each, *times, f"{said.number:,}", f"{said.total_bytes:,}"))
     lines = [text_table(_COLUMNS, rows), *found.conclusions()]
     if jax.devices()[0].platform == "cpu":

@@ -9,7 +9,7 @@ from minijaxnet.experiment import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Together:
+class PlaceFlags:
     """Where a run is carried out."""
 
     devices: int | Literal["all"] | None = None
@@ -35,7 +35,7 @@ EACH_START = ("coordinator", "num_processes", "process_id", "heartbeat_seconds",
 
 
 @dataclasses.dataclass(frozen=True)
-class RunFlags(Together, Settings):
+class RunFlags(PlaceFlags, Settings):
     """What ``minijaxnet run`` can be told, beside the experiment's own numbers."""
 
     runs: str = "runs"
@@ -112,7 +112,7 @@ class BenchFlags:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepFlags(Together):
+class SweepFlags(PlaceFlags):
     """What ``minijaxnet sweep`` can be told; RANGE is a number, several with commas, or ``from:to:count[log]``."""
 
     learning_rate: str = "0.1"
@@ -145,19 +145,19 @@ class SweepFlags(Together):
     """The folder in which the sweep's own folder is made."""
 
 
-def together_of(arguments: Sequence[str]) -> Together:
+def place_flags_of(arguments: Sequence[str]) -> PlaceFlags:
     """Where a run is to be carried out: to be known before an experiment is loaded, which may ask JAX for a device.
 
     What is no number is left to the parser, which says so.
 
-    >>> together_of(["--seed", "3", "--devices", "4"]).devices, together_of(["--process_id=2"]).process_id
+    >>> place_flags_of(["--seed", "3", "--devices", "4"]).devices, place_flags_of(["--process_id=2"]).process_id
     (4, 2)
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
     pairs = {name.replace("_", "-"): text for name, text in itertools.pairwise(words) if name.startswith("--")}
-    texts = {field.name: pairs.get(f"--{field.name.replace('_', '-')}") for field in dataclasses.fields(Together)}
+    texts = {field.name: pairs.get(f"--{field.name.replace('_', '-')}") for field in dataclasses.fields(PlaceFlags)}
     said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text and text.lstrip("-").isdecimal()}
     said |= {name: texts[name] for name in ("coordinator",) if texts[name] is not None}
     said |= {"devices": "all"} if texts["devices"] == "all" else {}
     said |= {"deterministic": True} if "--deterministic" in words else {}
-    return Together(**said)
+    return PlaceFlags(**said)

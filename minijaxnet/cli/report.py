@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from minijaxnet._files import replace_file
-from minijaxnet.cli.begin import asked_again, begin
+from minijaxnet.cli.request import request_of_run
+from minijaxnet.cli.start import start_of
 from minijaxnet.load import OtherCode, load_params
 from minijaxnet.report.page import Page, page
 from minijaxnet.report.pictures import FORMATS, write_pictures
@@ -33,14 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where its pictures are written as files")
     parser.add_argument("--format", default="png", choices=FORMATS, help="of the files; a bowl that moves is a GIF")
     parser.add_argument("--trust", action="store_true", help="carry out the code of runs that were not started by you")
-    asked = parser.parse_args(arguments)
-    for folder in asked.runs:
+    request = parser.parse_args(arguments)
+    for folder in request.runs:
         read_config(folder)
-    output = asked.output or (asked.runs[0] / PAGE if len(asked.runs) == 1 else Path(PAGE))
-    made = _page_of(asked.runs, None, trust=asked.trust)
+    output = request.output or (request.runs[0] / PAGE if len(request.runs) == 1 else Path(PAGE))
+    made = _page_of(request.runs, None, trust=request.trust)
     print(_write(made, output))
-    if asked.pictures is not None:
-        print("\n".join(map(str, write_pictures(made, asked.pictures, asked.format))))
+    if request.pictures is not None:
+        print("\n".join(map(str, write_pictures(made, request.pictures, request.format))))
     return 0
 
 
@@ -76,11 +77,13 @@ def _known(folder: Path, config: dict[str, Any], *, trust: bool) -> Known:
     Raises:
         ValueError: the experiment has changed since or is somebody else's, or the run has not ended.
     """
-    asked = asked_again(folder, config, trust=trust)
-    if difference := changes(folder, asked.file, asked.experiment.files):
+    request = request_of_run(folder, config, trust=trust)
+    if difference := changes(folder, request.file, request.experiment.files):
         raise OtherCode(folder, difference)
     if not (folder / PARAMS).is_file():
         raise ValueError("the run has not ended")
-    flags = asked.flags
-    params, train, held, _, key = begin(asked.experiment, flags.seed, flags.precision, asked.init, asked.data)
-    return Known(asked.experiment, load_params(folder, params), first_batch_of(train), held["test"], key)
+    flags = request.flags
+    params, train, held_out, _, key = start_of(
+        request.experiment, flags.seed, flags.precision, request.init, request.data
+    )
+    return Known(request.experiment, load_params(folder, params), first_batch_of(train), held_out["test"], key)

@@ -12,13 +12,13 @@ from minijaxnet._files import read_json
 from minijaxnet._machine import jax_settings
 from minijaxnet._tables import printable
 from minijaxnet.batches import check_steps
-from minijaxnet.cli.arms import own_arguments
-from minijaxnet.cli.begin import Asked, asked_again, changed_flags
-from minijaxnet.cli.carry_out import carry_out
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import Together, together_of
-from minijaxnet.cli.sweep import carry_out_sweep
-from minijaxnet.cli.together import join, launched
+from minijaxnet.cli.execute import execute
+from minijaxnet.cli.flags import PlaceFlags, place_flags_of
+from minijaxnet.cli.optimizers import own_arguments
+from minijaxnet.cli.placement import join, launched
+from minijaxnet.cli.request import Request, changed_flags, request_of_run
+from minijaxnet.cli.sweep import execute_sweep
 from minijaxnet.load import OtherCode
 from minijaxnet.parallel.processes import broadcast, is_first
 from minijaxnet.run.checkpoint_folder import checkpoints
@@ -31,7 +31,7 @@ CHANGEABLE = ("steps", "learning_rate", "batch_size", "patience")
 
 
 @dataclasses.dataclass(frozen=True)
-class ResumeFlags(Together):
+class ResumeFlags(PlaceFlags):
     """What ``minijaxnet resume`` can be told; the run itself goes on as it was started."""
 
     force: bool = False
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     before = {
         name: config["flags"][name] for name in ("devices", "processes", "deterministic") if name in config["flags"]
     }
-    if together_of(arguments).coordinator is not None:  # they are started one by one
+    if place_flags_of(arguments).coordinator is not None:  # they are started one by one
         before.pop("processes", None)
     flags = tyro.cli(
         ResumeFlags,
@@ -81,15 +81,15 @@ def main(arguments: Sequence[str]) -> int:
     if (code := launched("resume", arguments, flags)) is not None:
         return code
     join(flags)
-    asked = asked_again(folder, config, trust=flags.trust, changed=flags.force)
-    known = {field.name for field in dataclasses.fields(asked.flags)} - {"processes", *CHANGEABLE}
+    request = request_of_run(folder, config, trust=flags.trust, changed=flags.force)
+    known = {field.name for field in dataclasses.fields(request.flags)} - {"processes", *CHANGEABLE}
     chosen = {name: value for name, value in dataclasses.asdict(flags).items() if name in known}
     if changed and is_first():
-        changed = _checked_change(folder, asked, changed)
+        changed = _checked_change(folder, request, changed)
     changed = broadcast(changed)
     names = changed_flags({"changes": [*config.get("changes", []), changed]})
-    asked = asked._replace(flags=dataclasses.replace(asked.flags, **chosen, **changed), changed=names)
-    return go_on(folder, asked, force=flags.force, changed=changed)
+    request = request._replace(flags=dataclasses.replace(request.flags, **chosen, **changed), changed=names)
+    return go_on(folder, request, force=flags.force, changed=changed)
 
 
 def _steps_taken(folder: Path) -> int:
@@ -97,23 +97,23 @@ def _steps_taken(folder: Path) -> int:
     return kept[0][0] if kept else 0
 
 
-def _checked_change(folder: Path, asked: Asked, changed: dict[str, Any]) -> dict[str, Any]:
+def _checked_change(folder: Path, request: Request, changed: dict[str, Any]) -> dict[str, Any]:
     """The flags that are to be others from here on."""
     taken = _steps_taken(folder)
-    if (steps := check_steps(changed.get("steps", asked.flags.steps))) < taken:
+    if (steps := check_steps(changed.get("steps", request.flags.steps))) < taken:
         raise UsageError(f"steps: got {steps:,}; expected more than the {taken:,} that the run has taken")
-    if (patience := changed.get("patience")) is not None and (asked.flags.keep_best is None or patience < 1):
+    if (patience := changed.get("patience")) is not None and (request.flags.keep_best is None or patience < 1):
         got = f"got {patience}" if patience < 1 else f"got {patience}, and a run without --keep-best"
         raise UsageError(f"patience: {got}; expected at least 1, and a run that keeps the best of a number")
-    if steps != asked.flags.steps and "steps" in own_arguments(asked):
-        print(f"its own optimizer is made anew, for {steps:,} steps in place of {asked.flags.steps:,}", flush=True)
+    if steps != request.flags.steps and "steps" in own_arguments(request):
+        print(f"its own optimizer is made anew, for {steps:,} steps in place of {request.flags.steps:,}", flush=True)
     rows = read_rows(folder / METRICS)
-    if asked.flags.log_every is None and len(rows) > 2:  # the lines that are there stay where they are
+    if request.flags.log_every is None and len(rows) > 2:  # the lines that are there stay where they are
         changed = changed | {"log_every": rows[1]["step"] - rows[0]["step"]}
     return changed
 
 
-def go_on(folder: Path, asked: Asked, *, force: bool = False, changed: dict[str, Any] | None = None) -> int:
+def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[str, Any] | None = None) -> int:
     """Go on with what was asked for, in the folder that holds its beginning; the exit code.
 
     Of several processes the first one alone looks into the folder. What is changed goes into the run's config, once
@@ -124,7 +124,7 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False, changed: dict[str,
     """
     how = f"minijaxnet resume {folder} --force goes on all the same"
     if is_first():
-        if (difference := changes(folder, asked.file, asked.experiment.files)) and not force:
+        if (difference := changes(folder, request.file, request.experiment.files)) and not force:
             raise OtherCode(folder, difference)
         if (others := _other_settings(folder)) and not force:
             raise UsageError(f"{folder}: {'; '.join(others)}: the numbers would be others ({how})")
@@ -141,9 +141,9 @@ def go_on(folder: Path, asked: Asked, *, force: bool = False, changed: dict[str,
             change_settings(folder, changed, _steps_taken(folder))
         return contextlib.nullcontext(folder)
 
-    if asked.verb == "sweep":
-        return carry_out_sweep(asked, open_folder)
-    return carry_out(asked, open_folder, resume=True)
+    if request.verb == "sweep":
+        return execute_sweep(request, open_folder)
+    return execute(request, open_folder, resume=True)
 
 
 def _other_settings(folder: Path) -> list[str]:

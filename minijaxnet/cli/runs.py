@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minijaxnet._files import read_json
-from minijaxnet._tables import figure, printable, text_table
+from minijaxnet._tables import printable, significant, text_table
 from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.folder import CONFIG, RESULT, run_state
@@ -55,10 +55,10 @@ def _told(folder: Path) -> tuple[str, str, str]:
         shown = str(result.get("error", ""))[:60]
     else:
         metrics = {name: value for name, value in last.items() if name not in ("step", "loss", "gradient_norm")}
-        shown = ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
+        shown = ", ".join(f"{name} {significant(value)}" for name, value in metrics.items())
     return state, "" if steps is None else f"{steps:,}" if isinstance(steps, int) else str(steps)[:20], shown
 
 
 def _figure(value: object) -> str:
     """A number as tables show it; what is none as it is."""
-    return figure(value) if isinstance(value, int | float) else str(value)[:20]
+    return significant(value) if isinstance(value, int | float) else str(value)[:20]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minijaxnet._files import read_json
-from minijaxnet._tables import figure, printable, text_table
+from minijaxnet._tables import printable, significant, text_table
 from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.run.folder import RESULT, read_config, run_state
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     shown = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
     if shown:
         names = [name for name in shown[0] if name != "step"]
-        cells = [(f"{row['step']:,}", *(figure(row.get(name, float("nan"))) for name in names)) for row in shown]
+        cells = [(f"{row['step']:,}", *(significant(row.get(name, float("nan"))) for name in names)) for row in shown]
         lines.append(f"\n{text_table(('step', *names), cells)}")
     if check := result.get("gradient_check"):
         try:

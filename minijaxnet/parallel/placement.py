@@ -23,7 +23,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minijaxnet._trees import check_count, is_keys, named_leaves
-from minijaxnet.descent import Descent, DescentState, StepInfo
+from minijaxnet.descent import Descent, DescentState, Step, StepInfo, is_ready
 from minijaxnet.parallel.mesh import DATA, MODEL, check_divides, check_mesh
 from minijaxnet.parallel.processes import all_gather, leave
 
@@ -174,12 +173,15 @@ def on_mesh(mesh: Mesh, descent: Descent, *, axis: str = DATA) -> Descent:
 class _OnMesh:
     """A step on a divided batch; equal for equal steps on equal meshes, so that compiled programs are found again."""
 
-    step: Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
+    step: Step
     sharding: NamedSharding
 
     @property
     def objective(self) -> Any:
         return getattr(self.step, "objective", None)
+
+    def is_ready(self, state: DescentState) -> Any:
+        return is_ready(self.step, state)
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         return self.step(state, jax.lax.with_sharding_constraint(batch, self.sharding))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from minijaxnet._tables import figure as significant
+from minijaxnet._tables import significant
 from minijaxnet.report.curves import draw_curves
 from minijaxnet.report.style import NoMatplotlib, figure, styled, to_svg
 from minijaxnet.run.log import Progress, Sink

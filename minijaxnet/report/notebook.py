@@ -9,8 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minijaxnet._tables import figure as significant
-from minijaxnet._tables import html_of, html_table
+from minijaxnet._tables import html_of, html_table, significant
 from minijaxnet.bench import StepComparison, StepTiming
 from minijaxnet.history import DIVERGED, FLAT, STOPPED_EARLY
 from minijaxnet.report.curves import draw_curves, draw_trace

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet._tables import figure as short
+from minijaxnet._tables import significant
 from minijaxnet.report.player import OneWeight, TwoWeights, player_data
 from minijaxnet.report.style import COLOURS
 
@@ -155,7 +155,7 @@ def _cell(value: Any) -> dict[str, Any]:
     value = "" if value is None else value
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     whole = str(value)
-    text = short(float(value), 6) if number and not isinstance(value, numbers.Integral) else whole
+    text = significant(float(value), 6) if number and not isinstance(value, numbers.Integral) else whole
     return {"text": text, "full": whole if whole != text else None, "number": number}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet._tables import figure
+from minijaxnet._tables import significant
 from minijaxnet._trees import is_keys
 from minijaxnet.report.axes import as_written, inches, legend_above, remark, scale, spans_a_decade
 from minijaxnet.report.style import COLOURS, INK
@@ -55,7 +55,7 @@ def draw_rates(
         axes.plot(rates, np.where(np.isfinite(median), median, np.nan), label=label, **style)
         best = int(np.argmin(np.where(np.isfinite(median), median, np.inf)))
         star = {"color": COLOURS["hand"], "marker": "*", "markersize": 9, "linestyle": "none", "zorder": 3}
-        axes.plot(rates[best], median[best], label=f"lowest, at {figure(float(rates[best]), 3)}", **star)
+        axes.plot(rates[best], median[best], label=f"lowest, at {significant(float(rates[best]), 3)}", **star)
     if losses.shape[1] > 1 and np.isfinite(low).any():
         _draw_band(axes, rates, low, high)
     if gone.any():
@@ -63,7 +63,7 @@ def draw_rates(
     elif not np.isfinite(losses).any():
         remark(axes, "nothing is known of where they ended")
     if edge is not None:
-        label = f"edge, 2 / curvature = {figure(edge, 3)}"
+        label = f"edge, 2 / curvature = {significant(edge, 3)}"
         axes.axvline(edge, color=INK, linestyle="--", linewidth=1, label=label)
     axes.set_xlabel(as_written(name.replace("_", " ")) + beside_rate)
     axes.set_ylabel(_LOSS + (f", over {as_written(noun)}" if losses.shape[1] > 1 else "") + beside)
@@ -212,4 +212,4 @@ def _draw_diverged(axes: Any, rates: np.ndarray, gone: np.ndarray, of: np.ndarra
 
 
 def _value(value: Any) -> str:
-    return figure(float(value), 3) if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" else str(value)
+    return significant(float(value), 3) if np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" else str(value)

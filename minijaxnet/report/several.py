@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet._tables import figure as short
+from minijaxnet._tables import significant
 from minijaxnet.report.axes import as_written, legend_above, scale
 from minijaxnet.report.page import Page, Section, Table, Text, Verdict
 from minijaxnet.report.sections import Seen, Wanted, illustrated
@@ -23,8 +23,8 @@ def tell_several(runs: Sequence[Told]) -> Page:
     """The page that compares some runs."""
     names = _names(runs)
     losses = {name: _last(told, "test_loss") for name, told in names.items()}
-    lowest = short(min(losses.values()))
-    best = [name for name, loss in losses.items() if short(loss) == lowest]
+    lowest = significant(min(losses.values()))
+    best = [name for name, loss in losses.items() if significant(loss) == lowest]
     verdicts = [Verdict("warning", f"{name}: {told.state}.") for name, told in names.items() if told.state != "done"]
     if np.isfinite(min(losses.values())):
         words = f"The lowest test loss at the end, {lowest}, is that of {' and of '.join(best)}."

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minijaxnet._tables import figure as short
+from minijaxnet._tables import significant
 from minijaxnet.bench.comparison import as_ratio
 from minijaxnet.goal import goal_of
 from minijaxnet.report.curves import draw_curves
@@ -113,16 +113,18 @@ def _verdicts(told: Told) -> Iterator[Verdict]:
     yield Verdict(_STATES[told.state], how)
     if best := result.get("kept_best"):
         goal = goal_of(str(told.config["flags"].get("keep_best")))
-        words = f"The {goal} was {short(best['value'])}, at step {best['step']:,}: these weights are kept."
+        words = f"The {goal} was {significant(best['value'])}, at step {best['step']:,}: these weights are kept."
         yield Verdict("neutral", words)
     if len(rows) > 1 and "train_loss" in rows[0]:
         first, last = rows[0], rows[-1]
         metrics = [name for name in last if f"test_{name}" in last and name != "loss"]
-        rest = "".join(f"; {name} {short(last[name])}, on test data {short(last[f'test_{name}'])}" for name in metrics)
+        rest = "".join(
+            f"; {name} {significant(last[name])}, on test data {significant(last[f'test_{name}'])}" for name in metrics
+        )
         yield Verdict(
             "neutral",
-            f"The training loss went from {short(first['train_loss'])} to {short(last['train_loss'])}, "
-            f"the test loss from {short(first['test_loss'])} to {short(last['test_loss'])}{rest}.",
+            f"The training loss went from {significant(first['train_loss'])} to {significant(last['train_loss'])}, "
+            f"the test loss from {significant(first['test_loss'])} to {significant(last['test_loss'])}{rest}.",
         )
     if check := result.get("gradient_check"):
         kind, how = _CHECKED[headline_of(check)]
@@ -163,7 +165,7 @@ def _descent(told: Told) -> Section:
     pictures = (
         Wanted(
             title,
-            f"{title} over steps, from {short(rows[0][of[0]])} to {short(rows[-1][of[0]])}.",
+            f"{title} over steps, from {significant(rows[0][of[0]])} to {significant(rows[-1][of[0]])}.",
             lambda axes, of=of: draw_curves(axes, told.rows, of, **end_of(result)),
         )
         for title, of in wanted

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet._tables import figure
+from minijaxnet._tables import significant
 from minijaxnet.bench import Interval, Limits, StepComparison
 from minijaxnet.report.axes import as_written, inches, legend_above, name_rows, remark, scale
 from minijaxnet.report.style import COLOURS, INK, SERIES
@@ -188,7 +188,7 @@ def draw_roofline(axes: Any, limits: Limits | Mapping[str, Any], points: Mapping
     above = {"fontsize": "small", "color": INK, "va": "bottom", "textcoords": "offset points"}
     axes.annotate("measured peak", (x[-1], 1), ha="right", xytext=(0, 2), **above)
     axes.plot([told.ridge] * 2, [axes.get_ylim()[0], 1], color=COLOURS["past"], linewidth=0.8, linestyle=":")
-    axes.annotate(f"ridge {figure(told.ridge, 3)}", (told.ridge, axes.get_ylim()[0]), xytext=(3, 3), **above)
+    axes.annotate(f"ridge {significant(told.ridge, 3)}", (told.ridge, axes.get_ylim()[0]), xytext=(3, 3), **above)
     for name, seconds, style in (("an empty call", told.dispatch_s, "-."), ("its launches", told.launches_s, ":")):
         if told.compute_s < seconds:
             axes.axhline(told.compute_s / seconds, color=COLOURS["past"], linestyle=style, linewidth=1, label=name)
@@ -259,11 +259,11 @@ def _ratio_axis(axes: Any, low: float, high: float, most: int) -> None:
 
 
 def _us(seconds: float) -> str:
-    return f"{1e6 * seconds:,.0f} us" if 1e-4 <= seconds < 1e3 else f"{figure(1e6 * seconds, 3)} us"
+    return f"{1e6 * seconds:,.0f} us" if 1e-4 <= seconds < 1e3 else f"{significant(1e6 * seconds, 3)} us"
 
 
 def _ratio(ratio: float) -> str:
-    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else figure(ratio, 3)
+    return f"{ratio:.3f}" if 0.1 <= ratio < 10 else significant(ratio, 3)
 
 
 def _interval(told: Mapping[str, Any]) -> Interval:

@@ -14,9 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from minijaxnet._loops import block_on
-from minijaxnet._programs import known
-from minijaxnet._tables import figure, html_of
+from minijaxnet._tables import html_of, significant
 from minijaxnet._trees import (
     check_callable,
     check_count,
@@ -24,23 +22,21 @@ from minijaxnet._trees import (
     floating_arrays,
     named_leaves,
 )
-from minijaxnet.batches import OneBatch, check_key, check_steps, minibatches_of
+from minijaxnet.batches import InMemory, OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.data import check_batch, numbers
-from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state
-from minijaxnet.history import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, History, Status, Trace
-from minijaxnet.loop import chunk_capacity, flat_norm, own_copy, run_chunk
+from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state, is_ready
+from minijaxnet.history import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace, flat_norm
+from minijaxnet.loop import chunk_capacity, own_copy
 from minijaxnet.losses import check_labels
-from minijaxnet.parallel.processes import all_gather, broadcast, is_first, local_share, to_host
+from minijaxnet.parallel.processes import broadcast, is_first, local_share, to_host
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
 from minijaxnet.run.lock import Held, hold
-from minijaxnet.run.log import Log, Progress, Sink
-from minijaxnet.run.measured import lost_updates, measured_by, row_of
+from minijaxnet.run.log import Log, Sink
+from minijaxnet.run.measured import lost_updates
 from minijaxnet.run.signals import heard
-from minijaxnet.streams import InMemory, Stream, is_read
-
-# A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
-_CHUNK_S = 0.1
+from minijaxnet.run.watch import Watch, log_the_end, run_watched
+from minijaxnet.streams import Stream, is_read
 
 
 class FitResult(NamedTuple):
@@ -81,7 +77,7 @@ class FitResult(NamedTuple):
 
     def __repr__(self) -> str:
         """How it ended, in a line, and what is to be known of it."""
-        loss = f", loss {figure(self.rows[-1]['loss'])}" if self.rows else ""
+        loss = f", loss {significant(self.rows[-1]['loss'])}" if self.rows else ""
         ended = ", then was interrupted" if self.interrupted else ""
         notes = "".join(f"\n{note}" for note in self.notes)
         return f"FitResult: {self.status.name} after {self.steps_taken:,} steps{ended}{loss}{notes}"
@@ -169,27 +165,13 @@ def fit(
     check_descent(descent)
     check_state(state)
     check_steps(steps)
-    check_callable("measure", measure or (lambda: None))
-    if on_interrupt not in ("raise", "return"):
-        raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
-    if not isinstance(sink, Sink | None):
-        raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
-    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).is_file()):
-        raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
-    if not isinstance(run_dir, str | Path | Held | None):
-        raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
-    check_count("log_every", 1 if log_every is None else log_every, least=1)
+    _check_options(data, batch_size, log_every, measure, run_dir, sink, on_interrupt)
     rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
-    held = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
-    if is_read(data) and (batch_size is not None or jax.process_count() > 1):
-        got = "batch_size, too" if batch_size is not None else "several processes"
-        raise ValueError(f"data: got a function that reads batches, and {got}; expected an array or a tree of them")
-    began, run_s, start = time.perf_counter(), 0.0, state
-    state = own_copy(state)
-    step_known, block = known(descent.step), block_on(state)
-    # What is wrong with an objective is said here, before a folder is written to; of a stream when it has been read.
-    capacity = 0 if held is None else chunk_capacity(step_known, held.feed, state, held.source())
-
+    source = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
+    began, start, state = time.perf_counter(), state, own_copy(state)
+    if source is not None:  # what is wrong with the objective is said before a folder is written to
+        chunk_capacity(descent.step, state, source)
+    trace_s = time.perf_counter() - began
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
     folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
@@ -210,81 +192,49 @@ def fit(
             state = state._replace(optimizer=own_copy(start.optimizer))
         log.begin(first)
         notes = best.begin(state.params, log.rows, first, resume=resume)
-        reader = held or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
-        feed, capacity = reader.feed, capacity or chunk_capacity(step_known, reader.feed, state, reader.source())
-        under_way = np.int32(OUT_OF_STEPS)
-
-        def chunk(state: DescentState, steps: int, until_flat: Any = rest) -> tuple[DescentState, Trace, float]:
-            start = time.perf_counter()
-            with jax.transfer_guard("allow"):  # of the three numbers that follow the source; all else is there
-                out = run_chunk(step_known, feed, capacity, block, state, reader.source(), steps, until_flat, under_way)
-            jax.block_until_ready(out)
-            return *out, time.perf_counter() - start
-
-        state, trace, _ = chunk(state, 0)  # no step: all the time it takes is tracing and compiling
-        compile_s, steps_per_s = time.perf_counter() - began, 1.0
-        history = History(max(0, steps - first))
-        history.append(trace)
-        while True:
-            step = first + history.steps_taken
-            most = min(steps - step, every - step % every, keeper.steps_left(step), capacity)
-            if most > 0 and history.status == OUT_OF_STEPS:
-                reader.source()  # the next batches, if there are any
-                most = 0 if reader.ended else min(most, reader.left)
-            measured = None
-            if most > 0 and step % every == 0 and history.status == OUT_OF_STEPS:
-                measured = measured_by(measure, state.params)
-                best.see(step, state.params, measured)
-            # What clocks and signals say is not the same in each process: here they agree on what comes next.
-            timely = max(1, int(_CHUNK_S * steps_per_s))
-            wanted = min(most, timely // block * block or timely)
-            plans = all_gather((wanted, keeper.is_due(step), best.is_over, stop.signum))
-            (length, is_due, is_over, _), interrupted = plans[0].tolist(), int(plans[:, 3].max())
-            if most <= 0 or history.status != OUT_OF_STEPS or interrupted or is_over:
-                break
-            if is_due:
-                log.sync()
-                keeper.keep(step, state, log.sha256, reader.position)
-            state, trace, seconds = chunk(state, length)
-            seen = history.append(trace)
-            reader.take(len(seen.loss))
-            run_s += seconds
-            if len(seen.loss):
-                if measured is not None:
-                    log.append(step, row_of(seen, measured), run_s)
-                # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
-                steps_per_s = min(len(seen.loss) / seconds, 4 * steps_per_s)
-                taken = first + history.steps_taken
-                if sink is not None:
-                    loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
-                    sink.progress(Progress(taken, steps, loss, norm, history.steps_taken / run_s))
-        end = first + history.steps_taken
-        if history.status != DIVERGED:
-            log.sync()
-            keeper.keep(end, state, log.sha256, reader.position)
-        # A look without a step: everything is flat against an infinite norm.
-        state, look, _ = chunk(state, 1, np.asarray(np.inf, rest.dtype))
-        measured = measured_by(measure, state.params)
-        if not (interrupted and end % every):  # what nothing ended does not look at these weights
-            best.see(end, state.params, measured)
-        log.append(end, row_of(jax.device_get(look), measured), run_s)
-        log.sync()
-        if history.status == DIVERGED and held is None:
+        source = source or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
+        watch = Watch(every, measure, best, keeper, log, sink, stop)
+        ran = run_watched(descent.step, state, source, rest, range(first, steps), watch)
+        end = first + ran.history.steps_taken
+        if ran.history.status != DIVERGED:
+            keeper.keep(end, ran.state, log.synced_sha256(), source.position)
+        state = log_the_end(descent.step, ran, source, rest, end, watch)
+        if ran.history.status == DIVERGED and is_read(data):
             try:
-                check_values(descent, state, jax.device_get(feed.at(reader.source(), 0)), "batch")
+                check_values(descent, state, jax.device_get(source.order.at(source.arrays(), 0)), "batch")
             except ValueError as error:
                 notes.append(f"the cause is in the batch of step {end:,}: {error}")
-    if interrupted and on_interrupt == "raise":
+    if ran.interrupted and on_interrupt == "raise":
         raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
-    if reader.ended:
+    if source.ended:
         notes.append(f"the data ended after {end:,} of {steps:,} steps")
-    if reader.left_out:
-        notes.append(f"{reader.left_out:,} batches of fewer points were left out (minijaxnet.padded fills them up)")
+    if source.left_out:
+        notes.append(f"{source.left_out:,} batches of fewer points were left out (minijaxnet.padded fills them up)")
     notes += [*keeper.notes, *lost_updates(start.params, state.params, end)]
-    trace = history.trace()
-    if is_over and trace.status == OUT_OF_STEPS:
+    trace = ran.history.trace()
+    if ran.stopped_early and trace.status == OUT_OF_STEPS:
         trace = trace._replace(status=np.int32(STOPPED_EARLY))
-    return FitResult(state, trace, log.rows, first, interrupted, notes, compile_s, run_s, best.best)
+    return FitResult(
+        state, trace, log.rows, first, ran.interrupted, notes, trace_s + ran.compile_s, ran.run_s, best.best
+    )
+
+
+def _check_options(
+    data: Any, batch_size: Any, log_every: Any, measure: Any, run_dir: Any, sink: Any, on_interrupt: Any
+) -> None:
+    check_callable("measure", measure or (lambda: None))
+    check_count("log_every", 1 if log_every is None else log_every, least=1)
+    if not isinstance(run_dir, str | Path | Held | None):
+        raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
+    if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).is_file()):
+        raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
+    if not isinstance(sink, Sink | None):
+        raise TypeError(f"sink: got {type(sink).__name__}; expected a Sink(write)")
+    if on_interrupt not in ("raise", "return"):
+        raise ValueError(f"on_interrupt: got {on_interrupt!r}; expected 'raise' or 'return'")
+    if is_read(data) and (batch_size is not None or jax.process_count() > 1):
+        got = "batch_size, too" if batch_size is not None else "several processes"
+        raise ValueError(f"data: got a function that reads batches, and {got}; expected an array or a tree of them")
 
 
 def _in_memory(descent: Descent, state: DescentState, data: Any, batch_size: int | None, key: Any) -> InMemory:
@@ -294,9 +244,9 @@ def _in_memory(descent: Descent, state: DescentState, data: Any, batch_size: int
     data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
     if batch_size is None:
         return InMemory(OneBatch(), data)
-    feed = minibatches_of(data, batch_size)
+    order = minibatches_of(data, batch_size)
     check_key(key)
-    return InMemory(feed, (data, key))
+    return InMemory(order, (data, key))
 
 
 def _how_to_go_on(folder: Any) -> str:
@@ -316,4 +266,6 @@ def check_values(descent: Descent, state: DescentState, data: Any, name: str = "
     for name, leaf in named_leaves(floating_arrays(params, "state.params")).items():
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"state.params{name}: got NaN or infinity; expected finite numbers")
+    if not to_host(is_ready(descent.step, state)):
+        raise ValueError(f"state.optimizer: got {state.optimizer}; expected a finite learning rate")
     check_labels(descent.step, params, numbers(data, name))

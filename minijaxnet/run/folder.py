@@ -1,11 +1,8 @@
 """The run folder: what was asked for, where it ran, what happened, on disk as it happens."""
 
 import hmac
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._files import read_json, replace_file
-from minijaxnet._machine import jax_settings, processor
+from minijaxnet._machine import description
 from minijaxnet.run import code
 from minijaxnet.run.lock import owner
 
@@ -153,31 +149,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the code: versions, device, flags.
+    """What a result depends on beside the code, and when it was made.
 
     >>> sorted(environment())[:3]
-    ['devices', 'platform', 'processor']
+    ['cores', 'devices', 'driver']
     """
-    packages = ("minijaxnet", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
-    return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "platform": platform.platform(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "processor": processor(),
-        "processor_count": os.cpu_count(),
-        "settings": jax_settings(),
-        "x64": jnp.result_type(float) == jnp.float64,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    return description() | {
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "python_executable": Path(sys.executable).name,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def plain(value: Any) -> Any:

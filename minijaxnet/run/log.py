@@ -113,9 +113,9 @@ class Log:
         if self._sink is not None:
             self._sink.begin(step)
 
-    @property
-    def sha256(self) -> str:
-        """A SHA-256 over all rows."""
+    def synced_sha256(self) -> str:
+        """A SHA-256 over all rows, once the disk holds them."""
+        self.sync()
         return self._sha256.hexdigest()
 
     def sha256_before(self, step: int) -> str:

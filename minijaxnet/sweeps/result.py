@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minijaxnet._tables import figure, html_of, percent, text_table
+from minijaxnet._tables import html_of, percent, significant, text_table
 from minijaxnet._trees import is_keys
 from minijaxnet.goal import goal_of
 from minijaxnet.history import DIVERGED, FLAT, Trace
@@ -136,9 +136,9 @@ class SweepResult(NamedTuple):
             rows.append(
                 (
                     shown(values, i),
-                    *(figure(float(q)) for q in quantiles),
+                    *(significant(float(q)) for q in quantiles),
                     percent(float(np.mean(status[there] == DIVERGED))),
-                    figure(float(np.median(flat))) if len(flat) else "-",
+                    significant(float(np.median(flat))) if len(flat) else "-",
                     *(_median(by_value(metric)[i]) for metric in self.metrics.values()),
                 )
             )
@@ -154,9 +154,9 @@ class SweepResult(NamedTuple):
 
 def _median(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
-    return figure(float(np.median(known))) if len(known) else "-"
+    return significant(float(np.median(known))) if len(known) else "-"
 
 
 def shown(values: Any, i: int) -> str:
     """A value of an axis: a number as it is, anything else by its place."""
-    return f"#{i}" if is_keys(values) or values.ndim > 1 else figure(float(values[i]))
+    return f"#{i}" if is_keys(values) or values.ndim > 1 else significant(float(values[i]))

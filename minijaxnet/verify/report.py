@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from minijaxnet._tables import figure, html_of, text_table
+from minijaxnet._tables import html_of, significant, text_table
 
 _COLUMNS = 100
 SUBJECT = "gradient by hand against autodiff"
@@ -169,7 +169,7 @@ class GradReport:
             "error": lambda leaf: f"{leaf.error:.1e}",
             "blind below": lambda leaf: f"{leaf.blind:.1e}",
             "rounding / autodiff's": lambda leaf: (
-                "-" if leaf.precision_ratio is None else figure(leaf.precision_ratio, 3)
+                "-" if leaf.precision_ratio is None else significant(leaf.precision_ratio, 3)
             ),
             "algebra": lambda leaf: "pass" if leaf.ok else "FAIL",
         }

@@ -9,9 +9,6 @@ from kits.marks import slow
 
 from minijaxnet.bench.intervals import RISK, Interval, fewest_samples, interval_rank, median_interval
 
-FIRST = ("pareto", 20, 2)
-OTHERS = {*itertools.product(("exponential", "pareto", "bursts"), (9, 20, 101), (2, 4))} - {FIRST}
-
 
 def brute_force_rank(rounds, n_arms, others=1):
     """By how often ranks sum to less than so much, in whole numbers; the risk is 1/20 over the arms."""
@@ -43,50 +40,12 @@ def test_the_interval_is_between_the_ranks_from_either_end_in_any_order():
     assert median_interval(samples, RISK / 2) == Interval(21.0, float(rank), float(42 - rank))
 
 
-def test_the_interval_is_that_of_the_sign_test():
-    # The values that a two-sided sign test at this risk does not reject as the median.
-    samples = np.sort(np.random.default_rng(1).lognormal(size=30))
-    ratio = median_interval(samples, RISK / 2)
-
-    def rejected(median):
-        smaller = int(np.sum(samples < median))
-        return 2 * sum(math.comb(30, k) for k in range(min(smaller, 30 - smaller) + 1)) / 2**30 <= 0.025
-
-    assert not rejected(ratio.low * (1 + 1e-9)) and rejected(ratio.low * (1 - 1e-9))
-    assert not rejected(ratio.high * (1 - 1e-9)) and rejected(ratio.high * (1 + 1e-9))
-
-
-@pytest.mark.parametrize(("noise", "rounds", "n_arms"), [FIRST, *slow(*sorted(OTHERS))])
-def test_the_interval_covers_the_true_ratio_as_often_as_it_says_whatever_the_noise(noise, rounds, n_arms):
-    draw, trials, true_ratio = np.random.default_rng(rounds), 2_000, 1.3
-
-    def times(count):
-        # A machine is sometimes slower than itself, never faster.
-        return {
-            "exponential": lambda: 1 + draw.exponential(1, count),
-            "pareto": lambda: 1 + draw.pareto(1.1, count),
-            "bursts": lambda: 1 + 0.01 * draw.random(count) + 5 * (draw.random(count) < 0.2),
-        }[noise]()
-
-    covered = 0
-    for _ in range(trials):
-        # Twins' ratio has the median 1 by symmetry, so that the arm's true ratio is the factor.
-        ratio = median_interval(true_ratio * times(rounds) / times(rounds), RISK / n_arms)
-        covered += ratio.low <= true_ratio <= ratio.high
-    nominal = 1 - 0.05 / n_arms
-    assert covered / trials >= nominal - 3 * math.sqrt(nominal * (1 - nominal) / trials)
-
-
-def test_the_ratio_of_two_intervals_holds_both():
-    assert Interval(2.0, 1.0, 4.0).over(Interval(1.0, 0.5, 2.0)) == Interval(2.0, 0.5, 8.0)
-
-
 @pytest.mark.parametrize("noise", ["lognormal", *slow("spikes", "bursts")])
 def test_an_arm_among_two_entries_of_the_baseline_is_covered_as_often_as_it_says(noise):
     draw, trials, rounds, shift = np.random.default_rng(1), 2_000, 30, 0.3
 
     def logs():
-        # What all three entries of a round share, and what each has of its own.
+        # The noise that all three entries of a round share, and the noise of each.
         own = {
             "lognormal": lambda: draw.normal(0, 0.1, (rounds, 3)),
             "spikes": lambda: 0.01 * draw.random((rounds, 3)) + draw.exponential(3, (rounds, 3)) ** 3,
@@ -97,4 +56,4 @@ def test_an_arm_among_two_entries_of_the_baseline_is_covered_as_often_as_it_says
     found = [median_interval(times[:, 2:] - times[:, :2]) for times in (logs() for _ in range(trials))]
     covered = np.mean([each.low <= shift <= each.high for each in found])
     assert covered >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / trials)
-    assert covered <= 0.99, "nor is it wider than it need be"
+    assert covered <= 0.99, "and it is not too wide"

@@ -1,4 +1,4 @@
-"""What a step costs: each pitfall of timing JAX is walked into on purpose, and seen to be avoided."""
+"""How long a step takes: each known error of timing JAX is provoked, and does not happen."""
 
 import re
 import time
@@ -12,6 +12,7 @@ import minijaxnet as mjn
 from minijaxnet import time_step
 from minijaxnet.bench import blocks
 from minijaxnet.bench.blocks import checked, compilations, fused, start_state, weak_leaves
+from minijaxnet.bench.hlo import computations
 
 SHORT = 1e-9  # seconds: a single round
 
@@ -45,40 +46,30 @@ def loop_of(descent, params=WEIGHTS, batch=0.0):
     return jax.jit(fused(traced)).lower(start, batch, 1), start, batch
 
 
-def test_all_that_is_told_is_there_and_can_be_printed_and_the_users_arrays_stay_as_they_were():
+def test_a_timing_is_complete_and_can_be_printed_and_the_users_arrays_stay_as_they_were():
     params, batch = jnp.arange(9.0), jnp.ones(9)
     timing = time_step(PLAIN, params, batch, seconds=SHORT)
     for part in (timing.trace_s, timing.lower_s, timing.compile_s, timing.first_call_s, timing.fused_compile_s):
         assert part > 0
     for steady in (timing.latency_s, timing.pipelined_s, timing.fused_s):
         assert np.isfinite(steady.median)
-    assert timing.compilations == 0 and timing.sound and timing.weak == ()
+    assert timing.compilations == 0 and timing.sound and timing.weak == timing.kernels == ()
     assert timing.rounds == len(timing.samples_s["fused"]) == 1
     assert np.isnan(timing.fused_s.low) and "too few rounds" in str(timing)
     assert all(len(line) <= 100 for line in str(timing).splitlines())
-    assert timing.to_dict()["samples_s"]["latency"] == timing.samples_s["latency"].tolist()
-    assert not params.is_deleted() and not batch.is_deleted()
     np.testing.assert_array_equal(params, np.arange(9.0))
+    assert not batch.is_deleted()
 
 
-# --- The pitfalls -----------------------------------------------------------------------------------------------------
+# --- Errors of timing ------------------------------------------------------------------------------------------------
 
 
-def test_asynchronous_dispatch_every_clock_stops_after_a_wait(monkeypatch):
-    looks, wait, clock = [], jax.block_until_ready, time.perf_counter
-
-    def waited(tree):
-        looks.append("wait")
-        return wait(tree)
-
-    def look():
-        looks.append("look")
-        return clock()
-
-    monkeypatch.setattr(jax, "block_until_ready", waited)
-    monkeypatch.setattr(blocks.time, "perf_counter", look)
+def test_asynchronous_dispatch_the_clock_stops_after_a_wait(monkeypatch):
+    events, wait, clock = [], jax.block_until_ready, time.perf_counter
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: events.append("wait") or wait(tree))
+    monkeypatch.setattr(blocks.time, "perf_counter", lambda: events.append("clock") or clock())
     assert blocks.seconds_of(lambda: jnp.ones(3)) > 0
-    assert looks == ["look", "wait", "look"]
+    assert events == ["clock", "wait", "clock"]
 
 
 def test_a_compilation_meanwhile_is_counted_by_its_name():
@@ -88,12 +79,7 @@ def test_a_compilation_meanwhile_is_counted_by_its_name():
     assert len([name for name in names if "lambda" in name]) == 1
 
 
-def test_arrays_of_numpy_are_on_the_device_before_the_clock_starts():
-    start = start_state(own(lambda w, b: (w, b), init=lambda _: np.ones(3, np.float32)), None, None)
-    assert isinstance(start.params, jax.Array)
-
-
-def test_weak_types_do_not_make_the_steady_step_compile_and_are_told():
+def test_weak_types_do_not_make_the_steady_step_compile_and_are_named():
     descent = own(lambda weight, batch: (weight - 0.1 * (weight - batch), weight), init=lambda params: 2.0)
     assert weak_leaves(descent.init(None)) == [".params"]
     assert weak_leaves(start_state(descent, None, None)) == []
@@ -101,17 +87,16 @@ def test_weak_types_do_not_make_the_steady_step_compile_and_are_told():
     assert timing.sound and timing.rounds == len(timing.samples_s["fused"]) >= 1
     assert timing.weak == (".params",)
     assert "compiles twice: .params" in str(timing)
-    assert weak_leaves({"a": jnp.asarray(2.0), "b": jnp.float32(2)}) == ["['a']"]
 
 
-def test_constant_folding_what_a_step_looks_at_is_an_argument_of_the_program():
+def test_constant_folding_the_batch_is_an_argument_of_the_program():
     lowered, start, batch = loop_of(own(lambda weights, batch: (weights @ batch, weights[0])), WEIGHTS, np.eye(9))
     (signature,) = re.findall(r"func.func public @main\((.*?)\) ->", lowered.as_text(), re.DOTALL)
     assert signature.count("tensor<9x9xf32>") == 1
     assert signature.count("%arg") == len(jax.tree.leaves((start, batch))) + 1
 
 
-def test_dead_outputs_what_a_step_only_reports_is_computed():
+def test_dead_code_what_a_step_only_reports_is_computed():
     def costly(weights, batch):
         return weights - 0.1 * weights, jnp.sum(jnp.cos(weights * batch))
 
@@ -120,35 +105,39 @@ def test_dead_outputs_what_a_step_only_reports_is_computed():
 
 
 def done_once(program):
-    """What a compiled program does before its loop and after it."""
-    parts = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", program.as_text(), re.M | re.S))
-    (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", program.as_text(), re.M)
-    found, left = "", [entry]
-    while left:
-        text = parts[left.pop()]
-        found += text
-        left += re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", text)
-    return found
+    """The operations of a compiled program before its loop and after it."""
+    entry, found = computations(program.as_text())
+    reached = [entry]
+    for name in reached:
+        reached += [inner for one in found[name] if one.operation != "while" for inner in one.called]
+    return {one.operation for name in reached for one in found[name]}
 
 
-@pytest.mark.parametrize("frozen", [lambda x: jnp.cos(x @ jnp.ones((4, 4))), lambda x: jnp.cos(jnp.sort(x, axis=0))])
-def test_loop_invariants_work_on_the_batch_alone_is_done_in_each_step(frozen):
-    descent = mjn.gradient_descent(lambda w, x: jnp.mean((frozen(x) @ w - 1) ** 2), 0.1)
-    lowered, *_ = loop_of(descent, np.ones(4, np.float32), np.ones((8, 4), np.float32))
+def frozen_weights(params, batch):
+    loss = jnp.sum(jnp.cos(params["frozen"]) * params["w"] - batch)
+    return params | {"w": params["w"] * 0.9}, loss
+
+
+def step_of(features):
+    def step(w, x):
+        return w - 0.1 * jax.grad(lambda w: jnp.mean((features(x) @ w - 1) ** 2))(w), jnp.sum(w)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("step", "params"),
+    [
+        (step_of(lambda x: jnp.cos(x @ jnp.ones((4, 4)))), np.ones(4, np.float32)),
+        (step_of(lambda x: jnp.cos(jnp.sort(x, axis=0))), np.ones(4, np.float32)),
+        (frozen_weights, {"frozen": np.ones(4, np.float32), "w": np.ones(4, np.float32)}),
+    ],
+    ids=["batch", "sorted batch", "weights that stay"],
+)
+def test_loop_invariants_are_computed_in_each_step(step, params):
+    lowered, *_ = loop_of(own(step), params, np.ones((8, 4), np.float32))
     program = lowered.compile()
-    assert "cosine" in program.as_text()
-    assert "cosine" not in done_once(program)
-
-
-def test_loop_invariants_work_on_weights_that_stay_is_done_in_each_step():
-    def step(params, batch):
-        loss = jnp.sum(jnp.cos(params["frozen"]) * params["w"] - batch)
-        return params | {"w": params["w"] * 0.9}, loss
-
-    lowered, *_ = loop_of(own(step), {"frozen": np.ones(4, np.float32), "w": np.ones(4, np.float32)})
-    program = lowered.compile()
-    assert "cosine" in program.as_text()
-    assert "cosine" not in done_once(program)
+    assert "cosine" in program.as_text() and "cosine" not in done_once(program)
 
 
 def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
@@ -158,31 +147,22 @@ def test_the_state_goes_from_step_to_step_so_that_a_loop_of_n_is_n_steps():
     np.testing.assert_allclose(info.loss, np.sum((0.8**4 * WEIGHTS) ** 2), rtol=1e-5)
 
 
-# --- Slopes -----------------------------------------------------------------------------------------------------------
-
-
-def test_what_a_block_costs_once_drops_out_of_the_slope():
-    once, each = 5.0, 0.25
-    assert blocks.slope([once + 10 * each], [once + 30 * each], 10, 30) == [each]
-
-
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (lambda w, b: (w[:1], b), r"another state than it took: .*params: got float32\[1\]; .*float32\[9\]"),
-        (lambda w, b: (w.astype(jnp.bfloat16), b), "another state than it took"),
-        (lambda w, b: ({"w": w}, b), "another state than it took"),
+        (lambda w, b: (w[:1], b), r"returns a state of another kind than it took: .*got float32\[1\]; .*float32\[9\]"),
+        (lambda w, b: ({"w": w}, b), "returns a state of another kind than it took"),
         (lambda w, b: (jax.debug.print("{}", b) or w, b), "has side effects"),
     ],
-    ids=["shape", "dtype", "structure", "prints"],
+    ids=["shape", "structure", "prints"],
 )
 def test_a_step_that_cannot_be_timed_is_refused(step, words):
-    with pytest.raises(ValueError, match=f"descent: its step .*{words}"):
+    with pytest.raises(ValueError, match=f"descent: its step {words}"):
         time_step(own(step), WEIGHTS, np.float32(0), seconds=SHORT)
-    with pytest.raises(ValueError, match=rf"arms\['b'\]: its step .*{words}"):
+    with pytest.raises(ValueError, match=rf"arms\['b'\]: its step {words}"):
         mjn.compare_steps({"a": PLAIN, "b": own(step)}, WEIGHTS, np.float32(0), baseline="a")
 
 
@@ -190,17 +170,3 @@ def test_a_step_that_returns_no_pair_is_refused():
     descent = mjn.Descent(PLAIN.init, lambda state, batch: state.params)
     with pytest.raises(TypeError, match=r"descent: its step returns \w+; expected a pair \(state, info\)"):
         time_step(descent, WEIGHTS, 0.0, seconds=SHORT)
-
-
-def test_a_step_that_fails_says_so_in_its_own_words():
-    def broken(weights, batch):
-        raise RuntimeError("no such layer")
-
-    with pytest.raises(RuntimeError, match="no such layer"):
-        time_step(own(broken), WEIGHTS, 0.0, seconds=SHORT)
-
-
-@pytest.mark.parametrize(("seconds", "error"), [(-1.0, ValueError), (True, TypeError)])
-def test_seconds_must_be_a_positive_number(seconds, error):
-    with pytest.raises(error, match=f"seconds: got {seconds!r}"):
-        time_step(PLAIN, WEIGHTS, 0.0, seconds=seconds)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from minijaxnet.cli.arms import Optimizer
+from minijaxnet.cli.optimizers import Optimizer
 
 
 def squared(weight, batch):

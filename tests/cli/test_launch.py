@@ -12,7 +12,7 @@ import pytest
 from kits.command import call
 from kits.processes import in_time
 
-from minijaxnet.cli import launch
+from minijaxnet.cli import launcher
 
 SLEEPS = "pathlib.Path('asleep').write_text(str(os.getpid())); time.sleep(600)"
 SAYS = "sys.stderr.write('minijaxnet: error: no data\\n'); sys.exit(2)"
@@ -30,16 +30,18 @@ def launched(tmp_path, monkeypatch, capfd):
     python.write_text(f'#!/bin/sh\necho "$@" >>asked\nfor last; do :; done\nexec {sys.executable} -S $last.py\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(python))
-    start, found = launch._start, []
-    monkeypatch.setattr(launch, "_start", lambda *words, **options: found.append(start(*words, **options)) or found[-1])
+    start, found = launcher._start, []
+    monkeypatch.setattr(
+        launcher, "_start", lambda *words, **options: found.append(start(*words, **options)) or found[-1]
+    )
 
     def started(*programs, grace_s=120.0):
-        monkeypatch.setattr(launch, "_GRACE_S", grace_s)
+        monkeypatch.setattr(launcher, "_GRACE_S", grace_s)
         for rank, program in enumerate(programs):
             Path(f"{rank}.py").write_text(f"import os, pathlib, signal, sys, time\n{program}\n")
         before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
         with in_time():
-            code = launch.launch(["run", "line.py"], len(programs))
+            code = launcher.launch(["run", "line.py"], len(programs))
         assert before == {each: signal.getsignal(each) for each in before}
         return code, capfd.readouterr().err
 

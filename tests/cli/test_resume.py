@@ -187,7 +187,7 @@ def test_the_code_that_is_kept_is_the_runs_own_also_what_is_imported_late(here, 
 
 
 def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
-    module, owners = sys.modules["minijaxnet.cli.carry_out"], []
+    module, owners = sys.modules["minijaxnet.cli.execute"], []
     for name in ("write_checkpoint", "write_json", "compare_with_rivals"):
         real = getattr(module, name) if name != "compare_with_rivals" else lambda *_, **__: None
 

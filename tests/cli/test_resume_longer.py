@@ -78,7 +78,7 @@ def test_killed_after_a_change_it_goes_on_with_it_to_the_same_bits(run, monkeypa
     flags = ["--steps", "80", "--learning-rate", "0.01"]
     assert call("resume", whole, *flags).code == 0
     with monkeypatch.context() as patched:
-        patched.setattr("minijaxnet.cli.carry_out.fit", lambda *given, **options: 1 / 0)
+        patched.setattr("minijaxnet.cli.execute.fit", lambda *given, **options: 1 / 0)
         assert call("resume", broken, *flags).code == 2
     assert call("resume", broken).code == 0
     for mine, other in zip(weights(whole), weights(broken), strict=True):

@@ -122,6 +122,6 @@ def test_a_folder_that_may_not_be_read_ends_no_listing(runs, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, flags)
 
-    for module in ("disk", "lock"):
-        monkeypatch.setattr(f"minijaxnet.run.{module}.open_own", may_not)
+    for module in ("_files", "run.lock"):
+        monkeypatch.setattr(f"minijaxnet.{module}.open_own", may_not)
     assert "PermissionError" in listed(runs, "good", "odd")["odd"]

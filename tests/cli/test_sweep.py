@@ -14,6 +14,7 @@ from kits.command import QUICK, call, rows_in
 
 import minijaxnet as mjn
 from minijaxnet.cli import sweep as cli_sweep
+from minijaxnet.cli import sweep_plan
 from minijaxnet.run.lock import hold
 from minijaxnet.sweeps import grid
 
@@ -167,7 +168,7 @@ def test_what_has_come_to_something_is_kept_when_its_end_fails(sweep, monkeypatc
     def fails(*arguments, **options):
         raise KeyboardInterrupt(signal.SIGTERM)
 
-    monkeypatch.setattr("minijaxnet.cli.sweep.shutil.rmtree", fails)
+    monkeypatch.setattr("minijaxnet.cli.sweep_report.shutil.rmtree", fails)
     code, _, _, folder = sweep(*BLOCKWISE)
     assert code == 143
     assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
@@ -196,7 +197,7 @@ def test_what_the_first_batch_size_found_stays_when_the_second_fails(sweep, monk
     [("3", [3]), ("1,2.5", [1, 2.5]), ("0:1:3", [0, 0.5, 1]), ("1e-2:1:3log", [0.01, 0.1, 1]), ("2:2:1", [2])],
 )
 def test_a_range_is_numbers(text, numbers):
-    assert cli_sweep.parse_range("rate", text) == pytest.approx(numbers)
+    assert sweep_plan.parse_range("rate", text) == pytest.approx(numbers)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_range_is_numbers(text, numbers):
 )
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ValueError, match=r"rate: got .*; expected a number, several with commas, or from:to:count"):
-        cli_sweep.parse_range("rate", text)
+        sweep_plan.parse_range("rate", text)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,6 @@ def test_what_cannot_be_swept_is_refused_and_leaves_no_folder(sweep, flags, word
 
 def test_a_cpu_is_divided_into_as_many_devices_as_are_asked_for_before_there_are_any(sweep, monkeypatch):
     divided = []
-    monkeypatch.setattr("minijaxnet.cli.together.divide_cpu", divided.append)
+    monkeypatch.setattr("minijaxnet.cli.placement.divide_cpu", divided.append)
     sweep("--devices", "99")
     assert sweep("--devices", "all", *BLOCKWISE).code == 0 and divided == [99]

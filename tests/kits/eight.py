@@ -11,7 +11,7 @@ import pytest
 from kits.command import call
 from kits.processes import ended, python
 
-from minijaxnet.batches import OneBatch
+from minijaxnet.batches import InMemory, OneBatch
 from minijaxnet.experiment import load_module
 from minijaxnet.history import OUT_OF_STEPS
 from minijaxnet.loop import chunk_capacity, run_chunk
@@ -55,11 +55,11 @@ def collectives(text):
     return re.findall(rf"({names})(?:-start)?\(", text)
 
 
-def exchanged(descent, feed, state, source):
+def exchanged(descent, order, state, arrays):
     """The collectives in the program of many steps."""
-    capacity = chunk_capacity(descent.step, feed, state, source)
-    rest = (1, np.float32(0 if isinstance(feed, OneBatch) else -1), np.int32(OUT_OF_STEPS))
-    program = run_chunk.trace(descent.step, feed, capacity, 1, state, source, *rest).lower().compile()
+    capacity = chunk_capacity(descent.step, state, InMemory(order, arrays))
+    rest = (1, np.float32(0 if isinstance(order, OneBatch) else -1), np.int32(OUT_OF_STEPS))
+    program = run_chunk.trace(descent.step, order, capacity, 1, state, arrays, *rest).lower().compile()
     return collectives(program.as_text())
 
 

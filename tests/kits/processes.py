@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 
-from minijaxnet.cli.launch import free_port
+from minijaxnet.cli.launcher import free_port
 
 LINE = """
 import jax, jax.numpy as jnp

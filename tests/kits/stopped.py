@@ -42,7 +42,7 @@ def working_in(folder):
     """A folder whose modules are imported anew, and whose runs look up after each step."""
     with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder):
         patched.setattr(sys, "path", [*sys.path])
-        patched.setattr(sys.modules["minijaxnet.run.fit"], "_CHUNK_S", 0.0)
+        patched.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
         forget()
         yield
         forget()

@@ -6,7 +6,7 @@ import jax
 import pytest
 from kits.processes import ended, python, together
 
-from minijaxnet.cli.launch import free_port
+from minijaxnet.cli.launcher import free_port
 from minijaxnet.parallel import initialize
 from minijaxnet.parallel.processes import is_lost
 

@@ -125,7 +125,7 @@ def test_the_dtype_of_the_parameters_stays(dtype):
 
 @pytest.mark.parametrize("chunk_s", [0.0, 1e6], ids=["step by step", "all at once"])
 def test_the_length_of_a_chunk_leaves_no_mark(chunk_s, monkeypatch):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", chunk_s)
+    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", chunk_s)
     seen = []
     result = fitted(full_batch(), 30, log_every=1_000, on_progress=seen.append)
     assert len(seen) == 30 if chunk_s == 0 else len(seen) < 30
@@ -189,7 +189,8 @@ def test_compiling_and_running_are_told_apart(monkeypatch):
         now[0] += 100
         return OBJECTIVE(params, batch)
 
-    monkeypatch.setattr(fit_module, "time", SimpleNamespace(perf_counter=clock))
+    for module in ("fit", "watch"):
+        monkeypatch.setattr(sys.modules[f"minijaxnet.run.{module}"], "time", SimpleNamespace(perf_counter=clock))
     descent = mjn.gradient_descent(slow_to_trace, 0.05)
     result = fit(descent, descent.init(PARAMS), DATA, steps=10, log_every=5)
     assert result.compile_s >= 100
@@ -288,7 +289,7 @@ def own_handler():
 
 
 def test_ctrl_c_ends_it_with_what_was_learnt_so_far(own_handler, monkeypatch, tmp_path):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
 
     def interrupt(progress):
         if progress.step >= 25:

@@ -62,7 +62,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def step_by_step(monkeypatch):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
 
 
 def steps_in(folder):
@@ -355,7 +355,7 @@ KILLED = """
     from kits.fits import DATA, minibatches
     import minijaxnet as mjn
 
-    sys.modules["minijaxnet.run.fit"]._CHUNK_S = 0.002
+    sys.modules["minijaxnet.run.watch"]._CHUNK_S = 0.002
     descent, start, options = minibatches()
     folder, resume = sys.argv[1:]
     options = options | {"log_every": 50, "checkpoint_every": timedelta(0), "run_dir": folder}

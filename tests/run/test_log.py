@@ -153,7 +153,7 @@ class Heard:
 
 
 def test_a_sink_gets_each_row_once_it_is_written_and_after_a_resume_those_from_there_on_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
     options = {"log_every": 6, "run_dir": tmp_path, "measure": lambda params: {"first": params[0]["bias"][0]}}
 
     class Killed(BaseException):

@@ -13,7 +13,7 @@ from kits.descents import squared_distance
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet.bench.machine import machine
+from minijaxnet._machine import description
 from minijaxnet.sweeps import grid as sweep_grid
 from minijaxnet.sweeps import program as sweep_program
 
@@ -175,7 +175,7 @@ def hundredfold(a):
 
 def test_blocks_that_run_at_once_share_the_memory_and_there_is_one_a_core(monkeypatch):
     if jax.default_backend() == "cpu":
-        assert sweep_program._workers(jax.devices()[0]) == (machine()["cores"], 1_000)
+        assert sweep_program._workers(jax.devices()[0]) == (description()["cores"], 1_000)
     blocks = {}
     monkeypatch.setattr(sweep_program, "_free_bytes", lambda _: 30_000)
     for workers in (1, 4):

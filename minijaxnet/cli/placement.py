@@ -1,4 +1,4 @@
-"""Where a run is carried out: over how many devices, in how many processes, and that all of these agree on it."""
+"""Over how many devices and in how many processes a run goes, and where its arrays lie."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from minijaxnet._machine import choose_deterministic
-from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, Together
-from minijaxnet.cli.launch import launch
+from minijaxnet.cli.flags import EACH_START, PlaceFlags
+from minijaxnet.cli.launcher import launch
+from minijaxnet.cli.request import Request
 from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
 from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
@@ -26,40 +26,40 @@ from minijaxnet.streams import is_read
 _OWN = {"runs", "processes", *EACH_START}
 
 
-def launched(verb: str, arguments: Sequence[str], asked: Together) -> int | None:
-    """Carry out a verb in processes of its own, if that is asked for; the exit code, None if this process does it."""
+def launched(verb: str, arguments: Sequence[str], flags: PlaceFlags) -> int | None:
+    """Run a verb in processes of its own, if the flags say so: the exit code; None if this process is to run it."""
     for name in ("processes", "heartbeat_seconds"):
-        if (value := getattr(asked, name)) < 1:
+        if (value := getattr(flags, name)) < 1:
             raise UsageError(f"{name}: got {value}; expected at least 1")
-    if asked.processes in (1, asked.num_processes):  # this process is one of them
+    if flags.processes in (1, flags.num_processes):  # this process is one of them
         return None
-    if asked.coordinator is not None:
-        raise UsageError(f"processes: got {asked.processes}, and a coordinator; expected one of the two")
-    return launch([verb, *arguments], asked.processes)
+    if flags.coordinator is not None:
+        raise UsageError(f"processes: got {flags.processes}, and a coordinator; expected one of the two")
+    return launch([verb, *arguments], flags.processes)
 
 
-def join(asked: Together) -> None:
+def join(flags: PlaceFlags) -> None:
     """Take this process's place among the others, before anything asks JAX for a device.
 
     Raises:
         UsageError: devices that the processes do not divide, or another number of them in each.
     """
-    if asked.deterministic:
+    if flags.deterministic:
         choose_deterministic()
-    count = asked.num_processes or 1
-    if isinstance(asked.devices, int):
-        if asked.devices % count:
-            raise UsageError(f"devices: got {asked.devices}; expected a multiple of {count}, the processes")
-        divide_cpu(asked.devices // count)
-    if asked.coordinator is None:
+    count = flags.num_processes or 1
+    if isinstance(flags.devices, int):
+        if flags.devices % count:
+            raise UsageError(f"devices: got {flags.devices}; expected a multiple of {count}, the processes")
+        divide_cpu(flags.devices // count)
+    if flags.coordinator is None:
         return
-    address = None if asked.coordinator == "auto" else asked.coordinator
+    address = None if flags.coordinator == "auto" else flags.coordinator
     initialize(
         address,
-        num_processes=asked.num_processes,
-        process_id=asked.process_id,
-        timeout_s=max(60, 2 * asked.heartbeat_seconds),  # who is started again may have noticed sooner than the others
-        heartbeat_s=asked.heartbeat_seconds,
+        num_processes=flags.num_processes,
+        process_id=flags.process_id,
+        timeout_s=max(60, 2 * flags.heartbeat_seconds),  # who is started again may have noticed sooner than the others
+        heartbeat_s=flags.heartbeat_seconds,
     )
     each = [len(jax.local_devices(process)) for process in range(jax.process_count())]
     if len(set(each)) > 1:
@@ -67,24 +67,24 @@ def join(asked: Together) -> None:
     all_gather([0])  # the first time they wait for one another but for half a minute: now, not when each has its data
 
 
-def agree(asked: Asked, data_sha256: str) -> str:
-    """Have the processes agree on what they were asked for; the SHA-256 of the data of all.
+def agree(request: Request, data_sha256: str) -> str:
+    """See that all processes have the same request; the SHA-256 of the data of all.
 
     Raises:
-        UsageError: some of them were asked for something else than the first: its settings, its code or its data.
+        UsageError: some of them have other settings, other code or other data than the first.
     """
     if jax.process_count() == 1:
         return data_sha256
     digests = all_gather_texts(data_sha256)
-    settings = {name: value for name, value in dataclasses.asdict(asked.flags).items() if name not in _OWN}
-    settings |= asked.init | asked.optimizer | {f"data_{name}": value for name, value in asked.data.items()}
+    settings = {name: value for name, value in dataclasses.asdict(request.flags).items() if name not in _OWN}
+    settings |= request.init | request.optimizer | {f"data_{name}": value for name, value in request.data.items()}
     surroundings = environment()
     settings |= {f"{name}'s version": version for name, version in surroundings["versions"].items()}
     settings |= surroundings["settings"]
-    settings |= {"verb": asked.verb, "experiment": asked.experiment.name}
-    if not loads_its_share(asked.experiment):
+    settings |= {"verb": request.verb, "experiment": request.experiment.name}
+    if not loads_its_share(request.experiment):
         settings["data_sha256"] = data_sha256
-    own = {"settings": settings, "code": code.sources(asked.file, asked.experiment.files)}
+    own = {"settings": settings, "code": code.sources(request.file, request.experiment.files)}
     first = broadcast(own)
     lines = [
         f"{name}: got {settings.get(name)!r}; expected {first['settings'].get(name)!r}, as in process 0"
@@ -96,23 +96,23 @@ def agree(asked: Asked, data_sha256: str) -> str:
     differences = enumerate(all_gather_texts("\n".join(lines)))
     if found := [f"process {process}:\n{text}" for process, text in differences if text]:
         raise UsageError("\n".join(["the processes were not started alike; expected the same of each", *found]))
-    return " ".join(digests) if loads_its_share(asked.experiment) else data_sha256
+    return " ".join(digests) if loads_its_share(request.experiment) else data_sha256
 
 
-def mesh_of(asked: Together) -> Mesh | None:
+def mesh_of(flags: PlaceFlags) -> Mesh | None:
     """The devices to run on; None for a single one."""
     one = (None, 1) if jax.device_count() > 1 else (None, 1, "all")
-    if jax.process_count() == 1 and asked.devices in one:
+    if jax.process_count() == 1 and flags.devices in one:
         return None
-    return data_mesh(None if asked.devices in (None, "all") else asked.devices)
+    return data_mesh(None if flags.devices in (None, "all") else flags.devices)
 
 
-def own_mesh(asked: Together) -> Mesh | None:
+def own_mesh(flags: PlaceFlags) -> Mesh | None:
     """This process's share of the devices that a sweep is divided over; None for a single one."""
     count, own = jax.process_count(), jax.local_devices()
     if count == 1:
-        return mesh_of(asked)
-    own = own if asked.devices == "all" else own[: int(asked.devices or 1) // count]
+        return mesh_of(flags)
+    own = own if flags.devices == "all" else own[: int(flags.devices or 1) // count]
     return None if len(own) < 2 else Mesh(np.array(own), (DATA,))
 
 
@@ -145,7 +145,9 @@ def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
     return start if mesh is None else replicate(mesh, broadcast_arrays(start, start))
 
 
-def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def placed_data(
+    mesh: Mesh | None, request: Request, train: Any, held_out: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """The data where the descent runs: the points divided, or for minibatches all of them on each device.
 
     A process that loads its own share of the points has no others: then these are divided for minibatches, too.
@@ -153,20 +155,20 @@ def placed_data(mesh: Mesh | None, asked: Asked, train: Any, held: dict[str, Any
     Raises:
         ValueError: points or a batch size that the devices do not divide; a batch size of batches that are read.
     """
-    if is_read(train) and asked.flags.batch_size is not None:
+    if is_read(train) and request.flags.batch_size is not None:
         got = "got a function that reads batches, and batch_size, too"
         raise ValueError(f"data: {got}; expected an array or a tree of them")
     if mesh is None or is_read(train):
-        return train, held if mesh is None else replicate(mesh, held)
-    size = asked.flags.batch_size
+        return train, held_out if mesh is None else replicate(mesh, held_out)
+    size = request.flags.batch_size
     if size is not None:
         check_divides("batch_size", size, mesh.size)
-    if loads_its_share(asked.experiment):
-        return shard_batch(mesh, train), {name: shard_batch(mesh, batch) for name, batch in held.items()}
+    if loads_its_share(request.experiment):
+        return shard_batch(mesh, train), {name: shard_batch(mesh, batch) for name, batch in held_out.items()}
     if size is not None:
-        return replicate(mesh, train), replicate(mesh, held)
+        return replicate(mesh, train), replicate(mesh, held_out)
     points = len(jax.tree.leaves(train)[0])
     check_divides("batch", points, mesh.size, unit=" points")
     share = points // jax.process_count()
     first = share * jax.process_index()
-    return shard_batch(mesh, jax.tree.map(lambda leaf: leaf[first : first + share], train)), replicate(mesh, held)
+    return shard_batch(mesh, jax.tree.map(lambda leaf: leaf[first : first + share], train)), replicate(mesh, held_out)

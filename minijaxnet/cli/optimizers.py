@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from minijaxnet.bench import StepComparison, compare_steps
-from minijaxnet.cli.begin import Asked
 from minijaxnet.cli.parsing import numbers_in
+from minijaxnet.cli.request import Request
 from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.descent import Descent, gradient_descent, optax_descent
 from minijaxnet.experiment import OWN, Experiment, is_transformation, optimizer_options
@@ -104,21 +104,21 @@ def optimizer_of(experiment: Experiment, name: str, steps: int, options: Mapping
     return Optimizer(name, {**known, **(options or {})}, experiment.optimizer, steps)
 
 
-def own_arguments(asked: Asked) -> Mapping[str, Any]:
+def own_arguments(request: Request) -> Mapping[str, Any]:
     """What the experiment's own optimizer takes, where that is the one."""
-    own = asked.experiment.optimizer if asked.flags.optimizer == OWN else None
+    own = request.experiment.optimizer if request.flags.optimizer == OWN else None
     return {} if own is None or is_transformation(own) else inspect.signature(own).parameters
 
 
-def optimizer_asked(asked: Asked) -> Optimizer:
+def optimizer_of_request(request: Request) -> Optimizer:
     """That of a run."""
-    flags, is_own = asked.flags, asked.flags.optimizer == OWN
-    if is_own and is_transformation(asked.experiment.optimizer):
-        if flags.learning_rate != asked.experiment.defaults.learning_rate:
+    flags, is_own = request.flags, request.flags.optimizer == OWN
+    if is_own and is_transformation(request.experiment.optimizer):
+        if flags.learning_rate != request.experiment.defaults.learning_rate:
             expected = "none, since the experiment's optimizer is a transformation that has its own"
             raise ValueError(f"learning_rate: got {flags.learning_rate:g}; expected {expected}")
-    options = asked.optimizer if is_own else {}
-    return optimizer_of(asked.experiment, flags.optimizer, flags.steps, options | numbers_in(flags.optimizer_options))
+    options = request.optimizer if is_own else {}
+    return optimizer_of(request.experiment, flags.optimizer, flags.steps, options | numbers_in(flags.optimizer_options))
 
 
 def _takes_rate(maker: Any) -> bool:

@@ -1,0 +1,158 @@
+"""What a sweep is to run: the numbers that its flags stand for, its axes, and the function of one descent."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minijaxnet._trees import PyTree, cast_floats
+from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.optimizers import differentiated, optimizer_of
+from minijaxnet.cli.parsing import options_in
+from minijaxnet.cli.request import Request
+from minijaxnet.cli.start import draws, keys_of
+from minijaxnet.descent import Descent
+from minijaxnet.experiment import OWN, number_options, optimizer_options
+from minijaxnet.loop import descend, descend_minibatches
+
+
+class Plan(NamedTuple):
+    """What a sweep is to run.
+
+    Attributes:
+        values: the numbers of each name.
+        options: the names that are numbers of the optimizer.
+        axes: the names with several numbers that one program runs at once, and the seeds.
+        program_axes: the names whose every number is a program of its own: sizes, and what Python code looks at.
+    """
+
+    values: dict[str, list[Any]]
+    options: tuple[str, ...]
+    axes: dict[str, np.ndarray]
+    program_axes: dict[str, list[Any]]
+
+    def programs(self) -> list[dict[str, Any]]:
+        """The numbers of each program."""
+        return [
+            dict(zip(self.program_axes, some, strict=True)) for some in itertools.product(*self.program_axes.values())
+        ]
+
+    def first(self, names: Sequence[str]) -> dict[str, Any]:
+        """The first number of each of some names."""
+        return {name: self.values[name][0] for name in names}
+
+
+def plan_of(request: Request) -> Plan:
+    """The plan of a request.
+
+    Raises:
+        UsageError: no numbers, or broken ones where whole ones are needed.
+        ValueError: no seeds; an optimizer, one of its options or a rate that cannot be.
+    """
+    flags, experiment = request.flags, request.experiment
+    options = (request.optimizer if flags.optimizer == OWN else {}) | options_in(flags.optimizer_options)
+    texts = {"learning_rate": flags.learning_rate} | request.init | options
+    values: dict[str, list[Any]] = {name: parse_range(name, text) for name, text in texts.items()}
+    if flags.seeds < 1:
+        raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
+    first = {name: values[name][0] for name in options}
+    for rate in values["learning_rate"]:
+        _descent(request, first | {"learning_rate": rate}, tuple(options))
+    own_numbers = number_options(experiment.init) | optimizer_options(experiment.optimizer)
+    for name, own in own_numbers.items():
+        if name in values and isinstance(own, int):
+            values[name] = _whole(name, values[name])
+    program_axes = {name: values[name] for name in options if isinstance(values[name][0], int)}
+    for name in ("learning_rate", *options):
+        if len(values[name]) > 1 and not _can_be_traced(request, values, name, tuple(options)):
+            program_axes[name] = values[name]
+    if flags.batch_size != "all":
+        program_axes["batch_size"] = _whole("batch_size", parse_range("batch_size", flags.batch_size))
+    axes = {name: np.array(some) for name, some in values.items() if len(some) > 1 and name not in program_axes}
+    axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
+    return Plan(values, tuple(options), axes, program_axes)
+
+
+def _descent(request: Request, numbers: dict[str, Any], options: tuple[str, ...]) -> Descent:
+    """The descent of some numbers; an error says what is wrong with them, which a compiled program cannot."""
+    experiment, flags = request.experiment, request.flags
+    optimizer = optimizer_of(experiment, flags.optimizer, flags.steps, {name: numbers[name] for name in options})
+    return optimizer.descent(differentiated(experiment), numbers["learning_rate"])
+
+
+def _can_be_traced(request: Request, values: dict[str, list[Any]], name: str, options: tuple[str, ...]) -> bool:
+    """Whether an optimizer can be made of a traced number; some schedules of optax look at theirs."""
+    numbers = {other: values[other][0] for other in ("learning_rate", *options)}
+    if isinstance(numbers[name], int):
+        return False
+
+    def traced(number: Any) -> None:
+        _descent(request, numbers | {name: number}, options)
+
+    try:
+        jax.eval_shape(traced, numbers[name])
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def run_of(
+    request: Request, plan: Plan, program: dict[str, Any], train: PyTree, held_out: dict[str, PyTree]
+) -> Callable[..., dict[str, Any]]:
+    """``run(seed, **numbers)``, one descent of a program: its trace, and the loss and metrics where it ended."""
+    experiment, flags = request.experiment, request.flags
+    fixed = {name: some[0] for name, some in plan.values.items() if len(some) == 1} | program
+    batch_size = fixed.pop("batch_size", None)
+
+    def run(seed: Any, **swept: Any) -> dict[str, Any]:
+        numbers = fixed | swept
+        start_key, order_key, draw_key = keys_of(seed)
+        params = experiment.init(start_key, **{name: numbers[name] for name in request.init})
+        params = cast_floats(params, jnp.dtype(flags.precision))
+        descent = _descent(request, numbers, plan.options)
+        key = draw_key if draws(experiment.objective) else None
+        state = descent.init(params, key)
+        rest = {"steps": flags.steps, "until_flat": flags.until_flat}
+        if batch_size is None:
+            state, trace = descend(descent, state, train, **rest)
+        else:
+            state, trace = descend_minibatches(descent, state, train, order_key, batch_size=batch_size, **rest)
+        extra = () if key is None else (key,)
+        metrics = {}
+        for of, batch in held_out.items():
+            metrics[f"{of}_loss"] = experiment.objective(state.params, batch, *extra)
+            metrics |= {f"{of}_{name}": metric(state.params, batch) for name, metric in experiment.metrics.items()}
+        return {"trace": trace, "loss": experiment.objective(state.params, train, *extra), "metrics": metrics}
+
+    return run
+
+
+def parse_range(name: str, text: str) -> list[float]:
+    """The numbers that a flag stands for: one, several with commas, or ``from:to:count``, evenly or by even factors.
+
+    >>> parse_range("rate", "0.1,0.3"), parse_range("rate", "0:1:3"), parse_range("rate", "1:100:3log")
+    ([0.1, 0.3], [0.0, 0.5, 1.0], [1.0, 10.0, 100.0])
+    """
+    try:
+        if ":" not in text:
+            numbers = [float(part) for part in text.split(",")]
+        else:
+            first, last, count = text.split(":")
+            spaced = np.geomspace if count.endswith("log") else np.linspace
+            numbers = spaced(float(first), float(last), int(count.removesuffix("log"))).tolist()
+    except ValueError:
+        numbers = []
+    if not numbers or not np.isfinite(numbers).all():
+        raise UsageError(
+            f"{name}: got {text!r}; expected a number, several with commas, or from:to:count, such as 1e-3:1:16log"
+        )
+    return numbers
+
+
+def _whole(name: str, numbers: Sequence[float]) -> list[int]:
+    if broken := [number for number in numbers if number != int(number)]:
+        raise UsageError(f"{name}: got {broken[0]:g}; expected whole numbers")
+    return [int(number) for number in numbers]

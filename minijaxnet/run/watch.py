@@ -1,0 +1,136 @@
+"""What a fit does between chunks of compiled steps: measure, keep, agree with other processes, log."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from minijaxnet._loops import block_on
+from minijaxnet.batches import InMemory
+from minijaxnet.descent import DescentState
+from minijaxnet.history import OUT_OF_STEPS, History
+from minijaxnet.loop import chunk_capacity, chunks
+from minijaxnet.parallel.processes import all_gather
+from minijaxnet.run.best import BestKeeper
+from minijaxnet.run.keeper import Keeper
+from minijaxnet.run.log import Log, Progress, Sink
+from minijaxnet.run.measured import measured_by, row_of
+from minijaxnet.run.signals import Stop
+from minijaxnet.streams import Stream
+
+# A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
+_CHUNK_S = 0.1
+
+
+class Watch(NamedTuple):
+    """Who looks at a fit between its chunks.
+
+    Attributes:
+        every: steps from one logged row to the next.
+    """
+
+    every: int
+    measure: Callable[[Any], dict[str, Any]] | None
+    best: BestKeeper
+    keeper: Keeper
+    log: Log
+    sink: Sink | None
+    stop: Stop
+
+
+class Ran(NamedTuple):
+    """A descent that was run: where it ended, how, and how long it took.
+
+    Attributes:
+        interrupted: the signal that ended it; 0 if none did.
+        stopped_early: whether the number to keep the best of has not become better for long enough.
+    """
+
+    state: DescentState
+    history: History
+    interrupted: int
+    stopped_early: bool
+    compile_s: float
+    run_s: float
+
+
+def run_watched(
+    step: Any, state: DescentState, source: InMemory | Stream, until_flat: Any, steps: range, watch: Watch
+) -> Ran:
+    """Run a descent for a range of steps.
+
+    Before each chunk it is measured if a row is due, all processes agree on the chunk's length, and a checkpoint is
+    kept if one is due; after it the row is logged.
+
+    Args:
+        step: of a descent.
+        state: where to start; donated.
+        source: of the batches.
+        until_flat: from ``flat_norm``.
+        steps: from the first step to the last but one.
+        watch: who looks.
+    """
+    started, history, run_s, steps_per_s = time.perf_counter(), History(len(steps)), 0.0, 1.0
+    capacity, block = chunk_capacity(step, state, source), block_on(state)
+    measured, interrupted, stopped_early = None, 0, False
+
+    def lengths() -> Iterator[int]:
+        nonlocal started, measured, interrupted, stopped_early
+        yield 0  # all the time that this chunk takes is tracing and compiling
+        while True:
+            at, goes_on = steps.start + history.steps_taken, history.status == OUT_OF_STEPS
+            most = min(steps.stop - at, watch.every - at % watch.every, watch.keeper.steps_left(at), capacity)
+            if goes_on and most > 0:
+                source.arrays()  # the next batches, if there are any
+                most = 0 if source.ended else min(most, source.left)
+            measured = None
+            if goes_on and most > 0 and at % watch.every == 0:
+                measured = measured_by(watch.measure, state.params)
+                watch.best.see(at, state.params, measured)
+            timely = max(1, int(_CHUNK_S * steps_per_s))
+            own = (min(most, timely // block * block or timely), watch.keeper.is_due(at), watch.best.is_over)
+            # What clocks and signals say is not the same in each process: here they agree on what comes next.
+            plans = all_gather((*own, watch.stop.signum))
+            (length, is_due, stopped_early, _), interrupted = plans[0].tolist(), int(plans[:, 3].max())
+            if not goes_on or most <= 0 or interrupted or stopped_early:
+                return
+            if is_due:
+                watch.keeper.keep(at, state, watch.log.synced_sha256(), source.position)
+            started = time.perf_counter()
+            yield length
+
+    running = chunks(step, state, source, lengths(), until_flat)
+    state, trace = jax.block_until_ready(next(running))
+    history.append(trace)
+    compile_s = time.perf_counter() - started
+    for state, trace in running:
+        jax.block_until_ready((state, trace))
+        seconds, seen = time.perf_counter() - started, history.append(trace)
+        taken, run_s = len(seen.loss), run_s + seconds
+        source.take(taken)
+        if not taken:
+            continue
+        # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
+        steps_per_s, at = min(taken / seconds, 4 * steps_per_s), steps.start + history.steps_taken
+        if measured is not None:
+            watch.log.append(at - taken, row_of(seen, measured), run_s)
+        if watch.sink is not None:
+            loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
+            watch.sink.progress(Progress(at, steps.stop, loss, norm, history.steps_taken / run_s))
+    return Ran(state, history, interrupted, bool(stopped_early), compile_s, run_s)
+
+
+def log_the_end(
+    step: Any, ran: Ran, source: InMemory | Stream, until_flat: Any, end: int, watch: Watch
+) -> DescentState:
+    """Log what the next step would see; the state, as it was."""
+    everything_is_flat = np.asarray(np.inf, until_flat.dtype)
+    [(state, seen)] = chunks(step, ran.state, source, [1], everything_is_flat)
+    measured = measured_by(watch.measure, state.params)
+    if not (ran.interrupted and end % watch.every):  # a fit that nothing ended would not look at these weights
+        watch.best.see(end, state.params, measured)
+    watch.log.append(end, row_of(jax.device_get(seen), measured), ran.run_s)
+    watch.log.sync()
+    return state
