@@ -12,7 +12,7 @@ import minijaxnet as mjn
 
 from .inputs import FINITE
 from .judge import Arrays, Expected, Trial
-from .ours import ADAM, BY_HAND, LOGARITHM, NETWORKS, PLAIN, only_ours
+from .ours import ADAM, BY_HAND, LOGARITHM, NETWORKS, only_ours, plain_descent
 from .tool import Fault, Setting, Tool, good_call
 
 _DIVERGED = Expected(
@@ -76,8 +76,8 @@ def wrong_optimizer_state(tool: Tool, setting: Setting) -> Iterator[Trial]:
     ):
 
         def act(optimizer: Any = optimizer) -> Arrays:
-            state = PLAIN.init(params)._replace(optimizer=optimizer)
-            result = mjn.fit(PLAIN, state, mjn.Batch(call.x, call.y), steps=5)
+            state = plain_descent().init(params)._replace(optimizer=optimizer)
+            result = mjn.fit(plain_descent(), state, mjn.Batch(call.x, call.y), steps=5)
             if result.status == mjn.DIVERGED:
                 raise RuntimeError(f"{result.status.name} after {result.steps_taken} steps")
             return tool.arrays(result.state.params)
