@@ -4,7 +4,8 @@ from minijaxnet.backprop import mlp_gradient
 from minijaxnet.bench import StepComparison, StepTiming, compare_steps, time_step
 from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.data import Batch, breast_cancer, diabetes, digits, iris, lesson_points, wine
-from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent, optax_descent
+from minijaxnet.descent import Descent, DescentState, StepInfo, gradient_descent
+from minijaxnet.descent_optax import optax_descent
 from minijaxnet.experiment import Experiment, ExperimentError, Settings, load_experiment
 from minijaxnet.history import DIVERGED, FLAT, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace
 from minijaxnet.landscape import LossSlice, LossSurface, loss_slice, loss_surface, project_path, weight_direction

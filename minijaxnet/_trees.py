@@ -1,8 +1,6 @@
 """The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
 
 import math
-import operator
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -48,55 +46,6 @@ def number_of(tree: Any) -> int:
     7
     """
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
-
-
-def pair(batch: Any, where: str = "batch") -> tuple[Any, Any]:
-    """A batch as ``(x, y)``.
-
-    Raises:
-        TypeError: it is not a pair, or one half is missing; several batches, or what yields some.
-
-    Example:
-        >>> pair([1, 2, 3])
-        Traceback (most recent call last):
-        TypeError: batch: got list of 3; expected a pair (x, y)
-    """
-    check_one_batch(batch, where)
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        got = array_type(batch) if hasattr(batch, "dtype") else type(batch).__name__ + size
-        raise TypeError(f"{where}: got {got}; expected a pair (x, y)")
-    return batch[0], batch[1]
-
-
-def check_one_batch(batch: Any, where: str) -> None:
-    """Refuse several batches, what yields some, and a pair of which one half is missing.
-
-    Raises:
-        TypeError: it is one of these.
-    """
-    join = (
-        "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size,"
-    )
-    join += " or hand over batches(first_step), a function that returns an iterator of batches"
-    if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
-        raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
-    if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
-        raise TypeError(f"{where}: got a list of {len(batch)} batches; {join}")
-    for side, half in zip("xy", batch, strict=True) if is_pair(batch) else ():
-        if half is None:
-            raise TypeError(f"{where}.{side}: got None; expected an array, or a tree of them")
-
-
-def is_pair(batch: Any) -> bool:
-    """Whether a batch is ``(x, y)``, or any other two."""
-    return isinstance(batch, tuple | list) and len(batch) == 2
-
-
-def _alike_containers(trees: list[Any]) -> bool:
-    if not all(isinstance(tree, tuple | list | dict) for tree in trees):
-        return False
-    return len({jax.tree.structure(tree) for tree in trees}) == 1
 
 
 def checked_tree(tree: Any, where: str) -> Any:
@@ -195,6 +144,12 @@ def l2_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(map(sum_of_squares, leaves), start=jnp.zeros((), dtype)))
 
 
+@jax.jit
+def own_copy(tree: Any) -> Any:
+    """A copy that may be donated."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def cast_floats(tree: Any, dtype: Any) -> Any:
     """The same tree with floating leaves in ``dtype``; integers, booleans and keys stay as they are.
 
@@ -207,49 +162,6 @@ def cast_floats(tree: Any, dtype: Any) -> Any:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
-
-
-def check_callable(name: str, value: Any) -> Any:
-    """A function, or whatever else can be called.
-
-    >>> check_callable("objective", None)
-    Traceback (most recent call last):
-    TypeError: objective: got None; expected a function
-    """
-    if not callable(value):
-        got = value if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
-        raise TypeError(f"{name}: got {got!r}; expected a function")
-    return value
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is one real number: Python's, NumPy's or JAX's.
-
-    >>> is_number(np.int64(1)), is_number(jnp.ones(())), is_number(True), is_number("1"), is_number(np.ones(1))
-    (True, True, False, False, False)
-    """
-    if not isinstance(value, int | float | np.number | np.ndarray | jax.Array) or isinstance(value, bool):
-        return False
-    kind = jnp.result_type(value)
-    return jnp.shape(value) == () and (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer))
-
-
-def check_count(name: str, value: Any, *, least: int = 0) -> int:
-    """A whole number of at least ``least``.
-
-    >>> check_count("steps", -1)
-    Traceback (most recent call last):
-    ValueError: steps: got -1; expected at least 0
-    """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: got {value!r}; expected an int") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r}; expected an int")
-    if count < least:
-        raise ValueError(f"{name}: got {count}; expected at least {least}")
-    return count
 
 
 def structure_difference(got: Any, expected: Any) -> str | None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet._trees import pair
+from minijaxnet._checks import pair
 from minijaxnet.custom_gradient import ValueAndGradient
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from minijaxnet.network import Activation, check_sizes

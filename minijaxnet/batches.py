@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from minijaxnet._trees import PyTree, check_count
+from minijaxnet._checks import check_count
+from minijaxnet._trees import PyTree
 
 # A chunk of steps is at most this long, and what is kept for it at most this large: one compilation serves any number.
 CHUNK_STEPS = 2**15

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minijaxnet._trees import check_callable, structure_difference
+from minijaxnet._checks import check_callable
+from minijaxnet._trees import structure_difference
 
 ValueAndGradient = Callable[[Any, Any], tuple[jax.Array, Any]]
 

@@ -6,11 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import check_one_batch, checked_tree, is_pair
+from minijaxnet._checks import check_one_batch, is_pair
+from minijaxnet._trees import checked_tree
 
 
 class Batch(NamedTuple):
-    """Points and their actual values; the batch axis comes first in both."""
+    """Points and their actual values.
+
+    Attributes:
+        x: the inputs, an array or a tree of arrays, the batch axis first.
+        y: the targets, as many as there are points.
+
+    Example:
+        >>> x, y = Batch(jnp.ones((4, 2)), jnp.zeros((4, 1)))
+        >>> x.shape
+        (4, 2)
+    """
 
     x: Any
     y: Any

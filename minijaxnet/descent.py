@@ -5,9 +5,6 @@ returns the next state, with the loss and the gradient that it saw on the way. O
 pair, and so does any step that you write.
 """
 
-import importlib.util
-import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,19 +15,12 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from minijaxnet._trees import (
-    array_type,
-    check_arrays,
-    check_callable,
-    check_like,
-    floating_arrays,
-    is_number,
-    l2_norm,
-)
+from minijaxnet._checks import check_callable, is_number
+from minijaxnet._trees import array_type, check_arrays, check_like, floating_arrays, l2_norm
 
 ObjectiveFn = Callable[..., Any]
 
-_OPTIMIZER = "state.optimizer, as the descent's own init makes it"
+OPTIMIZER = "state.optimizer, as the descent's own init makes it"
 
 
 class DescentState(NamedTuple):
@@ -140,56 +130,9 @@ def gradient_descent(objective: ObjectiveFn, learning_rate: float | jax.Array, *
     rate = _learning_rate(learning_rate)
 
     def init(params: Any, key: jax.Array | None = None) -> DescentState:
-        return _start(params, lambda _: rate, key)
+        return start(params, lambda _: rate, key)
 
     return Descent(init, GradientStep(objective, has_aux))
-
-
-def optax_descent(objective: ObjectiveFn, optimizer: Any, *, has_aux: bool = False) -> Descent:
-    """Descent with an optimizer of optax: ``params <- params + update(gradient, state.optimizer)``.
-
-    Transformations that ask for more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient
-    and the objective of the batch, by optax's own names; what a transformation does not take, it is not given.
-
-    A step whose loss or gradient is not finite ends the descent, as ever, but for optimizers that handle such gradients
-    themselves: ``optax.apply_if_finite``, ``optax.zero_nans``, and ``optax.MultiSteps`` with a
-    ``should_skip_update_fn``. With these a step is refused only where the params would not be finite after it; the
-    trace has the loss and the norm as they were seen.
-
-    Args:
-        objective: as for ``gradient_descent``.
-        optimizer: any ``optax.GradientTransformation``.
-        has_aux: whether the objective returns ``(loss, aux)``.
-
-    Returns:
-        A descent. Its compiled step is found again for the same objective and the same optimizer object.
-
-    Raises:
-        ImportError: optax is not installed.
-        TypeError: an objective that is no function; an optimizer without ``init`` and ``update``; on ``step``, one
-            whose parts ask for what others refuse.
-
-    Example:
-        >>> import optax
-        >>> descent = optax_descent(lambda weight, batch: (weight - batch) ** 2, optax.sgd(0.1))
-        >>> print(descent.step(descent.init(1.0), 0.0)[0].params)
-        0.8
-
-    Source: DeepMind et al., "The DeepMind JAX ecosystem", 2020.
-    """
-    check_callable("optax_descent: objective", objective)
-    if importlib.util.find_spec("optax") is None:
-        raise ImportError('optax is not installed: pip install "minijaxnet[optax]"')
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"optax_descent: optimizer: got {type(optimizer).__name__}; "
-            "expected an optax.GradientTransformation, such as optax.sgd(0.1)"
-        )
-
-    def init(params: Any, key: jax.Array | None = None) -> DescentState:
-        return _start(params, optimizer.init, key)
-
-    return Descent(init, _OptaxStep(objective, optimizer, has_aux))
 
 
 @dataclass(frozen=True)
@@ -201,13 +144,12 @@ class GradientStep:
 
     def is_ready(self, state: DescentState) -> jax.Array:
         """Whether any step can be taken: a traced rate may be infinite or NaN."""
-        return jnp.isfinite(state.optimizer)
+        return jnp.isfinite(_rate(state))
 
     def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
         """Take it."""
-        rate = state.optimizer
-        check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), _OPTIMIZER)
-        loss, aux, gradient = _gradient(self.objective, self.has_aux, state, batch)
+        rate = _rate(state)
+        loss, aux, gradient = gradient_of(self.objective, self.has_aux, state, batch)
 
         def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
             range_ = jnp.finfo(weight.dtype)
@@ -219,68 +161,10 @@ class GradientStep:
         return state, StepInfo(loss, l2_norm(gradient), aux)
 
 
-@dataclass(frozen=True)
-class _OptaxStep:
-    """One step of an optax optimizer."""
-
-    objective: ObjectiveFn
-    optimizer: Any
-    has_aux: bool
-
-    def __call__(self, state: DescentState, batch: Any) -> tuple[DescentState, StepInfo]:
-        import optax
-
-        check_like(state.optimizer, jax.eval_shape(self.optimizer.init, state.params), _OPTIMIZER)
-
-        def value(params: Any) -> jax.Array:
-            result = self.objective(params, *_arguments(state, batch))
-            return result[0] if self.has_aux else result
-
-        loss, aux, gradient = _gradient(self.objective, self.has_aux, state, batch)
-        update = optax.with_extra_args_support(self.optimizer).update
-        extra: dict[str, Any] = {"value": loss, "grad": gradient, "value_fn": value}
-        if "grad_fn" in inspect.signature(update).parameters:  # SAM's; a line search refuses it
-            extra["grad_fn"] = lambda params, _: jax.grad(value)(params)
-        updates, optimizer_state = _given_what_it_takes(update, (gradient, state.optimizer, state.params), extra)
-        params = optax.apply_updates(state.params, updates)
-        norm = l2_norm(gradient)
-        # An optimizer can make NaN of a finite gradient (0 / 0 with epsilon 0): such a step must not be taken either.
-        accepted = jnp.isfinite(l2_norm(params))
-        if not _handles_what_is_not_finite(state.optimizer):
-            accepted &= jnp.isfinite(loss) & jnp.isfinite(norm)
-        state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
-        return state, StepInfo(loss, norm, aux, accepted)
-
-
-def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...], extra: dict[str, Any]) -> Any:
-    """What an optimizer's update returns, without those of the extra arguments that it, or a part of it, refuses."""
-    refused = []
-    while True:
-        try:
-            return update(*arguments, **extra)
-        except TypeError as error:
-            name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if name is None or name[1] not in extra:
-                if not refused:
-                    raise
-                without = f"a part of it takes no {', '.join(refused)}, another one needs more ({error})"
-                raise TypeError(f"optax_descent: optimizer: {without}; expected parts that take the same") from error
-            refused.append(name[1])
-            del extra[name[1]]
-
-
-def _handles_what_is_not_finite(optimizer_state: Any) -> bool:
-    """Whether an optimizer of optax was asked to see to gradients that are not finite, by what it keeps."""
-    import optax
-
-    handlers = (optax.ApplyIfFiniteState, optax.ZeroNansState, optax.MultiStepsState)
-    found = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, handlers))
-    return any(
-        bool(jax.tree.leaves(node.skip_state)) or _handles_what_is_not_finite(node.inner_opt_state)
-        if isinstance(node, optax.MultiStepsState)
-        else isinstance(node, handlers)
-        for node in found
-    )
+def _rate(state: DescentState) -> jax.Array:
+    rate = state.optimizer
+    check_like(rate, jax.ShapeDtypeStruct((), getattr(rate, "dtype", jnp.float32)), OPTIMIZER)
+    return rate
 
 
 def _within(rate: jax.Array, dtype: Any) -> jax.Array:
@@ -290,20 +174,22 @@ def _within(rate: jax.Array, dtype: Any) -> jax.Array:
     return rate.astype(dtype)
 
 
-def _start(params: Any, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:
+def start(params: Any, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:
+    """The first state of a descent."""
     params = floating_arrays(params, "params")
     return DescentState(params, optimizer_init(params), jnp.int32(0), key)
 
 
-def _arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
+def arguments(state: DescentState, batch: Any) -> tuple[Any, ...]:
+    """What the objective takes beside the parameters."""
     return (batch,) if state.key is None else (batch, jax.random.fold_in(state.key, state.step))
 
 
-def _gradient(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
+def gradient_of(objective: ObjectiveFn, has_aux: bool, state: DescentState, batch: Any) -> tuple[jax.Array, Any, Any]:
     """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
 
     def checked(params: Any) -> tuple[Any, Any]:
-        result = objective(params, *_arguments(state, batch))
+        result = objective(params, *arguments(state, batch))
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"objective: got {type(result).__name__}; expected (loss, aux), as has_aux=True says")
         loss, aux = result if has_aux else (result, ())

@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Settings:
-    """How to carry out a descent; an experiment's defaults, which the command line's flags override.
+    """How to descend: an experiment's defaults, which the flags of the command line override.
 
     Attributes:
-        steps: how many steps at most.
-        learning_rate: of the optimizer, positive; of ``polyak_sgd`` the largest.
-        batch_size: points a step; every step sees all points if None.
+        steps: the most steps to take.
+        learning_rate: the optimizer's rate, positive; for ``polyak_sgd`` the largest one.
+        batch_size: points in a batch; all points if None.
         until_flat: stop before a step whose gradient norm is at most this.
-        seed: of the start, of the order of minibatches and of dropout.
+        seed: the seed of the start, of the order of minibatches and of dropout.
         optimizer: "gd" is gradient descent; any other name is an optimizer of optax.
-        precision: float32, float64 or bfloat16.
+        precision: the dtype of parameters and data.
     """
 
     steps: int = 1_000

@@ -13,7 +13,15 @@ from minijaxnet.descent import StepInfo
 
 
 class Status(enum.IntEnum):
-    """How a descent ended; stopped early only by ``fit``, where a measured number became no better."""
+    """How a descent ended: ``OUT_OF_STEPS``, ``FLAT``, ``DIVERGED`` or ``STOPPED_EARLY``.
+
+    FLAT: the gradient's norm was at most ``until_flat``. DIVERGED: the next loss or gradient was not finite.
+    STOPPED_EARLY, by ``fit`` alone: a measured number became no better for as many rows as ``patience`` says.
+
+    Example:
+        >>> Status(1).name, Status.DIVERGED == 2
+        ('FLAT', True)
+    """
 
     OUT_OF_STEPS = 0
     FLAT = 1

@@ -36,7 +36,7 @@ class OtherCode(ValueError):
 
 
 def load_params(source: str | Path, like: Any = None) -> Any:
-    """The weights of a run, of a checkpoint or of any safetensors file; no code is carried out.
+    """The weights of a run, of a checkpoint or of any safetensors file; runs no code.
 
     Args:
         source: the folder of a run: the best weights that it kept, or else where it ended or has come to; or a file.
@@ -151,7 +151,7 @@ class Run:
 
     Attributes:
         folder: of the run.
-        trust: whether to carry out code of a run that this user has not started.
+        trust: whether to run the code of a run that this user has not started.
     """
 
     folder: Path
@@ -181,7 +181,7 @@ class Run:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """The experiment that its file defines, which is carried out for that.
+        """The experiment that its file defines; the file is run for that.
 
         Raises:
             ValueError: this user has not started the run, and ``trust`` is not given; or the file is not there.
@@ -204,11 +204,14 @@ class Run:
 def load_run(folder: str | Path, *, trust: bool = False) -> Run:
     """A run back in Python: ``.params``, ``.config``, ``.rows``, ``.result``, ``.experiment`` and ``.predict(x)``.
 
-    The last two carry out the experiment's file, if this user has started the run with that very code.
+    The last two run the experiment's file, if this user has started the run with the same code.
 
     Args:
         folder: of the run.
-        trust: whether to carry out the code of a run that this user has not started.
+        trust: whether to run the code of a run that this user has not started.
+
+    Returns:
+        The run. Nothing more of its folder is read before an attribute needs it.
 
     Raises:
         ValueError: the folder is none of a run.
@@ -224,12 +227,12 @@ def load_run(folder: str | Path, *, trust: bool = False) -> Run:
 
 
 def own_file(folder: Path, config: Mapping[str, Any], *, trust: bool = False, changed: bool = False) -> str:
-    """The file of a run's experiment, if its code may be carried out: by this user, unchanged, or trusted.
+    """The file of a run's experiment, if its code may be run: by this user, unchanged, or trusted.
 
     Args:
         folder: of the run.
         config: as it stands there.
-        trust: whether to carry out the code of somebody else.
+        trust: whether to run the code of somebody else.
         changed: whether the user's own may have changed.
 
     Raises:

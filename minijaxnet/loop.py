@@ -15,9 +15,10 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from minijaxnet._checks import check_count
 from minijaxnet._loops import block_on, repeated_while
 from minijaxnet._programs import JitOf, function_key, is_being_traced
-from minijaxnet._trees import PyTree, check_count, structure_difference
+from minijaxnet._trees import PyTree, own_copy, structure_difference
 from minijaxnet.batches import CHUNK_BYTES, InMemory, OneBatch, Order, Source, check_key, minibatches_of
 from minijaxnet.data import numbers
 from minijaxnet.descent import Descent, DescentState, Step, StepInfo, check_descent, check_state, is_ready
@@ -75,11 +76,8 @@ def descend(
     """
     check_descent(descent)
     check_state(state)
-    rest = flat_norm(until_flat, sampled=state.key is not None)
-    batch = numbers(batch, "batch")
-    check_probabilities(descent.step, batch)
-    end, trace = _run_steps(descent.step, state, InMemory(OneBatch(), batch), check_count("steps", steps), rest)
-    return end, _explained(trace, descent, state, batch)
+    rest, batch = flat_norm(until_flat, sampled=state.key is not None), numbers(batch, "batch")
+    return _checked_descent(descent, state, InMemory(OneBatch(), batch), batch, steps, rest)
 
 
 def descend_epochs(
@@ -140,17 +138,19 @@ def descend_minibatches(
     """The same for a number of steps, be it no whole number of epochs; 0 for ``until_flat`` never stops it."""
     rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
     check_key(key)
-    check_probabilities(descent.step, data)
     source = InMemory(minibatches_of(data, batch_size), (data, key))
-    end, trace = _run_steps(descent.step, state, source, check_count("steps", steps), rest)
-    return end, _explained(trace, descent, state, data)
+    return _checked_descent(descent, state, source, data, steps, rest)
 
 
-def _explained(trace: Trace, descent: Descent, state: DescentState, data: Any) -> Trace:
-    """The trace; of a descent that diverged for want of classes or points, an error that says so."""
+def _checked_descent(
+    descent: Descent, state: DescentState, source: Source, data: PyTree, steps: int, until_flat: Any
+) -> tuple[DescentState, Trace]:
+    """Run a descent; if it diverged for lack of classes or points, raise an error that says so."""
+    check_probabilities(descent.step, data)
+    end, trace = _run_steps(descent.step, state, source, check_count("steps", steps), until_flat)
     if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED:
         check_labels(descent.step, state.params, data)
-    return trace
+    return end, trace
 
 
 def _run_steps(
@@ -301,12 +301,6 @@ def _any_replica(running: jax.Array) -> jax.Array:
 @_any_replica.def_vmap
 def _(axis_size: int, in_batched: list[bool], running: jax.Array) -> tuple[jax.Array, bool]:
     return _any_replica(jnp.any(running, axis=0) if in_batched[0] else running), False
-
-
-@jax.jit
-def own_copy(tree: Any) -> Any:
-    """A copy that may be donated."""
-    return jax.tree.map(jnp.copy, tree)
 
 
 _traced_chunk = JitOf(_chunk, static_argnums=(0, 1, 2))

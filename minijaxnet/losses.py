@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from minijaxnet._trees import array_type, check_callable, pair
+from minijaxnet._checks import check_callable, pair
+from minijaxnet._trees import array_type
 from minijaxnet.network import Network
 
 Loss = Callable[[jax.Array, Any], jax.Array]

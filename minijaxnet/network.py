@@ -31,6 +31,11 @@ class Network(NamedTuple):
     Attributes:
         init: ``init(key) -> params``, a pytree of arrays.
         apply: ``apply(params, x) -> predictions``; the batch axis comes first.
+
+    Example:
+        >>> line = Network(lambda key: jax.random.normal(key, (2, 1)), lambda params, x: x @ params)
+        >>> line.apply(line.init(jax.random.key(0)), jnp.ones((4, 2))).shape
+        (4, 1)
     """
 
     init: Callable[[jax.Array], Any]

@@ -74,7 +74,7 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
 
 
 def _check_ratio(where: str, ratio: Any) -> None:
-    from minijaxnet._trees import is_number
+    from minijaxnet._checks import is_number
 
     if not (is_number(ratio) and 0 < float(ratio) < math.inf):  # no ratio would be above NaN
         raise ValueError(f"{where}: got {ratio!r}; expected a ratio such as 1.2, a positive number")

@@ -12,10 +12,11 @@ PACKAGE = ROOT / "minijaxnet"
 
 FLOORS = [
     {"_files", "_jaxpr", "_loops", "_machine", "_reads", "_tables", "_trees"},
-    {"_programs", "goal", "network", "data"},
+    {"_checks", "_programs", "goal"},
+    {"network", "data"},
     {"losses", "custom_gradient"},
     {"backprop", "descent", "batches", "experiment"},
-    {"history", "landscape", "parallel", "streams"},
+    {"descent_optax", "history", "landscape", "parallel", "streams"},
     {"loop", "sweeps"},
     {"verify", "bench", "run"},
     {"load"},

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from minijaxnet._checks import pair
 from minijaxnet._trees import (
     array_type,
     cast_floats,
@@ -16,7 +17,6 @@ from minijaxnet._trees import (
     l2_norm,
     leaf_name,
     named_leaves,
-    pair,
     structure_difference,
 )
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax import lax
 from jax.stages import Compiled, Traced
 
+from minijaxnet._checks import is_number
 from minijaxnet._loops import repeated
-from minijaxnet._trees import is_number, named_leaves, side_effects, structure_difference
+from minijaxnet._trees import named_leaves, side_effects, structure_difference
 from minijaxnet.descent import Descent
 
 _MOST_STEPS = 2**26  # of a block; if that is still too short, a step takes less than a processor's cycle

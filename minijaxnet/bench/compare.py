@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
+from minijaxnet._checks import is_number
 from minijaxnet._loops import block_on, platform_of
 from minijaxnet._machine import product_epsilon
-from minijaxnet._trees import is_number, named_leaves, structure_difference
+from minijaxnet._trees import named_leaves, structure_difference
 from minijaxnet.bench.blocks import check_seconds, checked, compilations, fused, placed, start_state
 from minijaxnet.bench.comparison import ArmTiming, StepComparison, workload_of
 from minijaxnet.bench.device import clock_reader

@@ -19,9 +19,9 @@ import numpy as np
 from jax.stages import Compiled
 
 from minijaxnet._loops import block_on, repeated
+from minijaxnet._trees import own_copy
 from minijaxnet.bench.blocks import placed, seconds_of, steps_for
 from minijaxnet.bench.intervals import median_interval
-from minijaxnet.loop import own_copy
 
 BLOCK_S = 0.001  # long against the clock's resolution; short, so that there are many
 _CALLS = 10  # a block is at least as long as so many calls without a step

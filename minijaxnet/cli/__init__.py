@@ -13,10 +13,10 @@ from minijaxnet.cli.screen import patient_streams
 from minijaxnet.parallel.processes import leave
 
 VERBS = {
-    "run": "carry out an experiment: descend, check the hand gradient, time the step",
+    "run": "run an experiment: descend, check the gradient by hand, time the step",
     "check": "is a gradient by hand right, and the rules within a loss; or those of package.module:function",
     "bench": "time the step, by itself and against autodiff's and optax's",
-    "sweep": "carry out an experiment at many seeds, learning rates and numbers of its own, at once",
+    "sweep": "run an experiment at many seeds, learning rates and numbers of its own, at once",
     "list": "show the experiments of a folder",
     "runs": "show the runs of a folder, how they stand and what came out",
     "show": "show one run, as far as it has come",

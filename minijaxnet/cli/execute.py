@@ -192,7 +192,6 @@ def _report(
     experiment, flags, (params, train, held_out, _, key) = request.experiment, request.flags, setup.start
     state, best = to_host(result.state), result.best
     write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
-    write_json(folder / RESULT, outcome.result_json(result, None))
     write_json(folder / "timing.json", outcome.timing_json(result, None))
     say(outcome.summary(experiment, result, held_out, flags.keep_best))
     report = None
@@ -200,7 +199,7 @@ def _report(
         say(f"\n{report}")
         if not (report.ok or flags.unchecked):
             say(f"\nThe result cannot be relied on: {outcome.WRONG}.")
-        write_json(folder / RESULT, outcome.result_json(result, report))
+    write_json(folder / RESULT, outcome.result_json(result, report))  # from here on the run is done
     has_share = jax.process_count() > 1 and loads_its_share(experiment)
     if has_share:
         say("what follows is of the points of process 0 alone")

@@ -1,4 +1,4 @@
-"""Carry out one command in several processes on this machine, to try out what runs on several machines."""
+"""Run one command in several processes on this machine, to try out what runs on several machines."""
 
 import contextlib
 import os

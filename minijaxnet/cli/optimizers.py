@@ -10,7 +10,8 @@ from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.parsing import numbers_in
 from minijaxnet.cli.request import Request
 from minijaxnet.custom_gradient import with_gradient
-from minijaxnet.descent import Descent, gradient_descent, optax_descent
+from minijaxnet.descent import Descent, gradient_descent
+from minijaxnet.descent_optax import optax_descent
 from minijaxnet.experiment import OWN, Experiment, is_transformation, optimizer_options
 
 _RATES = ("learning_rate", "max_learning_rate")

@@ -2,11 +2,12 @@
 
 import ast
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.experiment import Experiment, Settings, number_options, optimizer_options
 
@@ -15,6 +16,8 @@ _DESCRIPTIONS = {
     "what a small file defines: args with loss and gradient, or args with fun; or the derivative rules of a function "
     'by its name, as in: minijaxnet check my_package.module:function --args "jnp.ones(3), 2.0"',
 }
+
+Flags = TypeVar("Flags")
 
 RANGE = "A RANGE, as for --learning-rate."
 # The least that a whole number may be, where there is one.
@@ -59,6 +62,15 @@ def split_file(verb: str, arguments: Sequence[str]) -> tuple[str | None, Sequenc
     return None, ["--help"]
 
 
+def command_line(flags_type: type[Flags], **options: Any) -> Flags:
+    """``tyro.cli``, without colours where ``NO_COLOR`` is set."""
+    import tyro  # 80 ms: imported where used
+
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
+    return tyro.cli(flags_type, **options)
+
+
 class Parsed(NamedTuple):
     """What was asked for on the command line.
 
@@ -88,7 +100,7 @@ def parse(
 
     With ``ranges``, numbers of ``init`` and of the optimizer are texts, for what they stand for is the verb's to say.
     """
-    import tyro  # 80 ms: imported where used
+    import tyro
 
     defaults, *parts = defaults_of(flags_class, experiment, ranges=ranges).values()
     init, data, optimizer = (
@@ -107,7 +119,7 @@ def parse(
         for name, value in (init | data | optimizer).items()
     ]
     flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
-    flags = tyro.cli(
+    flags = command_line(
         flags_type,
         prog=f"minijaxnet {verb} {file}",
         description=_summary(file)
@@ -162,4 +174,4 @@ def _check_numbers(values: dict[str, Any]) -> None:
 
 def _summary(file: str) -> str:
     docstring = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
-    return (docstring or "Carry out an experiment.").splitlines()[0]
+    return (docstring or "Run an experiment.").splitlines()[0]

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"the page; {PAGE} here for several runs")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="where its pictures are written as files")
     parser.add_argument("--format", default="png", choices=FORMATS, help="of the files; a bowl that moves is a GIF")
-    parser.add_argument("--trust", action="store_true", help="carry out the code of runs that were not started by you")
+    parser.add_argument("--trust", action="store_true", help="run the code of runs that you did not start")
     request = parser.parse_args(arguments)
     for folder in request.runs:
         read_config(folder)

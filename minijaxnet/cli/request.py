@@ -86,7 +86,7 @@ def latest_run_like(request: Request) -> str | None:
 def request_of_run(folder: Path, config: dict[str, Any], *, trust: bool = False, changed: bool = False) -> Request:
     """The request of a run, by its config, with the experiment as its file now has it.
 
-    The file is carried out only if it is the user's own: the same code as the run was started with, by this user.
+    The file is run only if it is the user's own: the same code as the run was started with, by this user.
 
     Args:
         folder: of the run.

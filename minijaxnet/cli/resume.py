@@ -16,6 +16,7 @@ from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.execute import execute
 from minijaxnet.cli.flags import PlaceFlags, place_flags_of
 from minijaxnet.cli.optimizers import own_arguments
+from minijaxnet.cli.parsing import command_line
 from minijaxnet.cli.placement import join, launched
 from minijaxnet.cli.request import Request, changed_flags, request_of_run
 from minijaxnet.cli.sweep import execute_sweep
@@ -32,26 +33,24 @@ CHANGEABLE = ("steps", "learning_rate", "batch_size", "patience")
 
 @dataclasses.dataclass(frozen=True)
 class ResumeFlags(PlaceFlags):
-    """What ``minijaxnet resume`` can be told; the run itself goes on as it was started."""
+    """The flags of ``minijaxnet resume``; all other settings stay those of the run."""
 
     force: bool = False
-    """Go on even if the code or the config has changed since, or it is done."""
+    """Go on though the code or the config has changed, or the run is done."""
     trust: bool = False
-    """Carry out the experiment's code though the run was not started by you, on this machine."""
+    """Run the experiment's code though you did not start the run on this machine."""
     steps: int | None = None
-    """Take so many steps in all, more than before; a run that is done goes on, too."""
+    """Take this many steps in all, more than before; a run that is done goes on, too."""
     learning_rate: float | None = None
-    """Go on at this rate."""
+    """From here on use this learning rate."""
     batch_size: int | None = None
-    """Go on with so many points a step."""
+    """From here on use this many points a step."""
     patience: int | None = None
-    """Wait for so many lines of metrics for a better one."""
+    """Stop when this many lines of metrics bring nothing better."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Go on with the run of a folder."""
-    import tyro  # 80 ms: imported where used
-
     folders = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     helped = {"-h", "--help"} & set(arguments)
     if len(folders) != 1 and not helped:
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     if place_flags_of(arguments).coordinator is not None:  # they are started one by one
         before.pop("processes", None)
-    flags = tyro.cli(
+    flags = command_line(
         ResumeFlags,
         prog=f"minijaxnet resume {folder}",
         description="Go on with a run where its newest checkpoint is.",

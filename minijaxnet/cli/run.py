@@ -1,4 +1,4 @@
-"""``minijaxnet run``: carry out an experiment; say what it learnt, whether its gradient is right, how fast it is."""
+"""``minijaxnet run``: what an experiment learns, whether its gradient is right, how fast it is."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from minijaxnet.run.folder import run_state
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Carry out the experiment of a file."""
+    """Run the experiment of a file."""
     file, rest = split_file("run", arguments)
-    together = place_flags_of(rest)
-    if file is not None and (code := launched("run", arguments, together)) is not None:
+    place = place_flags_of(rest)
+    if file is not None and (code := launched("run", arguments, place)) is not None:
         return code
-    join(together)
+    join(place)
     experiment = None if file is None else load_experiment(file)
     parsed = parse(RunFlags, "run", experiment, file or "FILE", rest)
     assert experiment is not None and file is not None, "without a file only help is shown"

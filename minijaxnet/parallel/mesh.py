@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 
 DATA, REPLICA, MODEL = "data", "replica", "model"
 

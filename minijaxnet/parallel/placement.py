@@ -30,7 +30,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from minijaxnet._trees import check_count, is_keys, named_leaves
+from minijaxnet._checks import check_count
+from minijaxnet._trees import is_keys, named_leaves
 from minijaxnet.descent import Descent, DescentState, Step, StepInfo, is_ready
 from minijaxnet.parallel.mesh import DATA, MODEL, check_divides, check_mesh
 from minijaxnet.parallel.processes import all_gather, leave

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.report.style import COLOURS, HEIGHTS, INK, SERIES
 from minijaxnet.report.weight import limits
 

@@ -11,7 +11,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import cast_floats, is_pair, number_of
+from minijaxnet._checks import is_pair
+from minijaxnet._trees import cast_floats, number_of
 from minijaxnet.landscape import LossSurface, loss_surface
 from minijaxnet.report.decisions import confusion, draw_confusion, draw_mistakes, draw_regions
 from minijaxnet.report.directions import random_directions

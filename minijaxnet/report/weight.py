@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._checks import check_count
 from minijaxnet._programs import JitOf
-from minijaxnet._trees import check_count, floating_arrays
+from minijaxnet._trees import floating_arrays
 from minijaxnet.descent import ObjectiveFn
 from minijaxnet.report.style import COLOURS, INK, figure, styled
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
+from minijaxnet._trees import own_copy
 from minijaxnet.goal import goal_of
-from minijaxnet.loop import own_copy
 from minijaxnet.parallel.processes import to_host
 from minijaxnet.run.checkpoint import read_checkpoint, write_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jax.core import Tracer
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.run.checkpoint_format import (
     MOST_HEADER_BYTES,
     MOST_STEPS,
@@ -125,7 +125,7 @@ def load_checkpoint(path: str | Path, like: Any) -> Any:
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """The step that a checkpoint was saved at, after a look at the whole file.
+    """The step that a checkpoint was saved at; the whole file is read, and its checksum compared.
 
     Raises:
         CheckpointError: it is damaged, or no checkpoint.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet._trees import check_count
+from minijaxnet._checks import check_count
 from minijaxnet.run.checkpoint import checkpoint_step, read_checkpoint
 from minijaxnet.run.checkpoint_format import CheckpointError, Header
 

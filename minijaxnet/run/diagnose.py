@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parents[1]
 def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str:
     """Say which operation of the loss and its gradient is the first whose result is not finite.
 
-    The program of ``jax.value_and_grad(objective)`` is carried out operation by operation, with a look at each result.
+    The program of ``jax.value_and_grad(objective)`` is run operation by operation, with a look at each result.
 
     Args:
         objective: ``f(params, *arguments)``, a scalar.
@@ -39,7 +39,7 @@ def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str
     if bad:
         return f"what goes into the step is not finite already: {', '.join(bad[:3])}"
     results: list[Any] = []
-    for found in _carry_out(closed.jaxpr, closed.consts, leaves, results):
+    for found in _run(closed.jaxpr, closed.consts, leaves, results):
         return found
     gradients = named_leaves(jax.tree.unflatten(jax.tree.structure(shape), results)[1])
     largest = max(gradients, key=lambda name: float(jnp.max(jnp.abs(gradients[name]), initial=0)))
@@ -49,8 +49,8 @@ def diagnose(objective: Callable[..., Any], params: Any, *arguments: Any) -> str
     return f"each operation is finite, but the gradient's norm is not: {largest} has elements up to {size:.3g}"
 
 
-def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) -> Iterator[str]:
-    """Carry out a program; yield a sentence at an operation that makes finite numbers something else."""
+def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) -> Iterator[str]:
+    """Run a program; yield a sentence at an operation that makes finite numbers something else."""
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -61,7 +61,7 @@ def _carry_out(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) ->
         inputs = [read(atom) for atom in eqn.invars]
         outputs: list[Any] = []
         if (inner := called(eqn)) is not None:
-            yield from _carry_out(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, outputs)
+            yield from _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, outputs)
         else:
             bound = eqn.primitive.get_bind_params(eqn.params)
             functions, options = bound if isinstance(bound, tuple) else ([], eqn.params)

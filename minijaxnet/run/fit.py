@@ -14,19 +14,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from minijaxnet._checks import check_callable, check_count
 from minijaxnet._tables import html_of, significant
-from minijaxnet._trees import (
-    check_callable,
-    check_count,
-    checked_tree,
-    floating_arrays,
-    named_leaves,
-)
+from minijaxnet._trees import checked_tree, floating_arrays, named_leaves, own_copy
 from minijaxnet.batches import InMemory, OneBatch, check_key, check_steps, minibatches_of
 from minijaxnet.data import check_batch, numbers
 from minijaxnet.descent import Descent, DescentState, GradientStep, check_descent, check_state, is_ready
 from minijaxnet.history import DIVERGED, OUT_OF_STEPS, STOPPED_EARLY, Status, Trace, flat_norm
-from minijaxnet.loop import chunk_capacity, own_copy
+from minijaxnet.loop import chunk_capacity
 from minijaxnet.losses import check_labels
 from minijaxnet.parallel.processes import broadcast, is_first, local_share, to_host
 from minijaxnet.run.best import Best, BestKeeper

@@ -96,7 +96,7 @@ def is_own(folder: Path, file: str | Path) -> bool:
 
 
 def changes_before_loading(folder: Path, file: str | Path) -> str:
-    """As ``changes``, of an experiment that is not loaded, so that none of its code is carried out."""
+    """As ``changes``, of an experiment that is not loaded: none of its code runs."""
     then = code.kept(folder / CODE)
     seen = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
     return code.difference(seen, code.present(file, seen) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})

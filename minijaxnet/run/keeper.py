@@ -6,8 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from minijaxnet._checks import check_count
 from minijaxnet._files import own_folder
-from minijaxnet._trees import check_count
 from minijaxnet.descent import DescentState
 from minijaxnet.parallel.processes import broadcast, broadcast_arrays, to_host
 from minijaxnet.run.checkpoint import write_checkpoint

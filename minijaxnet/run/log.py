@@ -36,10 +36,10 @@ class Progress(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """Who else is told of a ``fit``, such as TensorBoard, Weights & Biases, MLflow or a bar on the screen.
+    """Functions that receive the rows that a ``fit`` logs: for TensorBoard, Weights & Biases, MLflow or a progress bar.
 
-    These functions are called by ``fit`` itself, between chunks of compiled steps, in its own thread; with several
-    processes in the first one alone. An exception that they raise ends the fit.
+    ``fit`` calls them between chunks of compiled steps, in its own thread; of several processes only the first one
+    does. An exception that they raise ends the fit.
 
     Attributes:
         write: ``write(row)``, once for each row, when it has been written to ``metrics.jsonl``: every ``log_every``

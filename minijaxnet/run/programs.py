@@ -18,7 +18,7 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
     On a GPU XLA chooses kernels by timing them, so that a new process may choose others, which round otherwise.
 
     Args:
-        folder: of the run. What is kept there is carried out: it has to be the user's own.
+        folder: of the run. What is kept there is run: it has to be the user's own.
         keep: "yes", "no", or "auto" for on an accelerator only: on a CPU the same program is compiled each time. Of
             several processes none keeps any.
     """

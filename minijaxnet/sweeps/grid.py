@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from minijaxnet._trees import check_callable, is_keys
+from minijaxnet._checks import check_callable
+from minijaxnet._trees import is_keys
 from minijaxnet.data import numbers
 from minijaxnet.history import nothing
 from minijaxnet.sweeps.program import program_of, replicas, workers_of

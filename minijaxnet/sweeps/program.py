@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from minijaxnet._checks import check_count
 from minijaxnet._jaxpr import other_keys
 from minijaxnet._programs import JitOf
-from minijaxnet._trees import check_count, named_leaves, side_effects
+from minijaxnet._trees import named_leaves, side_effects
 from minijaxnet.parallel.mesh import REPLICA, check_mesh
 
 # Of the memory that is free, what the calls may take; the rest is for results on their way to the host.

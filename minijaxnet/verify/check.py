@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from minijaxnet._trees import check_callable, structure_difference
+from minijaxnet._checks import check_callable
+from minijaxnet._trees import structure_difference
 from minijaxnet.verify.arguments import (
     Arguments,
     bound_where_needed,

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._checks import check_callable
 from minijaxnet._jaxpr import equations
-from minijaxnet._trees import check_callable, structure_difference
+from minijaxnet._trees import structure_difference
 from minijaxnet.verify.arguments import Arguments, bound_where_needed, checked_order, differentiated
 from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
 from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
