@@ -1,7 +1,7 @@
 """The baseline network: a forward pass node by node, its error, and a descent to an error of 0.
 
 Two inputs, two hidden nodes, one output, no bias. The lesson changes the weights by hand until the error is 0. Here
-gradient descent does it, and then starts from a thousand random weights: not all of these descents end at an error of 0.
+gradient descent does it, then starts from a thousand random weights: not all of these descents end at an error of 0.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def batch_of(case: Case) -> mjn.Batch:
 
 
 def node_by_node(case: Case) -> Forward:
-    """The forward pass as the lesson does it: a node multiplies and adds; a hidden node replaces what is below 0 by 0."""
+    """The forward pass as the lesson does it: a node multiplies and adds, and a hidden node is at least 0."""
 
     def node(weights: Sequence[float], values: Sequence[float]) -> float:
         return float(sum(weight * value for weight, value in zip(weights, values, strict=True)))

@@ -1,23 +1,19 @@
-"""Tools that time steps, judged by their power: how small a slowdown each finds, in how many seconds.
+"""Tools that time steps, compared by their power: how small a slowdown each finds, in how many seconds.
 
     pip install -e ".[all,peers]"
     python experiments/studies/benchmarks_compared.py --seconds 1 --json power.json
-    python experiments/studies/benchmarks_compared.py --draw power.json --out experiments/studies/benchmarks_compared.svg
-    python experiments/studies/benchmarks_compared.py --overhead
+    python experiments/studies/benchmarks_compared.py --draw power.json --out power.svg
 
-A comparison has two arms, compiled anew, each a step of small matrix products in a loop, of about 0.1 ms. One takes
-200 rounds of that loop; the other one as many or 0.5 to 10 per cent more, and which of them is the slower is drawn by
-lot. In each comparison all tools take their turn, in an order drawn by lot; all of it once while nothing else is
-started, and once while another process keeps a core busy at random. Each tool measures for the same seconds in all,
-half of them an arm, the first arm wholly before the second; only ours takes them in turn, and it may end early.
-Compilation, and finding out how many calls a sample should have, count for none.
+A comparison has two arms, compiled anew, each a step of small matrix products in a loop, of about 0.1 ms. One takes 200
+rounds of that loop; the other one as many, or 0.5 to 10 per cent more, and which of them is the slower is random. In
+each comparison all tools take their turn, in a random order: once while nothing else is started, and once while another
+process keeps a core busy at random. Each tool measures for the same seconds, half of them for each arm, the first arm
+before the second; only ours takes the arms in turn, and it may end early. Compilation is not counted, nor is the search
+for the number of calls in a sample.
 
-``compare_steps`` gives a verdict. The others give times, and what difference between two of them is one is left to the
-reader. So each of them is given the best rule that there is: two medians differ if they are further apart than in 95
-per cent of its own comparisons of equal arms, in this very run. Ours is told nothing of that.
-
-``--json`` adds to what is in the file already. ``--overhead`` holds what ``time_step`` says of a fused step against a
-bare loop of a million of them.
+``compare_steps`` gives a verdict. The others give times, and the reader decides which difference counts. So each of
+them gets the best rule there is: two medians differ if they are further apart than in 95 per cent of its comparisons
+of equal arms, in this very run. ``--json`` adds to what is in the file.
 """
 
 import argparse
@@ -27,7 +23,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +30,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from timers import FASTER, ROUNDS, SLOWER, TOOLS, Arms, Tool, rounds_of
 
-import minijaxnet as mjn
-from minijaxnet._tables import percent, significant, text_table
+from minijaxnet._tables import percent, text_table
 
 PLANTED = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)  # how much more rounds the slower arm takes
 LOADS = {"none": "quiet", "random": "another core busy"}
 FALSE = 0.05  # the share of equal arms that a rule may call different
 
-# A process that works and sleeps at random. It ends when its pipe is closed, which the system does for a parent that
-# is gone, however it went.
+# A process that works and sleeps at random. It ends when its pipe is closed, as by the end of its parent.
 _BUSY = """
 import os, sys, threading, time
 import numpy as np
@@ -77,7 +69,7 @@ class Task(NamedTuple):
 
     @property
     def truth(self) -> str | None:
-        """What is to be said of the second arm."""
+        """The right verdict on the second arm."""
         return None if not self.planted else SLOWER if self.slower else FASTER
 
 
@@ -99,7 +91,7 @@ def arms_of(task: Task) -> Arms:
 
 
 def plan(equal: int, planted: int, seconds: float, draw: np.random.Generator) -> list[Task]:
-    """All comparisons, in an order drawn by lot; in about half of the planted ones the first arm is the slower."""
+    """All comparisons, in a random order; in about half of the planted ones the first arm is the slower."""
     counts = {share: planted if share else equal for share in PLANTED}
     tasks = [Task(share, bool(draw.integers(2)), seconds) for share, count in counts.items() for _ in range(count)]
     return [tasks[i] for i in draw.permutation(len(tasks))]
@@ -119,18 +111,18 @@ def load(kind: str, seed: int) -> Iterator[subprocess.Popen[bytes] | None]:
         process.communicate()
 
 
-# --- Carried out, and counted -----------------------------------------------------------------------------------------
+# --- Measured, and counted --------------------------------------------------------------------------------------------
 
 
 def measured(tool: Tool, task: Task) -> dict[str, Any]:
-    """What one tool finds of new arms; why not, where it could not measure."""
+    """What one tool finds of new arms; or its error."""
     try:
         return tool.measure(arms_of(task), task.seconds)._asdict()
     except (RuntimeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def carried_out(
+def run_tasks(
     kind: str, tasks: Sequence[Task], tools: Sequence[str], seed: int, save: Callable[[dict[str, Any]], None]
 ) -> None:
     """Make all comparisons under a load, and save each.
@@ -160,7 +152,7 @@ def threshold(ratios: Sequence[float]) -> float:
 
 
 def verdict(found: Mapping[str, Any], least: float) -> str | None:
-    """A tool's own verdict, or what a threshold makes of its ratio."""
+    """A tool's own verdict, or the one by a threshold on its ratio."""
     if found.get("verdict") is not None:
         return found["verdict"] if found["verdict"] in (SLOWER, FASTER) else None
     log = math.log(found["ratio"])
@@ -203,8 +195,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def drawn(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the share that each tool found against what was planted, for each time and load."""
+def draw_table(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the share that each tool found of each planted slowdown, for each time and load."""
     from minijaxnet.report.style import SERIES, save, styled
     from minijaxnet.report.style import figure as new_figure
 
@@ -229,90 +221,33 @@ def drawn(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         save(picture, path)
 
 
-# --- What time_step adds to a step ------------------------------------------------------------------------------------
-
-
-def overhead(repetitions: int, seconds: float, steps: int = 1_000_000) -> str:
-    """A table: ``time_step``'s fused step, and one of a bare loop of so many, timed in turns.
-
-    What a step reports is carried from step to step by ``time_step``, and by the first bare loop. The second drops it,
-    and XLA then does not compute it: less work, shown for what it is worth.
-    """
-    from step_speed import lesson
-
-    work = lesson()
-    descent = mjn.gradient_descent(work.objective, work.learning_rate)
-    state = jax.device_put(descent.init(work.params))
-    report = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(descent.step, state, work.batch)[1])
-
-    @jax.jit
-    def kept(state: Any, report: Any, batch: Any) -> Any:
-        return lax.fori_loop(0, steps, lambda _, carry: descent.step(carry[0], batch), (state, report))
-
-    @jax.jit
-    def dropped(state: Any, report: Any, batch: Any) -> Any:
-        return lax.fori_loop(0, steps, lambda _, state: descent.step(state, batch)[0], state)
-
-    def bare(loop: Callable[..., Any]) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(loop(state, report, work.batch))
-        return (time.perf_counter() - start) / steps
-
-    ways: dict[str, Callable[[], float]] = {
-        "time_step, fused": lambda: mjn.time_step(descent, work.params, work.batch, seconds=seconds).fused_s.median,
-        "bare loop": lambda: bare(kept),
-        "bare loop, reports dropped": lambda: bare(dropped),
-    }
-    for loop in (kept, dropped):
-        bare(loop)  # compiles
-    samples = {name: [] for name in ways}
-    for _ in range(repetitions):
-        for name, seconds_of_step in ways.items():
-            samples[name].append(seconds_of_step())
-    base = np.array(samples["bare loop"])
-    rows = [
-        (name, significant(1e9 * float(np.median(taken))), f"{np.median(np.array(taken) / base):.3f}")
-        for name, taken in samples.items()
-    ]
-    return text_table((f"2-2-1, {repetitions} times in turn", "ns a step", "times bare loop"), rows)
-
-
 def main() -> None:
-    """Make comparisons and print a table, draw what was made, or show what ``time_step`` adds to a step."""
+    """Make comparisons and print a table, or draw what is in a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tools", default=",".join(TOOLS), help="some of %(default)s")
     parser.add_argument("--equal", type=int, default=40, help="comparisons of equal arms (default: %(default)s)")
     parser.add_argument("--planted", type=int, default=10, help="comparisons of each slowdown (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one (default: %(default)s)")
     parser.add_argument("--load", choices=(*LOADS, "both"), default="both", help="beside it (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn by lot (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to add every figure and verdict")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to add all ratios and verdicts")
     parser.add_argument("--draw", type=Path, metavar="FILE", help="only print and draw what is in such a file")
     parser.add_argument("--out", type=Path, default=Path("power.svg"), help="of --draw (default: %(default)s)")
-    parser.add_argument("--overhead", action="store_true", help="only hold time_step against a bare loop")
-    parser.add_argument("--repetitions", type=int, default=7, help="of --overhead (default: %(default)s)")
     options = parser.parse_args()
-    for name, least in (("equal", 1), ("planted", 0), ("repetitions", 1), ("seed", 0)):
-        if (got := getattr(options, name)) < least:
-            parser.error(f"--{name}: got {got}; expected at least {least}")
-    if not 0 < options.seconds < math.inf:
-        parser.error(f"--seconds: got {options.seconds:g}; expected a positive number")
-    tools = options.tools.split(",")
-    if unknown := set(tools) - set(TOOLS):
+    if unknown := set(options.tools.split(",")) - set(TOOLS):
         parser.error(f"--tools: got {', '.join(sorted(unknown))}; expected some of {', '.join(TOOLS)}")
-    if options.overhead:
-        print(overhead(options.repetitions, options.seconds), flush=True)
-        return
     if options.draw is not None:
         records = json.loads(options.draw.read_text(encoding="utf-8"))
         print(table(records))
-        drawn(records, options.out)
+        draw_table(records, options.out)
         return
-
-    needs = {tool: TOOLS[tool].needs for tool in tools}
-    absent = [tool for tool, package in needs.items() if package and importlib.util.find_spec(package) is None]
-    for tool in absent:
-        print(f"{tool}: not installed", flush=True)
+    tools = []
+    for tool in options.tools.split(","):
+        package = TOOLS[tool].needs
+        if package and importlib.util.find_spec(package) is None:
+            print(f"{tool}: not installed", flush=True)
+        else:
+            tools.append(tool)
     file: Path | None = options.json
     records = json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else []
 
@@ -324,7 +259,7 @@ def main() -> None:
     for kind in LOADS if options.load == "both" else (options.load,):
         # The same comparisons in the same order under each load.
         tasks = plan(options.equal, options.planted, options.seconds, np.random.default_rng(options.seed))
-        carried_out(kind, tasks, [tool for tool in tools if tool not in absent], options.seed, save)
+        run_tasks(kind, tasks, tools, options.seed, save)
     print("\n" + table(records), flush=True)
 
 

@@ -1,13 +1,12 @@
-"""From an empty process to the end of the first 1,000 steps on digits: what imports, data and compilation take.
+"""From an empty process to the end of the first 1,000 steps on digits: seconds of imports, data and compilation.
 
     python experiments/studies/first_steps.py --rounds 5
 
 Each row is a new process, with nothing compiled, or with JAX's cache of compiled programs on disk from an earlier one.
-The network is 64-128-10, its batch all training points, its rate 0.1. PyTorch is a row where it is installed.
+The network is 64-128-10, its batch all training points, its learning rate 0.1.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -28,7 +27,7 @@ STAGES = ("start and imports", "data", "weights", "first 1,000 steps", "the next
 
 
 def ours() -> Iterator[None]:
-    """minijaxnet's descend."""
+    """minijaxnet's ``descend``."""
     import jax
 
     import minijaxnet as mjn
@@ -50,9 +49,11 @@ def raw_jax() -> Iterator[None]:
     import jax
     import jax.numpy as jnp
     from jax import lax
+    from sklearn.datasets import load_digits
 
     yield
-    x, y = map(jnp.asarray, training_points())
+    x, y = load_digits(return_X_y=True)
+    x, y = jnp.asarray(x[:1438] / 16, jnp.float32), jnp.asarray(y[:1438])
     yield
     start = jax.nn.initializers.he_normal()
     keys = jax.random.split(jax.random.key(0), len(SIZES) - 1)
@@ -78,66 +79,33 @@ def raw_jax() -> Iterator[None]:
         yield
 
 
-def pytorch() -> Iterator[None]:
-    """PyTorch, eager: nothing to compile."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch import nn  # pyright: ignore[reportMissingImports]
-
-    yield
-    x, y = map(torch.from_numpy, training_points())
-    y = y.long()
-    yield
-    model = nn.Sequential(nn.Linear(*SIZES[:2]), nn.ReLU(), nn.Linear(*SIZES[1:]))
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    yield
-    for _ in range(2):
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        yield
+TOOLS: dict[str, Callable[[], Iterator[None]]] = {"minijaxnet": ours, "raw lax.scan": raw_jax}
 
 
-TOOLS: dict[str, Callable[[], Iterator[None]]] = {"minijaxnet": ours, "raw lax.scan": raw_jax, "PyTorch eager": pytorch}
-
-
-def training_points() -> tuple[np.ndarray, np.ndarray]:
-    """As many of the digits as ours trains on, between 0 and 1."""
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    return x[:1438].astype(np.float32) / 16, y[:1438].astype(np.int32)
-
-
-def stages_of(tool: str, cache: str | None) -> np.ndarray:
+def stages_of(tool: str, cache: Path | None) -> np.ndarray:
     """Seconds of each stage, in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     if cache is not None:
-        keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache} | keep_all
-    began = time.time()
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    before = time.time()
     command = [sys.executable, __file__, "--child", tool]
     out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    return np.diff([began, *json.loads(out.splitlines()[-1])])
+    return np.diff([before, *json.loads(out.splitlines()[-1])])
 
 
 def main() -> None:
-    """Print a table: a row a tool without the cache and with it, medians over the rounds."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--rounds", type=int, default=5, help="how often each process is started")
-    flags.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
-    options = flags.parse_args()
-    if options.rounds < 1:
-        flags.error(f"--rounds: got {options.rounds}; expected at least 1")
+    """Print a table: a row for each tool without the cache and with it, medians over the rounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each process is started")
+    parser.add_argument("--child", choices=TOOLS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.child:
         print(json.dumps([time.time() for _ in TOOLS[options.child]()]))
         return
-    tools = [tool for tool in TOOLS if tool != "PyTorch eager" or importlib.util.find_spec("torch")]
     with tempfile.TemporaryDirectory() as folder:
-        caches = {tool: str(Path(folder) / tool.split()[0]) for tool in tools if tool != "PyTorch eager"}
-        for tool, cache in caches.items():
-            stages_of(tool, cache)
-        arms = [(tool, None) for tool in tools] + list(caches.items())
+        arms = [(tool, cache) for cache in (None, Path(folder)) for tool in TOOLS]
+        for tool in TOOLS:
+            stages_of(tool, Path(folder))  # fills the cache
         rounds = [[stages_of(tool, cache) for tool, cache in arms] for _ in range(options.rounds)]
     rows = []
     for (tool, cache), seconds in zip(arms, np.median(rounds, axis=0), strict=True):

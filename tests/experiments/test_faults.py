@@ -43,7 +43,7 @@ def worker():
     ids=str,
 )
 def test_a_fault_is_survived(group, fault, worker):
-    outcome = worker.ask(group, fault, seed=0, kills=6)
+    outcome = worker.ask(group, fault, seed=0, kills=6, limit_s=60)
     if outcome.survived is None:
         assert not outcome.here, outcome.why  # ours offers all
         pytest.skip(outcome.why)
@@ -54,7 +54,7 @@ def test_a_fault_is_survived(group, fault, worker):
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("group", "fault"), [(group, fault) for group in RANDOM for fault in RANDOM[group]], ids=str)
 def test_with_other_seeds_and_a_hundred_kills(group, fault, seed, worker):
-    outcome = worker.ask(group, fault, seed=seed, kills=50)
+    outcome = worker.ask(group, fault, seed=seed, kills=50, limit_s=60)
     assert outcome.survived is not False, f"{outcome.failed} of {outcome.trials}: {outcome.why}"
 
 
@@ -98,13 +98,12 @@ def test_the_judge_sees_a_damaged_file_a_slow_answer_and_a_hang(tmp_path, monkey
         (tmp_path / "a").write_bytes(bytes([len(list(tmp_path.iterdir()))]))
         raise ValueError("data.x: got nan")
 
-    def why(act, **options):
-        return judges.judge([judges.Trial(act, NAMED, RIGHT, **options)], ours=True).why
+    def why(act, limit_s=60, **options):
+        return judges.judge([judges.Trial(act, NAMED, RIGHT, **options)], ours=True, limit_s=limit_s).why
 
     assert why(write, untouched=(tmp_path,)) == "damaged a file"
     assert why(lambda: RIGHT, also=lambda: "lost") == "lost"
-    monkeypatch.setattr(judges, "LIMIT_S", 0.01)
-    assert why(lambda: time.sleep(0.05) or RIGHT).startswith("took ")
+    assert why(lambda: time.sleep(0.05) or RIGHT, limit_s=0.01).startswith("took ")
     monkeypatch.setitem(judges.HANGS_S, True, 1)
     assert why(lambda: time.sleep(60)) == "hung for 1 s"
 

@@ -1,4 +1,4 @@
-"""The frameworks that are compared: each takes the same steps; those that agree take turns, the others have a reason."""
+"""Frameworks compared: each takes the same steps; those that agree take turns, the others have a reason."""
 
 import functools
 import importlib

@@ -86,19 +86,20 @@ class Hung(BaseException):
     """It did not answer."""
 
 
-def judge(trials: Iterable[Trial], *, ours: bool, cold: bool = False) -> Outcome:
+def judge(trials: Iterable[Trial], *, ours: bool, cold: bool = False, limit_s: float = LIMIT_S) -> Outcome:
     """Run the trials of a fault; it is survived if each of them is.
 
     Args:
         trials: one after the other.
         ours: whether an error must have our exact words.
         cold: whether each trial may take the time to start and to compile.
+        limit_s: how long an answer may take.
     """
     count, reasons = 0, []
     try:
         for trial in trials:
             count += 1
-            if reason := _failure(trial, ours, STARTS_S if cold else 0):
+            if reason := _failure(trial, ours, STARTS_S if cold else 0, limit_s):
                 reasons.append(reason)
     except NotOffered as error:
         return Outcome(None, 0, 0, str(error))
@@ -113,10 +114,10 @@ def judge(trials: Iterable[Trial], *, ours: bool, cold: bool = False) -> Outcome
     return Outcome(not reasons, count, len(reasons), reasons[0] if reasons else "")
 
 
-def _failure(trial: Trial, ours: bool, starts_s: int) -> str:
+def _failure(trial: Trial, ours: bool, starts_s: int, limit_s: float) -> str:
     """Why a trial was not survived; nothing if it was."""
     before = fingerprint(trial.untouched)
-    hangs_s, limit_s = HANGS_S[ours] + starts_s, LIMIT_S + starts_s
+    hangs_s, limit_s = HANGS_S[ours] + starts_s, limit_s + starts_s
     reason, seconds = _answer(trial, ours, hangs_s)
     if seconds > limit_s:
         reason, seconds = _answer(trial, ours, hangs_s)

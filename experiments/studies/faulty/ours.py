@@ -1,6 +1,7 @@
 """minijaxnet, through ``fit``, ``save_checkpoint`` and ``load_checkpoint``, and its command line."""
 
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -30,7 +31,6 @@ OBJECTIVES = {
     True: mjn.objective(NETWORKS[True], mjn.softmax_cross_entropy),
     False: mjn.objective(NETWORKS[False], mjn.mean_squared_error),
 }
-PLAIN = mjn.gradient_descent(OBJECTIVES[True], 0.1)
 ADAM = mjn.optax_descent(OBJECTIVES[True], optax.adam(0.01))
 
 STEEP = 'jnp.where(jnp.abs(params["slope"]) > LIMIT, jnp.nan, 1.0)'
@@ -59,6 +59,12 @@ def data():
 experiment = mjn.Experiment("line", init, loss, data, MORE defaults=mjn.Settings(steps=40, learning_rate=0.1))
 """
 BY_HAND = "value_and_gradient=value_and_gradient,"
+
+
+@functools.cache
+def plain_descent() -> mjn.Descent:
+    """Gradient descent; not made by the import, for its learning rate is an array, which starts JAX's threads."""
+    return mjn.gradient_descent(OBJECTIVES[True], 0.1)
 
 
 class Ours(Tool):
@@ -173,8 +179,8 @@ class Ours(Tool):
                 os.kill(os.getpid(), signal.SIGINT)
 
         result = mjn.fit(
-            PLAIN,
-            PLAIN.init(NETWORKS[True].init(jax.random.key(0))),
+            plain_descent(),
+            plain_descent().init(NETWORKS[True].init(jax.random.key(0))),
             mjn.Batch(call.x, call.y),
             steps=RUN_STEPS,
             batch_size=RUN_BATCH,

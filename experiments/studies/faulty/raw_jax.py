@@ -121,7 +121,7 @@ class Npz(RawJax):
 
     def save(self, path: Path, tree: Any) -> None:
         """``numpy.savez``."""
-        np.savez(path, **self.arrays(tree))
+        np.savez(path, **self.arrays(tree))  # pyright: ignore[reportArgumentType]
 
     def load(self, path: Path, like: Any) -> Any:
         """``numpy.load``, and each leaf by its name."""

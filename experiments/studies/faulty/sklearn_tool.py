@@ -32,7 +32,7 @@ class ScikitLearn(Tool):
             raise NotOffered("whatever is a label is a class to it")
         cls: Any = MLPClassifier if call.classes else MLPRegressor
         model = cls(
-            (HIDDEN,),
+            hidden_layer_sizes=(HIDDEN,),
             activation="tanh",
             solver="sgd",
             learning_rate_init=call.learning_rate,

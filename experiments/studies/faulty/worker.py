@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from . import TOOLS
-from .judge import Outcome, judge
+from .judge import LIMIT_S, Outcome, judge
 from .tool import Setting
 
 # A fault that has taken so long is hung where an alarm within the process ends nothing.
@@ -33,7 +33,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._cold = False
 
-    def ask(self, group: str, fault: str, *, seed: int = 0, kills: int = 5) -> Outcome:
+    def ask(self, group: str, fault: str, *, seed: int = 0, kills: int = 5, limit_s: float = LIMIT_S) -> Outcome:
         """Inject a fault.
 
         Raises:
@@ -43,7 +43,7 @@ class Worker:
             self.close()  # it must not have run before its process is forked
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([group, fault, seed, kills]) + "\n")
+        process.stdin.write(json.dumps([group, fault, seed, kills, limit_s]) + "\n")
         process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], _MOST_S)
         line = process.stdout.readline() if ready else ""
@@ -110,10 +110,10 @@ def _serve(name: str) -> None:
         return
     print(json.dumps({"cold": tool.cold}), file=answers, flush=True)
     for line in sys.stdin:
-        group, fault, seed, kills = json.loads(line)
+        group, fault, seed, kills, limit_s = json.loads(line)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             trials = FAULTS[group][fault](tool, Setting(Path(scratch), np.random.default_rng(seed), kills))
-            outcome = judge(trials, ours=tool.ours, cold=tool.cold)
+            outcome = judge(trials, ours=tool.ours, cold=tool.cold, limit_s=limit_s)
         print(json.dumps(outcome), file=answers, flush=True)
 
 

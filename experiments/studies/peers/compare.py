@@ -72,11 +72,12 @@ def serve(pipe: Connection, module: str, workload: Workload) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     try:
-        arms = importlib.import_module(module).arms(workload)
+        found = importlib.import_module(module).arms(workload)
     except ImportError as error:
-        arms = f"not installed ({error})"
+        found = f"not installed ({error})"
+    arms: dict[str, Arm] = {} if isinstance(found, str) else found
+    pipe.send({label: (arm.whole, arm.same_rule) for label, arm in arms.items()} or found)
     steps: dict[str, int] = {}
-    pipe.send(arms if isinstance(arms, str) else {label: (arm.whole, arm.same_rule) for label, arm in arms.items()})
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             verb, label = pipe.recv()

@@ -16,13 +16,13 @@ def forward(layers: Layers, x: np.ndarray) -> list[np.ndarray]:
     return values
 
 
-def squared_loss(predictions: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def squared_loss(predictions: np.ndarray, y: np.ndarray) -> tuple[np.floating, np.ndarray]:
     """``mean((p - y)^2)``, and its gradient by the predictions, ``2 (p - y) / n``."""
     errors = predictions - y
     return np.mean(errors * errors), errors * (2 / len(y))
 
 
-def cross_entropy(logits: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cross_entropy(logits: np.ndarray, y: np.ndarray) -> tuple[np.floating, np.ndarray]:
     """``mean(log sum exp(z) - z_y)``, and its gradient by the logits, ``(softmax(z) - onehot(y)) / n``."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
@@ -50,7 +50,7 @@ def arms(workload: Workload) -> dict[str, Arm]:
     loss_and_gradient = cross_entropy if workload.classifies else squared_loss
     rate = np.float32(workload.learning_rate)
 
-    def step(layers: Layers) -> np.ndarray:
+    def step(layers: Layers) -> np.floating:
         *inputs, predictions = forward(layers, x)
         loss, delta = loss_and_gradient(predictions, y)
         for layer, gradients in zip(layers, backward(layers, inputs, delta), strict=True):
