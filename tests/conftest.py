@@ -25,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def step_by_step() -> Iterator[None]:
+    """Fits look up after each step."""
+    from kits.fits import chunks_of
+
+    with chunks_of(0.0):
+        yield
+
+
+@pytest.fixture
 def axes() -> Iterator[Any]:
     """Axes to draw on, in the style of all pictures."""
     from minijaxnet.report.style import figure, styled

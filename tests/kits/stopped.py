@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kits.command import AUTODIFF, HEAD, QUICK, call
+from kits.fits import chunks_of
 
 from minijaxnet.run.folder import own_mark
 from minijaxnet.run.keeper import Keeper
@@ -40,9 +41,8 @@ def stopping(steps, signum=signal.SIGINT):
 @contextlib.contextmanager
 def working_in(folder):
     """A folder whose modules are imported anew, and whose runs look up after each step."""
-    with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder), chunks_of(0.0):
         patched.setattr(sys, "path", [*sys.path])
-        patched.setattr(sys.modules["minijaxnet.run.fit"], "_CHUNK_S", 0.0)
         forget()
         yield
         forget()

@@ -118,12 +118,6 @@ def test_trees_of_numpy_arrays_and_numbers_come_back_bit_by_bit(tree, tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_numpy_arrays_come_back_whatever_their_strides(layout, tmp_path):
-    array = LAYOUTS[layout](np.arange(24.0).reshape(2, 3, 4))
-    assert_same_bits(there_and_back([array], tmp_path / "a"), [array])
-
-
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128"
 DTYPES += " float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
 DTYPES += " float8_e8m0fnu float4_e2m1fn int2 int4 uint2 uint4"
@@ -148,13 +142,8 @@ def test_every_bit_pattern_of_the_narrow_floats_comes_back(tmp_path):
         "bfloat16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)),
         "float16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(np.float16)),
         "float8": jax.device_put(np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)),
+        "NaN": np.array([0x7F800001, 0xFFC12345, 0x7FC00000], np.uint32).view(np.float32),
     }
-    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
-
-
-def test_nan_payloads_negative_zeros_and_infinities_come_back(tmp_path):
-    payloads = np.array([0x7F800001, 0xFFC12345, 0x7FC00000, 0x80000000, 0xFF800000, 1], np.uint32).view(np.float32)
-    tree = {"numpy": payloads, "jax": jax.device_put(payloads), "number": -0.0, "nan": float("nan")}
     assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
 
 
@@ -167,13 +156,6 @@ def test_typed_keys_come_back_as_they_were(impl, tmp_path):
     assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
     structs = jax.eval_shape(lambda: tree)
     assert_same_bits(load_checkpoint(tmp_path / "a", structs), tree)
-
-
-def test_a_key_of_another_implementation_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "a", {"key": jax.random.key(7)}, step=0)
-    expected = r"tree\['key'\]: got key<threefry2x32>\[\]; expected key<rbg>\[\]"
-    with pytest.raises(CheckpointError, match=expected):
-        load_checkpoint(tmp_path / "a", {"key": jax.random.key(7, impl="rbg")})
 
 
 def test_the_template_says_what_kind_of_leaf_comes_back(tmp_path):
@@ -222,29 +204,22 @@ X = np.float32([1, 2])
 APART = {
     "a path, a nested one": ({"a/b": X}, {"a": {"b": X}}),
     "a key that looks like a path": ({"a']['b": X}, {"a": {"b": X}}),
-    "text key, list": ({"0": X}, [X]),
+    "keys of two implementations": lambda: ([jax.random.key(7)], [jax.random.key(7, impl="rbg")]),
     "integer key, list": ({0: X}, [X]),
     "integer key, text key": ({0: X}, {"0": X}),
     "list, tuple": ([X], (X,)),
     "tuple, named tuple": ((X, X), Pair(X, X)),
     "named tuple, dataclass": (namedtuple("Layers", "weights bias")(X, X), Layer(X, X)),
-    "dict, dataclass": ({"weights": X, "bias": X}, Layer(X, X)),
     "dict, ordered dict": ({"a": X}, OrderedDict(a=X)),
     "None, nothing": ({"a": X, "b": None}, {"a": X}),
-    "None, an empty tuple": ([X, None], [X, ()]),
     "an empty list, an empty dict": ([X, []], [X, {}]),
     "None under different keys": ([X, {"a": None}], [X, {"b": None}]),
     "None, a leaf": ({"a": None}, {"a": X}),
-    "bare, in a list": (X, [X]),
-    "nothing, something": ({}, {"a": X}),
     "a leaf less": ([X], [X, X]),
     "shape": ([np.zeros(6)], [np.zeros((2, 3))]),
     "a scalar, one element": ([np.zeros(())], [np.zeros(1)]),
-    "empty in another way": ([np.zeros((0, 2))], [np.zeros((0, 3))]),
     "dtypes of one width": ([np.zeros(2, np.int32)], [np.zeros(2, np.float32)]),
     "bytes of one width": ([np.zeros(2, np.uint8)], [np.zeros(2, ml_dtypes.int4)]),
-    "float16, bfloat16": ([np.zeros(2, np.float16)], [np.zeros(2, ml_dtypes.bfloat16)]),
-    "float64, float32": ([1.0], [np.float32(1)]),
     "complex, pairs": ([np.zeros(2, np.complex64)], [np.zeros((2, 2), np.float32)]),
     "a key, its data": lambda: ([jax.random.key(0)], [np.zeros(2, np.uint32)]),
     "bool, int8": ([True], [np.int8(1)]),
@@ -283,12 +258,8 @@ def test_an_error_names_each_leaf_what_the_file_holds_and_what_was_expected(tmp_
     assert difference({"a": None}, {"a": X}, tmp_path / "a") == ["tree['a']: got None; expected float32[2]"]
     keys = jax.random.split(jax.random.key(0), 3)
     assert difference(keys, X, tmp_path / "a") == ["tree: got key<threefry2x32>[3]; expected float32[2]"]
-
-
-def test_many_differences_are_counted(tmp_path):
-    lines = difference([X] * 9, [X[:1]] * 9, tmp_path / "a")
-    assert len(lines) == 6
-    assert lines[-1] == "and 4 more"
+    [*_, more] = difference([X] * 9, [X[:1]] * 9, tmp_path / "a")
+    assert more == "and 4 more"
 
 
 def test_ordered_dicts_of_another_order_hold_the_same(tmp_path):
@@ -299,22 +270,16 @@ def test_ordered_dicts_of_another_order_hold_the_same(tmp_path):
 
 REFUSED = {
     "text": ("relu", TypeError, "got str; expected an array or a number"),
-    "bytes": (b"relu", TypeError, "got bytes; expected an array or a number"),
     "a function": (abs, TypeError, "got builtin_function_or_method; expected an array or a number"),
-    "a set": ({1}, TypeError, "got set; expected an array or a number"),
     "objects": (np.array([{}, None]), TypeError, "got dtype object; expected numbers"),
     "an array of text": (np.array(["a"]), TypeError, "got dtype <U1; expected numbers"),
-    "a scalar of text": (np.str_("a"), TypeError, "got dtype <U1; expected numbers"),
     "dates": (np.zeros(2, "datetime64[s]"), TypeError, r"got dtype datetime64\[s\]; expected numbers"),
     "records": (np.zeros(2, "i4,f4"), TypeError, "got dtype .*; expected numbers"),
-    "records of a byte": (np.zeros(2, [("a", "u1")]), TypeError, "got dtype .*; expected numbers"),
-    "void": (np.zeros(2, "V1"), TypeError, r"got dtype \|V1; expected numbers"),
     "long double": (np.zeros(2, np.clongdouble), TypeError, "got dtype c.*; expected numbers"),
     "masked": (np.ma.masked_array([1.0], [True]), TypeError, "got MaskedArray; expected an array or a number"),
     "an enumeration": (mjn.FLAT, TypeError, "got Status; expected an array or a number"),
     "a shape": (jax.ShapeDtypeStruct((), "f4"), TypeError, "got ShapeDtypeStruct; expected an array with data"),
     "a wide int": (2**63, ValueError, "got an int of 64 bits; expected one that fits into 64"),
-    "a wide negative int": (-(2**63) - 1, ValueError, "got an int of 64 bits; expected one"),
 }
 
 

@@ -1,8 +1,5 @@
 """The checkpoint's file: whatever happens to it, to the disk or to the process, it is whole or it is refused."""
 
-import errno
-import hashlib
-import json
 import os
 import pickle
 import random
@@ -24,9 +21,6 @@ from kits.processes import in_time
 
 from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
 from minijaxnet.run import checkpoint_format as format_module
-
-ZEROS = 64 * "0"
-
 
 # --- What is no checkpoint --------------------------------------------------------------------------------------------
 
@@ -50,15 +44,6 @@ def test_safetensors_itself_reads_it(tmp_path):
     assert arrays["tree['z']"].tolist() == [[1, 2]]
     with safetensors.safe_open(tmp_path / "a", "flax") as file:
         assert (file.metadata()["step"], file.metadata()["tree['z']"]) == ("41", "complex64")
-
-
-def test_the_checksums_are_what_the_metadata_says(good):
-    length, text, data = parts(good)
-    metadata = json.loads(text)["__metadata__"]
-    assert metadata["data_sha256"] == hashlib.sha256(data).hexdigest()
-    without = text.replace(metadata["header_sha256"].encode(), ZEROS.encode())
-    assert metadata["header_sha256"] == hashlib.sha256(length + without).hexdigest()
-    assert (len(length) + len(text)) % 8 == 0
 
 
 def test_the_same_tree_is_the_same_file(good, tmp_path):
@@ -88,21 +73,14 @@ def pickled(path):
 
 OTHERS = {
     "empty": (lambda good: b"", r"got 0 bytes that begin with b''; expected a checkpoint"),
-    "seven bytes": (lambda good: good[:7], "got 7 bytes that begin with .*; expected a checkpoint"),
     "a pickle": (lambda good: pickled(Path.cwd()), r"got \d+ bytes that begin with b'.x80.*; expected a checkpoint"),
     "a header of 10^15 bytes": (lambda good: struct.pack("<Q", 10**15) + good[8:], "expected a checkpoint"),
-    "a header of 2^64 - 1 bytes": (lambda good: b"\xff" * 8 + good[8:], "expected a checkpoint"),
     "zeros": (lambda good: bytes(len(good)), "got a header that is no JSON"),
-    "text": (lambda good: b"the quick brown fox jumps over the lazy dog", "expected a checkpoint"),
-    "a NumPy archive": (lambda good: b"PK\x03\x04" + good, "expected a checkpoint"),
     "somebody else's safetensors": (
         lambda good: safetensors.numpy.save({"tree['weights']": np.ones(3)}, {"format": "pt"}),
         'got a file without "format": "minijaxnet.checkpoint"; expected a checkpoint of minijaxnet',
     ),
-    "safetensors without metadata": (lambda good: safetensors.numpy.save({"a": np.ones(3)}), "of minijaxnet"),
     "one byte more": (lambda good: good + b"\0", "got 79 bytes of data; expected 78"),
-    "twice": (lambda good: good + good, r"got \d+ bytes of data; expected 78"),
-    "one byte less": (lambda good: good[:-1], "got 77 bytes of data; expected 78"),
     "data gone": (lambda good: b"".join(parts(good)[:2]), "got 0 bytes of data; expected 78"),
     "the data's last bit": (
         lambda good: good[:-1] + bytes([good[-1] ^ 1]),
@@ -121,18 +99,6 @@ def test_what_is_no_whole_checkpoint_is_refused(name, good, tmp_path, monkeypatc
     change, text = OTHERS[name]
     assert re.search(text, found := refused(change(good), tmp_path / "a")), found
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_the_data_of_one_under_the_header_of_another_is_refused(good, tmp_path):
-    other = jax.tree.map(lambda leaf: leaf + 1, TREE)
-    save_checkpoint(tmp_path / "b", other, step=41)
-    mixed = b"".join((*parts(good)[:2], parts((tmp_path / "b").read_bytes())[2]))
-    assert "got data with SHA-256" in refused(mixed, tmp_path / "a")
-
-
-def test_cut_off_anywhere_it_is_refused(good, tmp_path):
-    for length in [*range(0, len(good), 64), *range(16), *range(len(good) - 140, len(good), 3)]:
-        refused(good[:length], tmp_path / "a")
 
 
 def test_every_bit_counts(good, tmp_path):
@@ -331,15 +297,3 @@ def test_a_file_changed_while_it_is_read_is_an_error_or_the_old_one(what, good, 
         text = {"overwritten": "got data with SHA-256", "cut off": "got an end while it was read"}[what]
         with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: {text}"):
             load_checkpoint(path, TREE)
-
-
-def test_a_failing_disk_is_named(good, tmp_path, monkeypatch):
-    (tmp_path / "a").write_bytes(good)
-
-    def fails(*arguments):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("minijaxnet.run.checkpoint.read_header", fails)
-    with pytest.raises(OSError, match=f"checkpoint not read: .*{re.escape(str(tmp_path / 'a'))}") as caught:
-        load_checkpoint(tmp_path / "a", TREE)
-    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "a"))

@@ -8,6 +8,7 @@ import time
 from datetime import timedelta
 
 import chex
+import kits.fits
 import numpy as np
 import optax
 import pytest
@@ -19,24 +20,22 @@ from kits.fits import (
     full_batch,
     in_a_bowl,
     minibatches,
-    watched_fit,
     with_draws,
 )
 from kits.processes import in_time, python
 
 import minijaxnet as mjn
-from minijaxnet.run import fit, load_checkpoint, save_checkpoint
+from minijaxnet.run import fit, load_checkpoint
 from minijaxnet.run.checkpoint_folder import checkpoints
 from minijaxnet.run.keeper import Keeper
 from minijaxnet.run.lock import RunInUse, hold, owner
 from minijaxnet.run.log import Log
 
-fit_module, keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] for name in ("fit", "keeper", "log"))
+keeper_module, log_module = (sys.modules[f"minijaxnet.run.{name}"] for name in ("keeper", "log"))
 
 
-def fitted(kind, folder, **more):
-    descent, start, options = kind
-    return watched_fit(descent, start, DATA, run_dir=folder, **options, **more)
+def fitted(kind, folder, **options):
+    return kits.fits.fitted(kind, run_dir=folder, **options)
 
 
 def stopped_at(steps, signum=signal.SIGINT):
@@ -60,22 +59,13 @@ def folders(tmp_path):
     return found
 
 
-@pytest.fixture
-def step_by_step(monkeypatch):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
-
-
 def steps_in(folder):
     return [step for step, _ in checkpoints(folder / "checkpoints")]
 
 
-ALL = [full_batch, minibatches, adam_in_minibatches, with_draws]
-QUICK = [(full_batch, signal.SIGINT), (adam_in_minibatches, signal.SIGTERM), (with_draws, signal.SIGINT)]
-EACH = [(kind, signum) for signum in (signal.SIGINT, signal.SIGTERM) for kind in ALL]
-
-
 @pytest.mark.parametrize(
-    ("kind", "signum"), [pytest.param(*each, marks=[] if each in QUICK else pytest.mark.slow) for each in EACH]
+    ("kind", "signum"),
+    [(full_batch, signal.SIGINT), (adam_in_minibatches, signal.SIGTERM), (with_draws, signal.SIGINT)],
 )
 def test_stopped_by_a_signal_and_resumed_it_comes_to_the_same_bits_and_done_it_resumes_to_itself(
     kind, signum, folders, step_by_step
@@ -98,7 +88,7 @@ class Killed(BaseException):
     """What ends a process in the middle of something, for a test: nothing after it is done."""
 
 
-@pytest.mark.parametrize("at", [1, 13, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 7, 26))])
+@pytest.mark.parametrize("at", [1, 13])
 def test_ended_in_between_it_goes_on_from_the_last_checkpoint(at, folders, step_by_step):
     stopped, whole = folders
     options = {"steps": 30, "log_every": 4, "checkpoint_every": 5}
@@ -140,11 +130,12 @@ def test_a_checkpoint_is_due_so_long_after_the_last_one(tmp_path, monkeypatch):
 
 
 def test_what_a_dead_process_left_unfinished_is_cleared_away(tmp_path):
-    part = tmp_path / "checkpoints" / f".{16 * 'a'}.part"
-    part.parent.mkdir()
-    part.touch()
+    (tmp_path / "checkpoints").mkdir()
+    parts = [folder / f".{16 * 'a'}.part" for folder in (tmp_path, tmp_path / "checkpoints")]
+    for part in parts:
+        part.touch()
     fitted(full_batch(), tmp_path, steps=3)
-    assert not part.exists()
+    assert not any(part.exists() for part in parts)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(folders):
@@ -190,16 +181,16 @@ def test_rows_that_are_lost_are_seen_again(bad, goes_on, folders):
 FIRST, SECOND = b'"loss": ', b'"gradient_norm": '
 EDITS = {
     "a digit": lambda line: line[:-3] + (b"1" if line[-3:-2] != b"1" else b"2") + line[-2:],
-    "the sign": lambda line: line.replace(FIRST, FIRST + b"-"),
     "names that are swapped": lambda line: line.replace(FIRST, b"?").replace(SECOND, FIRST).replace(b"?", SECOND),
-    "a number more": lambda line: line.replace(FIRST, b'"more": 1.0, ' + FIRST),
     "a row more": lambda line: line + line,
     "null": lambda line: line[: line.index(SECOND)] + SECOND + b"null}\n",
 }
 
 
-@pytest.mark.parametrize(("row", "goes_on"), [(0, 0), (6, 10), (7, 10), (10, 20), (12, 20)])
-@pytest.mark.parametrize("edit", [*list(EDITS)[:1], *(pytest.param(edit, marks=pytest.mark.slow) for edit in EDITS)])
+@pytest.mark.parametrize(
+    ("edit", "row", "goes_on"),
+    [("a digit", 0, 0), ("null", 6, 10), ("names that are swapped", 10, 20), ("a row more", 12, 20)],
+)
 def test_rows_that_were_edited_are_told_of_and_seen_again(edit, row, goes_on, folders):
     stopped, whole = folders
     options = {"steps": 27, "log_every": 2, "checkpoint_every": 10}
@@ -231,27 +222,6 @@ def test_rows_that_are_only_written_otherwise_or_come_after_the_checkpoint_are_n
     last = fitted(in_a_bowl(0.05), stopped, resume=True, **options)
     assert last.first_step == 27 and last.notes == []
     assert_same_run(last, expected, stopped, whole)
-
-
-@pytest.mark.parametrize("edited", [False, True])
-def test_a_run_whose_checkpoints_say_nothing_of_rows_goes_on_as_well(edited, folders, monkeypatch):
-    stopped, whole = folders
-    options = {"log_every": 2, "checkpoint_every": 10}
-    expected = fitted(adam_in_minibatches(), whole, steps=40, **options)
-    with monkeypatch.context() as patched:
-        plainly = lambda *a, step, **rest: save_checkpoint(*a, step=step)  # noqa: E731
-        patched.setattr(keeper_module, "write_checkpoint", plainly)
-        fitted(adam_in_minibatches(), stopped, steps=27, **options)
-    assert not any(b"rows_sha256" in path.read_bytes() for _, path in checkpoints(stopped / "checkpoints"))
-    path = stopped / "metrics.jsonl"
-    before = path.read_bytes()
-    if edited:
-        path.write_bytes(EDITS["a number more"](before))
-    last = fitted(adam_in_minibatches(), stopped, resume=True, steps=40, **options)
-    assert last.first_step == 27 and last.notes == []
-    if not edited:
-        assert_same_run(last, expected, stopped, whole)
-    assert all(b"rows_sha256" in checkpoints(stopped / "checkpoints")[at][1].read_bytes() for at in (0, 1))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "metrics.jsonl.part", "timing.jsonl", "lock"])
@@ -315,21 +285,6 @@ def test_a_folder_that_the_caller_holds_is_used_and_stays_held(tmp_path):
         assert (tmp_path / "metrics.jsonl").read_bytes() == before
         assert fitted(full_batch(), held, steps=9, resume=True).first_step == 5
     assert owner(tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"resume": True}, ValueError, "resume: got True without run_dir; expected the folder"),
-        ({"checkpoint_every": 0}, ValueError, "checkpoint_every: got 0; expected at least 1"),
-        ({"checkpoint_every": 1.5}, TypeError, "checkpoint_every: got 1.5; expected an int"),
-        ({"checkpoint_every": timedelta(seconds=-1)}, ValueError, "checkpoint_every: got -1 day, .*; expected a time"),
-        ({"checkpoint_every": "1"}, TypeError, "checkpoint_every: got '1'"),
-    ],
-)
-def test_what_cannot_be_meant_is_named(options, error, words):
-    with pytest.raises(error, match=words):
-        fitted(full_batch(), None, steps=5, **options)
 
 
 def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):

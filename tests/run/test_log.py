@@ -5,20 +5,20 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import kits.fits
 import numpy as np
 import pytest
-from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl, watched_fit
+from kits.fits import DATA, OBJECTIVE, adam_in_minibatches, full_batch, in_a_bowl
 
 import minijaxnet as mjn
 from minijaxnet._trees import l2_norm
-from minijaxnet.run.log import Log, read_rows
+from minijaxnet.run.log import read_rows
 
 fit_module = sys.modules["minijaxnet.run.fit"]
 
 
-def fitted(kind, steps, **more):
-    descent, start, options = kind
-    return watched_fit(descent, start, DATA, steps=steps, **options, **more)
+def fitted(kind, steps, **options):
+    return kits.fits.fitted(kind, steps=steps, **options)
 
 
 def steps_of(rows):
@@ -51,11 +51,6 @@ def test_rows_are_the_multiples_and_the_end_and_hold_what_is_true_there():
             assert all(isinstance(row[name], float) for name in ("loss", "gradient_norm", "size", "first"))
 
 
-def test_about_twenty_rows_are_logged_if_nothing_is_said():
-    assert 20 <= len(fitted(full_batch(), 1_000).rows) <= 22
-    assert len(fitted(full_batch(), 5).rows) == 6
-
-
 @pytest.mark.parametrize("rate", [0.05, 1e25], ids=["learns", "diverges"])
 def test_the_metrics_file_holds_the_rows(rate, tmp_path):
     size = jax.jit(l2_norm)
@@ -67,60 +62,12 @@ def test_the_metrics_file_holds_the_rows(rate, tmp_path):
     timed = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps_of(timed) == steps_of(result.rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl", "timing.jsonl"]
+    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one"):
+        fitted(in_a_bowl(rate), 3, run_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() == lines
     diverges = rate > 1
     assert (result.status == mjn.DIVERGED) == diverges
     assert (expected[-1]["loss"] is None) == diverges
-
-
-def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fitted(full_batch(), 3)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def logs(monkeypatch):
-    """The logs that fit opens."""
-    opened = []
-
-    class Kept(Log):
-        def __init__(self, folder, **options):
-            super().__init__(folder, **options)
-            opened.append(self)
-
-    monkeypatch.setattr(fit_module, "Log", Kept)
-    yield opened
-    for log in opened:
-        log.__exit__(None)
-
-
-def are_closed(logs):
-    return [file.closed for log in logs for file in log._files.values()] == [True, True]
-
-
-def test_the_log_is_closed_at_the_end_and_not_written_over(tmp_path, logs):
-    fitted(full_batch(), 3, run_dir=tmp_path)
-    assert are_closed(logs)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one"):
-        fitted(full_batch(), 3, run_dir=tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("part", ["measure", "on_progress", "sink"])
-def test_the_log_is_closed_where_the_caller_raises(part, tmp_path, logs):
-    def raises(_):
-        raise ArithmeticError("the caller's")
-
-    with pytest.raises(ArithmeticError, match="the caller's"):
-        fitted(full_batch(), 3, run_dir=tmp_path, **{part: mjn.Sink(raises) if part == "sink" else raises})
-    assert are_closed(logs)
-
-
-@pytest.mark.parametrize("name", ["step", "loss", "gradient_norm"])
-def test_a_measured_name_does_not_hide_a_number_of_fits_own(name):
-    with pytest.raises(ValueError, match=f"measure: got the name '{name}'; expected another"):
-        fitted(full_batch(), 3, measure=lambda params: {name: -1.0})
 
 
 @pytest.mark.parametrize(
@@ -152,8 +99,7 @@ class Heard:
         self.in_file.append(steps_of(read_rows(self._path)))
 
 
-def test_a_sink_gets_each_row_once_it_is_written_and_after_a_resume_those_from_there_on_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "_CHUNK_S", 0.0)
+def test_a_sink_gets_each_row_once_it_is_written_and_after_a_resume_those_from_there_on_anew(tmp_path, step_by_step):
     options = {"log_every": 6, "run_dir": tmp_path, "measure": lambda params: {"first": params[0]["bias"][0]}}
 
     class Killed(BaseException):
