@@ -34,6 +34,12 @@ def step_by_step() -> Iterator[None]:
 
 
 @pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of pages are drawn, but not written as SVG: that is what takes the time."""
+    monkeypatch.setattr("minijaxnet.report.sections.to_svg", lambda figure, name: "<svg></svg>")
+
+
+@pytest.fixture
 def axes() -> Iterator[Any]:
     """Axes to draw on, in the style of all pictures."""
     from minijaxnet.report.style import figure, styled

@@ -14,7 +14,6 @@ from kits.timings import comparison
 import minijaxnet as mjn
 from minijaxnet.bench import Interval, machine, roofline, step_cost
 from minijaxnet.cli import devices, main
-from minijaxnet.cli.bench import _by_hand as bench_of
 from minijaxnet.verify import GradReport, Verdict
 
 ARMS = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
@@ -87,36 +86,6 @@ def test_without_a_gradient_by_hand_optax_is_the_rival(bench):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "width", "begins"),
-    [
-        (0.88, 0.01, "By hand 0.880 times autodiff's time (0.880 to 0.880),"),
-        (1.0, 0.01, "By hand the same time as autodiff within 0.0 %,"),
-        (1.001, 1e-6, "By hand 1.001 times autodiff's time (1.001 to 1.001, undecided),"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("peaks", "ends"),
-    [
-        ((70, 100), "0.7 times its memory."),
-        ((9, 9), "the same memory."),
-        ((1001, 1000), "the same memory."),
-        ((None, 9), "as precise."),
-    ],
-)
-def test_the_answer_is_a_sentence(ratio, width, begins, peaks, ends):
-    found = comparison({"own, gradient by hand": ratio, "autodiff": 1.0})
-    held = dataclasses.replace(
-        found, baseline="autodiff", control_s=found.arms["autodiff"].samples_s, sentinel_s=np.ones(9), width=width
-    )
-    passed = GradReport(dict.fromkeys(("algebra", "precision"), Verdict("pass", "it is")), {}, ())
-    costs = [SimpleNamespace(planned_peak_bytes=peak) for peak in peaks]
-    said = bench_of(passed, held, *costs)
-    assert said.startswith(begins) and said.endswith(f", right, {'' if ends[0] == 'a' else 'as precise, '}{ends}")
-    doubtful = GradReport({"algebra": Verdict("unchecked", "no"), "precision": Verdict("pass", "")}, {}, ())
-    assert ", not checked (no), " in bench_of(doubtful, held, *costs)
-
-
-@pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--since", "none.json"], "none.json"),
@@ -131,12 +100,6 @@ def test_what_cannot_be_done_is_an_error_before_anything_is_timed(bench, flags, 
 
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
-
-
-def test_numbers_of_devices_are_read_before_anything_is_parsed():
-    assert devices.most_devices(["--devices", "1,8,2"]) == 8
-    assert [devices.most_devices(["--devices", text]) for text in ("two", "1,,2", "-4", "")] == [1, 1, 1, 1]
-    assert devices.numbers_of_devices("1, 2") == [1, 2] and devices.numbers_of_devices("1;2") is None
 
 
 def test_each_number_of_devices_has_a_row_against_one(monkeypatch):
