@@ -1,6 +1,5 @@
 """Every hand-derived derivative against autodiff."""
 
-import functools
 import itertools
 
 import chex
@@ -127,17 +126,6 @@ def test_a_gradient_with_transposes_in_memory_passes_jit_vmap_and_another_deriva
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_points_are_rows_where_they_are_few_beside_the_layers():
-    chosen = [backprop.faster_layout(points, sizes) for points, sizes in ((4, (2, 2, 1)), (63, (9, 64)), (64, (9, 64)))]
-    assert chosen == [backprop.FEATURES_FIRST, backprop.BATCH_FIRST, backprop.FEATURES_FIRST]
-
-
-def test_integer_inputs_and_targets_and_a_list_for_a_batch_serve_as_well():
-    params, _ = problem((3, 4), "mean_squared_error", True, jnp.float32)
-    batch = [np.arange(6).reshape(2, 3), np.arange(8).reshape(2, 4)]
-    chex.assert_trees_all_close(*jax.jit(both([3, 4], mjn.mean_squared_error))(params, batch), rtol=1e-6)
-
-
 def test_targets_of_a_wider_dtype_leave_the_gradient_in_that_of_the_params():
     losses = ("mean_squared_error", "softmax, one-hot", "binary")
     params, (x, _) = problem((3, 4), losses[0], True, jnp.bfloat16)
@@ -146,14 +134,6 @@ def test_targets_of_a_wider_dtype_leave_the_gradient_in_that_of_the_params():
     for by_hand, by_autodiff in every(targets):
         assert by_hand[0].dtype == by_autodiff[0].dtype
         assert_equal_to_rounding(by_hand[1], by_autodiff[1], jnp.bfloat16, 1)
-
-
-def test_the_slope_by_hand_of_the_lesson_is_30_40():
-    by_hand = mjn.mlp_gradient((2, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False)
-    params, batch = ({"weights": np.float32([[1], [2]])},), (np.float32([[3, 4]]), np.float32([[6]]))
-    loss, gradient = jax.jit(by_hand)(params, batch)
-    assert loss == 25
-    chex.assert_trees_all_equal(gradient, ({"weights": np.float32([[30], [40]])},))
 
 
 def test_the_slope_by_hand_on_the_lesson_points_is_what_the_equations_give():
@@ -250,35 +230,12 @@ def test_saturated_classes_have_slopes_of_exactly_0_and_1():
     chex.assert_trees_all_equal(binary, np.float32([[0.0, -0.5]]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
-def test_a_saturated_network_has_a_finite_gradient_equal_to_autodiffs(activation):
-    params, batch = problem((4, 3, 4), "softmax, classes", True, jnp.float32)
-    gradients = jax.jit(both((4, 3, 4), mjn.softmax_cross_entropy, activation=ACTIVATIONS[activation]))
-    for scale in (50.0, 1e4):
-        got, want = gradients(jax.tree.map(lambda leaf, scale=scale: np.float32(scale) * leaf, params), batch)
-        chex.assert_tree_all_finite(got)
-        chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6 * scale)
-
-
-def test_the_binary_slope_of_a_sure_right_answer_loses_no_digits():
-    logits, labels = np.float32([[20.0, -20.0]]), np.float32([[1.0, 0.0]])
-    expected = np.float32([[-1.0, 1.0]]) * np.exp(-20) / 2
-    for slope in (jax.grad(mjn.binary_cross_entropy), backprop.binary_cross_entropy_derivative):
-        chex.assert_trees_all_close(np.asarray(jax.jit(slope)(logits, labels)), expected, rtol=1e-5)
-
-
 TINY, TRANSPOSED_IN_MEMORY = (3, 4), (60, 5)
 
 
 @pytest.mark.parametrize(
     ("bias", "layout", "sizes"),
-    [
-        (True, "rows", TINY),
-        (False, "columns", TINY),
-        (True, "columns", TRANSPOSED_IN_MEMORY),
-        (False, "rows", TRANSPOSED_IN_MEMORY),
-    ],
+    [(True, "rows", TINY), (False, "columns", TINY), (True, "columns", TRANSPOSED_IN_MEMORY)],
 )
 def test_the_slopes_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bias, layout, sizes):
     layout, layer = LAYOUTS[layout], mjn.dense(*sizes, bias=bias)
@@ -307,12 +264,9 @@ def test_the_slopes_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bia
     [
         ({"sizes": (3,)}, r"mlp_gradient: sizes: got \(3,\); expected at least an input and an output"),
         ({"activation": jax.nn.gelu}, "mlp_gradient: activation: got .*gelu.*; expected one of .*relu, sigmoid, tanh"),
-        ({"activation": "relu"}, "mlp_gradient: activation: got 'relu'; expected"),
         ({"output_activation": jax.nn.softmax}, "mlp_gradient: output_activation: got"),
         ({"loss": mjn.accuracy}, "mlp_gradient: loss: got .*accuracy.*; expected one of binary_cross_entropy, mean_"),
-        ({"loss": None}, "mlp_gradient: loss: got None; expected"),
     ],
-    ids=["sizes", "activation", "a name for one", "output_activation", "loss", "no loss"],
 )
 def test_what_no_rule_is_written_for_is_refused_by_name(changed, complaint):
     given = {"sizes": (3, 4), "activation": jax.nn.relu, "loss": mjn.mean_squared_error} | changed
@@ -329,13 +283,11 @@ def layer(*shape, bias=None):
     [
         ((), True),
         ((layer(4, 3, bias=4),), True),
-        ((layer(3, 4),), True),
         ((layer(3, 4, bias=(1, 4)),), True),
         ((layer(3, 4, bias=4), layer(4, 3, bias=3)), True),
-        (layer(3, 4, bias=4), True),
         ((layer(3, 4, bias=4),), False),
     ],
-    ids=["no layer", "transposed", "no bias", "bias as a row", "a layer too many", "a bare layer", "a bias too many"],
+    ids=["no layer", "transposed", "bias as a row", "a layer too many", "a bias too many"],
 )
 def test_params_of_another_network_are_refused_with_both_shapes(params, bias):
     by_hand = mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=bias)
@@ -350,29 +302,14 @@ def test_params_of_another_network_are_refused_with_both_shapes(params, bias):
         ((np.ones((2, 3)), np.ones((2, 3))), ValueError, r"targets: got shape \(2, 3\); expected \(2, 4\)"),
         ((np.ones((2, 5)), np.ones((2, 4))), ValueError, r"x: got shape \(2, 5\); expected \(n, 3\)"),
         ((np.ones(3), np.ones(4)), ValueError, r"x: got shape \(3,\); expected \(n, 3\)"),
-        ((np.ones((2, 2, 3)), np.ones((2, 2, 4))), ValueError, r"x: got shape \(2, 2, 3\); expected \(n, 3\)"),
         ((np.ones((2, 3), complex), np.ones((2, 4))), TypeError, r"x: got dtype complex128; expected real numbers"),
     ],
-    ids=["no pair", "targets", "width of x", "a single point", "two batch axes", "complex"],
+    ids=["no pair", "targets", "width of x", "a single point", "complex"],
 )
 def test_a_batch_that_does_not_fit_is_refused_by_name(batch, kind, complaint):
     params, _ = problem((3, 4), "mean_squared_error", True, jnp.float32)
     with pytest.raises(kind, match=complaint):
         mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=mjn.mean_squared_error)(params, batch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("narrow", ["weights", "second layer"])
-def test_layers_of_different_dtypes_have_gradients_in_their_own(narrow):
-    params, batch = problem((4, 3, 4), "mean_squared_error", True, jnp.float32)
-    half = functools.partial(jax.tree.map, lambda leaf: leaf.astype(jnp.bfloat16))
-    if narrow == "weights":
-        params = tuple(layer | {"weights": half(layer["weights"])} for layer in params)
-    else:
-        params = params[0], half(params[1])
-    got, want = jax.jit(both((4, 3, 4), mjn.mean_squared_error))(params, batch)
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
-    chex.assert_trees_all_close(got, want, rtol=0.05, atol=0.05)
 
 
 def test_a_silent_unit_stays_silent_under_a_slope_that_overflows():

@@ -148,8 +148,6 @@ def test_the_objective_gets_the_key_of_its_step_and_what_it_returns_beside_its_l
     [
         ({"w": np.arange(2, dtype=np.int32)}, r"params\['w'\]: got dtype int32"),
         ([1.0, np.complex64(1)], r"params\[1\]: got dtype complex64"),
-        (np.array([True]), r"params: got dtype bool"),
-        ((), r"params: got a tree without leaves"),
         ({"w": None}, r"params: got a tree without leaves"),
     ],
 )
@@ -163,10 +161,8 @@ def test_params_that_cannot_take_a_step_are_refused(make, params, message):
     ("objective", "got"),
     [
         (lambda params, batch: params, r"float32\[2\]"),
-        (lambda params, batch: jnp.sum(params)[None], r"float32\[1\]"),
         (lambda params, batch: jnp.int32(1), r"int32\[\]"),
         (lambda params, batch: jnp.sum(params) * 1j, r"complex64\[\]"),
-        (lambda params, batch: 1.0, r"float"),
         (lambda params, batch: None, r"NoneType"),
         (lambda params, batch: (jnp.sum(params), 1.0), r"tuple"),
     ],
@@ -178,7 +174,7 @@ def test_an_objective_that_returns_no_floating_scalar_is_refused(make, objective
 
 
 @each_descent
-@pytest.mark.parametrize("result", [lambda loss: loss, lambda loss: (loss,), lambda loss: [loss, 1.0]])
+@pytest.mark.parametrize("result", [lambda loss: loss, lambda loss: (loss,)])
 def test_an_objective_without_the_aux_that_it_promised_is_refused(make, result):
     descent = make(lambda params, batch: result(squared_distance(params, batch)), has_aux=True)
     with pytest.raises(TypeError, match=r"objective: got \w+; expected \(loss, aux\), as has_aux=True says"):
@@ -328,19 +324,6 @@ def test_an_optax_descent_is_optax_by_hand(name):
     chex.assert_trees_all_close(state.optimizer, optimizer_state, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_lbfgs_gets_the_loss_and_the_objective_that_its_line_search_asks_for():
-    descent = mjn.optax_descent(descents.OBJECTIVE, OPTIMIZERS["lbfgs"])
-    state, step = descent.init(descents.PARAMS), jitted(descent.step)
-    losses = []
-    for _ in range(30):
-        state, info = step(state, descents.POINTS)
-        losses.append(float(info.loss))
-    assert losses[-1] < 0.01 * losses[0]
-    way = next((i for i, loss in enumerate(losses) if loss < 1e-6 * losses[0]), len(losses))  # then it is noise
-    assert way > 5 and (np.diff(losses[:way]) <= 0).all(), "its line search lets no step go uphill"
-
-
 def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():
     broken = optax.GradientTransformation(
         lambda params: (), lambda slope, state, params=None: (jax.tree.map(lambda s: s / 0, slope), state)
@@ -348,16 +331,6 @@ def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():
     descent = mjn.optax_descent(squared_distance, broken)
     _, info = jax.jit(descent.step)(descent.init(PARAMS), BATCH)
     assert (info.loss, np.isnan(info.gradient_norm)) == (8.75, True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_an_optax_descent_keeps_the_params_dtype(dtype):
-    with jax.enable_x64(dtype == "float64"):
-        descent = mjn.optax_descent(squared_distance, optax.adam(0.1))
-        state, _ = jitted(descent.step)(descent.init(np.ones(2, dtype)), 0.0)
-        assert state.params.dtype == dtype
-        assert (np.asarray(state.params) < 1).all()
 
 
 @pytest.mark.parametrize("optimizer", [0.1, "sgd", optax.sgd, None, (lambda p: p, lambda g: g)])

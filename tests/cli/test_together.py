@@ -107,51 +107,6 @@ def test_two_processes_are_two_devices_to_the_bit_stop_together_and_go_on_in_one
 
 
 @pytest.mark.slow
-def test_killed_in_two_processes_the_same_command_goes_on_to_the_same_bits_but_not_with_other_code(line):
-    assert [code for code, _, _ in ended([run(line, "--devices", 2, "--runs", "devices")])] == [0]
-    flags = ("--processes", 2, "--runs", "killed", "--resume-latest")
-    [(code, _, err)] = ended([run(line, *flags, environment={"STOP_AT": "40"})])
-    assert code == 130, err
-    (line / "line.py").write_text(STOPPING.replace("3 * x", "2 * x"))
-    [(code, _, err)] = ended([run(line, *flags)])
-    assert code == 2 and "+    return mjn.Batch(x, 2 * x + 1 + noise)" in err
-    (line / "line.py").write_text(STOPPING)
-    killed = run(line, *flags, "--steps", 100_000, "--runs", "longer")
-    wait_for_checkpoint(killed, line / "longer")
-    os.kill(children(killed)[1], signal.SIGKILL)
-    [(code, _, err)] = ended([killed])
-    assert code == 3 and "minijaxnet: process 1 was ended by SIGKILL" in err
-    [(code, out, err)] = ended([run(line, *flags)])
-    assert code == 0 and "went on from step 40" in out, err
-    assert bits(line / "killed") == bits(line / "devices")
-    [(code, out, err)] = ended([run(line, *flags)])
-    assert (code, err) == (0, "") and out.count("this run is done already") == 1
-
-
-@pytest.mark.slow
-def test_one_of_two_that_is_asked_stops_both_and_it_goes_on_in_one(line):
-    stopped = run(line, "--processes", 2, "--devices", 4, "--runs", "stopped", "--steps", 100_000)
-    wait_for_checkpoint(stopped, line / "stopped")
-    os.kill(children(stopped)[1], signal.SIGINT)
-    [(code, out, err)] = ended([stopped])
-    folder = only(line / "stopped")
-    assert code == 130 and "stopped by SIGINT" in out, err
-    at = json.loads((folder / "result.json").read_text())["steps_taken"]
-    goes_on = started([*MINIJAXNET, "resume", folder, "--processes", 1, "--devices", 1], cwd=line)
-    with in_time():
-        while rows_in(folder)[-1]["step"] <= at:
-            assert goes_on.poll() is None
-            time.sleep(0.05)
-    goes_on.terminate()
-    [(code, out, err)] = ended([goes_on])
-    assert code == 143 and f"went on from step {at:,}" in out and "float32 on cpu" in out, err
-    found = rows_in(folder)
-    assert [row["step"] for row in found] == sorted({row["step"] for row in found})
-    losses = [row["loss"] for row in found]
-    assert losses == sorted(losses, reverse=True) or losses[-1] < 1e-9
-
-
-@pytest.mark.slow
 def test_processes_that_were_not_started_alike_are_refused_with_the_difference(line):
     (line / "other").mkdir()
     (line / "other" / "line.py").write_text(STOPPING.replace("3 * x", "2 * x"))
