@@ -90,56 +90,15 @@ def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points)
     assert points % 2 == 0 or offsets[points // 2] == 0
 
 
-@few
-@given(st.integers(0, 2**31 - 1), st.floats(0.1, 3.0))
-def test_the_opposite_direction_reverses_the_slice(seed, span):
-    direction = tree_like(PARAMS, seed)
-    there, back = (
-        np.asarray(loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, span=span, points=5).losses)
-        for way in (direction, jax.tree.map(np.negative, direction))
-    )
-    np.testing.assert_allclose(there, back[::-1], rtol=1e-6)
-
-
-def test_a_linear_units_loss_is_a_bowl_with_the_lessons_slope():
-    got = loss_slice(lambda w, b: (w * b[0] - b[1]) ** 2, 2.0, (3.0, 10.0), direction=1.0, span=1e-2, points=3)
-    low, middle, high = np.asarray(got.losses, np.float64)
-    assert middle == 16
-    assert abs((high - low) / 2e-2 + 24) < 1e-2
-
-
 def test_bfloat16_params_keep_their_coarse_steps():
     got = loss_slice(lambda w, _: w.astype(jnp.float32), jnp.bfloat16(1), None, direction=1.0, span=0.01, points=5)
     np.testing.assert_array_equal(got.losses, np.float32([0.98828125, 0.99609375, 1.0, 1.0078125, 1.0078125]))
 
 
-def test_float64_params_keep_their_fine_steps():
-    with jax.enable_x64(True):
-        got = loss_slice(the_weight, jnp.float64(1), None, direction=1, span=1e-12, points=3)
-        np.testing.assert_allclose(np.asarray(got.losses) - 1, [-1e-12, 0, 1e-12], rtol=1e-3)
-
-
-def test_directions_may_be_of_another_dtype_than_the_params():
-    whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), PARAMS)
-    got = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=whole, points=5)
-    same = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=as_in("float32", whole), points=5)
-    chex.assert_trees_all_equal(got, same)
-
-
-def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
-    at_once = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses._programs.clear()
-    monkeypatch.setattr(landscape, "_BLOCK_BYTES", 2_000)  # a few points, and a remainder
-    in_blocks = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses._programs.clear()
-    chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
-
-
-@pytest.mark.parametrize("wrap", [SLOW(lambda f: f, id="plain"), SLOW(jax.jit), jax.checkpoint])
 @pytest.mark.parametrize(("sizes", "points"), [((64, 512, 512, 10), 16), SLOW((64, 256, 10), 4096)])
-def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points, wrap):
+def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points):
     large = mjn.mlp(sizes)
-    f = wrap(mjn.objective(large, mjn.mean_squared_error))
+    f = jax.checkpoint(mjn.objective(large, mjn.mean_squared_error))
     params = jax.eval_shape(large.init, jax.random.key(0))
     data = tuple(jax.ShapeDtypeStruct((points, width), jnp.float32) for width in (sizes[0], sizes[-1]))
     grid = jax.ShapeDtypeStruct((51 * 51, 2), jnp.float32)
@@ -176,21 +135,15 @@ def test_a_slice_works_under_vmap_jit_and_grad():
     ("error", "text", "arguments"),
     [
         (TypeError, r"direction: got a tree", {"direction": (1.0, 2.0)}),
-        (TypeError, r"direction: got a tree", {"direction": None}),
         (ValueError, r"direction\['w'\]: got shape \(3,\); expected \(2,\)", {"direction": {"w": np.ones(3)}}),
         (TypeError, r"direction\['w'\]: got dtype complex64", {"direction": {"w": np.ones(2, complex)}}),
         (TypeError, r"direction\['w'\]: got str", {"direction": {"w": "up"}}),
         (TypeError, "points: got 2.5; expected an int", {"points": 2.5}),
         (ValueError, "points: got 1; expected at least 2", {"points": 1}),
         (ValueError, "span: got 0; expected a positive", {"span": 0}),
-        (ValueError, "span: got -1.0", {"span": -1.0}),
         (ValueError, "span: got nan", {"span": float("nan")}),
-        (ValueError, "span: got inf", {"span": float("inf")}),
-        (TypeError, "span: got 'wide'", {"span": "wide"}),
         (TypeError, "span: got True", {"span": True}),
         (TypeError, r"objective: got float32\[2\]; expected the loss", {"objective": lambda p, b: p["w"]}),
-        (TypeError, r"objective: got int32\[\]", {"objective": lambda p, b: 1}),
-        (TypeError, "objective: got tuple", {"objective": lambda p, b: (p["w"][0], 1.0)}),
         (TypeError, r"params\['w'\]: got dtype int32", {"params": {"w": np.arange(2)}}),
     ],
 )
@@ -201,15 +154,9 @@ def test_a_slice_says_what_it_cannot_draw(error, text, arguments):
         loss_slice(given.pop("objective"), given.pop("params"), None, **given)
 
 
-@pytest.mark.parametrize("directions", [None, {"w": np.ones(2)}, [{"w": np.ones(2)}], 3 * ({"w": np.ones(2)},)])
+@pytest.mark.parametrize("directions", [None, 3 * ({"w": np.ones(2)},)])
 def test_a_surface_needs_two_directions(directions):
     with pytest.raises(TypeError, match=r"directions: got .*; expected two trees like params"):
-        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
-
-
-def test_a_surface_names_the_direction_that_does_not_fit():
-    directions = ({"w": np.ones(2)}, {"w": np.ones(1)})
-    with pytest.raises(ValueError, match=r"directions\[1\]\['w'\]: got shape \(1,\); expected \(2,\)"):
         loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
 
 
@@ -232,19 +179,13 @@ def test_a_weight_direction_is_one_there_and_zero_elsewhere(dtype, data):
         np.testing.assert_array_equal(np.asarray(leaf, np.float64), expected[jax.tree_util.keystr(name)])
 
 
-def test_a_bare_scalar_has_a_direction_too():
-    assert weight_direction(2.0, "(leaf)", ()) == 1
-
-
 @pytest.mark.parametrize(
     ("error", "text", "path", "index"),
     [
         (ValueError, r"path: got \"weights\"; expected one of .*\"\[1\]\['bias'\]\"", "weights", (0, 0)),
-        (ValueError, r"path: got \"\[2\]\"; expected one of \"\[0\]\['bias'\]\"", "[2]", 0),
         (TypeError, r"path: got int; expected text such as \"\[0\]\['bias'\]\"", 0, (0, 0)),
         (ValueError, r"index into \[0\]\['weights'\]: got 0; expected an int for each axis of \(2, 4\)", WEIGHTS, 0),
         (ValueError, r"got \(0, 4\); expected an int", WEIGHTS, (0, 4)),
-        (ValueError, r"got \(-3, 0\); expected an int", WEIGHTS, (-3, 0)),
         (TypeError, r"got \(0, 1.5\); expected an int", WEIGHTS, (0, 1.5)),
         (TypeError, r"got \(slice.*; expected an int", WEIGHTS, (slice(None), 0)),
     ],
@@ -287,12 +228,6 @@ def test_what_is_left_over_is_at_right_angles_to_the_directions():
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(rest)) > 0.1
 
 
-def test_nearly_parallel_directions_keep_their_digits():
-    directions = [np.array([1.0, 0.0, 0.0]), np.array([1.0, 1e-6, 0.0])]
-    path = np.stack([2 * directions[0] + 3 * directions[1], np.zeros(3)])
-    np.testing.assert_allclose(project_path(path, directions), [[2, 3], [0, 0]], rtol=1e-8, atol=1e-12)
-
-
 def test_the_path_ends_at_the_origin_unless_told_otherwise():
     path = np.float32([[3, 0], [2, 5], [1, 1]])
     directions = [np.float32([1, 0]), np.float32([0, 2])]
@@ -329,27 +264,16 @@ ONE, OTHER = {"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 1.0])}
     ("error", "text", "path", "directions", "origin"),
     [
         (TypeError, "directions: got dict; expected a list", {"w": np.ones((3, 2))}, ONE, None),
-        (TypeError, "directions: got list; expected a list of one", {"w": np.ones((3, 2))}, [], None),
         (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, ONE], None),
-        (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, {"w": np.zeros(2)}], None),
         (ValueError, "not finite", {"w": np.ones((3, 2))}, [{"w": np.array([1.0, np.nan])}], None),
-        (ValueError, "got 3, not finite or not independent", {"w": np.ones((3, 2))}, [ONE, OTHER, ONE], None),
         (TypeError, r"directions\[1\]: got a tree", {"w": np.ones((3, 2))}, [ONE, {"v": np.ones(2)}], None),
         (ValueError, r"directions\[1\]\['w'\]: got shape", {"w": np.ones((3, 2))}, [ONE, {"w": np.ones(1)}], None),
         (TypeError, "path: got a tree", np.ones((3, 2)), [ONE], None),
         (ValueError, r"path\['w'\]: got shape \(2,\); expected \(2, 2\)", {"w": np.ones(2)}, [ONE], None),
         (ValueError, "got 0 stops, none of them finite", {"w": np.ones((0, 2))}, [ONE], None),
-        (ValueError, "got 1 stops, none of them finite", {"w": np.full((1, 2), np.nan)}, [ONE], None),
         (ValueError, r"origin\['w'\]: got shape \(1,\)", {"w": np.ones((3, 2))}, [ONE], {"w": np.ones(1)}),
-        (TypeError, "origin: got a tree", {"w": np.ones((3, 2))}, [ONE], {"w": (1.0, 1.0)}),
     ],
 )
 def test_a_path_that_cannot_be_projected_is_refused(error, text, path, directions, origin):
     with pytest.raises(error, match=text):
         project_path(path, directions, origin=origin)
-
-
-def test_stops_must_be_as_many_in_every_leaf():
-    path, direction = {"a": np.ones((3, 2)), "b": np.ones((2, 2))}, {"a": np.ones(2), "b": np.ones(2)}
-    with pytest.raises(ValueError, match=r"path\['b'\]: got shape \(2, 2\); expected \(3, 2\)"):
-        project_path(path, [direction])
