@@ -64,14 +64,6 @@ def test_one_trace_and_one_compilation_serve_any_number_of_steps_any_rate_and_an
     assert objective.times == 1
 
 
-def test_one_optax_optimizer_on_one_objective_is_traced_once():
-    objective, optimizer = Traced(squared_distance), optax.sgd(1e-3, momentum=0.5)
-    for steps in (3, 30):
-        descent = mjn.optax_descent(objective, optimizer)
-        mjn.descend(descent, descent.init(2.0), 1.0, steps=steps)
-    assert objective.times == 1
-
-
 def test_a_jitted_descent_is_traced_once_for_any_rate():
     objective = Traced(squared_distance)
     run = jax.jit(lambda rate: descend_from(2.0, rate, objective, 1.0, steps=8)[1].loss)
@@ -117,15 +109,6 @@ def test_137_and_then_863_steps_are_1_000_bit_for_bit_and_the_caller_s_state_is_
     chex.assert_trees_all_equal(key_data(start), before)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "most"), [("gradient descent", 13), ("gradient descent", 1), ("adam with a key", 13)])
-def test_several_chunks_are_one_bit_for_bit(name, most, chunk_steps):
-    expected = mjn.descend(DESCENTS[name](), start_of(name), POINTS, steps=100)
-    chunk_steps(most)
-    state, trace = mjn.descend(DESCENTS[name](), start_of(name), POINTS, steps=100)
-    chex.assert_trees_all_equal((key_data(state), trace), (key_data(expected[0]), expected[1]), strict=True)
-
-
 @pytest.mark.parametrize("rows", [5, SLOW(0)])
 def test_a_step_that_records_much_makes_small_chunks_and_the_same_trace(rows, monkeypatch):
     def recording(w, batch):  # at a rate of 1 / 4 each step halves the weights
@@ -166,8 +149,6 @@ def test_more_steps_than_the_largest_chunk_are_all_taken_and_recorded():
     ("name", "dtype"),
     [
         ("gradient descent", "float32"),
-        SLOW("gradient descent", "float64"),
-        SLOW("adam with a key", "float32"),
         SLOW("adam with a key", "float64"),
     ],
 )
@@ -203,13 +184,6 @@ def test_row_k_is_what_step_k_saw_before_it_moved():
     assert value_and_slope(state.params, POINTS)[0] < trace.loss[-1]
 
 
-def test_the_lesson_descends_from_a_loss_of_37_5():
-    state, trace = descend_from(RELU_PARAMS, 1e-3, RELU_OBJECTIVE, steps=1_000)
-    assert trace.loss[0] == 37.5
-    assert trace.loss[-1] < 7
-    assert jax.jit(RELU_OBJECTIVE)(state.params, POINTS) <= trace.loss[-1]
-
-
 # --- How it ends -----------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +213,7 @@ def test_a_descent_may_end_anywhere_in_a_chunk(chunk_steps):
         assert state.params == 2.0 ** -min(exponent, 13)
 
 
-@pytest.mark.parametrize("chunk", [SLOW(1), SLOW(2), 4, SLOW(8), SLOW(2**15)])
+@pytest.mark.parametrize("chunk", [SLOW(1), 4, SLOW(2**15)])
 def test_a_descent_may_diverge_anywhere_in_a_chunk(chunk, chunk_steps):
     chunk_steps(chunk)
 
@@ -275,7 +249,7 @@ def test_past_the_last_step_rows_are_nan_and_counts_0_and_aux_of_any_dtype_is_re
     np.testing.assert_array_equal(trace.gradient_norm, [6, np.nan, np.nan])
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e10, 1e30, 1e38])
+@pytest.mark.parametrize("rate", [1e3, 1e30])
 @pytest.mark.parametrize(
     "objective_and_params", [(OBJECTIVE, PARAMS), (RELU_OBJECTIVE, RELU_PARAMS)], ids=["tanh", "relu"]
 )
@@ -289,21 +263,6 @@ def test_a_descent_that_diverges_keeps_finite_params_and_says_so(rate, objective
     assert np.isfinite(trace.loss[:taken]).all()
     assert np.isnan(trace.loss[taken:]).all()
     assert state.step == taken < 100
-
-
-def test_a_loss_that_is_not_finite_is_no_flat_place():
-    def barrier(weight, worst):
-        return jnp.where(weight > 1, worst, weight**2)
-
-    for worst in (np.nan, np.inf):
-        assert descend_from(2.0, 0.1, barrier, worst, steps=3)[1].status == mjn.DIVERGED
-
-
-@pytest.mark.slow
-def test_params_in_float16_stay_finite_at_a_rate_of_1e5():
-    start, batch = np.ones(2, np.float16), np.float16([1, 0])
-    state, _ = descend_from(start, 1e5, lambda w, b: jnp.sum(w * b), batch, steps=3)
-    assert np.isfinite(state.params).all()
 
 
 def test_until_flat_of_0_stops_where_the_slope_vanishes_and_infinity_stops_at_once():
@@ -322,9 +281,3 @@ def test_memory_goes_by_the_steps_that_are_taken():
     assert trace.loss.tolist() == [4.0] and trace.steps_taken == 1 and peak < 2**25
     with pytest.raises(ValueError, match=f"steps: got {10**13}; expected fewer within jit"):
         jax.jit(lambda: mjn.descend(descent, descent.init(3.0), 1.0, steps=10**13))()
-
-
-def test_more_than_a_million_steps_have_their_rows():
-    descent = mjn.gradient_descent(lambda weight, batch: 1.5 * weight, 2.0**-10)
-    _, trace = mjn.descend(descent, descent.init(0.0), 0.0, steps=2**20 + 2**19)
-    np.testing.assert_allclose(trace.loss[::4096], -(1.5**2) * 2.0**-10 * np.arange(0, 2**20 + 2**19, 4096), rtol=1e-6)
