@@ -11,7 +11,7 @@ from minijaxnet import batches
 shuffled = jax.jit(batches.shuffled, static_argnums=1)
 
 
-@pytest.mark.parametrize("points", [1, SLOW(2), SLOW(3), SLOW(64), 65, SLOW(1438), SLOW(70_000)])
+@pytest.mark.parametrize("points", [1, 65, SLOW(70_000)])
 def test_an_order_holds_each_point_once(points):
     order = np.asarray(shuffled(jax.random.key(points), points))
     assert order.dtype == np.int32

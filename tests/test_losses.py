@@ -176,12 +176,6 @@ def test_cross_entropies_are_finite_and_right_at_logits_of_10_000(dtype):
         assert_close(slope, np.array([0, 1, -1, 0]) / 4, 0)
 
 
-def test_a_confident_yes_is_as_precise_as_a_confident_no():
-    yes = VALUE_AND_SLOPE[mjn.binary_cross_entropy](np.float32([20]), np.float32([1]))
-    no = VALUE_AND_SLOPE[mjn.binary_cross_entropy](np.float32([-20]), np.float32([0]))
-    np.testing.assert_allclose((yes[0], -yes[1][0]), (no[0], no[1][0]), rtol=1e-5)
-
-
 def test_a_common_shift_of_the_logits_costs_softmax_cross_entropy_no_digits():
     plain, shifted = (
         VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.float32([[z, z]]), np.array([0]))[0] for z in (0, 1e4)
@@ -203,18 +197,7 @@ def test_int_and_one_hot_labels_agree_where_a_class_is_impossible():
 
 
 @pytest.mark.parametrize("f", [*LOSSES, mjn.prediction_errors, mjn.accuracy])
-@pytest.mark.parametrize(
-    ("predictions", "targets"),
-    [
-        ((3, 1), (3,)),
-        ((3,), (3, 1)),
-        ((3, 2), (2, 2)),
-        ((3, 2), (3,)),
-        ((3, 1), (1, 3)),
-        ((3, 1), ()),
-        ((1, 2), (3, 2)),
-    ],
-)
+@pytest.mark.parametrize(("predictions", "targets"), [((3, 1), (3,)), ((3,), (3, 1)), ((3, 1), ()), ((1, 2), (3, 2))])
 def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targets):
     with pytest.raises(ValueError, match=r"got (shape \(.*\)|float32\[.*\]); expected .*\(.*\)"):
         f(np.ones(predictions), np.ones(targets))
@@ -226,10 +209,7 @@ def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targ
     [
         ((3,), np.zeros(3, int), r"logits: got shape \(3,\); expected"),
         ((3, 2), np.zeros(2, int), r"labels: got int32\[2\]; expected classes, integers of shape \(3,\), or"),
-        ((3, 2, 2), np.zeros(3, int), r"logits: got shape \(3, 2, 2\); expected"),
-        ((3, 2), np.zeros(1, int), r"labels: got int32\[1\]; expected .* shape \(3, 2\)$"),
         ((3, 2), np.zeros((3, 1), int), r"labels: got int32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
-        ((3, 2), np.zeros((3, 1)), r"labels: got float32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
         ((3, 2), np.zeros(3), r"labels: got float32\[3\]; expected .*\(3,\): labels.astype\(int\), or"),
         ((3, 1), np.array([1, 1, 0]), "(labels: got int32|logits: got shape .*binary_cross_entropy)"),
     ],
@@ -252,25 +232,11 @@ def test_probabilities_have_to_sum_to_one_and_the_first_row_that_does_not_is_nam
             objective.check_values(params, (x, labels))
 
 
-@pytest.mark.parametrize("label", [-1, C, 10**6, -(10**6)])
+@pytest.mark.parametrize("label", [-1, C])
 def test_a_class_that_does_not_exist_makes_nan_in_the_program(label):
     loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.zeros((2, C), np.float32), np.array([0, label]))
     assert np.isnan(loss)
     assert slope.shape == (2, C)
-
-
-def test_any_integer_dtype_serves_for_classes_and_may_count_all_of_them():
-    def losses(logits):
-        many = [
-            mjn.softmax_cross_entropy(np.zeros((2, classes), np.float32), np.array([0, 127], dtype))
-            for dtype, classes in ((np.uint8, 256), (np.int8, 128), (np.uint8, 300))
-        ]
-        kinds = [np.array([0, 3, 1], dtype) for dtype in (np.int8, np.uint8, np.int16, np.int32)]
-        return many, [mjn.softmax_cross_entropy(logits, labels) for labels in ([0, 3, 1], *kinds)]
-
-    many, (expected, *got) = jax.jit(losses)(np.linspace(-1, 1, 3 * C, dtype=np.float32).reshape(3, C))
-    np.testing.assert_allclose(many, np.log([256, 128, 300]), rtol=1e-5)
-    assert got == 4 * [expected]
 
 
 # --- Accuracy --------------------------------------------------------------------------------------------------------
@@ -306,12 +272,9 @@ def test_an_objective_is_the_loss_of_the_predictions_for_any_pair():
     expected = jax.jit(lambda params: mjn.softmax_cross_entropy(NETWORK.apply(params, X), y))(PARAMS)
     for batch in (mjn.Batch(X, y), (X, y), [X, y]):
         chex.assert_trees_all_equal(jax.jit(f)(PARAMS, batch), expected)
-
-
-@pytest.mark.parametrize("batch", [(X,), (X, X, X), {"x": X, "y": X}, X, None])
-def test_an_objective_refuses_what_is_no_pair(batch):
-    with pytest.raises(TypeError, match=r"batch: got \w+(\[3,2\]| of \d)?; expected a pair \(x, y\)"):
-        mjn.objective(NETWORK, mjn.mean_squared_error)(PARAMS, batch)
+    for batch in ((X,), {"x": X, "y": X}):
+        with pytest.raises(TypeError, match=r"batch: got \w+( of \d)?; expected a pair \(x, y\)"):
+            f(PARAMS, batch)
 
 
 def test_objectives_of_an_equal_network_and_loss_are_equal():
@@ -326,7 +289,6 @@ def test_objectives_of_an_equal_network_and_loss_are_equal():
     ("loss", "y", "message"),
     [
         (mjn.softmax_cross_entropy, np.array([0, C, 1]), r"labels\[1\]: got 4; expected a class of 4, from 0 to 3"),
-        (mjn.softmax_cross_entropy, np.array([0, 1, -1]), r"labels\[2\]: got -1; expected a class of 4"),
         (mjn.accuracy, np.array([9, 1, 1]), r"labels\[0\]: got 9; expected a class of 4"),
         (mjn.softmax_cross_entropy, 1.5 * np.eye(3, C), r"labels\[0, 0\]: got 1.5; expected a probability"),
         (mjn.binary_cross_entropy, -np.eye(3, C), r"labels\[0, 0\]: got -1.0; expected a probability"),
@@ -345,10 +307,7 @@ def test_check_values_says_which_label_is_out_of_range(loss, y, message):
     ("loss", "y"),
     [
         (mjn.softmax_cross_entropy, np.array([0, 1, C - 1])),
-        (mjn.softmax_cross_entropy, np.full((3, C), 0.25)),
         (mjn.binary_cross_entropy, np.eye(3, C)),
-        (mjn.mean_squared_error, np.full((3, C), -7.0)),
-        (mjn.accuracy, np.array([0, 1, 2])),
         (lambda predictions, y: jnp.sum(predictions) * y, np.float32(99)),
     ],
 )
@@ -357,9 +316,9 @@ def test_check_values_is_silent_where_all_is_well(loss, y):
 
 
 def test_a_descent_that_can_take_no_step_says_which_label_is_no_class():
-    network = mjn.dense(2, 3)
-    descent = mjn.gradient_descent(mjn.objective(network, mjn.softmax_cross_entropy), 0.1)
-    state, data = descent.init(network.init(jax.random.key(0))), (np.ones((4, 2), np.float32), np.array([1, 2, 3, 1]))
+    descent = mjn.gradient_descent(mjn.objective(mjn.dense(2, 3), mjn.softmax_cross_entropy), 0.1)
+    state = descent.init({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)})
+    data = np.ones((4, 2), np.float32), np.array([1, 2, 3, 1])
     with pytest.raises(ValueError, match=r"labels\[2\]: got 3; expected a class of 3, from 0 to 2"):
         mjn.descend(descent, state, data, steps=3)
     with pytest.raises(ValueError, match=r"labels\[2\]: got 3"):
