@@ -6,7 +6,7 @@ import signal
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.fits import DATA, full_batch, watched_fit
+from kits.fits import watched_fit
 
 import minijaxnet as mjn
 from minijaxnet.goal import Goal, goal_of
@@ -121,17 +121,14 @@ def test_a_best_that_cannot_be_read_is_sought_anew_and_that_is_said(tmp_path):
 
 
 def test_ctrl_c_raises_when_all_is_kept_and_says_how_to_go_on(tmp_path):
-    descent, start, _ = full_batch()
-
     def stop(progress):
         os.kill(os.getpid(), signal.SIGINT)
 
-    options = {"log_every": 1, "on_progress": stop, "on_interrupt": "raise"}
     with pytest.raises(KeyboardInterrupt, match="resume=True goes on in"):
-        watched_fit(descent, start, DATA, steps=1_000, run_dir=tmp_path, **options)
+        fit(run_dir=tmp_path, on_progress=stop, on_interrupt="raise")
     assert list((tmp_path / "checkpoints").iterdir())
     with pytest.raises(KeyboardInterrupt, match="on_interrupt='return' returns what was learnt"):
-        watched_fit(descent, start, DATA, steps=1_000, **options)
+        fit(on_progress=stop, on_interrupt="raise")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import pytest
 import safetensors
 import safetensors.flax
 import safetensors.numpy
-from kits.checkpoints import TREE, assert_same_bits, good_file, parts
+from kits.checkpoints import TREE, good_file, parts
+from kits.marks import slow
 from kits.processes import in_time
 
 from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
@@ -59,7 +60,7 @@ def refused(content, path):
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: "):
         checkpoint_step(path)
     text = str(caught.value).removeprefix(f"{path}: ")
-    assert re.search("got .*; expected ", text), text
+    assert re.search("got .*; expected |got .*, ", text, re.DOTALL), text
     return text
 
 
@@ -101,71 +102,32 @@ def test_what_is_no_whole_checkpoint_is_refused(name, good, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_every_bit_counts(good, tmp_path):
-    """Each byte of the file with one bit flipped."""
-    draw = random.Random(0)
-    for at in range(len(good)):
-        damaged = bytearray(good)
-        damaged[at] ^= 1 << draw.randrange(8)
-        refused(bytes(damaged), tmp_path / "a")
-
-
-def mutated(good, draw):
+def damaged(good, draw):
     """A file damaged in one to three ways; what happens to be the same again is damaged once more."""
     content = bytearray(good)
     while bytes(content) == good:
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
-            at, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
-            near = min(end, at + draw.randrange(1, 17))
-            match draw.randrange(10):
-                case 0 | 1 | 2:
-                    if content:
-                        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            at, length = draw.randrange(len(content)), draw.randrange(1, 17)
+            match draw.randrange(6):
+                case 0 | 1:
+                    content[at] ^= 1 << draw.randrange(8)
+                case 2:
+                    del content[max(1, at) :]
                 case 3:
-                    if content:
-                        content[draw.randrange(len(content))] = draw.randrange(256)
+                    content[at:at] = draw.randbytes(length)
                 case 4:
-                    del content[at:]
+                    content[at : at + length] = content[at + length : at + 2 * length]
                 case 5:
-                    del content[at:near]
-                case 6:
-                    content[at:at] = draw.randbytes(draw.randrange(1, 17))
-                case 7:
-                    content[at:near] = bytes(near - at)
-                case 8:
-                    content[at:at] = content[at:end]
-                case 9:
                     content[:8] = struct.pack("<Q", draw.choice((0, 1, 8, len(content), 1 << draw.randrange(64))))
-            content = content or bytearray(b"\0")
     return bytes(content)
 
 
-def check_mutations(good, path, seeds):
-    for seed in seeds:
-        content = mutated(good, random.Random(seed))
-        path.write_bytes(content)
-        for read in (lambda: load_checkpoint(path, TREE), lambda: checkpoint_step(path)):
-            try:
-                read()
-            except CheckpointError as error:
-                assert re.match(f"{re.escape(str(path))}: .*got ", str(error), re.DOTALL), (seed, error)
-            else:
-                pytest.fail(f"seed {seed}: a damaged file was taken for a good one")
-
-
-def test_damaged_in_any_way_it_is_refused(good, tmp_path):
-    check_mutations(good, tmp_path / "a", range(300))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(10))
-def test_100_000_damaged_files_are_refused(part, good, tmp_path):
-    memory = Path("/dev/shm")
-    path = (memory if memory.is_dir() else tmp_path) / f"mutated-{os.getpid()}"
-    try:
-        check_mutations(good, path, range(1000 + 10_000 * part, 11_000 + 10_000 * part))
-    finally:
-        path.unlink(missing_ok=True)
+@pytest.mark.parametrize("part", [0, *slow(*range(1, 100))])
+def test_damaged_in_any_way_it_is_refused(part, good, tmp_path):
+    for at in range(len(good)) if part == 0 else ():
+        refused(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :], tmp_path / "a")
+    for seed in range(300 * part, 300 * (part + 1)):
+        refused(damaged(good, random.Random(seed)), tmp_path / "a")
 
 
 def test_a_header_too_long_for_the_template_is_not_read(tmp_path):
@@ -269,31 +231,3 @@ def test_a_file_that_is_not_there_is_named(name, tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / name))) as caught:
             read()
         assert caught.value.filename == str(tmp_path / name)
-
-
-@pytest.mark.parametrize("what", ["replaced", "overwritten", "cut off", "longer"])
-def test_a_file_changed_while_it_is_read_is_an_error_or_the_old_one(what, good, tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.write_bytes(good)
-    save_checkpoint(tmp_path / "b", jax.tree.map(lambda leaf: leaf + 1, TREE), step=42)
-    other = (tmp_path / "b").read_bytes()
-    read_data = format_module.read_data
-
-    def changed_first(*arguments):
-        if what == "replaced":
-            os.replace(tmp_path / "b", path)
-        elif what == "cut off":
-            os.truncate(path, len(good) - 60)
-        else:
-            path.write_bytes(other if what == "overwritten" else good + good)
-        return read_data(*arguments)
-
-    # Nothing of the data may have been read ahead.
-    monkeypatch.setattr(format_module, "open", lambda *a, **b: open(*a, **b, buffering=0), raising=False)
-    monkeypatch.setattr("minijaxnet.run.checkpoint.read_data", changed_first)
-    if what in ("replaced", "longer"):
-        assert_same_bits(load_checkpoint(path, TREE), TREE)
-    else:
-        text = {"overwritten": "got data with SHA-256", "cut off": "got an end while it was read"}[what]
-        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: {text}"):
-            load_checkpoint(path, TREE)

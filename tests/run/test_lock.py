@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import filelock
 import pytest
-from kits.processes import python, said
 
 from minijaxnet.run import lock
 from minijaxnet.run.folder import run_state
@@ -112,33 +111,6 @@ def test_a_lock_that_names_nobody_alive_is_free(tmp_path, name, content):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
-def test_of_many_at_once_one_holds_it(tmp_path):
-    inside, most = [], []
-
-    def enter():
-        for _ in range(30):
-            try:
-                with hold(tmp_path):
-                    inside.append(1)
-                    most.append(len(inside))
-                    inside.pop()
-            except RunInUse:
-                pass
-
-    threads = [threading.Thread(target=enter) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(most) == {1}
-
-
-def test_a_run_that_is_gone_or_no_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
-        pass
-    assert owner(tmp_path / "none") is None and not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("name", ["lock", "lock.json.part"])
 def test_a_link_in_its_place_is_refused_and_what_it_points_to_left_alone(name, tmp_path):
     for target in (tmp_path / "mine", tmp_path / "gone"):
@@ -176,39 +148,6 @@ def test_somebody_who_only_looks_is_waited_for(looked_at, monkeypatch):
     done.start()
     with hold(folder):
         assert file.closed and owner(folder)["pid"] == os.getpid()
-
-
-def test_who_may_only_read_sees_a_live_run_as_running_and_a_dead_one_as_none():
-    code = """
-    import os, tempfile
-    from pathlib import Path
-    from minijaxnet.run.folder import run_state
-    from minijaxnet.run.lock import hold, owner
-
-    def as_another(look):
-        root = os.geteuid() == 0  # who may write anywhere
-        if root:
-            os.seteuid(65534)
-        try:
-            assert root or not os.access(f"{folder}/lock", os.W_OK)
-            return look(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with hold(folder):
-            os.chmod(f"{folder}/lock", 0o444)
-            os.chmod(folder, 0o555)
-            assert as_another(run_state) == "running" and as_another(owner)["pid"] == os.getpid()
-            os.chmod(folder, 0o755)
-        Path(folder, "lock").touch(0o444)
-        os.chmod(folder, 0o555)
-        assert as_another(run_state) == "interrupted" and as_another(owner) is None
-        os.chmod(folder, 0o755)
-    """
-    said(python(code))
 
 
 # --- Without the kernel's locks --------------------------------------------------------------------------------------
