@@ -6,14 +6,13 @@ import os
 import textwrap
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from kits.lines import RIGHT, line
 from kits.timings import comparison
 
 import minijaxnet as mjn
 from minijaxnet.bench import Interval, machine, roofline, step_cost
-from minijaxnet.cli import devices, main
+from minijaxnet.cli import main
 from minijaxnet.verify import GradReport, Verdict
 
 ARMS = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
@@ -100,18 +99,6 @@ def test_what_cannot_be_done_is_an_error_before_anything_is_timed(bench, flags, 
 
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
-
-
-def test_each_number_of_devices_has_a_row_against_one(monkeypatch):
-    monkeypatch.setattr(devices, "compare_steps", lambda arms, *rest, **options: comparison({n: int(n) for n in arms}))
-    monkeypatch.setattr(devices, "_placed", lambda descent, number: descent)
-    descent = mjn.gradient_descent(lambda w, batch: (w - batch) ** 2, 0.1)
-    options = {"seconds": 1, "same_result": True}
-    table = devices.compare_devices(descent, [1, 2, 4], np.float32(1), np.float32(2), None, **options)
-    rows = [row.split() for row in table.splitlines()[2:5]]
-    assert [(row[0], row[1], row[5]) for row in rows[1:]] == [("2", "200.1", "2"), ("4", "400.3", "4")]
-    assert rows[0][0] == "1" and [row[-2:] for row in rows] == [["0", "0"]] * 3
-    assert "no speedup is to be expected here, and none is claimed" in table
 
 
 def test_the_peak_is_that_of_the_device_and_a_process_of_its_own_is_asked_for_it(bench, monkeypatch):

@@ -1,7 +1,6 @@
 """``minijaxnet check``: experiments, small files, functions by name."""
 
 import contextlib
-import io
 import json
 import re
 import sys
@@ -14,7 +13,7 @@ from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
-from minijaxnet.cli.screen import Screen, screen
+from minijaxnet.cli.screen import Screen
 from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 
@@ -128,25 +127,6 @@ def test_stopped_it_says_what_it_knows_so_far(check, judged, monkeypatch, tmp_pa
         "zeros, float32: judging",
     ]
     assert not (tmp_path / "runs").exists()
-
-
-class Terminal(io.StringIO):
-    """A terminal, as far as rich asks."""
-
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_shows_what_is_being_done_and_lines_in_full(monkeypatch):
-    monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "40")
-    with screen() as on:
-        on.tell("zeros, bfloat16: [comparing]")
-        on.say("a line [that] is longer than the terminal is wide: 1.0")
-    shown = terminal.getvalue()
-    assert re.search(r"zeros, bfloat16: \[comparing\].{0,20}0:00:00", shown)
-    assert "a line [that] is longer than the terminal is wide: 1.0" in shown
 
 
 def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):

@@ -41,7 +41,13 @@ def test_list_shows_experiments_and_scripts_and_runs_neither(tmp_path, monkeypat
     starts = {line.index(summary) for line, (_, summary) in zip(called.out.splitlines(), shown, strict=True)}
     assert len(starts) == 1, "the summaries stand in one column"
     assert not Path("touched").exists()
-    assert call("list").out.splitlines()[-1].split() == ["minijaxnet", "run", "experiments/silent.py", "(no", "summary)"]
+    assert call("list").out.splitlines()[-1].split() == [
+        "minijaxnet",
+        "run",
+        "experiments/silent.py",
+        "(no",
+        "summary)",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [(), ("nowhere",), ("file.py",)])
