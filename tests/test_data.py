@@ -60,15 +60,6 @@ def test_each_column_of_the_training_points_has_mean_0_and_deviation_1_and_none_
         assert (values[:, deviation == 0] == 0).all()
 
 
-def test_a_column_of_any_constant_becomes_0(monkeypatch):
-    x, y = raw("load_iris")
-    x = np.column_stack([x, np.full(len(x), 0.1)])
-    monkeypatch.setattr(sklearn.datasets, "load_iris", lambda return_X_y: (x, y))
-    train, test = mjn.iris()
-    assert (np.asarray(train.x)[:, -1] == 0).all()
-    assert (np.asarray(test.x)[:, -1] == 0).all()
-
-
 @each_set
 def test_train_and_test_are_disjoint_and_together_all_points(name, monkeypatch):
     # With its row number in the place of the first column each point can be told apart, and found again after scaling.
@@ -78,6 +69,7 @@ def test_train_and_test_are_disjoint_and_together_all_points(name, monkeypatch):
     monkeypatch.setattr(sklearn.datasets, loader, lambda return_X_y: (x, y))
     with jax.enable_x64(True):
         train, test = jax.tree.map(np.asarray, load(seed=3))
+    assert train.x.dtype == np.float64
     together = np.concatenate([train.x, test.x])
     rows = np.argsort(np.argsort(together[:, 0]))  # the rank of a row number is the row number
     kept = rows[: len(train.x)]
@@ -98,14 +90,6 @@ def test_a_seed_gives_one_split_and_another_seed_another(name):
     chex.assert_trees_all_equal(load(seed=1), load(seed=1))
     chex.assert_trees_all_equal(load(), load(seed=0))
     assert not np.array_equal(load(seed=1)[1].x, load(seed=2)[1].x)
-
-
-def test_under_x64_the_sets_are_float64():
-    with jax.enable_x64(True):
-        for load in (mjn.iris, mjn.diabetes, mjn.breast_cancer):
-            train, _ = load()
-            assert train.x.dtype == jnp.float64
-        assert mjn.lesson_points().x.dtype == jnp.float64
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):

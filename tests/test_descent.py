@@ -200,9 +200,7 @@ def test_a_step_is_params_minus_learning_rate_times_slope(weight, target, rate):
         assert float(info.gradient_norm) == pytest.approx(abs(float(exact_slope)), rel=1e-15)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.3])
-def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
+def test_gradient_descent_follows_optax_sgd_for_1_000_steps():
     # Both compute w - rate * slope, optax as w + (-rate) * slope: the same two roundings, unless a compiler contracts
     # one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update. Seldom does
     # that change the rounded weight, and then by one ulp. Were it to happen at every step, 1,000 such ulps of random
@@ -215,15 +213,11 @@ def test_gradient_descent_follows_optax_sgd_for_1_000_steps(rate):
             state = descent.init(descents.as_in("float64", descents.PARAMS))
             return jax.jit(lambda state: jax.lax.scan(lambda s, _: descent.step(s, batch), state, length=1_000))(state)
 
-        state, info = thousand_steps(mjn.gradient_descent(descents.OBJECTIVE, rate))
-        expected, expected_info = thousand_steps(mjn.optax_descent(descents.OBJECTIVE, optax.sgd(rate)))
+        state, info = thousand_steps(mjn.gradient_descent(descents.OBJECTIVE, 0.1))
+        expected, _ = thousand_steps(mjn.optax_descent(descents.OBJECTIVE, optax.sgd(0.1)))
         largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(jax.device_get(expected.params)))
-        bound = 32 * float(np.spacing(largest))
-        chex.assert_trees_all_close(state.params, expected.params, rtol=0, atol=bound)
-        # A loss moves with the weights by its slope, and rounds for itself.
-        losses, slopes = jax.device_get((info.loss, expected_info.loss)), np.asarray(expected_info.gradient_norm)
-        chex.assert_trees_all_close(*losses, rtol=32 * 2.0**-52, atol=bound * slopes.max())
-        assert losses[0][-1] < losses[0][0]
+        chex.assert_trees_all_close(state.params, expected.params, rtol=0, atol=32 * float(np.spacing(largest)))
+        assert info.loss[-1] < info.loss[0]
 
 
 def test_the_update_is_made_in_each_leafs_own_dtype():
@@ -273,9 +267,9 @@ def test_a_traced_rate_that_is_not_finite_makes_a_step_that_must_not_be_taken():
     assert np.isfinite(seen(0.1).loss)
 
 
-NO_NUMBERS = ("0.1", True, None, [0.1], (0.1,), 1j, np.True_, {"rate": 0.1}, min, np.array(True), np.array(1j))
-NOT_POSITIVE_AND_FINITE = (0, -0.0, -1e-9, -1, np.nan, np.inf, -np.inf, np.float32(0), 1e39, 1e-50)
-SEVERAL = (np.ones(2), np.ones((1, 1)), np.ones(1), np.ones(0))
+NO_NUMBERS = ("0.1", True, None, [0.1], 1j, np.array(True), optax.constant_schedule(0.1))
+NOT_POSITIVE_AND_FINITE = (0, -1e-9, np.nan, np.inf, np.float32(0), 1e39, 1e-50)
+SEVERAL = (np.ones(2), np.ones((1, 1)), np.ones(0))
 
 
 @pytest.mark.parametrize(
@@ -292,13 +286,9 @@ def test_a_rate_that_is_none_is_refused(rates, kind, message):
     for rate in (*rates, *of_jax):
         with pytest.raises(kind, match=f"^gradient_descent: learning_rate: {message}"):
             mjn.gradient_descent(squared_distance, rate)
-
-
-@pytest.mark.parametrize("rate", [1, 0.5, np.float32(0.5), np.float64(0.5), np.int32(1), np.array(0.5), jnp.float32])
-def test_any_kind_of_number_serves_as_a_rate_and_all_are_kept_alike(rate):
-    rate = jnp.float32(0.5) if rate is jnp.float32 else rate
-    optimizer = mjn.gradient_descent(squared_distance, rate).init(1.0).optimizer
-    assert (optimizer, optimizer.dtype, optimizer.weak_type) == (float(rate), jnp.float32, False)
+    for rate in (1, np.float64(0.5), np.int32(1), jnp.float32(0.5)):
+        optimizer = mjn.gradient_descent(squared_distance, rate).init(1.0).optimizer
+        assert (optimizer, optimizer.dtype, optimizer.weak_type) == (float(rate), jnp.float32, False)
 
 
 # --- optax -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from kits.checkpoints import TREE, good_file
 from kits.processes import LINE, in_time, python, said
 
 from minijaxnet._files import Lines, NotAFile, replace_file
-from minijaxnet.run import checkpoint_format as format_module
 from minijaxnet.run import checkpoint_step, save_checkpoint
 
 
@@ -35,8 +34,8 @@ def test_the_disk_has_the_data_before_the_name_and_the_name_before_it_returns(tm
         done.append("rename")
         replace(part, path)
 
-    monkeypatch.setattr(format_module.os, "fsync", recorded_fsync)
-    monkeypatch.setattr(format_module.os, "replace", recorded_replace)
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
     save_checkpoint(tmp_path / "a", TREE, step=1)
     content = (tmp_path / "a").read_bytes()
     assert done == [("file", False, content), "rename", ("folder", True, content)]
@@ -48,7 +47,7 @@ def test_where_fsync_is_not_enough_the_drive_is_flushed_too(tmp_path, monkeypatc
     asked = []
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
     monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
-    monkeypatch.setattr(format_module.os, "fsync", lambda descriptor: pytest.fail("fsync keeps the drive's cache back"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("fsync keeps the drive's cache back"))
     save_checkpoint(tmp_path / "a", TREE, step=1)
     assert asked == [51, 51]
 
@@ -61,9 +60,9 @@ def test_a_folder_that_has_nothing_to_flush_is_no_failure(tmp_path, monkeypatch)
             raise OSError(number, os.strerror(number))
         real(descriptor)
 
-    monkeypatch.setattr(format_module.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     save_checkpoint(tmp_path / "a", TREE, step=1)
-    monkeypatch.setattr(format_module.os, "fsync", lambda descriptor: fsync(descriptor, errno.EIO))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: fsync(descriptor, errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         save_checkpoint(tmp_path / "a", TREE, step=2)
     assert checkpoint_step(tmp_path / "a") == 2
@@ -87,7 +86,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(name, before,
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(format_module.os, "fsync" if name == "interrupt" else name, fails)
+    monkeypatch.setattr(os, "fsync" if name == "interrupt" else name, fails)
     with pytest.raises(type(error)) as caught:
         save_checkpoint(path, [np.ones(1000)], step=2)
     monkeypatch.undo()
@@ -140,33 +139,17 @@ for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "O_CLOEXEC", "fork", "re
 def test_on_a_system_without_what_posix_alone_has_checkpoints_runs_and_locks_work(tmp_path):
     (tmp_path / "line.py").write_text(LINE)
     code = """
-    import json
     from pathlib import Path
-    import numpy as np
-    import minijaxnet as mjn
-    from kits.fits import DATA, full_batch
     from minijaxnet.cli import main
-    from minijaxnet.run.lock import RunInUse, hold, owner
+    from minijaxnet.run.lock import hold, owner
 
-    mjn.save_checkpoint("a", {"w": np.arange(3.0)}, step=1)
-    assert mjn.load_checkpoint("a", {"w": np.zeros(3)})["w"].tolist() == [0, 1, 2]
-    descent, start, _ = full_batch()
-    for steps in (5, 9):
-        Path("fit").mkdir(exist_ok=True)
-        result = mjn.fit(descent, start, DATA, steps=steps, run_dir="fit", log_every=1, resume=steps == 9)
-    assert result.first_step == 5 and len(Path("fit/metrics.jsonl").read_bytes().splitlines()) == 10
-    with hold("fit"):
-        assert owner("fit")["pid"] == os.getpid()
-        try:
-            with hold("fit"):
-                raise AssertionError("it is held twice")
-        except RunInUse as error:
-            assert f"process {os.getpid()} on" in str(error)
-    assert owner("fit") is None and not os.path.exists("fit/lock")
     assert main(["run", "line.py", "--bench-seconds", "0", "--no-report"]) == 0
     [folder] = Path("runs").iterdir()
-    assert main(["runs"]) == main(["show", str(folder)]) == 0
-    assert main(["resume", str(folder), "--force"]) == 0
+    with hold(folder):
+        assert owner(folder)["pid"] == os.getpid()
+        assert main(["resume", str(folder), "--force"]) == 2
+    assert owner(folder) is None and not (folder / "lock").exists()
+    assert main(["runs"]) == main(["show", str(folder)]) == main(["resume", str(folder), "--force"]) == 0
     """
     out = said(python(AS_ON_WINDOWS + textwrap.dedent(code), cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path)))
     assert "done" in out and "went on from step 300" in out

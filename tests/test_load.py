@@ -84,17 +84,6 @@ def test_of_a_state_the_weights_are_loaded_keys_and_named_tuples_too(tmp_path):
         mjn.load_params(tmp_path / "a", Pair({"w": jnp.ones(4)}, params.right))
 
 
-def test_the_other_loader_says_which_function_to_use(tmp_path):
-    params = {"w": jnp.ones(3)}
-    state = mjn.DescentState(params, (), jnp.int32(7))
-    mjn.save_checkpoint(tmp_path / "state", state, step=7)
-    mjn.save_checkpoint(tmp_path / "params", params, step=7)
-    save_file({"w": np.ones(3)}, tmp_path / "other")
-    for name, like in (("state", params), ("params", state), ("other", params)):
-        with pytest.raises(mjn.CheckpointError, match="load_params"):
-            mjn.load_checkpoint(tmp_path / name, like)
-
-
 def test_weights_of_other_programs_go_by_their_names(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"['w']": np.ones(3, np.float32), "['b']": np.zeros((), np.float32)}, path)

@@ -30,7 +30,6 @@ from minijaxnet.bench.cost import folded_loop
 
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})
-EPS = float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture
@@ -136,15 +135,6 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 
-def test_more_steps_than_the_largest_chunk_are_all_taken_and_recorded():
-    steps = 2 * batches.CHUNK_STEPS + 5
-    state, trace = descend_from(PARAMS, 1e-4, steps=steps)
-    assert (state.step, trace.steps_taken, trace.status) == (steps, steps, mjn.OUT_OF_STEPS)
-    assert trace.loss.shape == (steps,)
-    assert np.isfinite(trace.loss).all()
-    assert (np.diff(trace.loss[::1000]) < 0).all()
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -171,17 +161,6 @@ def test_the_loop_is_a_python_loop_of_jitted_steps_to_rounding(name, dtype):
             expected = np.array([getattr(info, field) for info in infos])
             np.testing.assert_allclose(getattr(trace, field), expected, rtol=256 * eps)
             assert getattr(trace, field).dtype == expected.dtype
-
-
-def test_row_k_is_what_step_k_saw_before_it_moved():
-    state, trace = descend_from(PARAMS, 0.02, steps=6)
-    value_and_slope = jax.jit(jax.value_and_grad(OBJECTIVE))
-    for k in range(6):
-        before, _ = descend_from(PARAMS, 0.02, steps=k)
-        value, slope = value_and_slope(before.params, POINTS)
-        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(jax.device_get(slope))))
-        np.testing.assert_allclose((trace.loss[k], trace.gradient_norm[k]), (value, norm), rtol=32 * EPS)
-    assert value_and_slope(state.params, POINTS)[0] < trace.loss[-1]
 
 
 # --- How it ends -----------------------------------------------------------------------------------------------------
@@ -263,13 +242,6 @@ def test_a_descent_that_diverges_keeps_finite_params_and_says_so(rate, objective
     assert np.isfinite(trace.loss[:taken]).all()
     assert np.isnan(trace.loss[taken:]).all()
     assert state.step == taken < 100
-
-
-def test_until_flat_of_0_stops_where_the_slope_vanishes_and_infinity_stops_at_once():
-    state, trace = mjn.descend(halving(), halving().init(0.0), 0.0, steps=5)
-    assert (state.step, trace.steps_taken, trace.status) == (0, 0, mjn.FLAT)
-    state, trace = mjn.descend(halving(), halving().init(1.0), 0.0, steps=5, until_flat=float("inf"))
-    assert (state.step, trace.status, state.params) == (0, mjn.FLAT, 1)
 
 
 def test_memory_goes_by_the_steps_that_are_taken():

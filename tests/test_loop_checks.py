@@ -1,6 +1,5 @@
 """The loop: steps and states of one's own, and what it refuses."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +8,6 @@ from kits.descents import descend_from, squared_distance
 
 import minijaxnet as mjn
 from minijaxnet.descent import DescentState, StepInfo
-
-
-def test_leaves_that_share_a_buffer_are_no_trouble():
-    weight = jnp.asarray(np.ones(3, np.float32))
-    state, _ = descend_from({"a": weight, "b": weight}, 0.25, lambda p, b: jnp.sum(p["a"] * p["b"]), (), steps=2)
-    chex.assert_trees_all_equal(
-        state.params, {"a": np.full(3, 0.5625, np.float32)} | {"b": np.full(3, 0.5625, np.float32)}
-    )
 
 
 def own_step(state, batch):

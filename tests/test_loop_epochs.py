@@ -135,12 +135,6 @@ def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges()
     assert (state.step, trace.steps_taken, trace.status, state.params) == (bad, bad, mjn.DIVERGED, 0)
 
 
-@pytest.mark.parametrize("kind", [np.int8, jnp.int32])
-def test_any_integer_serves_as_a_batch_size_and_a_number_of_epochs(kind):
-    _, ids = ids_by_epoch(3)
-    np.testing.assert_array_equal(run(kind(3), batch_size=kind(4))[1].aux, ids.reshape(9, 4))
-
-
 @pytest.mark.parametrize(
     ("asked", "kind", "message"),
     [

@@ -118,15 +118,6 @@ def test_under_vmap_no_step_touches_the_whole_history():
 # --- jit, jvp, closures ----------------------------------------------------------------------------------------------
 
 
-def test_no_steps_leave_everything_as_it_is():
-    for run in (mjn.descend, jax.jit(mjn.descend, static_argnames=("descent", "steps"))):
-        start = halving().init(3.0)
-        state, trace = run(halving(), start, 0.0, steps=0)
-        chex.assert_trees_all_equal(state, start, strict=True)
-        assert trace.loss.shape == trace.gradient_norm.shape == (0,)
-        assert (trace.steps_taken, trace.status) == (0, mjn.OUT_OF_STEPS)
-
-
 @pytest.mark.slow
 def test_jvp_through_a_descent_agrees_with_a_central_difference():
     with jax.enable_x64(True):
@@ -173,11 +164,6 @@ def to_target(target):
 def test_an_objective_may_close_over_what_jit_and_vmap_trace(mapped):
     targets = np.float32([3, -1, 0.5])
     np.testing.assert_allclose(mapped(to_target)(targets), targets, rtol=1e-6)
-
-
-def test_an_objective_may_close_over_what_jvp_traces():
-    end, slope = jax.jit(lambda target: jax.jvp(to_target, (target,), (1.0,)))(3.0)
-    assert (float(end), float(slope)) == (pytest.approx(3), pytest.approx(1))
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------

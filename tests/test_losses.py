@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -132,29 +131,6 @@ def test_a_loss_keeps_its_dtype_and_is_right_to_its_rounding(dtype):
         assert_close(slope, expected_slope, 4 * eps * size / N)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_losses_agree_with_optax(dtype):
-    rng = np.random.default_rng(5)
-    logits, classes = (4 * rng.normal(size=(N, C))).astype(dtype), rng.integers(0, C, N)
-    hot = one_hot(classes, dtype)
-    pairs = {
-        "mean_squared_error": (mjn.mean_squared_error, optax.squared_error, hot),
-        "classes": (mjn.softmax_cross_entropy, optax.softmax_cross_entropy_with_integer_labels, classes),
-        "one-hot": (mjn.softmax_cross_entropy, optax.softmax_cross_entropy, hot),
-        "binary": (mjn.binary_cross_entropy, optax.sigmoid_binary_cross_entropy, hot),
-    }
-
-    def both(z, *functions, y):
-        return [jax.value_and_grad(lambda z, f=f: jnp.mean(f(z, y)))(z) for f in functions]
-
-    with jax.enable_x64(dtype == "float64"):
-        found = jax.jit(lambda z: {name: both(z, *functions, y=y) for name, (*functions, y) in pairs.items()})(logits)
-    tolerance = 8 * float(jnp.finfo(dtype).eps) * float(np.abs(logits).max())
-    for name, (got, expected) in found.items():
-        chex.assert_trees_all_close(got, expected, rtol=0, atol=tolerance, custom_message=name)
-
-
 # --- Large logits --------------------------------------------------------------------------------------------------
 
 
@@ -174,23 +150,6 @@ def test_cross_entropies_are_finite_and_right_at_logits_of_10_000(dtype):
         loss, slope = VALUE_AND_SLOPE[mjn.binary_cross_entropy](yes_or_no, labels)
         assert float(loss) == pytest.approx(2 * largest / 4, rel=rel)
         assert_close(slope, np.array([0, 1, -1, 0]) / 4, 0)
-
-
-def test_a_common_shift_of_the_logits_costs_softmax_cross_entropy_no_digits():
-    plain, shifted = (
-        VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.float32([[z, z]]), np.array([0]))[0] for z in (0, 1e4)
-    )
-    np.testing.assert_allclose(shifted, plain, rtol=1e-6)
-
-
-def test_int_and_one_hot_labels_agree_where_a_class_is_impossible():
-    both = jax.jit(
-        lambda z: (mjn.softmax_cross_entropy(z, [1]), mjn.softmax_cross_entropy(z, jnp.array([[0, 1, 0]], z.dtype)))
-    )
-    for masked in (np.float32([[1.0, 2.0, -np.inf]]), np.float16([[0, 4e4, -4e4]])):
-        by_class, by_one_hot = both(masked)
-        assert np.isfinite(by_class)
-        assert by_one_hot == by_class
 
 
 # --- What does not fit -----------------------------------------------------------------------------------------------
@@ -252,13 +211,6 @@ def test_accuracy_is_the_share_of_right_classes_in_any_order(logits, labels, ord
     assert ACCURACY(logits[order], labels[order]) == got
 
 
-def test_accuracy_of_yes_or_no_counts_the_signs():
-    logits = np.float32([[3.0], [-1.0], [0.1], [-0.1], [0.0]])
-    labels = [np.array([[1], [1], [0], [0], [0]], dtype) for dtype in ("float32", "int32", "bfloat16")]
-    found = jax.jit(lambda z: [mjn.accuracy(z, y) for y in labels])(logits)
-    assert found == 3 * [np.float32(3 / 5)]
-
-
 # --- Objectives ------------------------------------------------------------------------------------------------------
 
 NETWORK = mjn.mlp((2, C))
@@ -275,14 +227,6 @@ def test_an_objective_is_the_loss_of_the_predictions_for_any_pair():
     for batch in ((X,), {"x": X, "y": X}):
         with pytest.raises(TypeError, match=r"batch: got \w+( of \d)?; expected a pair \(x, y\)"):
             f(PARAMS, batch)
-
-
-def test_objectives_of_an_equal_network_and_loss_are_equal():
-    one, other = (mjn.objective(NETWORK, mjn.softmax_cross_entropy) for _ in range(2))
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != mjn.objective(NETWORK, mjn.mean_squared_error)
-    assert one != mjn.objective(mjn.mlp((2, C)), mjn.softmax_cross_entropy)
 
 
 @pytest.mark.parametrize(

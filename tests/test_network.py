@@ -1,6 +1,5 @@
 """Networks: shapes, dtypes, how weights start, and that a serial network is the composition of its parts."""
 
-import functools
 import itertools
 
 import chex
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet import network
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +54,6 @@ def some_params(*sizes, dtype=np.float64):
     draw = np.random.default_rng(0)
     params = ({"weights": draw.normal(size=s), "bias": draw.normal(size=s[1])} for s in itertools.pairwise(sizes))
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tuple(params))
-
-
-def test_a_dense_layer_is_x_times_weights_plus_bias():
-    x, (params,) = np.random.default_rng(1).normal(size=(5, 3)), some_params(3, 4)
-    expected = np.einsum("bi,io->bo", x, params["weights"])
-    with jax.enable_x64(True):
-        got = jax.jit(lambda params, x: [mjn.dense(3, 4, bias=bias).apply(params, x) for bias in (True, False)])(
-            params, x
-        )
-        chex.assert_trees_all_close(got, [expected + params["bias"], expected], rtol=1e-14, atol=1e-14)
 
 
 def test_an_mlp_is_its_equation():
@@ -139,16 +127,6 @@ def test_serial_composes_and_does_not_mind_how_it_is_bracketed(widths, cut, seed
     chex.assert_trees_all_equal(bracketed.apply((params[:cut], params[cut:]), x), expected)
 
 
-def test_each_point_is_predicted_as_if_it_were_alone():
-    network, x = mjn.mlp((3, 7, 2)), np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    params = some_params(3, 7, 2, dtype=np.float32)
-    together, alone = jax.jit(
-        lambda x: (network.apply(params, x), jax.vmap(functools.partial(network.apply, params))(x))
-    )(x)
-    # Sums of at most 7 products, in another order.
-    chex.assert_trees_all_close(np.asarray(together), np.asarray(alone), rtol=8 * 2**-23, atol=8 * 2**-23)
-
-
 @pytest.mark.parametrize(
     ("width", "kind"),
     [(0, ValueError), (-3, ValueError), *((width, TypeError) for width in (2.0, "2", True))],
@@ -184,18 +162,3 @@ def test_a_dtype_that_is_not_real_and_floating_is_refused(dtype):
 def test_an_input_of_the_wrong_width_is_refused_with_both_shapes(x):
     with pytest.raises(ValueError, match=r"dense: x: got shape \(.*\); expected a last axis of 3"):
         mjn.mlp((3, 2)).apply(some_params(3, 2, dtype=np.float32), x)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "dtype"), [((64, 10), "float32"), ((5, 3), "bfloat16")])
-def test_weights_start_as_jaxs_initializers_draw_them(key, sizes, dtype):
-    def starts(key):
-        glorot, he = jax.nn.initializers.glorot_normal(), jax.nn.initializers.he_normal()
-        return [
-            (mjn.dense(*sizes, dtype=dtype).init(key)["weights"], glorot(key, sizes, dtype)),
-            (network._he_normal(key, sizes, dtype), he(key, sizes, dtype)),
-        ]
-
-    for got, want in jax.jit(starts)(key):
-        assert got.dtype == want.dtype
-        chex.assert_trees_all_close(got, want, rtol=2 * float(jnp.finfo(dtype).eps))

@@ -121,21 +121,6 @@ def test_a_number_that_is_changed_between_two_descents_counts(build):
     assert first_loss(objective) == 1.0
 
 
-def test_what_a_function_counts_of_itself_does_not_compile_it_anew():
-    class Counting:
-        times = 0
-
-        def __call__(self, weight, batch):
-            self.times += 1
-            return weight**2
-
-    counting = Counting()
-    first_loss(counting)
-    before = counting.times
-    first_loss(counting)
-    assert counting.times == before
-
-
 def test_equal_objectives_share_a_program_and_the_same_number_of_another_type_does_not():
     network = mjn.dense(1, 1)
     one, other = (_programs.known(mjn.objective(network, mjn.mean_squared_error)) for _ in range(2))

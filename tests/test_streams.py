@@ -171,12 +171,6 @@ def test_what_is_no_stream_is_said(data, options, error, words):
         mjn.fit(DESCENT, START, data, steps=9, **options)
 
 
-def test_a_batch_without_a_slope_does_not_end_the_run():
-    descent = mjn.gradient_descent(lambda weight, batch: jnp.mean(batch) * weight, 0.1)
-    result = mjn.fit(descent, descent.init(1.0), lambda first: (np.full(2, k % 2.0) for k in range(first, 9)), steps=9)
-    assert result.status == mjn.OUT_OF_STEPS and result.steps_taken == 9
-
-
 def test_a_generator_is_closed_when_a_run_ends_early():
     closed = []
 
