@@ -76,7 +76,7 @@ def check_gradients(networks, dtype, compiled=jax.jit):
     for (by_hand, by_autodiff), depth in zip(every, depths, strict=True):
         assert_equal_to_rounding(by_hand, by_autodiff, dtype, depth)
     alive = [all(np.any(leaf) for leaf in jax.tree.leaves(by_autodiff[1])) for _, by_autodiff in every]
-    assert np.mean(alive) >= 0.5, "these networks have a slope to be right about"
+    assert np.mean(alive) >= 0.5, "these networks have a gradient to be right about"
 
 
 @pytest.mark.parametrize("layout", ["columns", SLOW("rows")])
@@ -136,10 +136,10 @@ def test_targets_of_a_wider_dtype_leave_the_gradient_in_that_of_the_params():
         assert_equal_to_rounding(by_hand[1], by_autodiff[1], jnp.bfloat16, 1)
 
 
-def test_the_slope_by_hand_on_the_lesson_points_is_what_the_equations_give():
-    # Weights A: hidden values (3, 6), (4, 5), (0, 0), (8, 4); predictions 9, 9, 0, 12; errors 8, 6, -5, 5. The third
-    # point's nodes are silent. Output slopes sum_i 2 / 4 * error_i * hidden_i: 44 and 49. Hidden slopes, output weights
-    # being 1: sum_i 2 / 4 * error_i * input_i over the other three points: 13 and 18 for either node.
+def test_the_gradient_by_hand_on_the_lesson_points_is_what_the_equations_give():
+    # Hidden values (3, 6), (4, 5), (0, 0), (8, 4); predictions 9, 9, 0, 12; errors 8, 6, -5, 5. The third point's nodes
+    # are silent. Gradient of the output weights, sum_i 2 / 4 * error_i * hidden_i: 44 and 49. Of the hidden weights,
+    # where the output weights are 1, sum_i 2 / 4 * error_i * input_i over the other points: 13 and 18 for either node.
     params = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.ones((2, 1), np.float32)})
     fns = {"activation": jax.nn.relu, "output_activation": jax.nn.relu, "bias": False}
     by_hand = jax.jit(mjn.mlp_gradient((2, 2, 1), loss=mjn.mean_squared_error, **fns))
@@ -149,21 +149,21 @@ def test_the_slope_by_hand_on_the_lesson_points_is_what_the_equations_give():
     chex.assert_trees_all_equal(gradient, expected)
 
 
-# --- Single rules --------------------------------------------------------------------------------------------------
+# --- Single rules -----------------------------------------------------------------------------------------------------
 
 SATURATING = [0.0, -0.0, 1e-30, -1e-30, 0.5, -0.5, 3.0, -3.0, 50.0, -50.0, 1e4, -1e4]
 
 
 @pytest.mark.parametrize("dtype", ["float64", SLOW("float32"), SLOW("bfloat16")])
-def test_each_activation_slope_is_autodiffs_also_where_it_saturates(dtype):
-    def slopes(z):
+def test_each_activation_gradient_is_autodiffs_also_where_it_saturates(dtype):
+    def gradients(z):
         return {
             name: (getattr(backprop, f"{name}_derivative")(z, f(z)), jax.vmap(jax.grad(f))(z))
             for name, f in ACTIVATIONS.items()
         }
 
     with jax.enable_x64(dtype == "float64"):
-        found = (jax.jit(slopes) if dtype == "float64" else slopes)(jnp.array(SATURATING, dtype))
+        found = (jax.jit(gradients) if dtype == "float64" else gradients)(jnp.array(SATURATING, dtype))
     for name, (got, want) in found.items():
         assert got.dtype == dtype, name
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
@@ -183,8 +183,8 @@ def loss_problem(loss, n, classes):
 
 
 @pytest.mark.parametrize("dtype", ["float32", SLOW("float64")])
-def test_each_loss_slope_is_autodiffs_also_where_it_saturates(dtype):
-    def slopes(logits, targets):
+def test_each_loss_gradient_is_autodiffs_also_where_it_saturates(dtype):
+    def gradients(logits, targets):
         return {
             name: (
                 getattr(backprop, f"{loss.__name__}_derivative")(logits, targets[name]),
@@ -194,22 +194,22 @@ def test_each_loss_slope_is_autodiffs_also_where_it_saturates(dtype):
         }
 
     with jax.enable_x64(dtype == "float64"):
-        slopes = jax.jit(slopes)
+        gradients = jax.jit(gradients)
         targets = {name: loss_problem(name, POINTS, 4) for name in LOSSES}
         targets = {name: y if y.dtype.kind == "i" else y.astype(dtype) for name, y in targets.items()}
         for scale in (1.0, 50.0, 1e4):
             logits = (np.random.default_rng(1).uniform(-1, 1, (POINTS, 4)) * scale).astype(dtype)
-            for name, (got, want) in slopes(logits, targets).items():
+            for name, (got, want) in gradients(logits, targets).items():
                 assert np.isfinite(got).all(), name
                 largest = max(1.0, float(np.abs(want).max()))
                 atol = 4 * float(jnp.finfo(dtype).eps) * largest
                 chex.assert_trees_all_close(got, want, rtol=0, atol=atol, custom_message=f"{name} at {scale}")
 
 
-def test_saturated_classes_have_slopes_of_exactly_0_and_1():
+def test_saturated_classes_have_gradients_of_exactly_0_and_1():
     logits, one_hot = np.float32([[1e4, -1e4, 0.0], [1e4, -1e4, 0.0]]), np.eye(3, dtype=np.float32)[:2]
-    slope = jax.jit(backprop.softmax_cross_entropy_derivative)
-    by_class, by_one_hot = slope(logits, np.array([0, 1])), slope(logits, one_hot)
+    gradient = jax.jit(backprop.softmax_cross_entropy_derivative)
+    by_class, by_one_hot = gradient(logits, np.array([0, 1])), gradient(logits, one_hot)
     chex.assert_trees_all_equal(by_class, by_one_hot, np.float32([[0.0, 0.0, 0.0], [0.5, -0.5, 0.0]]))
     binary = jax.jit(backprop.binary_cross_entropy_derivative)(np.float32([[1e4, -1e4]]), np.float32([[1, 1]]))
     chex.assert_trees_all_equal(binary, np.float32([[0.0, -0.5]]))
@@ -222,26 +222,26 @@ TINY, TRANSPOSED_IN_MEMORY = (3, 4), (60, 5)
     ("bias", "layout", "sizes"),
     [(True, "rows", TINY), (False, "columns", TINY), (True, "columns", TRANSPOSED_IN_MEMORY)],
 )
-def test_the_slopes_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bias, layout, sizes):
+def test_the_gradients_of_a_dense_layer_are_its_jacobians_contracted_with_delta(bias, layout, sizes):
     layout, layer = LAYOUTS[layout], mjn.dense(*sizes, bias=bias)
 
     def forward_and_back(params, x, delta):
-        slopes = layout.backward(params, layout.turn(x), layout.turn(delta))
-        by_hand = layout.turn(layout.forward(params, layout.turn(x))), (slopes.params, layout.turn(slopes.x))
+        gradients = layout.backward(params, layout.turn(x), layout.turn(delta))
+        by_hand = layout.turn(layout.forward(params, layout.turn(x))), (gradients.params, layout.turn(gradients.x))
         y, pull_back = jax.vjp(layer.apply, params, x)
         return by_hand, (y, pull_back(delta))
 
     with jax.enable_x64(True):
         (params,), (x, _) = jax.tree.map(np.asarray, problem(sizes, "binary", bias, jnp.float64))
         delta = np.random.default_rng(1).normal(size=(POINTS, sizes[1]))
-        (z, slopes), (y, pulled_back) = jax.jit(forward_and_back)(params, x, delta)
+        (z, gradients), (y, pulled_back) = jax.jit(forward_and_back)(params, x, delta)
     chex.assert_trees_all_close(z, y)
-    chex.assert_trees_all_close(slopes, pulled_back, rtol=0, atol=1e-14)
+    chex.assert_trees_all_close(gradients, pulled_back, rtol=0, atol=1e-14)
     want = {"weights": x.T @ delta} | ({"bias": delta.sum(axis=0)} if bias else {}), delta @ params["weights"].T
-    chex.assert_trees_all_close(slopes, want, rtol=0, atol=1e-14)
+    chex.assert_trees_all_close(gradients, want, rtol=0, atol=1e-14)
 
 
-# --- What mlp_gradient refuses ------------------------------------------------------------------------------------
+# --- What mlp_gradient refuses ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_batch_that_does_not_fit_is_refused_by_name(batch, kind, complaint):
         mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=mjn.mean_squared_error)(params, batch)
 
 
-def test_a_silent_unit_stays_silent_under_a_slope_that_overflows():
+def test_a_silent_unit_stays_silent_under_a_gradient_that_overflows():
     params = {"weights": np.float32([[-1]])}, {"weights": np.float32([[1e38]])}
     batch = np.ones((1, 1), np.float32), np.full((1, 1), -1e38, np.float32)
     by_hand, by_autodiff = jax.jit(both((1, 1, 1), mjn.mean_squared_error, bias=False))(params, batch)

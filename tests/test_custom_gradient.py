@@ -189,7 +189,7 @@ def test_bfloat16_params_have_bfloat16_gradients_and_any_cotangent():
     params, batch = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (PARAMS, {"x": X}))
     got = jax.grad(RULED)(params, batch)
     chex.assert_trees_all_equal(got, {"w": (7 * W * X**2).astype(jnp.bfloat16)}, strict=True)
-    # A float32 loss over bfloat16 params: the cotangent is wider than the slope.
+    # A float32 loss over bfloat16 params: the cotangent is wider than the gradient.
     wide = mjn.with_gradient(
         lambda params, batch: plain(params, batch).astype(jnp.float32),
         lambda params, batch: (plain(params, batch).astype(jnp.float32), sevenfold(params, batch)[1]),

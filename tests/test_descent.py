@@ -38,8 +38,10 @@ jitted = functools.cache(jax.jit)  # steps of equal descents are equal: one comp
 
 
 def times_batch(params, batch):
-    """Its slope is the batch."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda w, slope: jnp.sum(w * slope).astype(jnp.float32), params, batch)))
+    """Its gradient is the batch."""
+    return sum(
+        jax.tree.leaves(jax.tree.map(lambda w, gradient: jnp.sum(w * gradient).astype(jnp.float32), params, batch))
+    )
 
 
 OPTIMIZERS = {
@@ -68,7 +70,7 @@ each_of_a_kind = pytest.mark.parametrize(
 )
 
 
-# --- The protocol, for every descent ---------------------------------------------------------------------------------
+# --- The protocol, for every descent ----------------------------------------------------------------------------------
 
 
 @each_descent
@@ -181,29 +183,29 @@ def test_an_objective_without_the_aux_that_it_promised_is_refused(make, result):
         jax.eval_shape(descent.step, descent.init(np.ones(2, np.float32)), 0.0)
 
 
-# --- Gradient descent ----------------------------------------------------------------------------------------------
+# --- Gradient descent -------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     weight=st.floats(-100, 100, width=32), target=st.floats(-100, 100, width=32), rate=st.floats(2**-20, 8, width=32)
 )
-def test_a_step_is_params_minus_learning_rate_times_slope(weight, target, rate):
+def test_a_step_is_params_minus_learning_rate_times_gradient(weight, target, rate):
     with jax.enable_x64(True):
         descent = mjn.gradient_descent(descents.squared_distance, rate)
         state, info = jitted(descent.step)(descent.init(np.float64(weight)), np.float64(target))
-        exact_slope = 2 * (Fraction(weight) - Fraction(target))
-        exact = Fraction(weight) - Fraction(rate) * exact_slope
-        # The slope, its product with the rate and the difference round once each.
+        exact_gradient = 2 * (Fraction(weight) - Fraction(target))
+        exact = Fraction(weight) - Fraction(rate) * exact_gradient
+        # The gradient, its product with the rate and the difference round once each.
         bound = 2 * 2.0**-52 * (abs(weight) + 2 * rate * (abs(weight) + abs(target)))
         assert abs(Fraction(float(state.params)) - exact) <= bound
-        assert float(info.gradient_norm) == pytest.approx(abs(float(exact_slope)), rel=1e-15)
+        assert float(info.gradient_norm) == pytest.approx(abs(float(exact_gradient)), rel=1e-15)
 
 
 def test_gradient_descent_follows_optax_sgd_for_1_000_steps():
-    # Both compute w - rate * slope, optax as w + (-rate) * slope: the same two roundings, unless a compiler contracts
-    # one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update. Seldom does
-    # that change the rounded weight, and then by one ulp. Were it to happen at every step, 1,000 such ulps of random
+    # Both compute w - rate * gradient, optax as w + (-rate) * gradient: the same two roundings, unless a compiler
+    # contracts one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update. Seldom
+    # does that change the rounded weight, and then by one ulp. Were it to happen at every step, 1,000 such ulps of random
     # sign would add up to sqrt(1000) = 32 of them, as a descent contracts. Measured: 0.
     with jax.enable_x64(True):
         draw = np.random.default_rng(0)
@@ -221,7 +223,7 @@ def test_gradient_descent_follows_optax_sgd_for_1_000_steps():
 
 
 def test_the_update_is_made_in_each_leafs_own_dtype():
-    def half_of_the_square(params, batch):  # its slope is the params themselves, exact in every dtype
+    def half_of_the_square(params, batch):  # its gradient is the params themselves, exact in every dtype
         return sum(jnp.sum(jnp.square(leaf.astype(jnp.float64))) / 2 for leaf in jax.tree.leaves(params))
 
     with jax.enable_x64(True):
@@ -239,10 +241,12 @@ def test_the_update_is_made_in_each_leafs_own_dtype():
 def test_a_step_past_the_range_of_a_dtype_stops_at_its_edge():
     edges = {dtype: float(jnp.finfo(dtype).max) for dtype in ("float32", "bfloat16", "float16")}
 
-    def stepped(rate, start, *slope):
+    def stepped(rate, start, *gradient):
         descent = mjn.gradient_descent(times_batch, rate)
-        params, slopes = ({dtype: np.array(numbers, dtype) for dtype in edges} for numbers in (3 * [start], slope))
-        state, info = jitted(descent.step)(descent.init(params), slopes)
+        params, gradients = (
+            {dtype: np.array(numbers, dtype) for dtype in edges} for numbers in (3 * [start], gradient)
+        )
+        state, info = jitted(descent.step)(descent.init(params), gradients)
         return {dtype: np.asarray(leaf, np.float32) for dtype, leaf in state.params.items()}, float(info.gradient_norm)
 
     at_the_edge, _ = stepped(3e38, 0, 100, -100, 0)
@@ -291,7 +295,7 @@ def test_a_rate_that_is_none_is_refused(rates, kind, message):
         assert (optimizer, optimizer.dtype, optimizer.weak_type) == (float(rate), jnp.float32, False)
 
 
-# --- optax -----------------------------------------------------------------------------------------------------------
+# --- optax ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [SLOW("adam"), SLOW("momentum"), "chain"])
@@ -302,8 +306,8 @@ def test_an_optax_descent_is_optax_by_hand(name):
 
     @jax.jit
     def by_hand(params, optimizer_state):
-        slope = jax.grad(squared_distance)(params, BATCH)
-        updates, optimizer_state = optimizer.update(slope, optimizer_state, params)
+        gradient = jax.grad(squared_distance)(params, BATCH)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         return optax.apply_updates(params, updates), optimizer_state
 
     state, params, optimizer_state = descent.init(PARAMS), PARAMS, optimizer.init(PARAMS)
@@ -316,7 +320,7 @@ def test_an_optax_descent_is_optax_by_hand(name):
 
 def test_an_update_that_is_not_finite_makes_a_step_that_must_not_be_taken():
     broken = optax.GradientTransformation(
-        lambda params: (), lambda slope, state, params=None: (jax.tree.map(lambda s: s / 0, slope), state)
+        lambda params: (), lambda gradient, state, params=None: (jax.tree.map(lambda s: s / 0, gradient), state)
     )
     descent = mjn.optax_descent(squared_distance, broken)
     _, info = jax.jit(descent.step)(descent.init(PARAMS), BATCH)

@@ -31,7 +31,7 @@ FUNCTIONS = ("init", "objective", "data", "value_and_gradient", "predict")
 GOOD = {"name": "bowl", "init": init, "objective": loss, "data": data}
 
 
-# --- What makes an experiment ----------------------------------------------------------------------------------------
+# --- What makes an experiment -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", "-", "a b", "a/b", "..", "a.b", "a\n", 3, None])
@@ -64,7 +64,7 @@ def test_a_keyword_that_nobody_could_give_is_refused(part):
         Experiment(**GOOD | {part: demanding})
 
 
-# --- Numbers that can be set from outside ----------------------------------------------------------------------------
+# --- Numbers that can be set from outside -----------------------------------------------------------------------------
 
 
 def test_only_keyword_only_numbers_are_options():
@@ -90,7 +90,7 @@ def test_options_are_found_through_partials_and_methods():
     assert number_options(lambda key: key) == {}
 
 
-# --- From a file -----------------------------------------------------------------------------------------------------
+# --- From a file ------------------------------------------------------------------------------------------------------
 
 TEXT = """
 import jax.numpy as jnp

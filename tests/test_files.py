@@ -155,7 +155,7 @@ def test_on_a_system_without_what_posix_alone_has_checkpoints_runs_and_locks_wor
     assert "done" in out and "went on from step 300" in out
 
 
-# --- Lines, and links ------------------------------------------------------------------------------------------------
+# --- Lines, and links -------------------------------------------------------------------------------------------------
 
 
 def test_a_line_that_does_not_fit_is_an_error_with_the_files_name_and_nothing_of_it_comes_later(tmp_path):
@@ -212,7 +212,7 @@ def test_a_part_that_a_killed_process_left_is_written_anew(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"{}")]
 
 
-# --- Ended in between ------------------------------------------------------------------------------------------------
+# --- Ended in between -------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full_at_any_write(tmp_path):

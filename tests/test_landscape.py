@@ -45,7 +45,7 @@ def stepped(params, *moves):
     return jax.tree.map(move, params, *[direction for _, direction in moves])
 
 
-# --- The loss along a direction, and over two ----------------------------------------------------------------------
+# --- The loss along a direction, and over two -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), SLOW("bfloat16", 2e-2), SLOW("float64", 1e-12)])
@@ -121,9 +121,9 @@ def test_a_slice_works_under_vmap_jit_and_grad():
 
     starts, expected = np.float32([1, 2]), np.float32([[0, 1, 4], [1, 4, 9]])
     np.testing.assert_allclose(jax.vmap(losses)(starts), expected)
-    one, slope = jax.jit(lambda start: (losses(start), jax.grad(lambda start: losses(start).sum())(start)))(2.0)
+    one, gradient = jax.jit(lambda start: (losses(start), jax.grad(lambda start: losses(start).sum())(start)))(2.0)
     np.testing.assert_allclose(one, expected[1])
-    np.testing.assert_allclose(slope, 12.0)
+    np.testing.assert_allclose(gradient, 12.0)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_surface_needs_two_directions(directions):
         loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
 
 
-# --- The direction of one weight -----------------------------------------------------------------------------------
+# --- The direction of one weight --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
@@ -190,7 +190,7 @@ def test_a_weight_that_is_not_there_is_named_with_those_that_are(error, text, pa
         weight_direction(PARAMS, path, index)
 
 
-# --- The path of a descent -----------------------------------------------------------------------------------------
+# --- The path of a descent --------------------------------------------------------------------------------------------
 
 
 def random_tree(rng, *leading):

@@ -38,7 +38,7 @@ def chunk_steps(monkeypatch):
     return functools.partial(monkeypatch.setattr, batches, "CHUNK_STEPS")
 
 
-# --- One trace, one compilation --------------------------------------------------------------------------------------
+# --- One trace, one compilation ---------------------------------------------------------------------------------------
 
 
 def test_one_trace_and_one_compilation_serve_any_number_of_steps_any_rate_and_any_flat_norm():
@@ -70,7 +70,7 @@ def test_a_jitted_descent_is_traced_once_for_any_rate():
     assert objective.times == 1
 
 
-# --- The same numbers, however they are asked for --------------------------------------------------------------------
+# --- The same numbers, however they are asked for ---------------------------------------------------------------------
 
 
 def keyed(params, batch, key):
@@ -163,12 +163,12 @@ def test_the_loop_is_a_python_loop_of_jitted_steps_to_rounding(name, dtype):
             assert getattr(trace, field).dtype == expected.dtype
 
 
-# --- How it ends -----------------------------------------------------------------------------------------------------
+# --- How it ends ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
 @given(exponent=st.integers(0, 12), steps=st.integers(0, 12), between=st.floats(1, 1.9))
-def test_a_descent_stops_before_the_first_step_whose_slope_is_at_most_until_flat(exponent, steps, between):
+def test_a_descent_stops_before_the_first_step_whose_gradient_is_at_most_until_flat(exponent, steps, between):
     # The norms are 2, 1, 1/2, 1/4, ...: at most between * 2^(1 - exponent) from step `exponent` on.
     until_flat = between * 2.0 ** (1 - exponent)
     state, trace = mjn.descend(halving(), halving().init(1.0), 0.0, steps=steps, until_flat=until_flat)

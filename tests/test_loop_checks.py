@@ -82,7 +82,7 @@ def test_a_step_that_returns_no_step_info_of_scalars_is_refused(step, message):
         mjn.descend(mjn.Descent(own_init, step), own_init(np.ones(3, np.float32)), (), steps=3)
 
 
-# --- What is asked for -----------------------------------------------------------------------------------------------
+# --- What is asked for ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [-1, 1.5, "3", True])

@@ -124,7 +124,7 @@ def test_epochs_work_under_jit_and_vmap():
 
 def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges():
     x = np.zeros(POINTS_SEEN, np.float32)
-    x[5] = 1  # at a weight of 0, a batch of zeros has no slope
+    x[5] = 1  # at a weight of 0, a batch of zeros has no gradient
     state, trace = run(3, x=x)
     bad = int(np.argmax((trace.aux == 5).any(axis=1)))
     assert (state.step, trace.steps_taken, trace.status) == (9, 9, mjn.OUT_OF_STEPS)

@@ -18,7 +18,7 @@ def one_of(tree, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree)
 
 
-# --- vmap ------------------------------------------------------------------------------------------------------------
+# --- vmap -------------------------------------------------------------------------------------------------------------
 
 # Slow ones, some that come to rest, some that diverge; none of those between, where a rounding may grow to anything.
 RATES = np.array([1e-3, 0.01, 0.02, 1e10, 1e20, 1e38, np.inf, np.nan], np.float32)
@@ -115,7 +115,7 @@ def test_under_vmap_no_step_touches_the_whole_history():
         assert all(max(e.outvars[0].aval.shape, default=0) < steps for e in selects)
 
 
-# --- jit, jvp, closures ----------------------------------------------------------------------------------------------
+# --- jit, jvp, closures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -128,11 +128,11 @@ def test_jvp_through_a_descent_agrees_with_a_central_difference():
             state, trace = descend_from(start, 0.02 * (1 + x), steps=50)
             return trace.loss[-1] + state.params[0]["weights"][0, 1]
 
-        _, slope = jax.jvp(last_loss_and_weight, (jnp.float64(0.1),), (jnp.float64(1.0),))
+        _, tangent = jax.jvp(last_loss_and_weight, (jnp.float64(0.1),), (jnp.float64(1.0),))
         h = 1e-5  # the difference errs by h^2 of the third derivative and by eps / h: 1e-10 each, of values near 1
         difference = (last_loss_and_weight(0.1 + h) - last_loss_and_weight(0.1 - h)) / (2 * h)
         assert abs(float(difference)) > 0.1
-        assert float(slope) == pytest.approx(float(difference), rel=1e-7)
+        assert float(tangent) == pytest.approx(float(difference), rel=1e-7)
 
 
 def test_the_jvp_of_a_stopped_replica_is_finite():
@@ -141,10 +141,10 @@ def test_the_jvp_of_a_stopped_replica_is_finite():
         return state.params
 
     rates = np.float32([0.1, 0.25])
-    _, slopes = jax.jit(lambda rates: jax.jvp(jax.vmap(rest), (rates,), (jnp.ones(2),)))(rates)
+    _, tangents = jax.jit(lambda rates: jax.jvp(jax.vmap(rest), (rates,), (jnp.ones(2),)))(rates)
     # After n steps the weight is (1 - 2 rate)^n.
     expected = [[-2 * n * (1 - 2 * r) ** (n - 1)] * 2 for n, r in ((8, 0.1), (3, 0.25))]
-    np.testing.assert_allclose(slopes, expected, rtol=1e-5)
+    np.testing.assert_allclose(tangents, expected, rtol=1e-5)
 
 
 def test_reverse_mode_is_refused_by_jax_with_a_reason():
@@ -166,7 +166,7 @@ def test_an_objective_may_close_over_what_jit_and_vmap_trace(mapped):
     np.testing.assert_allclose(mapped(to_target)(targets), targets, rtol=1e-6)
 
 
-# --- Keys ------------------------------------------------------------------------------------------------------------
+# --- Keys -------------------------------------------------------------------------------------------------------------
 
 
 def drawn(weight, batch, key):
@@ -189,14 +189,14 @@ def test_what_is_drawn_is_reproducible_and_differs_by_key_and_by_step_and_under_
 
 
 def sampled(weight, batch, key):
-    """Every other step, by chance, there is no slope at all."""
+    """Every other step, by chance, there is no gradient at all."""
     return jnp.square(weight) * (jax.random.key_data(key)[-1] % 2)
 
 
 @pytest.mark.parametrize(
     "run", [mjn.descend, SLOW(jax.jit(mjn.descend, static_argnames=("descent", "steps")))], ids=["host", "jit"]
 )
-def test_until_flat_of_0_does_not_stop_a_descent_whose_slope_is_only_a_sample(run):
+def test_until_flat_of_0_does_not_stop_a_descent_whose_gradient_is_only_a_sample(run):
     descent = mjn.gradient_descent(sampled, 0.1)
     for options in ({}, {"until_flat": 0.0}) if run is mjn.descend else ({"until_flat": 0.0},):
         _, trace = run(descent, descent.init(1.0, KEY), (), steps=30, **options)
@@ -206,7 +206,7 @@ def test_until_flat_of_0_does_not_stop_a_descent_whose_slope_is_only_a_sample(ru
     assert trace.status == mjn.FLAT
 
 
-# --- Dtypes ----------------------------------------------------------------------------------------------------------
+# --- Dtypes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import minijaxnet as mjn
 N, C = 6, 4  # one shape, so that hypothesis compiles nothing anew
 EXACT = np.longdouble  # never fewer digits than the loss under test
 LOSSES = [mjn.mean_squared_error, mjn.softmax_cross_entropy, mjn.binary_cross_entropy]
-VALUE_AND_SLOPE = {loss: jax.jit(jax.value_and_grad(loss)) for loss in LOSSES}  # compiled once for all examples
+VALUE_AND_GRADIENT = {loss: jax.jit(jax.value_and_grad(loss)) for loss in LOSSES}  # compiled once for all examples
 ACCURACY = jax.jit(mjn.accuracy)
 
 
@@ -56,50 +56,50 @@ def assert_close(got, expected, atol):
     np.testing.assert_allclose(np.asarray(got).astype(np.float64), np.asarray(expected, np.float64), rtol=0, atol=atol)
 
 
-# --- The values, and autodiff's slope of them ------------------------------------------------------------------------
+# --- The values, and autodiff's gradient of them ----------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(predictions=arrays(N, 1, largest=1e3), targets=arrays(N, 1, largest=1e3))
 def test_mean_squared_error_is_the_mean_of_squared_errors(predictions, targets):
-    loss, slope = VALUE_AND_SLOPE[mjn.mean_squared_error](predictions, targets)
-    expected, expected_slope = exact_mean_squared_error(predictions, targets)
+    loss, gradient = VALUE_AND_GRADIENT[mjn.mean_squared_error](predictions, targets)
+    expected, expected_gradient = exact_mean_squared_error(predictions, targets)
     eps = np.finfo(np.float32).eps
     # An error rounds at the size of its larger term; a square doubles that, and N sums add N roundings.
     size = float(np.abs(predictions).max() + np.abs(targets).max())
     assert_close(loss, expected, (N + 4) * eps * size**2 + 1e-37)
-    assert_close(slope, expected_slope, 4 * eps * size + 1e-37)
+    assert_close(gradient, expected_gradient, 4 * eps * size + 1e-37)
 
 
 @settings(max_examples=60, deadline=None)
 @given(logits=arrays(N, C, largest=1e4), labels=labels_int)
 def test_softmax_cross_entropy_is_the_mean_surprise(logits, labels):
-    loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](logits, labels)
-    expected, expected_slope = exact_softmax_cross_entropy(logits, one_hot(labels))
+    loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](logits, labels)
+    expected, expected_gradient = exact_softmax_cross_entropy(logits, one_hot(labels))
     eps = np.finfo(np.float32).eps
     size = float(np.abs(logits).max()) + np.log(C)  # both sides of the difference are this large and round so
     assert_close(loss, expected, (N + 4) * eps * size)
     # exp turns the rounding of its argument into a relative error of the probability, which is at most 1.
-    assert_close(slope, expected_slope, 4 * eps * (size + 1))
+    assert_close(gradient, expected_gradient, 4 * eps * (size + 1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(logits=arrays(N, 2, largest=1e4), labels=hnp.arrays(np.float32, (N, 2), elements=st.floats(0, 1, width=32)))
 def test_binary_cross_entropy_is_the_mean_surprise(logits, labels):
-    loss, slope = VALUE_AND_SLOPE[mjn.binary_cross_entropy](logits, labels)
-    expected, expected_slope = exact_binary_cross_entropy(logits, labels)
+    loss, gradient = VALUE_AND_GRADIENT[mjn.binary_cross_entropy](logits, labels)
+    expected, expected_gradient = exact_binary_cross_entropy(logits, labels)
     eps = np.finfo(np.float32).eps
     assert_close(loss, expected, (2 * N + 4) * eps * (float(np.abs(logits).max()) + 1))
-    assert_close(slope, expected_slope, 4 * eps)
+    assert_close(gradient, expected_gradient, 4 * eps)
 
 
 @settings(max_examples=25, deadline=None)
 @given(logits=arrays(N, C, largest=1e4), labels=labels_int)
 def test_int_and_one_hot_labels_agree(logits, labels):
-    value_and_slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy]
-    by_class = value_and_slope(logits, labels)
+    value_and_gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy]
+    by_class = value_and_gradient(logits, labels)
     for dtype in (np.float32, np.int32, np.bool_):
-        by_one_hot = value_and_slope(logits, one_hot(labels, dtype))
+        by_one_hot = value_and_gradient(logits, one_hot(labels, dtype))
         # Summing zeros around the right logit rounds nothing, so this is an equality.
         chex.assert_trees_all_equal(by_class[0], by_one_hot[0], strict=True)
         assert_close(by_class[1], by_one_hot[1], 2**-23)
@@ -123,15 +123,15 @@ def test_a_loss_keeps_its_dtype_and_is_right_to_its_rounding(dtype):
         # All at once: one program to compile.
         every = jax.jit(lambda z, y: {name: jax.value_and_grad(case[0])(z, y[name]) for name, case in cases.items()})
         found = jax.device_get(every(predictions, targets))
-    for name, (value, slope) in found.items():
-        assert (value.dtype, value.shape, slope.dtype) == (dtype, (), dtype), name
-        expected, expected_slope = cases[name][1](predictions, targets[name])
+    for name, (value, gradient) in found.items():
+        assert (value.dtype, value.shape, gradient.dtype) == (dtype, (), dtype), name
+        expected, expected_gradient = cases[name][1](predictions, targets[name])
         eps, size = float(jnp.finfo(dtype).eps), float(np.abs(predictions).max()) + 2
         assert_close(value, expected, 4 * eps * size)
-        assert_close(slope, expected_slope, 4 * eps * size / N)
+        assert_close(gradient, expected_gradient, 4 * eps * size / N)
 
 
-# --- Large logits --------------------------------------------------------------------------------------------------
+# --- Large logits -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", SLOW("float32"), SLOW("float64"), SLOW("bfloat16")])
@@ -140,19 +140,19 @@ def test_cross_entropies_are_finite_and_right_at_logits_of_10_000(dtype):
     largest, rel = float(logits[0, 0]), 2 * float(jnp.finfo(dtype).eps)
     with jax.enable_x64(dtype == "float64"):
         for labels in (np.array([0, 1, 1, 1]), np.eye(2)[[0, 1, 1, 1]].astype(dtype)):
-            loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](logits, labels)
-            assert np.isfinite(slope).all()
+            loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](logits, labels)
+            assert np.isfinite(gradient).all()
             assert float(loss) == pytest.approx((0 + 2 * largest + np.log(2) + 0) / 4, rel=rel)
             expected = np.array([[0, 0], [1, -1], [0.5, -0.5], [0, 0]]) / 4
             # In bfloat16 and float16 log(2) is lost beside 10,000 and softmax gives 1 and 1 for the third point.
-            assert_close(np.asarray(slope)[[0, 1, 3]], expected[[0, 1, 3]], 0)
+            assert_close(np.asarray(gradient)[[0, 1, 3]], expected[[0, 1, 3]], 0)
         yes_or_no, labels = np.array([1e4, 1e4, -1e4, -1e4], dtype), np.array([1, 0, 1, 0], dtype)
-        loss, slope = VALUE_AND_SLOPE[mjn.binary_cross_entropy](yes_or_no, labels)
+        loss, gradient = VALUE_AND_GRADIENT[mjn.binary_cross_entropy](yes_or_no, labels)
         assert float(loss) == pytest.approx(2 * largest / 4, rel=rel)
-        assert_close(slope, np.array([0, 1, -1, 0]) / 4, 0)
+        assert_close(gradient, np.array([0, 1, -1, 0]) / 4, 0)
 
 
-# --- What does not fit -----------------------------------------------------------------------------------------------
+# --- What does not fit ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("f", [*LOSSES, mjn.prediction_errors, mjn.accuracy])
@@ -193,12 +193,12 @@ def test_probabilities_have_to_sum_to_one_and_the_first_row_that_does_not_is_nam
 
 @pytest.mark.parametrize("label", [-1, C])
 def test_a_class_that_does_not_exist_makes_nan_in_the_program(label):
-    loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.zeros((2, C), np.float32), np.array([0, label]))
+    loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](np.zeros((2, C), np.float32), np.array([0, label]))
     assert np.isnan(loss)
-    assert slope.shape == (2, C)
+    assert gradient.shape == (2, C)
 
 
-# --- Accuracy --------------------------------------------------------------------------------------------------------
+# --- Accuracy ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,7 +211,7 @@ def test_accuracy_is_the_share_of_right_classes_in_any_order(logits, labels, ord
     assert ACCURACY(logits[order], labels[order]) == got
 
 
-# --- Objectives ------------------------------------------------------------------------------------------------------
+# --- Objectives -------------------------------------------------------------------------------------------------------
 
 NETWORK = mjn.mlp((2, C))
 PARAMS = ({"weights": np.linspace(-1, 1, 2 * C, dtype=np.float32).reshape(2, C), "bias": np.zeros(C, np.float32)},)

@@ -29,7 +29,7 @@ def test_what_is_no_pair_is_refused_where_it_stands(batch, got):
         pair(batch, "there")
 
 
-# --- floating_arrays -------------------------------------------------------------------------------------------------
+# --- floating_arrays --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(t
         floating_arrays(tree, "params")
 
 
-# --- l2_norm ---------------------------------------------------------------------------------------------------------
+# --- l2_norm ----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,7 +83,7 @@ def test_the_norm_of_a_mixed_tree_is_as_wide_as_its_widest_leaf():
         assert norm_of([np.ones(4, np.float32)]).dtype == jnp.float32
 
 
-# --- cast_floats -----------------------------------------------------------------------------------------------------
+# --- cast_floats ------------------------------------------------------------------------------------------------------
 
 
 def test_a_cast_changes_floats_and_nothing_else():
@@ -96,7 +96,7 @@ def test_a_cast_changes_floats_and_nothing_else():
     assert got["py"] == 2.5
 
 
-# --- structure_difference --------------------------------------------------------------------------------------------
+# --- structure_difference ---------------------------------------------------------------------------------------------
 
 
 def test_a_tree_does_not_differ_from_its_likes():

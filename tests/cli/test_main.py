@@ -1,7 +1,6 @@
 """The command itself: its verbs, its help, what it imports, and how it ends."""
 
 import re
-import textwrap
 
 import pytest
 from kits.command import call, rows_in, run
@@ -56,23 +55,6 @@ def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in
     assert [row["step"] for row in rows_in(folder)] == [0, 100, 200, 300]
     [(code, out, err)] = ended([started(["sh", "-c", f"exec {' '.join(MINIJAXNET)} nothing {closed}"], cwd=tmp_path)])
     assert (code, err) == (2, "")
-
-
-def test_a_file_that_is_opened_where_a_stream_was_closed_is_not_written_to_by_others(tmp_path):
-    code = """
-    import os, sys
-    from minijaxnet.cli import main
-    from minijaxnet._files import Lines
-
-    assert sys.stderr is None
-    assert main(["--version"]) == 0
-    with Lines("lines") as lines:
-        os.write(2, b"what a library says")
-        assert lines.fileno() > 2
-    """
-    (tmp_path / "code.py").write_text(textwrap.dedent(code))
-    said(started(["sh", "-c", f"exec {MINIJAXNET[0]} code.py 2>&-"], cwd=tmp_path))
-    assert (tmp_path / "lines").read_text() == ""
 
 
 def test_standard_output_on_a_full_disk_is_named(tmp_path):

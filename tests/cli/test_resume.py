@@ -30,7 +30,7 @@ def state(runs="runs"):
     return call("runs", runs).out.splitlines()[-1].split()[1]
 
 
-# --- resume ----------------------------------------------------------------------------------------------------------
+# --- resume -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_stopped_run_is_resumed_to_the_same_files_though_it_was_moved_and_one_is_elsewhere(here):
@@ -195,7 +195,7 @@ def test_a_full_disk_is_named_with_the_first_file_that_it_cost(name, line, here,
     assert not called.err.count("Traceback")
 
 
-# --- run --resume-latest ---------------------------------------------------------------------------------------------
+# --- run --resume-latest ----------------------------------------------------------------------------------------------
 
 
 def test_it_starts_where_there_is_no_run_goes_on_where_one_was_stopped_and_leaves_alone_what_is_done(here):

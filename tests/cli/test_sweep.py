@@ -94,7 +94,7 @@ def test_where_everything_diverges_the_table_is_printed_and_the_code_is_1(sweep)
     assert json.loads((folder / "result.json").read_text()) == {"status": "DONE", "best": None}
 
 
-# --- Stopped, and resumed --------------------------------------------------------------------------------------------
+# --- Stopped, and resumed ---------------------------------------------------------------------------------------------
 
 
 def interrupting(monkeypatch, signum, at=1):
@@ -159,7 +159,7 @@ def test_what_has_come_to_something_is_kept_when_its_end_fails(sweep, monkeypatc
     assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- What is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

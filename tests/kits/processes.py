@@ -74,7 +74,7 @@ def python(code, *arguments, cwd=None, **environment):
     return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment, cwd=cwd)
 
 
-def together(code, count, *arguments, **environment):
+def processes(code, count, *arguments, **environment):
     """So many processes that run the same lines; ``sys.argv`` begins with the address, how many, and which one."""
     address = f"127.0.0.1:{free_port()}"
     return [python(code, address, count, rank, *arguments, **environment) for rank in range(count)]

@@ -149,7 +149,7 @@ def check_that_what_devices_do_not_divide_is_refused_and_leaves_no_folder():
         assert not Path("runs").exists()
 
 
-# --- On one device ---------------------------------------------------------------------------------------------------
+# --- On one device ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import socket
 
 import jax
 import pytest
-from kits.processes import ended, python, together
+from kits.processes import ended, processes, python
 
 from minijaxnet.cli.launch import free_port
 from minijaxnet.parallel import initialize
@@ -109,7 +109,7 @@ print("the same")
 
 
 def test_what_one_process_tells_all_of_them_know_and_an_exception_in_one_ends_all():
-    (other, told, first), (raised, told_too, err) = ended(together(TOLD, 2))
+    (other, told, first), (raised, told_too, err) = ended(processes(TOLD, 2))
     assert told.splitlines()[-1:] == told_too.splitlines()[-1:] == ["told"], first + err
     assert raised == 1 and "FileExistsError: mine alone" in err and other != 0
 
@@ -117,7 +117,7 @@ def test_what_one_process_tells_all_of_them_know_and_an_exception_in_one_ends_al
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "steps"), [(2, 1_000), (4, 100)])
 def test_a_fit_over_processes_is_that_of_one_with_one_who_writes(tmp_path, count, steps):
-    for code, out, err in ended(together(FITTED, count, tmp_path, steps), timeout=600):
+    for code, out, err in ended(processes(FITTED, count, tmp_path, steps), timeout=600):
         assert (code, out.splitlines()[-1:]) == (0, ["the same"]), err
 
 

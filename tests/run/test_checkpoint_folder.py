@@ -13,7 +13,7 @@ from minijaxnet.run import CheckpointError, save_checkpoint
 from minijaxnet.run import checkpoint_format as format_module
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 
-# --- The folder ------------------------------------------------------------------------------------------------------
+# --- The folder -------------------------------------------------------------------------------------------------------
 
 
 def fill(folder, *steps):

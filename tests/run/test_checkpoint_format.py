@@ -171,7 +171,7 @@ def test_no_copies_of_the_data_are_made(tmp_path):
     assert most_memory(lambda: load_checkpoint(tmp_path / "a", tree)) < size + (1 << 20)
 
 
-# --- What stands in place of the file --------------------------------------------------------------------------------
+# --- What stands in place of the file ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Where a loss or its slope stopped being finite."""
+"""Where a loss or its gradient stopped being finite."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_it_tells_how_much_is_not_finite_and_what_went_in():
     assert "1 of 1 elements is NaN" in diagnose(lambda w, b: jnp.log(w), -1.0, BATCH)
 
 
-def test_a_slope_by_hand_that_is_not_finite_is_found():
+def test_a_gradient_by_hand_that_is_not_finite_is_found():
     objective = mjn.with_gradient(lambda w, b: jnp.sum(w**2), lambda w, b: (jnp.sum(w**2), w / 0.0))
     said = diagnose(objective, ONES, BATCH)
     assert said.startswith("the first operation whose result is not finite is div, test_diagnose.py:")
@@ -72,7 +72,7 @@ def test_what_was_not_finite_before_is_said():
     assert said == "what goes into the step is not finite already: [1].x"
 
 
-def test_where_loss_and_slope_are_finite_it_is_the_optimizers_step():
+def test_where_loss_and_gradient_are_finite_it_is_the_optimizers_step():
     assert diagnose(lambda w, b: jnp.sum(w**2), ONES, BATCH) == (
         "loss and gradient are finite; what is not is the optimizer's step"
     )

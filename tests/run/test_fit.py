@@ -51,7 +51,7 @@ def fitted(kind, steps, **options):
     return kits.fits.fitted(kind, steps=steps, **options)
 
 
-# --- The same descent ------------------------------------------------------------------------------------------------
+# --- The same descent -------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
@@ -123,7 +123,7 @@ def test_any_rate_and_any_number_of_steps_share_one_compilation():
     assert len(traces) == first
 
 
-# --- What the caller keeps, and what the caller is told --------------------------------------------------------------
+# --- What the caller keeps, and what the caller is told ---------------------------------------------------------------
 
 
 def test_the_callers_state_and_data_survive():
@@ -161,7 +161,7 @@ def test_no_steps_are_a_result():
     assert result.run_s == 0
 
 
-# --- How it ends -----------------------------------------------------------------------------------------------------
+# --- How it ends ------------------------------------------------------------------------------------------------------
 
 
 def test_it_stops_where_it_is_flat_and_says_so_once():
@@ -180,7 +180,7 @@ def test_it_stops_where_it_is_flat_and_says_so_once():
         assert np.isnan(result.trace.loss[taken:]).all()
 
 
-def test_a_sampled_slope_of_zero_is_no_end_but_a_small_one_asked_for_is():
+def test_a_sampled_gradient_of_zero_is_no_end_but_a_small_one_asked_for_is():
     nothing_to_learn = jax.tree.map(np.zeros_like, DATA)
     descent, start, _ = full_batch()
     assert fit(descent, start, nothing_to_learn, steps=9).status == mjn.FLAT
@@ -207,7 +207,7 @@ def test_a_rate_that_is_too_long_ends_diverged_at_its_last_finite_parameters():
         assert not (np.isfinite(last["loss"]) and np.isfinite(last["gradient_norm"]))
 
 
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

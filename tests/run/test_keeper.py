@@ -242,7 +242,7 @@ def test_a_diverged_end_is_no_checkpoint_and_resumes_to_the_same_end(folders):
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-# --- What is held, and what is refused -------------------------------------------------------------------------------
+# --- What is held, and what is refused --------------------------------------------------------------------------------
 
 
 def test_a_folder_that_the_caller_holds_is_used_and_stays_held(tmp_path):
@@ -273,7 +273,7 @@ def test_checkpoints_of_another_descent_are_refused(tmp_path):
         fit(other, other.init(PARAMS), DATA, steps=5, run_dir=tmp_path, resume=True)
 
 
-# --- SIGKILL ---------------------------------------------------------------------------------------------------------
+# --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
 KILLED = """
     import sys

@@ -124,7 +124,7 @@ def test_a_link_in_its_place_is_refused_and_what_it_points_to_left_alone(name, t
         assert owner(tmp_path / "run") is None
 
 
-# --- Those who look --------------------------------------------------------------------------------------------------
+# --- Those who look ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_somebody_who_only_looks_is_waited_for(looked_at, monkeypatch):
         assert file.closed and owner(folder)["pid"] == os.getpid()
 
 
-# --- Without the kernel's locks --------------------------------------------------------------------------------------
+# --- Without the kernel's locks ---------------------------------------------------------------------------------------
 
 
 def test_where_the_file_system_has_no_locks_that_is_said_and_who_lives_holds_it(tmp_path, monkeypatch):
