@@ -89,8 +89,7 @@ def test_the_gradient_by_hand_is_autodiffs_in_either_layout(layout, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "layout"),
-    [("float64", "columns"), ("float64", "rows"), ("float32", "columns"), ("bfloat16", "columns")],
+    ("dtype", "layout"), [("float64", "columns"), ("float64", "rows"), ("float32", "columns"), ("bfloat16", "columns")]
 )
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("loss", LOSSES)

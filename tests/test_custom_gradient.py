@@ -49,12 +49,6 @@ def test_grad_with_respect_to_the_params_runs_the_rule_and_to_the_batch_autodiff
     chex.assert_trees_all_equal(both, (BY_RULE, BY_AUTODIFF))
 
 
-def test_integer_labels_get_the_empty_tangents_that_jax_gives_them():
-    got = jax.grad(RULED, argnums=(0, 1), allow_int=True)(PARAMS, BATCH)
-    assert got[1]["label"].dtype == jax.dtypes.float0
-    chex.assert_trees_all_equal((got[0], got[1]["x"]), (BY_RULE, BY_AUTODIFF))
-
-
 def test_an_outer_grad_over_the_batch_goes_through_the_rule():
     # d/dx sum(7 w x^2) = 14 w x: the rule's own derivative, as an inner step's batch needs it.
     def inner(x):
@@ -133,11 +127,7 @@ def test_a_gradient_unlike_the_params_is_refused_with_the_leafs_path(gradient, c
 
 @pytest.mark.parametrize(
     "returned",
-    [
-        lambda loss, g: g,
-        lambda loss, g: (loss[None], g),
-        lambda loss, g: (None, g),
-    ],
+    [lambda loss, g: g, lambda loss, g: (loss[None], g), lambda loss, g: (None, g)],
     ids=["the gradient alone", "a loss of shape (1,)", "None for a loss"],
 )
 def test_a_rule_that_returns_no_scalar_loss_beside_the_gradient_is_refused_by_name(returned):

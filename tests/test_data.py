@@ -182,11 +182,7 @@ def test_a_number_that_is_not_finite_is_found_at_its_place(shape, bad, dtype, on
         ((np.ones((0, 1)), np.ones(0)), ValueError, r"data\.x: got an empty data set; expected at least one point"),
         ((np.ones(2), 3.0), ValueError, r"data\.y: got a single number; expected an array with the batch axis first"),
         ((np.array(["a", "b"]), np.ones(2)), TypeError, r"data\.x: got dtype <U1; expected numbers"),
-        (
-            (np.ones(2), np.uint64([[2**63], [0]])),
-            ValueError,
-            r"data\.y\[0, 0\]: got 92.*; expected what uint32",
-        ),
+        ((np.ones(2), np.uint64([[2**63], [0]])), ValueError, r"data\.y\[0, 0\]: got 92.*; expected what uint32"),
         ((np.ones(2, np.longdouble), np.ones(2)), TypeError, r"data\.x: got dtype float128; .*astype\(np.float64\)"),
         ((np.ones(2), "text"), TypeError, r"data\.y: got a str; expected an array of numbers"),
         (({1: np.ones(2), "b": np.ones(2)}, np.ones(2)), TypeError, r"data\.x: got a dictionary with keys of several"),

@@ -204,9 +204,8 @@ def test_a_step_is_params_minus_learning_rate_times_gradient(weight, target, rat
 
 def test_gradient_descent_follows_optax_sgd_for_1_000_steps():
     # Both compute w - rate * gradient, optax as w + (-rate) * gradient: the same two roundings, unless a compiler
-    # contracts one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update. Seldom
-    # does that change the rounded weight, and then by one ulp. Were it to happen at every step, 1,000 such ulps of random
-    # sign would add up to sqrt(1000) = 32 of them, as a descent contracts. Measured: 0.
+    # contracts one of them into a fused multiply-add, which saves a rounding of at most half an ulp of the update, and
+    # seldom changes the weight, then by one ulp. At each of 1,000 steps, of random sign, that is sqrt(1000) = 32 ulps.
     with jax.enable_x64(True):
         draw = np.random.default_rng(0)
         batch = mjn.Batch(draw.normal(size=(16, 2)), draw.normal(size=(16, 1)))

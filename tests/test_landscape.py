@@ -73,13 +73,6 @@ def test_each_point_of_a_surface_is_the_loss_at_the_moved_params_first_direction
             np.testing.assert_allclose(got.losses[i, j], expected, rtol=1e-5)
 
 
-def test_swapping_the_directions_transposes_the_surface_and_its_middle_is_the_slice():
-    surface, other = surface_of(PARAMS, (ALONG, ACROSS)), surface_of(PARAMS, [ACROSS, ALONG])
-    np.testing.assert_allclose(surface.losses, other.losses.T, rtol=1e-5)
-    slices = [loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, points=5).losses for way in (ALONG, ACROSS)]
-    np.testing.assert_allclose((surface.losses[:, 2], surface.losses[2]), slices, rtol=1e-5)
-
-
 @few
 @given(st.floats(1e-3, 1e3), st.sampled_from([2, 3, 8, 33]))
 def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points):

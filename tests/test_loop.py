@@ -135,13 +135,7 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("gradient descent", "float32"),
-        SLOW("adam with a key", "float64"),
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype"), [("gradient descent", "float32"), SLOW("adam with a key", "float64")])
 def test_the_loop_is_a_python_loop_of_jitted_steps_to_rounding(name, dtype):
     # The same operations in the same order; a compiler may fuse them otherwise inside the loop. A descent contracts, so
     # that what one step rounds differently does not grow.

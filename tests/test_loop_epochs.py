@@ -95,8 +95,7 @@ def test_epochs_that_start_in_the_middle_of_one_go_on_where_it_stands():
 
 
 @pytest.mark.parametrize(
-    ("make", "chunk"),
-    [(descent, 2**15), SLOW(lambda: mjn.optax_descent(seen, ADAM, has_aux=True), 4)],
+    ("make", "chunk"), [(descent, 2**15), SLOW(lambda: mjn.optax_descent(seen, ADAM, has_aux=True), 4)]
 )
 def test_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
     epochs_of = functools.partial(mjn.descend_epochs, make(), data=data_of(13), key=KEY, batch_size=BATCH_SIZE)

@@ -128,8 +128,7 @@ def test_serial_composes_and_does_not_mind_how_it_is_bracketed(widths, cut, seed
 
 
 @pytest.mark.parametrize(
-    ("width", "kind"),
-    [(0, ValueError), (-3, ValueError), *((width, TypeError) for width in (2.0, "2", True))],
+    ("width", "kind"), [(0, ValueError), (-3, ValueError), *((width, TypeError) for width in (2.0, "2", True))]
 )
 def test_a_dense_layer_refuses_a_bad_width_and_names_it(width, kind):
     expected = "an int" if kind is TypeError else "at least 1"

@@ -1,8 +1,6 @@
 """Data that is read as it is needed: the same descent as with all of it at hand, and whatever can go wrong."""
 
 import itertools
-import os
-import signal
 import threading
 import time
 
@@ -11,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.fits import DATA, OBJECTIVE, PARAMS, watched_fit
+from kits.fits import DATA, OBJECTIVE, PARAMS
 
 import minijaxnet as mjn
 from minijaxnet import streams
@@ -53,25 +51,6 @@ def test_each_step_sees_its_batch_however_many_are_stacked(stacked, log_every, m
     np.testing.assert_allclose(result.trace.loss, losses, rtol=2e-6)
     chex.assert_trees_all_close(result.state.params, state.params, rtol=2e-6, atol=1e-7)
     assert result.steps_taken == 43 and not result.notes
-
-
-@pytest.mark.parametrize("stop_at", [1, 17])
-def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(stop_at, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    options = {"steps": 60, "log_every": 4, "checkpoint_every": 5}
-
-    def stop(progress):
-        if progress.step >= stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    one = watched_fit(DESCENT, START, batches, run_dir=whole, **options)
-    first = watched_fit(DESCENT, START, batches, run_dir=broken, on_progress=stop, **options)
-    assert first.interrupted and first.steps_taken < 60
-    two = watched_fit(DESCENT, START, batches, run_dir=broken, resume=True, **options)
-    chex.assert_trees_all_equal(two.state, one.state, strict=True)
-    assert two.rows == one.rows
 
 
 def test_data_that_end_end_the_run_and_that_is_said():

@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minijaxnet._trees import (
-    cast_floats,
-    floating_arrays,
-    l2_norm,
-    pair,
-    structure_difference,
-)
+from minijaxnet._trees import cast_floats, floating_arrays, l2_norm, pair, structure_difference
 
 norm_of = jax.jit(l2_norm)
 TREE = ({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}, [np.float32(1.0), ()])

@@ -1,6 +1,5 @@
 """``minijaxnet check``: experiments, small files, functions by name."""
 
-import contextlib
 import json
 import re
 import sys
@@ -13,7 +12,6 @@ from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
-from minijaxnet.cli.screen import Screen
 from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 
@@ -100,33 +98,6 @@ def test_quick_is_the_start_in_one_dtype(check, judged):
     assert (code, judged[1]) == (0, [("float64", 0.25)])
     assert out.splitlines()[:2] == ["line: 1 point in float64", "start, float64: right"]
     assert "line: right at 1 of 1 point\n" in out
-
-
-def test_stopped_it_says_what_it_knows_so_far(check, judged, monkeypatch, tmp_path):
-    doing = []
-
-    @contextlib.contextmanager
-    def stopped_at_negated():
-        def tell(stage):
-            doing.append(stage)
-            if stage == "zeros, float32: judging":
-                raise KeyboardInterrupt
-
-        yield Screen(print, tell)
-
-    monkeypatch.setattr(verb, "screen", stopped_at_negated)
-    code, out, err = check(line(RIGHT), "--steps", "3")
-    assert (code, err) == (130, "stopped\n")
-    assert "start, float32: right\ntrained, float32: right\n" in out
-    assert re.search(r"point +float32\n-+\nstart +right\ntrained +right\n\n", out)
-    assert "line: right at 2 of 2 points\nstopped after 2 of 21 verdicts\n" in out
-    assert doing[1:] == [
-        "start, float32: judging",
-        "trained, float32: 3 steps of descent",
-        "trained, float32: judging",
-        "zeros, float32: judging",
-    ]
-    assert not (tmp_path / "runs").exists()
 
 
 def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):

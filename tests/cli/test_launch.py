@@ -100,11 +100,7 @@ DEAF = HEEDS.replace("sys.exit(128 + signum)", "pass")
 
 @pytest.mark.parametrize(
     ("signum", "programs", "grace_s"),
-    [
-        (signal.SIGINT, (HEEDS, HEEDS), 120),
-        (signal.SIGINT, (HEEDS, FAILS), 120),
-        (signal.SIGTERM, (HEEDS, DEAF), 0.5),
-    ],
+    [(signal.SIGINT, (HEEDS, HEEDS), 120), (signal.SIGINT, (HEEDS, FAILS), 120), (signal.SIGTERM, (HEEDS, DEAF), 0.5)],
     ids=["SIGINT", "one fails then", "SIGTERM, which one does not hear"],
 )
 def test_signals_are_handed_on_and_nobody_is_left_behind(launched, signum, programs, grace_s):

@@ -237,14 +237,6 @@ def test_of_several_of_the_same_settings_the_latest_goes_on_and_a_broken_one_is_
     assert read(newer) == read(only("whole")) != read(older)
 
 
-def test_one_that_diverged_is_carried_out_again_to_the_same_end(here):
-    flags = ("--learning-rate", 1e6, "--steps", 500, "--runs", "diverged", "--resume-latest")
-    assert call(*RUN, *flags).code == 1
-    before = read(only("diverged"))
-    assert call(*RUN, *flags).code == 1
-    assert read(only("diverged")) == before
-
-
 KILLED = """
 import os, signal, sys
 from minijaxnet.cli import main

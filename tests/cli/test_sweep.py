@@ -116,10 +116,7 @@ def interrupting(monkeypatch, signum, at=1):
 
 @pytest.mark.parametrize(
     ("signum", "flags", "count"),
-    [
-        (signal.SIGTERM, (), 12),
-        pytest.param(signal.SIGINT, ("--batch-size", "2,4"), 24, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGTERM, (), 12), pytest.param(signal.SIGINT, ("--batch-size", "2,4"), 24, marks=pytest.mark.slow)],
     ids=["SIGTERM", "SIGINT, batch sizes"],
 )
 def test_a_stopped_sweep_keeps_what_is_finished_and_is_resumed_block_by_block_to_the_same_files(

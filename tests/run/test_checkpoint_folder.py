@@ -1,7 +1,5 @@
 """The checkpoints of a run: the newest that is whole, and what is deleted when."""
 
-import errno
-import os
 import re
 
 import numpy as np
@@ -10,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minijaxnet.run import CheckpointError, save_checkpoint
-from minijaxnet.run import checkpoint_format as format_module
 from minijaxnet.run.checkpoint_folder import checkpoint_path, checkpoints, keep_newest, load_latest
 
 # --- The folder -------------------------------------------------------------------------------------------------------
@@ -85,21 +82,6 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path):
     found = load_latest(tmp_path, LIKE)
     assert found.step == 1
     assert found.skipped == [f"{checkpoint_path(tmp_path, 9)}: got the checkpoint of step 2; expected that of step 9"]
-
-
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
-    fill(tmp_path, 1, 2)
-    real = os.open
-
-    def refuses(path, *arguments, **options):
-        if "00002" in str(path):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path, *arguments, **options)
-
-    monkeypatch.setattr(format_module.os, "open", refuses)
-    found = load_latest(tmp_path, LIKE)
-    assert found.step == 1
-    assert "checkpoint not read: Permission denied" in found.skipped[0]
 
 
 def test_one_that_is_whole_under_the_name_of_another_step_does_not_let_the_last_one_go(tmp_path):

@@ -1,7 +1,6 @@
 """The run folder: a name of its own, JSON and parameters that come back, and what a result depends on."""
 
 import json
-import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from minijaxnet.run import folder as folder_module
-from minijaxnet.run.folder import create_run_folder, environment, write_json
+from minijaxnet.run.folder import create_run_folder, write_json
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -34,14 +33,3 @@ def test_json_takes_arrays_and_has_null_for_what_is_not_finite(tmp_path):
     write_json(tmp_path / "a.json", content)
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert read == {"a": [1.0, None], "b": 0.5, "c": None, "text": content["text"], "d": [3], "5": True}
-
-
-def test_the_environment_names_what_a_result_depends_on():
-    found = environment()
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["versions"]["python"].split(".")[:2] == [str(part) for part in sys.version_info[:2]]
-    assert found["x64"] is False
-    assert len(found["devices"]) == len(jax.devices())
-    json.dumps(found)
-    with jax.enable_x64(True):
-        assert environment()["x64"] is True

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,17 +12,7 @@ import kits.fits
 import numpy as np
 import optax
 import pytest
-from kits.fits import (
-    DATA,
-    OBJECTIVE,
-    PARAMS,
-    adam_in_minibatches,
-    full_batch,
-    in_a_bowl,
-    minibatches,
-    with_draws,
-)
-from kits.processes import in_time, python
+from kits.fits import DATA, OBJECTIVE, PARAMS, adam_in_minibatches, full_batch, in_a_bowl, with_draws
 
 import minijaxnet as mjn
 from minijaxnet.run import fit, load_checkpoint
@@ -274,42 +263,3 @@ def test_checkpoints_of_another_descent_are_refused(tmp_path):
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
-
-KILLED = """
-    import sys
-    from datetime import timedelta
-from pathlib import Path
-    from kits.fits import DATA, minibatches
-    import minijaxnet as mjn
-
-    sys.modules["minijaxnet.run.fit"]._CHUNK_S = 0.002
-    descent, start, options = minibatches()
-    folder, resume = sys.argv[1:]
-    options = options | {"log_every": 50, "checkpoint_every": timedelta(0), "run_dir": folder}
-    options["resume"] = resume == "True"
-    mjn.fit(descent, start, DATA, steps=200_000, **options)
-"""
-
-
-@pytest.mark.slow
-def test_killed_again_and_again_it_still_comes_to_the_same_bits(folders):
-    stopped, whole = folders
-    options = {"steps": 200_000, "log_every": 50}
-    draw, reached = np.random.default_rng(0), [0]
-    for attempt in range(2):
-        process = python(KILLED, stopped, attempt > 0, PYTHONPATH=os.pathsep.join(sys.path))
-        try:
-            with in_time():
-                while not (stopped / "checkpoints").is_dir() or max([0, *steps_in(stopped)]) <= reached[-1]:
-                    assert process.poll() is None
-                    time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.3))
-        finally:
-            process.kill()
-            process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        reached.append(steps_in(stopped)[0])
-    assert reached == sorted(reached)
-    last = fitted(minibatches(), stopped, resume=True, **options)
-    assert last.first_step == reached[-1]
-    assert_same_run(last, fitted(minibatches(), whole, **options), stopped, whole)

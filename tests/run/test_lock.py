@@ -111,19 +111,6 @@ def test_a_lock_that_names_nobody_alive_is_free(tmp_path, name, content):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("name", ["lock", "lock.json.part"])
-def test_a_link_in_its_place_is_refused_and_what_it_points_to_left_alone(name, tmp_path):
-    for target in (tmp_path / "mine", tmp_path / "gone"):
-        (tmp_path / "mine").write_text("precious")
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / name).unlink(missing_ok=True)
-        (tmp_path / "run" / name).symlink_to(target)
-        with pytest.raises(ValueError, match=f"{name}: got a symbolic link; expected the file"), hold(tmp_path / "run"):
-            pass
-        assert (tmp_path / "mine").read_text() == "precious" and not (tmp_path / "gone").exists()
-        assert owner(tmp_path / "run") is None
-
-
 # --- Those who look ---------------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,8 @@ def test_the_metrics_file_holds_the_rows(rate, tmp_path):
     diverges = rate > 1
     assert (result.status == mjn.DIVERGED) == diverges
     assert (expected[-1]["loss"] is None) == diverges
+    assert jnp.isfinite(result.state.params).all() and result.state.step == result.steps_taken
+    assert (result.steps_taken < 30) == diverges
 
 
 @pytest.mark.parametrize(

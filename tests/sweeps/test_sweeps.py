@@ -1,8 +1,6 @@
 """Sweeps: each replica is the run by itself, the grid is in order, and blocks change nothing."""
 
 import itertools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -112,48 +110,6 @@ def test_the_table_has_a_row_a_value_with_quantiles_over_all_others(grid):
         grid.table("seed")
     with pytest.raises(TypeError, match="output: holds no Trace"):
         mjn.sweep(lambda a: a, {"a": np.ones(2)}).table()
-
-
-def test_ctrl_c_keeps_the_blocks_that_are_finished_or_under_way_and_leaves_out_those_that_have_not_begun(monkeypatch):
-    under_way, cancelled = threading.Event(), threading.Event()
-
-    class Pool(ThreadPoolExecutor):
-        """The third block is under way until those after it are cancelled."""
-
-        def submit(self, call, firsts):
-            def gated(firsts):
-                if firsts[0] == 6:
-                    under_way.set()
-                    cancelled.wait(60)
-                return call(firsts)
-
-            return super().submit(gated, firsts)
-
-        def shutdown(self, wait=True, *, cancel_futures=False):
-            super().shutdown(wait=False, cancel_futures=cancel_futures)
-            cancelled.set()
-            super().shutdown(wait=wait)
-
-    def interrupt(done, count):
-        if done == 6:
-            under_way.wait(60)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep_program, "_workers", lambda _: (1, np.inf))
-    monkeypatch.setattr(sweep_grid, "ThreadPoolExecutor", Pool)
-    axes = {"start": np.arange(30.0) + 2, "learning_rate": np.array([0.1])}
-    found = mjn.sweep(bowl, axes, block=3, on_progress=interrupt)
-    assert found.interrupted
-    np.testing.assert_array_equal(found.finished.ravel(), np.arange(30) < 9)
-    for leaf in (found.output.loss[..., 0], found.losses):
-        np.testing.assert_array_equal(np.isfinite(leaf), found.finished)
-    assert found.table("start").count("-  ") >= 24
-
-    def at_once(done, count):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        mjn.sweep(bowl, axes, block=3, on_progress=at_once)
 
 
 def hundredfold(a):
