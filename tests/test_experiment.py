@@ -119,14 +119,6 @@ def refused(path):
     return str(caught.value)
 
 
-def test_the_experiment_of_a_file_is_loaded_from_a_path_its_text_or_a_relative_one(file, monkeypatch, tmp_path):
-    path = file(TEXT)
-    monkeypatch.chdir(tmp_path)
-    for named in (path, str(path), "an_experiment.py"):
-        assert isinstance(load_experiment(named), Experiment)
-        assert load_experiment(named).name == "bowl"
-
-
 def test_a_file_is_run_anew_each_time_and_not_as_a_script_with_its_folder_on_the_path(file, tmp_path, capsys):
     file("POINTS = ((1.0, 1.0), (1.0, 1.0))\n", "sibling_of_an_experiment.py")
     data = "def data():\n    from sibling_of_an_experiment import POINTS\n    return POINTS\n"

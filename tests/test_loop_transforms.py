@@ -67,18 +67,6 @@ def run_in_bowl(start, rate, until_flat, target):
     return mjn.descend(descent, descent.init(start), target, steps=9, until_flat=until_flat)[1]
 
 
-@pytest.mark.slow
-def test_vmap_nests():
-    starts, rates, rest = np.float32([1, 2, 8]), np.float32([0.25, 0.125]), np.float32([0.5, 0])
-    nested = jax.vmap(jax.vmap(run_in_bowl, (None, 0, None, None)), (0, None, None, None))
-    traces = jax.device_get(jax.jit(nested)(starts, rates, *rest))
-    for i, start in enumerate(starts):
-        for j, rate in enumerate(rates):
-            alone = run_in_bowl(start, rate, *rest)  # powers of a half and of three quarters, which do not round
-            chex.assert_trees_all_equal(one_of(traces, (i, j)), alone)
-    assert len(np.unique(traces.steps_taken)) > 3
-
-
 def test_vmap_goes_over_start_until_flat_and_batch_as_well():
     replicas = np.float32([[1, 0.25, 0.5, 0], [3, 0.25, 2, 1], [3, 0.125, 0, -1]])
     traces = jax.jit(jax.vmap(run_in_bowl))(*replicas.T)

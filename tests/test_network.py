@@ -90,13 +90,6 @@ def test_weights_start_with_the_variance_of_he_before_a_half_silent_activation_e
         assert (np.asarray(layer["bias"]) == 0).all()
 
 
-def test_a_dense_layer_starts_by_glorot_or_as_it_is_told(key):
-    weights = np.asarray(mjn.dense(256, 1024).init(key)["weights"])
-    assert np.var(weights) == pytest.approx(2 / (256 + 1024), rel=0.02)
-    ones = jax.jit(mjn.dense(2, 3, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16).init)(key)
-    chex.assert_trees_all_equal(ones["weights"], np.ones((2, 3), jnp.bfloat16))
-
-
 SQUARE = mjn.mlp((4, 4, 4))
 init = jax.jit(SQUARE.init)
 

@@ -94,9 +94,9 @@ def test_with_batches_left_out_or_filled_up_it_goes_on_to_the_same_bits_from_any
     descent = mjn.gradient_descent(weighted, 0.05)
     start, data = descent.init(PARAMS), mjn.padded(ragged) if fill else ragged
     whole = mjn.fit(descent, start, data, steps=6)
-    mjn.fit(descent, start, data, steps=stop_at, run_dir=tmp_path)
-    again = mjn.fit(descent, start, data, steps=6, run_dir=tmp_path, resume=True)
-    assert again.first_step == stop_at
+    for first, end in itertools.pairwise((0, stop_at, min(stop_at + 1, 6), 6)):
+        again = mjn.fit(descent, start, data, steps=end, run_dir=tmp_path, resume=first > 0)
+        assert again.first_step == first
     chex.assert_trees_all_equal(again.state, whole.state, strict=True)
 
 

@@ -12,18 +12,12 @@ from pathlib import Path
 import pytest
 from kits.command import call
 from kits.processes import ended, python
-from kits.stopped import RUN, TEXT, at, forget, here, made, mark_again, only, stopping
+from kits.stopped import RUN, TEXT, at, forget, here, made, mark_again, only, results, stopping
 
 __all__ = ["here", "made"]  # fixtures
 
 from minijaxnet._files import Lines, replace_file
 from minijaxnet.run.lock import hold, owner
-
-SAME = ("metrics.jsonl", "params.safetensors", "result.json")
-
-
-def read(folder, *names):
-    return {name: (Path(folder) / name).read_bytes() for name in names or SAME}
 
 
 def state(runs="runs"):
@@ -42,7 +36,7 @@ def test_a_stopped_run_is_resumed_to_the_same_files_though_it_was_moved_and_one_
     with contextlib.chdir("elsewhere"):
         called = call("resume", f"{moved}/")
     assert called.code == 0 and "went on from step 21" in called.out and called.err == ""
-    assert read(moved) == read(only("whole"))
+    assert results(moved) == results(only("whole"))
 
 
 def test_minibatches_go_on_to_the_same_files(here):
@@ -59,15 +53,15 @@ def test_minibatches_go_on_to_the_same_files(here):
             assert called.code == 2 and f"process {os.getpid()}" in called.err
     called = call("resume", folder)
     assert called.code == 0 and "went on from step 17" in called.out
-    assert read(folder) == read(only("unstopped"))
+    assert results(folder) == results(only("unstopped"))
 
 
 def test_a_run_that_is_done_is_not_resumed_unless_forced_and_stays_as_it_is(here):
-    before = read(only("whole"))
+    before = results(only("whole"))
     called = call("resume", only("whole"))
     assert called.code == 2 and "this run is done" in called.err
     assert call("resume", only("whole"), "--force").code == 0
-    assert before == read(only("whole"))
+    assert before == results(only("whole"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +149,7 @@ def test_a_run_that_fails_midway_says_so_and_is_resumed(here):
     assert state("failed") == "failed" and "no more" in call("runs", "failed").out
     assert "RuntimeError: no more" in call("show", only("failed")).out
     assert call(*RUN, "--runs", "failed", "--resume-latest").code == 0
-    assert read(only("failed")) == read(only("whole"))
+    assert results(only("failed")) == results(only("whole"))
 
 
 def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
@@ -207,10 +201,10 @@ def test_it_starts_where_there_is_no_run_goes_on_where_one_was_stopped_and_leave
         assert call(*RUN, "--runs", "latest", "--resume-latest").code == 130
     last = call(*RUN, "--runs", "latest", "--resume-latest")
     assert last.code == 0 and "went on from step 25" in last.out
-    assert read(folder) == read(only("whole"))
+    assert results(folder) == results(only("whole"))
     again = call(*RUN, "--runs", "latest", "--resume-latest")
     assert again.code == 0 and again.out.startswith(f"{folder}: this run is done already; without --resume-latest")
-    assert only("latest") == folder and read(folder) == read(only("whole"))
+    assert only("latest") == folder and results(folder) == results(only("whole"))
 
 
 def test_other_settings_are_another_run(here):
@@ -234,7 +228,7 @@ def test_of_several_of_the_same_settings_the_latest_goes_on_and_a_broken_one_is_
     Path("runs/line-broken/config.json").write_text("{")
     called = call(*RUN, "--resume-latest")
     assert called.code == 0 and "went on from step 5" in called.out
-    assert read(newer) == read(only("whole")) != read(older)
+    assert results(newer) == results(only("whole")) != results(older)
 
 
 KILLED = """
@@ -271,4 +265,4 @@ def test_a_process_that_was_killed_is_started_again_by_the_same_command_to_the_s
     for again, how, step in ((folder, arguments, 15), (early, ("resume", early), 0)):
         called = call(*how)
         assert called.code == 0 and f"went on from step {step}" in called.out
-        assert read(again) == read(only("whole"))
+        assert results(again) == results(only("whole"))

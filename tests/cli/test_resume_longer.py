@@ -2,22 +2,15 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from kits.command import call, rows_in
-from kits.stopped import RUN, here, made, mark_again, only, stopping
+from kits.stopped import RUN, here, made, mark_again, only, results, stopping
 
 import minijaxnet as mjn
 from minijaxnet._files import replace_file
 
 __all__ = ["here", "made"]  # fixtures
-
-SAME = ("metrics.jsonl", "params.safetensors", "result.json")
-
-
-def read(folder):
-    return [(Path(folder) / name).read_bytes() for name in SAME]
 
 
 def settings(folder):
@@ -32,7 +25,7 @@ def test_a_run_that_is_done_goes_on_to_the_bits_of_a_longer_one(every, here):
     assert called.code == 0 and "took all 50 steps" in called.out and "went on from step 30" in called.out
     flags = ("--steps", 50, "--log-every", rows_in(folder)[1]["step"])
     assert call(*RUN, *flags, "--runs", "longer").code == 0
-    assert read(folder) == read(only("longer"))
+    assert results(folder) == results(only("longer"))
     changes = settings(folder)["changes"]
     assert settings(folder)["flags"]["steps"] == 50
     assert changes[0]["at_step"] == 30 and changes[0]["steps"] == [30, 50]
@@ -72,7 +65,7 @@ def test_killed_within_a_change_or_stopped_after_it_it_goes_on_with_it_to_the_sa
         assert call("resume", folder, *flags).code != 0
     called = call("resume", folder, *(flags if at is not None else ()))
     assert called.code == 0 and "took all 45 steps" in called.out, called.err
-    assert read(folder) == read(changed) and mjn.load_run(folder).experiment.name == "line"
+    assert results(folder) == results(changed) and mjn.load_run(folder).experiment.name == "line"
     assert len(json.loads((folder / "environment.json").read_text())["mark"].split()) == 1
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kits.command import call
 from kits.marks import SLOW
-from kits.processes import LINE, MINIJAXNET, ended, in_time, started
+from kits.processes import LINE, MINIJAXNET, ended, in_time, said, started
+from kits.stopped import only
 
 GRID = ("--learning-rate", "0.05,0.1,0.3", "--seeds", "3", "--block", "2", "--steps", "40")
 
@@ -19,17 +20,6 @@ def home(tmp_path):
 
 def sweep(home, *arguments):
     return started([*MINIJAXNET, "sweep", "line.py", *GRID, *arguments], cwd=home)
-
-
-def done(process):
-    [(code, out, err)] = ended([process])
-    assert code == 0, out + err
-    return out
-
-
-def only(folder):
-    [found] = folder.glob("*")
-    return found
 
 
 def same(one, other):
@@ -45,7 +35,7 @@ def test_two_processes_find_the_bits_of_one_and_one_of_them_speaks(flags, home):
     with contextlib.chdir(home):
         code, one, err, _ = call("sweep", "line.py", *GRID, *flags, "--runs", "one")
     assert code == 0, err
-    two = done(sweep(home, *flags, "--runs", "two", "--processes", "2"))
+    two = said(sweep(home, *flags, "--runs", "two", "--processes", "2"))
     same(home / "one", home / "two")
     assert two.count("best: ") == 1 and "in 2 processes" in two
     assert one[one.index("best: ") :].splitlines()[:2] == two[two.index("best: ") :].splitlines()[:2]
@@ -64,5 +54,5 @@ def test_killed_they_go_on_with_the_blocks_that_any_of_them_has_finished(home):
     process.kill()
     ended([process])
     if not (only(home / "two") / "result.json").exists():
-        done(started([*MINIJAXNET, "resume", str(only(home / "two"))], cwd=home))
+        said(started([*MINIJAXNET, "resume", str(only(home / "two"))], cwd=home))
     same(home / "one", home / "two")

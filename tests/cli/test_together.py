@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kits.command import control_characters, rows_in
 from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, python, said, started
+from kits.stopped import only, results
 
 SHARES = (
     LINE.replace("*, noise=0.0", "*, process_id=0, num_processes=1")
@@ -52,15 +53,6 @@ def line(tmp_path):
 
 def run(folder, *arguments, **options):
     return started([*MINIJAXNET, "run", "line.py", *QUICK, *arguments], cwd=folder, **options)
-
-
-def only(folder):
-    [found] = folder.glob("*")
-    return found
-
-
-def bits(folder):
-    return [(only(folder) / name).read_bytes() for name in ("metrics.jsonl", "params.safetensors", "result.json")]
 
 
 def children(process):
@@ -103,7 +95,7 @@ def test_two_processes_are_two_devices_to_the_bit_stop_together_and_go_on_in_one
     assert list(folder.glob("checkpoints/step-00000040.safetensors"))
     out = said(python(ON_TWO_DEVICES, folder, *QUICK, cwd=line))
     assert out.count("on 2 devices (cpu") == 2 and "went on from step 40" in out
-    assert bits(line / "stopped") == bits(line / "devices")
+    assert results(only(line / "stopped")) == results(only(line / "devices"))
 
 
 @pytest.mark.slow
@@ -185,4 +177,4 @@ def test_killed_at_many_moments_it_ends_in_time_and_comes_to_the_same_bits(line)
         assert code == 0 or (code == 3 and "was ended by SIGKILL" in err), err
         [(code, _, err)] = ended([run(line, *flags)])
         assert code == 0, err
-        assert bits(runs) == bits(line / "devices"), attempt
+        assert results(only(runs)) == results(only(line / "devices")), attempt

@@ -89,3 +89,8 @@ def mark_again(folder):
 def only(parent):
     [found] = Path(parent).glob("*")
     return found
+
+
+def results(folder):
+    """The files of a run that are the same to the bit whenever it was stopped."""
+    return [(Path(folder) / name).read_bytes() for name in ("metrics.jsonl", "params.safetensors", "result.json")]

@@ -51,13 +51,6 @@ def test_the_first_of_equal_ones_stays_and_nan_is_never_better():
     assert Goal("a", True).better(-1.0, float("nan"))
 
 
-def test_rows_further_apart_count_as_rows():
-    result = watched_fit(
-        DESCENT, DESCENT.init(5.0), BATCH, steps=100, log_every=4, measure=measure, keep_best="far", patience=2
-    )
-    assert (result.best.step, result.steps_taken) == (4, 12)
-
-
 @pytest.mark.parametrize(("at", "killed"), [(2, True), (6, True), (7, False)])
 def test_stopped_and_gone_on_with_it_ends_with_the_same(at, killed, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"

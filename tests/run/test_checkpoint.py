@@ -292,15 +292,6 @@ def test_a_donated_array_is_refused_by_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_within_jit_there_is_no_data_yet(tmp_path):
-    def save(x):
-        save_checkpoint(tmp_path / "a", {"w": x}, step=0)
-
-    with pytest.raises(TypeError, match=r"^tree\['w'\]: got .*Tracer; expected an array with data"):
-        jax.jit(save)(1.0)
-    assert not list(tmp_path.iterdir())
-
-
 def test_data_of_other_processes_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_addressable", False)
     whole = {"w": jax.device_put(np.ones(2))}  # replicated: all of it is here

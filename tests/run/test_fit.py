@@ -131,16 +131,6 @@ def test_the_callers_state_and_data_survive():
     chex.assert_trees_all_equal(first.state, fit(descent, start, tuple(DATA), steps=10).state)
 
 
-def test_progress_counts_up_to_the_steps_taken():
-    seen = []
-    result = fitted(full_batch(), 33, log_every=8, on_progress=seen.append)
-    counts = [progress.step for progress in seen]
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 33
-    assert all(progress.steps == 33 and progress.steps_per_s > 0 for progress in seen)
-    assert [progress.loss for progress in seen] == [float(result.trace.loss[step - 1]) for step in counts]
-
-
 def test_no_steps_are_a_result():
     result = fitted(full_batch(), 0)
     chex.assert_trees_all_equal(result.state, full_batch()[1])
