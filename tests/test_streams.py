@@ -84,7 +84,7 @@ def test_batches_of_fewer_points_are_left_out_or_filled_up():
     chex.assert_trees_all_close(result.state.params, state.params, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("stop_at", "fill"), [(1, True), (2, False), (2, True), (3, False), (4, True), (5, False)])
+@pytest.mark.parametrize(("stop_at", "fill"), [(1, True), (2, False), (3, True), (4, False)])
 def test_with_batches_left_out_or_filled_up_it_goes_on_to_the_same_bits_from_anywhere(stop_at, fill, tmp_path):
     """Also where the next batch is one of fewer points, whose place in the iterator is not its step."""
 
@@ -94,7 +94,7 @@ def test_with_batches_left_out_or_filled_up_it_goes_on_to_the_same_bits_from_any
     descent = mjn.gradient_descent(weighted, 0.05)
     start, data = descent.init(PARAMS), mjn.padded(ragged) if fill else ragged
     whole = mjn.fit(descent, start, data, steps=6)
-    for first, end in itertools.pairwise((0, stop_at, min(stop_at + 1, 6), 6)):
+    for first, end in itertools.pairwise(sorted({0, stop_at, stop_at + 1, 6})):
         again = mjn.fit(descent, start, data, steps=end, run_dir=tmp_path, resume=first > 0)
         assert again.first_step == first
     chex.assert_trees_all_equal(again.state, whole.state, strict=True)
