@@ -5,14 +5,12 @@ import re
 import sys
 import textwrap
 
-import jax
 import pytest
 from kits.lines import RIGHT, line
 from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
-from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 
 @pytest.fixture
@@ -59,44 +57,9 @@ def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_wher
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 
 
-LEAF = LeafReport("['w']", (), 1.0, 1e-15, 1e-15, (), 2.0, 1.0, share_wrong=1.0)
-FAILED = GradReport({"algebra": Verdict("fail", "wrong")}, {"['w']": LEAF}, ("['w']: twice",))
-PASSED = GradReport({"algebra": Verdict("pass", "equal")}, {})
-
-
-@pytest.fixture
-def judged(monkeypatch):
-    """Have every check pass at once, but for that of negated weights; what was made ready, and what was judged."""
-    made, seen = [], []
-
-    def checks_of(experiment, like, **options):
-        def judge(args):
-            weight = args[0]["w"]
-            seen.append((weight.dtype.name, float(weight)))
-            options["tell"]("judging")
-            return FAILED if weight < 0 else PASSED
-
-        made.append([leaf.dtype.name for leaf in jax.tree.leaves(like[0])])
-        return {"gradient by hand": judge}
-
-    monkeypatch.setattr(verb, "checks_of", checks_of)
-    return made, seen
-
-
-def test_all_points_in_all_dtypes_share_one_check_made_ready(check, judged):
-    code, out, _ = check(line(RIGHT), "--start", "0.25", "--steps", "0")
-    made, seen = judged
-    assert (code, made) == (1, [["float32"]])
-    weights = [0.25, 0.25, 0.0, -0.25, 250.0, 0.25 * 1e-3, 0.25]
-    assert seen == [(p, pytest.approx(w, rel=1e-2)) for p in PRECISIONS for w in weights]
-    assert "negated, bfloat16: NOT RIGHT: ['w']: 2 by hand, 1 by autodiff: twice\n" in out
-    assert "\nline: right at 18, NOT RIGHT at 3 of 21 points\n" in out
-
-
-def test_quick_is_the_start_in_one_dtype(check, judged):
+def test_quick_is_the_start_in_one_dtype(check):
     code, out, _ = check(line(RIGHT), "--quick", "--start", "0.25", "--precision", "float64")
-    assert (code, judged[1]) == (0, [("float64", 0.25)])
-    assert out.splitlines()[:2] == ["line: 1 point in float64", "start, float64: right"]
+    assert code == 0 and out.startswith("line: 1 point in float64\n") and "start, float64: right" in out
     assert "line: right at 1 of 1 point\n" in out
 
 
