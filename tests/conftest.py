@@ -1,4 +1,4 @@
-"""What all tests share: programs that one of them compiled, the others need not compile again."""
+"""Fixtures of all tests, and a cache of compiled programs that they share."""
 
 import os
 import shutil

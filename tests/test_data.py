@@ -70,14 +70,14 @@ def test_train_and_test_are_disjoint_and_together_all_points(name, monkeypatch):
     with jax.enable_x64(True):
         train, test = jax.tree.map(np.asarray, load(seed=3))
     assert train.x.dtype == np.float64
-    together = np.concatenate([train.x, test.x])
-    rows = np.argsort(np.argsort(together[:, 0]))  # the rank of a row number is the row number
+    both = np.concatenate([train.x, test.x])
+    rows = np.argsort(np.argsort(both[:, 0]))  # the rank of a row number is the row number
     kept = rows[: len(train.x)]
-    assert len(np.unique(np.round(together[:, 0], 6))) == len(x)
+    assert len(np.unique(np.round(both[:, 0], 6))) == len(x)
 
     deviation = x[kept].std(axis=0)
     expected = (x[rows] - x[kept].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    np.testing.assert_allclose(together, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(both, expected, rtol=1e-9, atol=1e-9)
     targets = np.concatenate([train.y, test.y]).reshape(-1)
     if name == "diabetes":
         y = (y - y[kept].mean()) / y[kept].std()

@@ -114,8 +114,8 @@ def test_a_step_keeps_structure_shapes_and_dtypes_of_the_state(make):
 def test_a_step_under_vmap_is_each_step_alone(make):
     descent = make(squared_distance)
     starts = [descent.init(params) for params in (PARAMS, jax.tree.map(lambda leaf: -2 * leaf, PARAMS))]
-    together = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
-    states, infos = jax.jit(jax.vmap(descent.step, in_axes=(0, None)))(together, BATCH)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+    states, infos = jax.jit(jax.vmap(descent.step, in_axes=(0, None)))(stacked, BATCH)
     alone = jax.tree.map(lambda *leaves: np.stack(leaves), *[jitted(descent.step)(state, BATCH) for state in starts])
     chex.assert_trees_all_close(infos, alone[1], rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(states.params, alone[0].params, rtol=1e-5, atol=1e-5)

@@ -156,7 +156,7 @@ DEEP = "".join(f"def {f}(): {g}()\n" for f, g in itertools.pairwise("abcd")) + "
 
 
 @pytest.mark.parametrize(
-    ("text", "shown", "end"),
+    ("text", "parts", "end"),
     [
         ("x = 1\ny = = 2\n", ["an_experiment.py", "line 2", "y = = 2"], "SyntaxError: invalid syntax"),
         ("import sys\nsys.exit(3)\n", ["line 2"], "SystemExit: 3"),
@@ -167,13 +167,13 @@ DEEP = "".join(f"def {f}(): {g}()\n" for f, g in itertools.pairwise("abcd")) + "
     ],
     ids=["syntax", "exit", "long", "deep", "another", "none"],
 )
-def test_a_file_that_fails_shows_where_in_a_few_lines(file, text, shown, end):
+def test_a_file_that_fails_shows_where_in_a_few_lines(file, text, parts, end):
     sys.modules.pop("_experiment_an_experiment", None)
     path = file(text)
-    said = refused(path)
-    assert said.startswith(f"{path}: ") and said.endswith(end) and all(part in said for part in shown)
-    assert len(said.splitlines()) < 15 and "importlib" not in said and "minijaxnet/" not in said
-    assert ("_experiment_an_experiment" in sys.modules) == (not shown), "one that fails leaves no module"
+    message = refused(path)
+    assert message.startswith(f"{path}: ") and message.endswith(end) and all(part in message for part in parts)
+    assert len(message.splitlines()) < 15 and "importlib" not in message and "minijaxnet/" not in message
+    assert ("_experiment_an_experiment" in sys.modules) == (not parts), "one that fails leaves no module"
 
 
 def test_a_file_that_is_none_is_named(file, tmp_path):

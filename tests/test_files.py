@@ -1,4 +1,4 @@
-"""Files that are on the disk when they are said to be: whatever happens to it or to the process, whole or as before."""
+"""Files: after a failure, a full disk or a kill, a file is whole, or as it was before."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 from kits.checkpoints import TREE, good_file
-from kits.processes import LINE, in_time, python, said
+from kits.processes import LINE, in_time, output_of, python
 
 from minijaxnet._files import Lines, NotAFile, replace_file
 from minijaxnet.run import checkpoint_step, save_checkpoint
@@ -44,12 +44,12 @@ def test_the_disk_has_the_data_before_the_name_and_the_name_before_it_returns(tm
 def test_where_fsync_is_not_enough_the_drive_is_flushed_too(tmp_path, monkeypatch):
     import fcntl
 
-    asked = []
+    commands = []
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
-    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: asked.append(command))
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: commands.append(command))
     monkeypatch.setattr(os, "fsync", lambda descriptor: pytest.fail("fsync keeps the drive's cache back"))
     save_checkpoint(tmp_path / "a", TREE, step=1)
-    assert asked == [51, 51]
+    assert commands == [51, 51]
 
 
 def test_a_folder_that_has_nothing_to_flush_is_no_failure(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_on_a_system_without_what_posix_alone_has_checkpoints_runs_and_locks_wor
     assert owner(folder) is None and not (folder / "lock").exists()
     assert main(["runs"]) == main(["show", str(folder)]) == main(["resume", str(folder), "--force"]) == 0
     """
-    out = said(python(AS_ON_WINDOWS + textwrap.dedent(code), cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path)))
+    out = output_of(python(AS_ON_WINDOWS + textwrap.dedent(code), cwd=tmp_path, PYTHONPATH=os.pathsep.join(sys.path)))
     assert "done" in out and "went on from step 300" in out
 
 
@@ -176,7 +176,7 @@ def test_a_line_that_does_not_fit_is_an_error_with_the_files_name_and_nothing_of
                 raise AssertionError("it was written")
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     """
-    said(python(code, tmp_path / "lines"))
+    output_of(python(code, tmp_path / "lines"))
     assert (tmp_path / "lines").read_text() == "whole\ntorn"
 
 
@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_at_any_write(tmp_path):
     save_checkpoint(path, large, step=2)
     assert checkpoint_step(path) == 2
     """
-    said(python(code, tmp_path))
+    output_of(python(code, tmp_path))
 
 
 def test_killed_at_any_moment_the_newest_is_whole_and_one_that_was_completed(tmp_path):
@@ -282,12 +282,12 @@ def test_killed_at_any_moment_the_newest_is_whole_and_one_that_was_completed(tmp
             finally:
                 os._exit(1)
         os.close(writer)
-        with open(reader, "rb") as told:
-            completed = [int(told.readline()) for _ in range(draw.randrange(4))]
+        with open(reader, "rb") as lines:
+            completed = [int(lines.readline()) for _ in range(draw.randrange(4))]
             time.sleep(draw.uniform(0, duration))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-            completed += [int(line) for line in told.read().split()]
+            completed += [int(line) for line in lines.read().split()]
         kills += 1
         last = completed[-1] if completed else newest
         unfinished += len(list(folder.glob(".*.part")))
@@ -303,4 +303,4 @@ def test_killed_at_any_moment_the_newest_is_whole_and_one_that_was_completed(tmp
     keep_newest(folder, 3)  # kills between a save and this left more
     assert [step for step, _ in checkpoints(folder)][:1] == [newest] and len(checkpoints(folder)) == min(3, newest + 1)
     """
-    said(python(code, tmp_path))
+    output_of(python(code, tmp_path))

@@ -1,4 +1,4 @@
-"""Weights and runs back in Python."""
+"""load_params and load_run: weights and runs, read back in Python."""
 
 import subprocess
 import sys

@@ -113,12 +113,12 @@ def test_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
 @pytest.mark.slow
 def test_epochs_work_under_jit_and_vmap():
     keys = jax.random.wrap_key_data(np.array([[0, 11], [0, 12]], np.uint32))
-    together = jax.jit(jax.vmap(lambda key: run(4, key)[1]))(keys)
+    replicas = jax.jit(jax.vmap(lambda key: run(4, key)[1]))(keys)
     for i in range(2):
         alone = run(4, jax.random.key(11 + i))[1]
-        np.testing.assert_array_equal(together.aux[i], alone.aux)
-        np.testing.assert_allclose(together.loss[i], alone.loss, rtol=64 * EPS)
-    assert (together.loss[0] != together.loss[1]).any()
+        np.testing.assert_array_equal(replicas.aux[i], alone.aux)
+        np.testing.assert_allclose(replicas.loss[i], alone.loss, rtol=64 * EPS)
+    assert (replicas.loss[0] != replicas.loss[1]).any()
 
 
 def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges():
@@ -135,7 +135,7 @@ def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges()
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind", "message"),
+    ("changed", "kind", "message"),
     [
         ({"batch_size": 0}, ValueError, r"batch_size: got 0; expected at least 1"),
         ({"batch_size": 5}, ValueError, r"batch_size: got 5; expected at most 4, the points there are"),
@@ -145,9 +145,9 @@ def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges()
         ({"epochs": 1.0}, TypeError, r"epochs: got 1.0; expected"),
     ],
 )
-def test_a_number_of_points_or_epochs_that_is_none_is_refused(asked, kind, message):
+def test_a_number_of_points_or_epochs_that_is_none_is_refused(changed, kind, message):
     with pytest.raises(kind, match=message):
-        mjn.descend_epochs(descent(), descent().init(1.0), POINTS, KEY, **{"batch_size": 2, "epochs": 1} | asked)
+        mjn.descend_epochs(descent(), descent().init(1.0), POINTS, KEY, **{"batch_size": 2, "epochs": 1} | changed)
 
 
 @pytest.mark.parametrize("data", [(np.ones((4, 2)), np.ones(3)), (np.ones(4), 1.0), (), np.ones((0, 2))])

@@ -1,4 +1,4 @@
-"""Compiled programs: found again by what a function is and reads, compiled anew where that changes, gone with it."""
+"""Compiled programs: reused while what a function reads is the same, compiled again when it changes, freed with it."""
 
 import functools
 import gc

@@ -1,4 +1,4 @@
-"""Data that is read as it is needed: the same descent as with all of it at hand, and whatever can go wrong."""
+"""Data that is read as it is needed: the same descent as with data in memory, and what is refused."""
 
 import itertools
 import threading

@@ -1,4 +1,4 @@
-"""The few tree helpers: names of leaves, floating leaves, the norm, the cast, the difference of structures."""
+"""Helpers for trees: floating leaves, the norm, the cast, the difference of structures."""
 
 import chex
 import jax

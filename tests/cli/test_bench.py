@@ -1,4 +1,4 @@
-"""``minijaxnet bench``: what is printed of an experiment's step, and what stops it. No figure of a clock is judged."""
+"""minijaxnet bench: what is printed of an experiment's step, and what stops it. No measured time is judged."""
 
 import dataclasses
 import json
@@ -42,13 +42,13 @@ def bench(tmp_path, monkeypatch, capsys):
 
 def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_saved(bench, tmp_path, monkeypatch):
     comparison(dict.fromkeys(ARMS, 1), machine=machine.machine()).save(tmp_path / "then.json")
-    asked = []
+    calls = []
     monkeypatch.setattr(
         "minijaxnet.cli.bench.checked_devices", lambda text, batch: [1, int(text)] if text > "1" else []
     )
     monkeypatch.setattr(
         "minijaxnet.cli.bench.compare_devices",
-        lambda descent, numbers, *rest, **options: asked.append((numbers, options)) or "a table of devices",
+        lambda descent, numbers, *rest, **options: calls.append((numbers, options)) or "a table of devices",
     )
     flags = ["--save", "now.json", "--since", "then.json", "--devices", "2"]
     code, out, _ = bench(line(RIGHT), "--batch-size", "3", "--start", "0.25", *flags)
@@ -66,7 +66,7 @@ def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_sa
     saved = json.loads((tmp_path / "now.json").read_text())
     assert list(saved["arms"]) == ARMS and saved["baseline"] == ARMS[1] and saved["machine"]["jax"]
     assert "now over then" in out and "(a fixed workload)" in out and "written to now.json" in out
-    assert "\na table of devices\n" in out and asked == [([1, 2], {"seconds": 0.001, "same_result": True})]
+    assert "\na table of devices\n" in out and calls == [([1, 2], {"seconds": 0.001, "same_result": True})]
 
 
 def test_a_wrong_gradient_is_not_timed(bench, monkeypatch):
@@ -108,10 +108,10 @@ def test_the_peak_is_that_of_the_device_and_a_process_of_its_own_is_asked_for_it
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     monkeypatch.setattr("minijaxnet.cli.bench._peak", lambda *step: 12_345)
     assert bench(line(RIGHT), "--peak")[:2] == (0, "12345\n")
-    asked = []
+    calls = []
 
     def started(args, env, **options):
-        asked.append(args)
+        calls.append(args)
         return SimpleNamespace(stdout="12345\n", stderr="")
 
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_the_peak_is_that_of_the_device_and_a_process_of_its_own_is_asked_for_it
     monkeypatch.setattr("minijaxnet.cli.bench.subprocess.run", started)
     code, out, _ = bench(line(RIGHT))
     assert "peak bytes of a step, observed in a process of its own: 12,345" in out
-    assert asked[0][3:] == ["minijaxnet", "bench", "it.py", "--seconds", "0.001", "--peak"]
+    assert calls[0][3:] == ["minijaxnet", "bench", "it.py", "--seconds", "0.001", "--peak"]
 
 
 def test_deterministic_kernels_are_chosen_before_jax_is_asked_for_anything(bench, monkeypatch):

@@ -1,4 +1,4 @@
-"""``--processes N``: so many are started, asked to stop together, ended together, and one says why."""
+"""--processes N: N processes are started and stopped together, and the first failure is reported."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def launched(tmp_path, monkeypatch, capfd):
     """Launch small programs in the place of minijaxnet's: the exit code, and what is said."""
     monkeypatch.chdir(tmp_path)
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >>asked\nfor last; do :; done\nexec {sys.executable} -S $last.py\n')
+    python.write_text(f'#!/bin/sh\necho "$@" >>arguments\nfor last; do :; done\nexec {sys.executable} -S $last.py\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(python))
     start, found = launch._start, []
@@ -54,10 +54,10 @@ def test_each_is_told_its_place_and_the_first_alone_speaks(launched, capfd):
         0,
         "I am the first",
     )
-    asked = sorted(Path("asked").read_text().splitlines())
-    [address] = {line.split()[6] for line in asked}
+    arguments = sorted(Path("arguments").read_text().splitlines())
+    [address] = {line.split()[6] for line in arguments}
     assert address.startswith("127.0.0.1:")
-    assert asked == [
+    assert arguments == [
         f"-P -m minijaxnet run line.py --coordinator {address} --num-processes 2 --process-id {rank}" for rank in (0, 1)
     ]
 

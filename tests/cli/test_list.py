@@ -28,8 +28,8 @@ def test_list_shows_experiments_and_scripts_and_runs_neither(tmp_path, monkeypat
     (folder / "dangling.py").symlink_to(tmp_path / "nowhere.py")
     called = call("list", folder)
     assert (called.code, called.err) == (0, "")
-    shown = [re.split(r"\s{2,}", line) for line in called.out.splitlines()]
-    assert shown == [
+    rows = [re.split(r"\s{2,}", line) for line in called.out.splitlines()]
+    assert rows == [
         [f"python {folder / 'a_script.py'}", "A script."],
         [f"minijaxnet run {folder / 'annotated.py'}", "Says its type."],
         [f"minijaxnet run {folder / 'b_experiment.py'}", "Crashes when it is run."],
@@ -38,7 +38,7 @@ def test_list_shows_experiments_and_scripts_and_runs_neither(tmp_path, monkeypat
         [str(folder / "latin.py"), "(cannot be read: UnicodeDecodeError)"],
         [f"minijaxnet run {folder / 'silent.py'}", "(no summary)"],
     ]
-    starts = {line.index(summary) for line, (_, summary) in zip(called.out.splitlines(), shown, strict=True)}
+    starts = {line.index(summary) for line, (_, summary) in zip(called.out.splitlines(), rows, strict=True)}
     assert len(starts) == 1, "the summaries stand in one column"
     assert not Path("touched").exists()
     assert call("list").out.splitlines()[-1].split() == [

@@ -1,4 +1,4 @@
-"""What a run depends on is watched, and code is carried out only if it is the user's own."""
+"""What a run depends on is watched, and only the user's own code is run."""
 
 import contextlib
 import json

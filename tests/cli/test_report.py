@@ -1,4 +1,4 @@
-"""run and report: a page of what came out, which never disturbs a run, and its pictures as files."""
+"""run and report: the page of a run, and its pictures as files."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""A run that goes on for more steps, or at another rate or batch size; what has changed is on record."""
+"""A run that is resumed with more steps, or at another rate or batch size; the changes are recorded."""
 
 import json
 import shutil

@@ -150,9 +150,9 @@ def test_minibatches_are_drawn_in_the_order_of_the_seed_and_the_loss_at_the_end_
     start = descent.init(jax.jit(experiment.init)(start_key))
     state, _ = mjn.descend_epochs(descent, start, train, order_key, batch_size=3, epochs=10)
     chex.assert_trees_all_close(called.params(), named_leaves(state.params), rtol=1e-6)
-    [shown] = re.findall(r"^loss +(\S+) ", called.out, re.MULTILINE)
+    [printed] = re.findall(r"^loss +(\S+) ", called.out, re.MULTILINE)
     errors = line_errors(called.rows()[-1], train)
-    assert float(shown) == pytest.approx(np.mean(errors**2), rel=1e-3)
+    assert float(printed) == pytest.approx(np.mean(errors**2), rel=1e-3)
 
 
 def test_float64_is_float64_and_ends_with_the_run(tmp_path):

@@ -1,4 +1,4 @@
-"""``runs`` and ``show``: what is odd in one folder costs the others nothing, and the terminal obeys none of it."""
+"""runs and show: a damaged folder does not stop the listing, and control characters are not printed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One small network and descents of each kind, shared so that what one test has compiled, the others need not."""
+"""One small network and descents of each kind, shared so that their programs are compiled once."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""Several processes for tests: started together, ended together, never waited for in vain."""
+"""Several processes for tests: started and ended together, each with a time limit."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ def ended(processes, timeout=120):
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def said(process):
+def output_of(process):
     """What a process says that must end well."""
     [(code, out, err)] = ended([process])
     assert code == 0, out + err

@@ -1,4 +1,4 @@
-"""A run that was stopped, in a folder to work in; and what stops one."""
+"""A run that was stopped, in a folder to work in, and functions that stop one."""
 
 import contextlib
 import json

@@ -115,10 +115,10 @@ def check_that_batches_divided_within_a_replica_are_summed_within_it():
 
 
 def check_that_kept_blocks_serve_another_number_of_devices():
-    whole, kept, told = mjn.sweep(lesson, axes(), block=2), {}, []
+    whole, kept, progress = mjn.sweep(lesson, axes(), block=2), {}, []
 
     def stop(done, count):
-        told.append((done, count))
+        progress.append((done, count))
         raise KeyboardInterrupt
 
     def sweep(devices, size, **options):
@@ -127,7 +127,7 @@ def check_that_kept_blocks_serve_another_number_of_devices():
         return mjn.sweep(lesson, axes(), blocks=blocks, mesh=mesh, **options)
 
     half = sweep(4, None, block=2, on_progress=stop)
-    assert told == [(8, 9)] and half.finished.sum() in (8, 9) and set(kept) >= {0, 2, 4, 6}
+    assert progress == [(8, 9)] and half.finished.sum() in (8, 9) and set(kept) >= {0, 2, 4, 6}
     assert {len(leaf) for output in kept.values() for leaf in jax.tree.leaves(output)} == {2}
     for gone in (8, 2, 4):
         kept.pop(gone, None)
@@ -157,8 +157,8 @@ def check_that_explicit_axes_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             refused()
-    for other, shown in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
-        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {shown}"):
+    for other, text in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
+        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {text}"):
             replicate(data_mesh(4), start)
 
 
@@ -249,10 +249,10 @@ def long_check_bits_over_many_numbers_of_devices():
 
 
 def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_one_device():
-    told, on_host = [], grid._on_host
+    progress, on_host = [], grid._on_host
 
     def stop(done, count):
-        told.append(done)
+        progress.append(done)
         os.kill(os.getpid(), signal.SIGINT)
 
     def slowly(leaf):
@@ -270,7 +270,7 @@ def check_that_the_command_line_divides_a_sweep_and_goes_on_with_it_on_one_devic
         assert code == 130 and "float32 on 4 devices (cpu, which share its cores)\n" in out, out
         cli_sweep._on_progress = lambda: None
         (one,), (four,) = here.glob("one/*"), here.glob("four/*")
-        assert told == [4] and 4 <= len([*four.glob("blocks/*/from-*-size-1.safetensors")]) < 15
+        assert progress == [4] and 4 <= len([*four.glob("blocks/*/from-*-size-1.safetensors")]) < 15
         grid._on_host = on_host
         code, out = called("resume", four, "--devices", 1)
         assert code == 0 and "float32 on cpu\n" in out, out

@@ -57,8 +57,8 @@ def test_the_newest_that_is_whole_wins_and_why_others_did_not_is_told(tmp_path):
     texts = ["got a folder", "got data with SHA-256", "got 0 bytes"]
     names = [checkpoint_path(tmp_path, step) for step in (5, 4, 3)]
     assert len(found.skipped) == 3
-    for path, text, told in zip(names, texts, found.skipped, strict=True):
-        assert told.startswith(f"{path}: {text}")
+    for path, text, note in zip(names, texts, found.skipped, strict=True):
+        assert note.startswith(f"{path}: {text}")
 
 
 def test_where_none_is_whole_nobody_starts_anew_unawares(tmp_path):

@@ -1,4 +1,4 @@
-"""The checkpoint's file: whatever happens to it, to the disk or to the process, it is whole or it is refused."""
+"""The file of a checkpoint: it is whole, or it is refused."""
 
 import os
 import pickle

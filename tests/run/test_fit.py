@@ -1,4 +1,4 @@
-"""fit: the descent that ``descend`` is, checked, watched and interruptible."""
+"""fit: the same numbers as descend, however its chunks are cut; signals, dtypes and the caller's state."""
 
 import os
 import signal
@@ -168,8 +168,8 @@ def test_a_sampled_gradient_of_zero_is_no_end_but_a_small_one_asked_for_is():
     descent, start, options = adam_in_minibatches()
     sampled = fit(descent, start, nothing_to_learn, steps=9, **options)
     assert (sampled.status, int(sampled.trace.steps_taken)) == (mjn.OUT_OF_STEPS, 9)
-    asked = fit(descent, start, nothing_to_learn, steps=9, until_flat=1e-6, **options)
-    assert (asked.status, int(asked.trace.steps_taken)) == (mjn.FLAT, 0)
+    small = fit(descent, start, nothing_to_learn, steps=9, until_flat=1e-6, **options)
+    assert (small.status, int(small.trace.steps_taken)) == (mjn.FLAT, 0)
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def test_refused_before_any_step_with_argument_got_and_expected(change, kind, te
 @pytest.mark.parametrize("number", [np.int64(1), np.float32(0.5), np.array(2), jnp.float32(1)], ids=repr)
 def test_measures_may_be_numpys_numbers(number):
     descent, state, _ = full_batch()
-    told = {"a": number, "b": True, "c": jnp.bfloat16(2)}
-    result = fit(descent, state, DATA, steps=1, measure=lambda params: told)
+    measured = {"a": number, "b": True, "c": jnp.bfloat16(2)}
+    result = fit(descent, state, DATA, steps=1, measure=lambda params: measured)
     assert [result.rows[-1][name] for name in "abc"] == [float(number), 1.0, 2.0]
 
 

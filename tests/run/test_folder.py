@@ -1,4 +1,4 @@
-"""The run folder: a name of its own, JSON and parameters that come back, and what a result depends on."""
+"""The run folder: a name of its own, and JSON that is read back."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever, and resumed comes to the same bits as one that was not."""
+"""A run that was stopped, killed or spoilt and then resumed has the same bits as one that was not."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The lock of a run folder: one owner that is alive, and none that is dead."""
+"""The lock of a run folder: held by one live process."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""The log of a fit: which rows it has, what they hold, where they are written, and who else is told."""
+"""The log of a fit: which rows it has, what they hold, where they are written, and who else receives them."""
 
 import json
 import sys
@@ -85,8 +85,8 @@ def test_rows_that_are_not_whole_are_none(text, tmp_path):
 # --- A sink -----------------------------------------------------------------------------------------------------------
 
 
-class Heard:
-    """A sink that remembers what it was told, and what the file held by then."""
+class Recorder:
+    """A sink that remembers what it received, and what the file held by then."""
 
     def __init__(self, folder):
         self.begun, self.rows, self.in_file = [], [], []
@@ -111,7 +111,7 @@ def test_a_sink_gets_each_row_once_it_is_written_and_after_a_resume_those_from_t
         if progress.step == 25:
             raise Killed
 
-    first, second = Heard(tmp_path), Heard(tmp_path)
+    first, second = Recorder(tmp_path), Recorder(tmp_path)
     with pytest.raises(Killed):
         fitted(adam_in_minibatches(), 40, sink=first.sink, on_progress=end, checkpoint_every=10, **options)
     assert first.begun == [(0, 0)] and steps_of(first.rows) == [0, 6, 12, 18, 24]
@@ -120,8 +120,8 @@ def test_a_sink_gets_each_row_once_it_is_written_and_after_a_resume_those_from_t
     assert second.rows[0] == first.rows[-1]
     assert [*first.rows[:-1], *second.rows] == result.rows
     assert all(type(value) is (int if name == "step" else float) for row in second.rows for name, value in row.items())
-    for heard in (first, second):
-        assert [steps[-1] for steps in heard.in_file] == steps_of(heard.rows)
+    for recorder in (first, second):
+        assert [steps[-1] for steps in recorder.in_file] == steps_of(recorder.rows)
 
 
 def test_a_sink_need_not_hear_of_beginnings_and_needs_no_folder():
@@ -132,7 +132,7 @@ def test_a_sink_need_not_hear_of_beginnings_and_needs_no_folder():
 
 def test_of_several_processes_the_first_alone_writes_and_tells_its_sink(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_module, "is_first", lambda: False)
-    heard, seen = Heard(tmp_path), []
-    result = fitted(full_batch(), 5, sink=heard.sink, run_dir=tmp_path, on_progress=seen.append)
-    assert not heard.begun and not heard.rows and not seen and not list(tmp_path.iterdir())
+    recorder, seen = Recorder(tmp_path), []
+    result = fitted(full_batch(), 5, sink=recorder.sink, run_dir=tmp_path, on_progress=seen.append)
+    assert not recorder.begun and not recorder.rows and not seen and not list(tmp_path.iterdir())
     assert len(result.rows) == 6 and jnp.isfinite(result.trace.loss).all()

@@ -55,7 +55,7 @@ def test_each_replica_is_the_run_by_itself_to_rounding_and_a_diverged_one_leaves
 def test_blocks_change_nothing_but_rounding(grid):
     done = []
     found = mjn.sweep(
-        run, {"key": keys(), "learning_rate": RATES}, block=4, on_progress=lambda *told: done.append(told)
+        run, {"key": keys(), "learning_rate": RATES}, block=4, on_progress=lambda *counts: done.append(counts)
     )
     chex.assert_trees_all_close(found.output, grid.output, rtol=2e-5, atol=1e-6)
     assert found.block == 4 and found.finished.all() and not found.interrupted
@@ -71,8 +71,8 @@ def test_axes_come_in_the_order_given_or_go_together():
     np.testing.assert_array_equal(found.output["sum"], 100 * a[:, None, None] + 10 * b[:, None] + c)
     assert found.output["parts"].shape == (2, 3, 4, 3)
     assert mjn.sweep(place, {"c": c, "b": b, "a": a}).output["sum"].shape == (4, 3, 2)
-    together = mjn.sweep(place, {"a": c, "b": c, "c": c}, zipped=True, block=3)
-    np.testing.assert_array_equal(together.output["sum"], 111 * c)
+    pairs = mjn.sweep(place, {"a": c, "b": c, "c": c}, zipped=True, block=3)
+    np.testing.assert_array_equal(pairs.output["sum"], 111 * c)
 
 
 def test_the_best_is_the_lowest_that_did_not_diverge(grid):
@@ -184,16 +184,16 @@ def test_each_replica_rests_at_its_own_flatness():
 
 def test_blocks_that_are_kept_are_not_run_again():
     axes = {"start": np.arange(10.0), "learning_rate": np.array([0.1, 0.2])}
-    kept, asked = {}, []
+    kept, loaded = {}, []
 
     def load(first, like):
-        asked.append(first)
+        loaded.append(first)
         chex.assert_trees_all_equal_shapes_and_dtypes(like, next(iter(kept.values()), like))
         return kept.get(first)
 
     blocks = sweep_grid.Blocks(4, load, kept.__setitem__)
     whole = mjn.sweep(bowl, axes, blocks=blocks)
-    assert whole.block == 4 and sorted(kept) == asked == [0, 4, 8, 12, 16]
+    assert whole.block == 4 and sorted(kept) == loaded == [0, 4, 8, 12, 16]
     kept[8] = jax.tree.map(np.zeros_like, kept[8])  # to be seen again, if it is not run
     gone, done = kept.pop(12), []
     again = mjn.sweep(bowl, axes, blocks=blocks, on_progress=lambda *counts: done.append(counts))

@@ -1,4 +1,4 @@
-"""``sweep`` in several processes: the bits of one process, be it killed on the way."""
+"""sweep in several processes: the bits of one process, also after a kill."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kits.command import call
 from kits.marks import SLOW
-from kits.processes import LINE, MINIJAXNET, ended, in_time, said, started
+from kits.processes import LINE, MINIJAXNET, ended, in_time, output_of, started
 from kits.stopped import only
 
 GRID = ("--learning-rate", "0.05,0.1,0.3", "--seeds", "3", "--block", "2", "--steps", "40")
@@ -35,7 +35,7 @@ def test_two_processes_find_the_bits_of_one_and_one_of_them_speaks(flags, home):
     with contextlib.chdir(home):
         code, one, err, _ = call("sweep", "line.py", *GRID, *flags, "--runs", "one")
     assert code == 0, err
-    two = said(sweep(home, *flags, "--runs", "two", "--processes", "2"))
+    two = output_of(sweep(home, *flags, "--runs", "two", "--processes", "2"))
     same(home / "one", home / "two")
     assert two.count("best: ") == 1 and "in 2 processes" in two
     assert one[one.index("best: ") :].splitlines()[:2] == two[two.index("best: ") :].splitlines()[:2]
@@ -54,5 +54,5 @@ def test_killed_they_go_on_with_the_blocks_that_any_of_them_has_finished(home):
     process.kill()
     ended([process])
     if not (only(home / "two") / "result.json").exists():
-        said(started([*MINIJAXNET, "resume", str(only(home / "two"))], cwd=home))
+        output_of(started([*MINIJAXNET, "resume", str(only(home / "two"))], cwd=home))
     same(home / "one", home / "two")

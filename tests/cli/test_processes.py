@@ -1,4 +1,4 @@
-"""``run`` and ``resume`` in several processes: one folder, the same bits, whoever dies, and no quarrel unheard."""
+"""run and resume in several processes: one folder, the same bits, after a signal and after a kill."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from kits.command import control_characters, rows_in
-from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, python, said, started
+from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, output_of, python, started
 from kits.stopped import only, results
 
 SHARES = (
@@ -93,7 +93,7 @@ def test_two_processes_are_two_devices_to_the_bit_stop_together_and_go_on_in_one
     assert config["flags"]["processes"] == 2 and "coordinator" not in config["flags"]
     assert (result["status"], result["steps_taken"]) == ("INTERRUPTED", 40)
     assert list(folder.glob("checkpoints/step-00000040.safetensors"))
-    out = said(python(ON_TWO_DEVICES, folder, *QUICK, cwd=line))
+    out = output_of(python(ON_TWO_DEVICES, folder, *QUICK, cwd=line))
     assert out.count("on 2 devices (cpu") == 2 and "went on from step 40" in out
     assert results(only(line / "stopped")) == results(only(line / "devices"))
 
