@@ -34,7 +34,7 @@ def check_that_a_batch_over_four_devices_gives_the_losses_of_one_with_one_all_re
 
 
 def long_check_that_any_number_of_devices_gives_the_losses_of_one():
-    same_as_alone(PLAIN, 300, (1, 2, 8))
+    same_as_alone(PLAIN, 30, (1, 2, 8))
 
 
 def same_as_alone(objective, steps, numbers):
