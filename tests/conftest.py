@@ -1,4 +1,4 @@
-"""What all tests share: programs that one of them compiled, the others need not compile again."""
+"""Fixtures of all tests, and a cache of compiled programs that they share."""
 
 import os
 import shutil
@@ -22,6 +22,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture
+def step_by_step() -> Iterator[None]:
+    """Fits look up after each step."""
+    from kits.fits import chunks_of
+
+    with chunks_of(0.0):
+        yield
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of pages are drawn, but not written as SVG: that is what takes the time."""
+    monkeypatch.setattr("minijaxnet.report.page.svg_of", lambda draw, *options: "<svg></svg>")
 
 
 @pytest.fixture

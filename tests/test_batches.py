@@ -11,26 +11,11 @@ from minijaxnet import batches
 shuffled = jax.jit(batches.shuffled, static_argnums=1)
 
 
-@pytest.mark.parametrize("points", [1, SLOW(2), SLOW(3), SLOW(64), 65, SLOW(1438), SLOW(70_000)])
+@pytest.mark.parametrize("points", [1, 65, SLOW(70_000)])
 def test_an_order_holds_each_point_once(points):
     order = np.asarray(shuffled(jax.random.key(points), points))
     assert order.dtype == np.int32
     np.testing.assert_array_equal(np.sort(order), np.arange(points))
-
-
-def test_a_key_has_one_order_and_another_key_another():
-    first, again, other = (np.asarray(shuffled(jax.random.key(seed), 65)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.mean(first == other) < 0.2
-
-
-@pytest.mark.slow
-def test_each_order_is_as_likely():
-    orders_of = jax.jit(lambda key: jax.vmap(lambda key: batches.shuffled(key, 4))(jax.random.split(key, 48_000)))
-    orders = np.asarray(orders_of(jax.random.key(1)))
-    counts = np.unique(orders, axis=0, return_counts=True)[1]
-    assert len(counts) == 24
-    assert np.sum((counts - 2_000) ** 2 / 2_000) < 49.7  # chi-squared with 23 degrees of freedom: one time in 1,000
 
 
 @pytest.mark.slow

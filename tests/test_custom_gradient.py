@@ -49,24 +49,6 @@ def test_grad_with_respect_to_the_params_runs_the_rule_and_to_the_batch_autodiff
     chex.assert_trees_all_equal(both, (BY_RULE, BY_AUTODIFF))
 
 
-def test_the_rule_is_scaled_by_what_comes_after_the_loss():
-    gradient = jax.jit(jax.grad(lambda params: jnp.sin(3 * RULED(params, BATCH))))(PARAMS)
-    scale = 3 * np.cos(3 * 184)
-    chex.assert_trees_all_close(gradient, {"w": 7 * W * X**2 * scale}, rtol=1e-4)
-
-
-def test_integer_labels_get_the_empty_tangents_that_jax_gives_them():
-    got = jax.grad(RULED, argnums=(0, 1), allow_int=True)(PARAMS, BATCH)
-    assert got[1]["label"].dtype == jax.dtypes.float0
-    chex.assert_trees_all_equal((got[0], got[1]["x"]), (BY_RULE, BY_AUTODIFF))
-
-
-def test_a_key_in_the_batch_is_carried_along():
-    batch = {**BATCH, "key": jax.random.key(0)}
-    chex.assert_trees_all_equal(jax.grad(RULED)(PARAMS, batch), BY_RULE)
-    chex.assert_trees_all_equal(jax.grad(lambda x: RULED(PARAMS, {**batch, "x": x}))(X), BY_AUTODIFF)
-
-
 def test_an_outer_grad_over_the_batch_goes_through_the_rule():
     # d/dx sum(7 w x^2) = 14 w x: the rule's own derivative, as an inner step's batch needs it.
     def inner(x):
@@ -101,66 +83,13 @@ def test_hessians_and_their_products_differentiate_the_rule():
     chex.assert_trees_all_equal(jax.jit(jax.hessian(RULED))(PARAMS, BATCH), {"w": {"w": np.diag(7 * X**2)}})
 
 
-@pytest.mark.slow
-def test_a_right_rule_has_the_second_derivatives_of_the_plain_objective():
-    draw = np.random.default_rng(0)
-    objective = mjn.objective(NETWORK, mjn.softmax_cross_entropy)
-    by_hand = mjn.mlp_gradient(SIZES, activation=jnp.tanh, loss=mjn.softmax_cross_entropy)
-    shapes = jax.eval_shape(NETWORK.init, jax.random.key(0))
-    params, x, y = (
-        jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), shapes),
-        draw.normal(size=(5, 4)),
-        np.arange(5) % 4,
-    )
-
-    def product(f, *at):
-        move = jax.tree.map(jnp.cos, at)
-        return jax.jvp(lambda params, x: jax.grad(f)(params, (x, y)), at, move)[1]
-
-    with jax.enable_x64(True):
-        functions = (mjn.with_gradient(objective, by_hand), objective)
-        got, want = jax.jit(lambda *at: [product(f, *at) for f in functions])(params, x)
-        chex.assert_trees_all_close(got, want, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("compiled", [pytest.param(lambda f: f, marks=pytest.mark.slow), jax.jit], ids=["eager", "jit"])
-def test_vmap_runs_the_rule_for_each_example_and_each_replica(compiled):
+def test_vmap_runs_the_rule_for_each_example_and_each_replica():
     xs, ws = np.stack([X, 2 * X]), np.stack([W, -W])
     gradients = jax.grad(lambda w, x: RULED({"w": w}, of_x(x)), argnums=(0, 1))
     for axes in ((None, 0), (0, None), (0, 0)):
-        got = compiled(jax.vmap(gradients, in_axes=axes))(ws if axes[0] == 0 else W, xs if axes[1] == 0 else X)
+        got = jax.jit(jax.vmap(gradients, in_axes=axes))(ws if axes[0] == 0 else W, xs if axes[1] == 0 else X)
         w, x = (ws if axes[0] == 0 else W[None]), (xs if axes[1] == 0 else X[None])
         chex.assert_trees_all_close(got, (7 * w * x**2, 2 * w**2 * x), rtol=1e-6)
-
-
-def test_a_differentiated_scan_and_a_checkpoint_run_the_rule():
-    def total(params):
-        return jax.lax.scan(lambda sum_, x: (sum_ + RULED(params, of_x(x)), None), 0.0, np.stack([X, 2 * X]))[0]
-
-    chex.assert_trees_all_equal(jax.jit(jax.grad(total))(PARAMS), {"w": 7 * W * (X**2 + 4 * X**2)})
-    chex.assert_trees_all_equal(jax.jit(jax.grad(jax.checkpoint(RULED)))(PARAMS, BATCH), BY_RULE)
-
-
-def test_a_descent_runs_the_rule():
-    # w <- w - 0.001 * 7 w x^2, twenty times.
-    descent = mjn.gradient_descent(RULED, 0.001)
-    state, trace = mjn.descend(descent, descent.init(PARAMS), BATCH, steps=20)
-    shrink = 1 - 0.007 * np.asarray(X, np.float64) ** 2
-    np.testing.assert_allclose(state.params["w"], W * shrink**20, rtol=1e-5)
-    np.testing.assert_allclose(trace.loss[:2], [184, np.sum((W * shrink * X) ** 2)], rtol=1e-6)
-
-    def run(w):
-        return mjn.descend(descent, descent.init({"w": w}), BATCH, steps=20)[0].params["w"]
-
-    both = np.asarray(jax.jit(jax.vmap(run))(np.stack([W, 2 * W])))
-    chex.assert_trees_all_close(both[1], 2 * np.asarray(state.params["w"]), rtol=1e-6)
-
-
-def test_undifferentiated_the_value_is_the_plain_objectives():
-    rule = Traced(sevenfold)
-    objective = mjn.with_gradient(plain, rule)
-    assert objective(PARAMS, BATCH) == jax.jit(objective)(PARAMS, BATCH) == 184
-    assert rule.times == 0
 
 
 def test_with_respect_to_the_params_the_rule_is_called_once_and_the_plain_objective_never():
@@ -172,29 +101,22 @@ def test_with_respect_to_the_params_the_rule_is_called_once_and_the_plain_object
         assert (rule.times, objective.times) == (calls, 0)
     descent = mjn.gradient_descent(ruled, 0.001)
     jax.eval_shape(lambda: mjn.descend(descent, descent.init(PARAMS), BATCH, steps=2))
-    assert objective.times == 0
-
-
-def test_with_respect_to_the_batch_the_plain_objective_is_traced_once():
-    objective, rule = Traced(plain), Traced(lambda params, batch: (jnp.float32(184), params))
-    jax.grad(lambda params, x: mjn.with_gradient(objective, rule)(params, of_x(x)), argnums=(0, 1))(PARAMS, X)
-    assert (rule.times, objective.times) == (1, 1)
+    calls = rule.times
+    jax.grad(lambda params, x: ruled(params, of_x(x)), argnums=(0, 1))(PARAMS, X)
+    assert (rule.times, objective.times) == (calls + 1, 1)
+    assert ruled(PARAMS, BATCH) == jax.jit(ruled)(PARAMS, BATCH) == 184
+    assert rule.times == calls + 1
 
 
 @pytest.mark.parametrize(
     ("gradient", "complaint"),
     [
         ({"w": np.ones(2, np.float32)}, r"\['w'\]: got float32\[2\]; expected float32\[3\]"),
-        ({"w": 1.0}, r"\['w'\]: got float32\[\]; expected float32\[3\]"),
         ({"w": np.ones(3, jnp.bfloat16)}, r"\['w'\]: got bfloat16\[3\]; expected float32\[3\]"),
-        ({"w": np.ones(3, np.int32)}, r"\['w'\]: got int32\[3\]; expected float32\[3\]"),
-        ({"v": np.ones(3)}, r"leaves .*\['v'\].*expected .*\['w'\]"),
         ({"w": np.ones(3), "v": np.ones(3)}, r"too many: .*\['v'\]"),
-        ({}, r"missing: .*\['w'\]"),
         ({"w": None}, r"missing: .*\['w'\]"),
-        (np.ones(3), r"expected .*\['w'\]"),
     ],
-    ids=["shape", "scalar", "dtype", "integer", "another leaf", "one too many", "none", "None", "bare"],
+    ids=["shape", "dtype", "one too many", "None"],
 )
 def test_a_gradient_unlike_the_params_is_refused_with_the_leafs_path(gradient, complaint):
     objective = mjn.with_gradient(plain, lambda params, batch: (plain(params, batch), gradient))
@@ -205,13 +127,8 @@ def test_a_gradient_unlike_the_params_is_refused_with_the_leafs_path(gradient, c
 
 @pytest.mark.parametrize(
     "returned",
-    [
-        lambda loss, g: g,
-        lambda loss, g: (loss, g, g),
-        lambda loss, g: (loss[None], g),
-        lambda loss, g: (None, g),
-    ],
-    ids=["the gradient alone", "a triple", "a loss of shape (1,)", "None for a loss"],
+    [lambda loss, g: g, lambda loss, g: (loss[None], g), lambda loss, g: (None, g)],
+    ids=["the gradient alone", "a loss of shape (1,)", "None for a loss"],
 )
 def test_a_rule_that_returns_no_scalar_loss_beside_the_gradient_is_refused_by_name(returned):
     objective = mjn.with_gradient(plain, lambda params, batch: returned(*sevenfold(params, batch)))
@@ -238,7 +155,6 @@ def test_equal_arguments_make_equal_objects_and_unequal_ones_unequal():
         {"sizes": (4, 3, 3)},
         {"activation": jax.nn.relu},
         {"loss": mjn.binary_cross_entropy},
-        {"output_activation": jnp.tanh},
         {"bias": False},
     )
     rules = [mjn.mlp_gradient(**(given | changed)) for changed in others]
@@ -263,7 +179,7 @@ def test_bfloat16_params_have_bfloat16_gradients_and_any_cotangent():
     params, batch = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (PARAMS, {"x": X}))
     got = jax.grad(RULED)(params, batch)
     chex.assert_trees_all_equal(got, {"w": (7 * W * X**2).astype(jnp.bfloat16)}, strict=True)
-    # A float32 loss over bfloat16 params: the cotangent is wider than the slope.
+    # A float32 loss over bfloat16 params: the cotangent is wider than the gradient.
     wide = mjn.with_gradient(
         lambda params, batch: plain(params, batch).astype(jnp.float32),
         lambda params, batch: (plain(params, batch).astype(jnp.float32), sevenfold(params, batch)[1]),
@@ -294,20 +210,6 @@ def test_a_cotangent_of_zero_makes_a_gradient_of_zero():
         chex.assert_trees_all_equal(gradient, {"w": np.ones(3, np.float32)}, custom_message=how)
 
 
-def test_python_numbers_serve_as_params():
-    square = mjn.with_gradient(lambda w, batch: (w - batch) ** 2, lambda w, batch: ((w - batch) ** 2, 7 * (w - batch)))
-    assert jax.grad(square)(3.0, 1.0) == jax.jit(jax.grad(square))(3.0, 1.0) == 14
-    assert jax.grad(square, argnums=1)(3.0, 1.0) == -4
-
-
-def test_integers_among_the_params_may_stand_beside_what_is_differentiated():
-    objective = mjn.with_gradient(
-        lambda params, batch: params["n"] * jnp.sum(params["w"] ** 2),
-        lambda params, batch: (params["n"] * jnp.sum(params["w"] ** 2), {"w": 7 * params["w"], "n": params["n"]}),
-    )
-    chex.assert_trees_all_equal(jax.grad(lambda w: objective({"w": w, "n": jnp.int32(3)}, ()))(W), 7 * W)
-
-
 def noise(key):
     return (jax.random.key_data(key)[-1] % 8).astype(jnp.float32)
 
@@ -333,14 +235,3 @@ def test_a_key_goes_to_the_objective_and_to_the_rule():
     for step in range(2):
         w = w - 0.001 * (7 * w * X**2 + float(folded(step)))
     np.testing.assert_allclose(state.params["w"], w, rtol=1e-6)
-
-
-def test_a_rule_may_close_over_what_is_mapped():
-    def gradient_with(strength):
-        def loss(w, batch):
-            return jnp.sum((w - batch) ** 2) + strength * jnp.sum(w**2)
-
-        return jax.grad(mjn.with_gradient(loss, lambda w, b: (loss(w, b), 7 * (w - b) + 2 * strength * w)))(W, 1.0)
-
-    strengths = np.float32([0, 2])
-    chex.assert_trees_all_equal(jax.jit(jax.vmap(gradient_with))(strengths), 7 * (W - 1) + 2 * strengths[:, None] * W)

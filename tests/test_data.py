@@ -45,11 +45,6 @@ def test_a_set_has_the_shapes_and_dtypes_that_it_says(name):
         assert set(np.unique(train.y)) == set(range(classes))
 
 
-def test_breast_cancer_is_a_question_of_yes_or_no():
-    train, test = mjn.breast_cancer()
-    assert set(np.unique(train.y)) == set(np.unique(test.y)) == {0.0, 1.0}
-
-
 @each_set
 def test_each_column_of_the_training_points_has_mean_0_and_deviation_1_and_none_is_nan(name):
     train, test = SETS[name][0]()
@@ -65,40 +60,24 @@ def test_each_column_of_the_training_points_has_mean_0_and_deviation_1_and_none_
         assert (values[:, deviation == 0] == 0).all()
 
 
-def test_digits_have_constant_columns_and_they_become_0():
-    train, _ = mjn.digits()
-    constant = np.asarray(train.x).std(axis=0) == 0
-    assert constant.any()
-    assert (np.asarray(train.x)[:, constant] == 0).all()
-
-
-def test_a_column_of_any_constant_becomes_0(monkeypatch):
-    x, y = raw("load_iris")
-    x = np.column_stack([x, np.full(len(x), 0.1)])
-    monkeypatch.setattr(sklearn.datasets, "load_iris", lambda return_X_y: (x, y))
-    train, test = mjn.iris()
-    assert (np.asarray(train.x)[:, -1] == 0).all()
-    assert (np.asarray(test.x)[:, -1] == 0).all()
-
-
 @each_set
-@pytest.mark.parametrize("seed", [0, 3])
-def test_train_and_test_are_disjoint_and_together_all_points(name, seed, monkeypatch):
+def test_train_and_test_are_disjoint_and_together_all_points(name, monkeypatch):
     # With its row number in the place of the first column each point can be told apart, and found again after scaling.
     load, loader, *_ = SETS[name]
     x, y = raw(loader)
     x[:, 0] = np.arange(len(x))
     monkeypatch.setattr(sklearn.datasets, loader, lambda return_X_y: (x, y))
     with jax.enable_x64(True):
-        train, test = jax.tree.map(np.asarray, load(seed=seed))
-    together = np.concatenate([train.x, test.x])
-    rows = np.argsort(np.argsort(together[:, 0]))  # the rank of a row number is the row number
+        train, test = jax.tree.map(np.asarray, load(seed=3))
+    assert train.x.dtype == np.float64
+    both = np.concatenate([train.x, test.x])
+    rows = np.argsort(np.argsort(both[:, 0]))  # the rank of a row number is the row number
     kept = rows[: len(train.x)]
-    assert len(np.unique(np.round(together[:, 0], 6))) == len(x)
+    assert len(np.unique(np.round(both[:, 0], 6))) == len(x)
 
     deviation = x[kept].std(axis=0)
     expected = (x[rows] - x[kept].mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    np.testing.assert_allclose(together, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(both, expected, rtol=1e-9, atol=1e-9)
     targets = np.concatenate([train.y, test.y]).reshape(-1)
     if name == "diabetes":
         y = (y - y[kept].mean()) / y[kept].std()
@@ -110,18 +89,7 @@ def test_a_seed_gives_one_split_and_another_seed_another(name):
     load = SETS[name][0]
     chex.assert_trees_all_equal(load(seed=1), load(seed=1))
     chex.assert_trees_all_equal(load(), load(seed=0))
-    splits = [np.asarray(load(seed=seed)[1].x) for seed in range(4)]
-    for i, one in enumerate(splits):
-        for other in splits[:i]:
-            assert not np.array_equal(one, other)
-
-
-def test_under_x64_the_sets_are_float64():
-    with jax.enable_x64(True):
-        for load in (mjn.iris, mjn.diabetes, mjn.breast_cancer):
-            train, _ = load()
-            assert train.x.dtype == jnp.float64
-        assert mjn.lesson_points().x.dtype == jnp.float64
+    assert not np.array_equal(load(seed=1)[1].x, load(seed=2)[1].x)
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
@@ -184,7 +152,7 @@ def test_an_integer_beyond_those_of_jax_goes_nowhere(into):
         call()
 
 
-# --- check_batch -----------------------------------------------------------------------------------------------------
+# --- check_batch ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -207,38 +175,15 @@ def test_a_number_that_is_not_finite_is_found_at_its_place(shape, bad, dtype, on
     assert str(raised.value).startswith(f"data.x{list(place)}: got {bad} (1 of {x.size} values are not finite)")
 
 
-def test_the_first_of_several_places_is_named_and_they_are_counted():
-    y = np.array([[0, 1], [np.nan, 2], [np.inf, np.nan]])
-    with pytest.raises(ValueError, match=r"^train\.y\[1, 0\]: got nan \(3 of 6 values are not finite\)"):
-        check_batch((np.ones((3, 1)), y), "train")
-
-
 @pytest.mark.parametrize(
     ("batch", "kind", "message"),
     [
         ((np.ones((2, 1)), np.ones(3)), ValueError, r"data\.y: got 3 points; expected 2, as many as in data\.x"),
         ((np.ones((0, 1)), np.ones(0)), ValueError, r"data\.x: got an empty data set; expected at least one point"),
-        (((), ()), ValueError, r"data: got no arrays; expected a pair \(x, y\) of them"),
         ((np.ones(2), 3.0), ValueError, r"data\.y: got a single number; expected an array with the batch axis first"),
         ((np.array(["a", "b"]), np.ones(2)), TypeError, r"data\.x: got dtype <U1; expected numbers"),
-        ((np.array([None, 1]), np.ones(2)), TypeError, r"data\.x: got dtype object; expected numbers"),
-        (
-            (np.array([1, 2**40]), np.ones(2)),
-            ValueError,
-            r"data\.x\[1\]: got 1099511627776; expected what int32",
-        ),
-        (
-            (np.ones(2), np.uint64([[2**63], [0]])),
-            ValueError,
-            r"data\.y\[0, 0\]: got 92.*; expected what uint32",
-        ),
-        (
-            (np.ones(2), np.array([0, -(2**31) - 1])),
-            ValueError,
-            r"data\.y\[1\]: got -2147483649; expected what int32",
-        ),
+        ((np.ones(2), np.uint64([[2**63], [0]])), ValueError, r"data\.y\[0, 0\]: got 92.*; expected what uint32"),
         ((np.ones(2, np.longdouble), np.ones(2)), TypeError, r"data\.x: got dtype float128; .*astype\(np.float64\)"),
-        ((np.zeros(2, "m8[s]"), np.ones(2)), TypeError, r"data\.x: got dtype timedelta64.*np.timedelta64\(1, 's'\)"),
         ((np.ones(2), "text"), TypeError, r"data\.y: got a str; expected an array of numbers"),
         (({1: np.ones(2), "b": np.ones(2)}, np.ones(2)), TypeError, r"data\.x: got a dictionary with keys of several"),
         ((Deep(), np.ones(2)), ValueError, r"data\.x: got a tree that is nested too deep"),
@@ -251,24 +196,10 @@ def test_the_first_of_several_places_is_named_and_they_are_counted():
             ValueError,
             r"data\['b'\]: got 3 points; expected 2, as many as in data\['a'\]",
         ),
-        ((np.ones(2), np.ones(2), np.full(2, np.nan)), ValueError, r"data\[2\]\[0\]: got"),
-        (({"a": np.ones(2), "b": np.ones(3)}, np.ones(2)), ValueError, r"data\.x\['b'\]: got 3 points; expected 2, as"),
+        ((np.ones(2), np.ones(2), np.array([0, np.nan])), ValueError, r"data\[2\]\[1\]: got nan \(1 of 2 values are"),
         (({"a": np.ones(2), "b": [np.array([1, np.nan])]}, np.ones(2)), ValueError, r"data\.x\['b'\]\[0\]\[1\]: got"),
     ],
 )
 def test_what_is_wrong_with_a_batch_is_said_with_its_place(batch, kind, message):
     with pytest.raises(kind, match=message):
         check_batch(batch() if callable(batch) else batch, "data")
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (np.ones((2, 1), np.uint8), np.array([True, False])),
-        [np.ones((2, 1)), np.ones(2, jnp.bfloat16)],
-        ({"image": np.ones((2, 3, 3)), "age": np.ones(2)}, np.ones((2, 1), complex)),
-    ],
-)
-def test_a_sound_batch_passes(batch):
-    assert check_batch(batch, "data") is None
-    assert check_batch(jax.tree.map(jnp.asarray, batch), "data") is None

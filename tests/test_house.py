@@ -1,6 +1,9 @@
 """The rules of the house: who may import whom, and what is public."""
 
 import ast
+import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,8 +71,14 @@ def test_public_names_are_the_contract():
     compare_steps StepComparison fit sweep SweepResult FLAT
     OUT_OF_STEPS DIVERGED save_checkpoint load_checkpoint CheckpointError
     """.split()
-    assert set(contract) <= set(minijaxnet.__all__)
+    assert set(contract) <= set(minijaxnet.__all__) == set(dir(minijaxnet))
     assert all(hasattr(minijaxnet, name) for name in minijaxnet.__all__)
+
+
+def test_the_version_is_the_installed_one_and_asking_for_it_imports_no_jax():
+    assert minijaxnet.__version__ == importlib.metadata.version("minijaxnet")
+    code = "import sys, minijaxnet; minijaxnet.__version__; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_public_function_shows_an_example():

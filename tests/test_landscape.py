@@ -45,7 +45,7 @@ def stepped(params, *moves):
     return jax.tree.map(move, params, *[direction for _, direction in moves])
 
 
-# --- The loss along a direction, and over two ----------------------------------------------------------------------
+# --- The loss along a direction, and over two -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), SLOW("bfloat16", 2e-2), SLOW("float64", 1e-12)])
@@ -73,13 +73,6 @@ def test_each_point_of_a_surface_is_the_loss_at_the_moved_params_first_direction
             np.testing.assert_allclose(got.losses[i, j], expected, rtol=1e-5)
 
 
-def test_swapping_the_directions_transposes_the_surface_and_its_middle_is_the_slice():
-    surface, other = surface_of(PARAMS, (ALONG, ACROSS)), surface_of(PARAMS, [ACROSS, ALONG])
-    np.testing.assert_allclose(surface.losses, other.losses.T, rtol=1e-5)
-    slices = [loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, points=5).losses for way in (ALONG, ACROSS)]
-    np.testing.assert_allclose((surface.losses[:, 2], surface.losses[2]), slices, rtol=1e-5)
-
-
 @few
 @given(st.floats(1e-3, 1e3), st.sampled_from([2, 3, 8, 33]))
 def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points):
@@ -90,56 +83,10 @@ def test_offsets_are_symmetric_to_the_last_bit_and_end_at_the_span(span, points)
     assert points % 2 == 0 or offsets[points // 2] == 0
 
 
-@few
-@given(st.integers(0, 2**31 - 1), st.floats(0.1, 3.0))
-def test_the_opposite_direction_reverses_the_slice(seed, span):
-    direction = tree_like(PARAMS, seed)
-    there, back = (
-        np.asarray(loss_slice(OBJECTIVE, PARAMS, POINTS, direction=way, span=span, points=5).losses)
-        for way in (direction, jax.tree.map(np.negative, direction))
-    )
-    np.testing.assert_allclose(there, back[::-1], rtol=1e-6)
-
-
-def test_a_linear_units_loss_is_a_bowl_with_the_lessons_slope():
-    got = loss_slice(lambda w, b: (w * b[0] - b[1]) ** 2, 2.0, (3.0, 10.0), direction=1.0, span=1e-2, points=3)
-    low, middle, high = np.asarray(got.losses, np.float64)
-    assert middle == 16
-    assert abs((high - low) / 2e-2 + 24) < 1e-2
-
-
-def test_bfloat16_params_keep_their_coarse_steps():
-    got = loss_slice(lambda w, _: w.astype(jnp.float32), jnp.bfloat16(1), None, direction=1.0, span=0.01, points=5)
-    np.testing.assert_array_equal(got.losses, np.float32([0.98828125, 0.99609375, 1.0, 1.0078125, 1.0078125]))
-
-
-def test_float64_params_keep_their_fine_steps():
-    with jax.enable_x64(True):
-        got = loss_slice(the_weight, jnp.float64(1), None, direction=1, span=1e-12, points=3)
-        np.testing.assert_allclose(np.asarray(got.losses) - 1, [-1e-12, 0, 1e-12], rtol=1e-3)
-
-
-def test_directions_may_be_of_another_dtype_than_the_params():
-    whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), PARAMS)
-    got = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=whole, points=5)
-    same = loss_slice(OBJECTIVE, PARAMS, POINTS, direction=as_in("float32", whole), points=5)
-    chex.assert_trees_all_equal(got, same)
-
-
-def test_a_surface_in_blocks_is_the_surface_at_once(monkeypatch):
-    at_once = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses._programs.clear()
-    monkeypatch.setattr(landscape, "_BLOCK_BYTES", 2_000)  # a few points, and a remainder
-    in_blocks = surface_of(PARAMS, (ALONG, ACROSS))
-    landscape._losses._programs.clear()
-    chex.assert_trees_all_close(at_once, in_blocks, rtol=1e-6)
-
-
-@pytest.mark.parametrize("wrap", [SLOW(lambda f: f, id="plain"), SLOW(jax.jit), jax.checkpoint])
 @pytest.mark.parametrize(("sizes", "points"), [((64, 512, 512, 10), 16), SLOW((64, 256, 10), 4096)])
-def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points, wrap):
+def test_a_surface_fits_in_memory_be_the_weights_many_or_the_points(sizes, points):
     large = mjn.mlp(sizes)
-    f = wrap(mjn.objective(large, mjn.mean_squared_error))
+    f = jax.checkpoint(mjn.objective(large, mjn.mean_squared_error))
     params = jax.eval_shape(large.init, jax.random.key(0))
     data = tuple(jax.ShapeDtypeStruct((points, width), jnp.float32) for width in (sizes[0], sizes[-1]))
     grid = jax.ShapeDtypeStruct((51 * 51, 2), jnp.float32)
@@ -167,30 +114,24 @@ def test_a_slice_works_under_vmap_jit_and_grad():
 
     starts, expected = np.float32([1, 2]), np.float32([[0, 1, 4], [1, 4, 9]])
     np.testing.assert_allclose(jax.vmap(losses)(starts), expected)
-    one, slope = jax.jit(lambda start: (losses(start), jax.grad(lambda start: losses(start).sum())(start)))(2.0)
+    one, gradient = jax.jit(lambda start: (losses(start), jax.grad(lambda start: losses(start).sum())(start)))(2.0)
     np.testing.assert_allclose(one, expected[1])
-    np.testing.assert_allclose(slope, 12.0)
+    np.testing.assert_allclose(gradient, 12.0)
 
 
 @pytest.mark.parametrize(
     ("error", "text", "arguments"),
     [
         (TypeError, r"direction: got a tree", {"direction": (1.0, 2.0)}),
-        (TypeError, r"direction: got a tree", {"direction": None}),
         (ValueError, r"direction\['w'\]: got shape \(3,\); expected \(2,\)", {"direction": {"w": np.ones(3)}}),
         (TypeError, r"direction\['w'\]: got dtype complex64", {"direction": {"w": np.ones(2, complex)}}),
         (TypeError, r"direction\['w'\]: got str", {"direction": {"w": "up"}}),
         (TypeError, "points: got 2.5; expected an int", {"points": 2.5}),
         (ValueError, "points: got 1; expected at least 2", {"points": 1}),
         (ValueError, "span: got 0; expected a positive", {"span": 0}),
-        (ValueError, "span: got -1.0", {"span": -1.0}),
         (ValueError, "span: got nan", {"span": float("nan")}),
-        (ValueError, "span: got inf", {"span": float("inf")}),
-        (TypeError, "span: got 'wide'", {"span": "wide"}),
         (TypeError, "span: got True", {"span": True}),
         (TypeError, r"objective: got float32\[2\]; expected the loss", {"objective": lambda p, b: p["w"]}),
-        (TypeError, r"objective: got int32\[\]", {"objective": lambda p, b: 1}),
-        (TypeError, "objective: got tuple", {"objective": lambda p, b: (p["w"][0], 1.0)}),
         (TypeError, r"params\['w'\]: got dtype int32", {"params": {"w": np.arange(2)}}),
     ],
 )
@@ -201,19 +142,13 @@ def test_a_slice_says_what_it_cannot_draw(error, text, arguments):
         loss_slice(given.pop("objective"), given.pop("params"), None, **given)
 
 
-@pytest.mark.parametrize("directions", [None, {"w": np.ones(2)}, [{"w": np.ones(2)}], 3 * ({"w": np.ones(2)},)])
+@pytest.mark.parametrize("directions", [None, 3 * ({"w": np.ones(2)},)])
 def test_a_surface_needs_two_directions(directions):
     with pytest.raises(TypeError, match=r"directions: got .*; expected two trees like params"):
         loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
 
 
-def test_a_surface_names_the_direction_that_does_not_fit():
-    directions = ({"w": np.ones(2)}, {"w": np.ones(1)})
-    with pytest.raises(ValueError, match=r"directions\[1\]\['w'\]: got shape \(1,\); expected \(2,\)"):
-        loss_surface(lambda p, b: jnp.sum(p["w"]), {"w": np.ones(2)}, None, directions=directions)
-
-
-# --- The direction of one weight -----------------------------------------------------------------------------------
+# --- The direction of one weight --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
@@ -232,19 +167,13 @@ def test_a_weight_direction_is_one_there_and_zero_elsewhere(dtype, data):
         np.testing.assert_array_equal(np.asarray(leaf, np.float64), expected[jax.tree_util.keystr(name)])
 
 
-def test_a_bare_scalar_has_a_direction_too():
-    assert weight_direction(2.0, "(leaf)", ()) == 1
-
-
 @pytest.mark.parametrize(
     ("error", "text", "path", "index"),
     [
         (ValueError, r"path: got \"weights\"; expected one of .*\"\[1\]\['bias'\]\"", "weights", (0, 0)),
-        (ValueError, r"path: got \"\[2\]\"; expected one of \"\[0\]\['bias'\]\"", "[2]", 0),
         (TypeError, r"path: got int; expected text such as \"\[0\]\['bias'\]\"", 0, (0, 0)),
         (ValueError, r"index into \[0\]\['weights'\]: got 0; expected an int for each axis of \(2, 4\)", WEIGHTS, 0),
         (ValueError, r"got \(0, 4\); expected an int", WEIGHTS, (0, 4)),
-        (ValueError, r"got \(-3, 0\); expected an int", WEIGHTS, (-3, 0)),
         (TypeError, r"got \(0, 1.5\); expected an int", WEIGHTS, (0, 1.5)),
         (TypeError, r"got \(slice.*; expected an int", WEIGHTS, (slice(None), 0)),
     ],
@@ -254,7 +183,7 @@ def test_a_weight_that_is_not_there_is_named_with_those_that_are(error, text, pa
         weight_direction(PARAMS, path, index)
 
 
-# --- The path of a descent -----------------------------------------------------------------------------------------
+# --- The path of a descent --------------------------------------------------------------------------------------------
 
 
 def random_tree(rng, *leading):
@@ -275,35 +204,16 @@ def test_coordinates_on_the_plane_are_recovered_whatever_the_angle_of_the_direct
     np.testing.assert_allclose(project_path(path, directions, origin=origin), coordinates, rtol=1e-7, atol=1e-9)
 
 
-def test_what_is_left_over_is_at_right_angles_to_the_directions():
-    rng = np.random.default_rng(0)
-    directions, path = (random_tree(rng), random_tree(rng)), random_tree(rng, 5)
-    origin = random_tree(rng)
-    nearest = jax.tree.map(np.add, combined(project_path(path, directions, origin=origin), directions), origin)
-    rest = jax.tree.map(np.subtract, path, nearest)
-    for direction in directions:
-        products = jax.tree.map(lambda r, d: np.sum((r * d).reshape(5, -1), axis=1), rest, direction)
-        np.testing.assert_allclose(sum(jax.tree.leaves(products)), 0, atol=1e-12)
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(rest)) > 0.1
-
-
-def test_nearly_parallel_directions_keep_their_digits():
-    directions = [np.array([1.0, 0.0, 0.0]), np.array([1.0, 1e-6, 0.0])]
-    path = np.stack([2 * directions[0] + 3 * directions[1], np.zeros(3)])
-    np.testing.assert_allclose(project_path(path, directions), [[2, 3], [0, 0]], rtol=1e-8, atol=1e-12)
-
-
 def test_the_path_ends_at_the_origin_unless_told_otherwise():
     path = np.float32([[3, 0], [2, 5], [1, 1]])
     directions = [np.float32([1, 0]), np.float32([0, 2])]
     np.testing.assert_array_equal(project_path(path, directions), [[2, -0.5], [1, 2], [0, 0]])
     np.testing.assert_array_equal(project_path(path, directions, origin=path[0]), [[0, 0], [-1, 2.5], [-2, 0.5]])
-
-
-def test_stops_that_were_not_taken_stay_nan_and_do_not_move_the_others():
-    path = np.float32([[3, 0], [1, 1], [np.nan, np.nan], [np.nan, 0]])
-    got = project_path(path, [np.float32([1, 0]), np.float32([1, 1])])
-    np.testing.assert_allclose(got, [[3, -1], [0, 0], [np.nan] * 2, [np.nan] * 2])
+    # Stops that were not taken stay NaN and do not move the others.
+    path = np.float32([*path, [np.nan, np.nan], [np.nan, 0]])
+    np.testing.assert_array_equal(
+        project_path(path, directions), [[2, -0.5], [1, 2], [0, 0], [np.nan] * 2, [np.nan] * 2]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", SLOW("bfloat16")])
@@ -329,27 +239,16 @@ ONE, OTHER = {"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 1.0])}
     ("error", "text", "path", "directions", "origin"),
     [
         (TypeError, "directions: got dict; expected a list", {"w": np.ones((3, 2))}, ONE, None),
-        (TypeError, "directions: got list; expected a list of one", {"w": np.ones((3, 2))}, [], None),
         (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, ONE], None),
-        (ValueError, "not independent", {"w": np.ones((3, 2))}, [ONE, {"w": np.zeros(2)}], None),
         (ValueError, "not finite", {"w": np.ones((3, 2))}, [{"w": np.array([1.0, np.nan])}], None),
-        (ValueError, "got 3, not finite or not independent", {"w": np.ones((3, 2))}, [ONE, OTHER, ONE], None),
         (TypeError, r"directions\[1\]: got a tree", {"w": np.ones((3, 2))}, [ONE, {"v": np.ones(2)}], None),
         (ValueError, r"directions\[1\]\['w'\]: got shape", {"w": np.ones((3, 2))}, [ONE, {"w": np.ones(1)}], None),
         (TypeError, "path: got a tree", np.ones((3, 2)), [ONE], None),
         (ValueError, r"path\['w'\]: got shape \(2,\); expected \(2, 2\)", {"w": np.ones(2)}, [ONE], None),
         (ValueError, "got 0 stops, none of them finite", {"w": np.ones((0, 2))}, [ONE], None),
-        (ValueError, "got 1 stops, none of them finite", {"w": np.full((1, 2), np.nan)}, [ONE], None),
         (ValueError, r"origin\['w'\]: got shape \(1,\)", {"w": np.ones((3, 2))}, [ONE], {"w": np.ones(1)}),
-        (TypeError, "origin: got a tree", {"w": np.ones((3, 2))}, [ONE], {"w": (1.0, 1.0)}),
     ],
 )
 def test_a_path_that_cannot_be_projected_is_refused(error, text, path, directions, origin):
     with pytest.raises(error, match=text):
         project_path(path, directions, origin=origin)
-
-
-def test_stops_must_be_as_many_in_every_leaf():
-    path, direction = {"a": np.ones((3, 2)), "b": np.ones((2, 2))}, {"a": np.ones(2), "b": np.ones(2)}
-    with pytest.raises(ValueError, match=r"path\['b'\]: got shape \(2, 2\); expected \(3, 2\)"):
-        project_path(path, [direction])

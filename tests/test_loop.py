@@ -30,7 +30,6 @@ from minijaxnet.bench.hlo import folded_loop
 
 RELU_OBJECTIVE = mjn.objective(mjn.mlp((2, 2, 1), bias=False), mjn.mean_squared_error)
 RELU_PARAMS = ({"weights": np.float32([[2, 1], [1, 2]])}, {"weights": np.float32([[1], [1]])})
-EPS = float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def chunk_steps(monkeypatch):
     return functools.partial(monkeypatch.setattr, batches, "CHUNK_STEPS")
 
 
-# --- One trace, one compilation --------------------------------------------------------------------------------------
+# --- One trace, one compilation ---------------------------------------------------------------------------------------
 
 
 def test_one_trace_and_one_compilation_serve_any_number_of_steps_any_rate_and_any_flat_norm():
@@ -64,14 +63,6 @@ def test_one_trace_and_one_compilation_serve_any_number_of_steps_any_rate_and_an
     assert objective.times == 1
 
 
-def test_one_optax_optimizer_on_one_objective_is_traced_once():
-    objective, optimizer = Traced(squared_distance), optax.sgd(1e-3, momentum=0.5)
-    for steps in (3, 30):
-        descent = mjn.optax_descent(objective, optimizer)
-        mjn.descend(descent, descent.init(2.0), 1.0, steps=steps)
-    assert objective.times == 1
-
-
 def test_a_jitted_descent_is_traced_once_for_any_rate():
     objective = Traced(squared_distance)
     run = jax.jit(lambda rate: descend_from(2.0, rate, objective, 1.0, steps=8)[1].loss)
@@ -79,7 +70,7 @@ def test_a_jitted_descent_is_traced_once_for_any_rate():
     assert objective.times == 1
 
 
-# --- The same numbers, however they are asked for --------------------------------------------------------------------
+# --- The same numbers, however they are asked for ---------------------------------------------------------------------
 
 
 def keyed(params, batch, key):
@@ -117,15 +108,6 @@ def test_137_and_then_863_steps_are_1_000_bit_for_bit_and_the_caller_s_state_is_
     chex.assert_trees_all_equal(key_data(start), before)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "most"), [("gradient descent", 13), ("gradient descent", 1), ("adam with a key", 13)])
-def test_several_chunks_are_one_bit_for_bit(name, most, chunk_steps):
-    expected = mjn.descend(DESCENTS[name](), start_of(name), POINTS, steps=100)
-    chunk_steps(most)
-    state, trace = mjn.descend(DESCENTS[name](), start_of(name), POINTS, steps=100)
-    chex.assert_trees_all_equal((key_data(state), trace), (key_data(expected[0]), expected[1]), strict=True)
-
-
 @pytest.mark.parametrize("rows", [5, SLOW(0)])
 def test_a_step_that_records_much_makes_small_chunks_and_the_same_trace(rows, monkeypatch):
     def recording(w, batch):  # at a rate of 1 / 4 each step halves the weights
@@ -153,24 +135,7 @@ def test_on_a_cpu_the_smallest_networks_with_bias_are_one_native_function():
     assert folded_loop(loop.run_chunk.trace(*arguments).lower().compile())
 
 
-def test_more_steps_than_the_largest_chunk_are_all_taken_and_recorded():
-    steps = 2 * batches.CHUNK_STEPS + 5
-    state, trace = descend_from(PARAMS, 1e-4, steps=steps)
-    assert (state.step, trace.steps_taken, trace.status) == (steps, steps, mjn.OUT_OF_STEPS)
-    assert trace.loss.shape == (steps,)
-    assert np.isfinite(trace.loss).all()
-    assert (np.diff(trace.loss[::1000]) < 0).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("gradient descent", "float32"),
-        SLOW("gradient descent", "float64"),
-        SLOW("adam with a key", "float32"),
-        SLOW("adam with a key", "float64"),
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype"), [("gradient descent", "float32"), SLOW("adam with a key", "float64")])
 def test_the_loop_is_a_python_loop_of_jitted_steps_to_rounding(name, dtype):
     # The same operations in the same order; a compiler may fuse them otherwise inside the loop. A descent contracts, so
     # that what one step rounds differently does not grow.
@@ -192,30 +157,12 @@ def test_the_loop_is_a_python_loop_of_jitted_steps_to_rounding(name, dtype):
             assert getattr(trace, field).dtype == expected.dtype
 
 
-def test_row_k_is_what_step_k_saw_before_it_moved():
-    state, trace = descend_from(PARAMS, 0.02, steps=6)
-    value_and_slope = jax.jit(jax.value_and_grad(OBJECTIVE))
-    for k in range(6):
-        before, _ = descend_from(PARAMS, 0.02, steps=k)
-        value, slope = value_and_slope(before.params, POINTS)
-        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(jax.device_get(slope))))
-        np.testing.assert_allclose((trace.loss[k], trace.gradient_norm[k]), (value, norm), rtol=32 * EPS)
-    assert value_and_slope(state.params, POINTS)[0] < trace.loss[-1]
-
-
-def test_the_lesson_descends_from_a_loss_of_37_5():
-    state, trace = descend_from(RELU_PARAMS, 1e-3, RELU_OBJECTIVE, steps=1_000)
-    assert trace.loss[0] == 37.5
-    assert trace.loss[-1] < 7
-    assert jax.jit(RELU_OBJECTIVE)(state.params, POINTS) <= trace.loss[-1]
-
-
-# --- How it ends -----------------------------------------------------------------------------------------------------
+# --- How it ends ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
 @given(exponent=st.integers(0, 12), steps=st.integers(0, 12), between=st.floats(1, 1.9))
-def test_a_descent_stops_before_the_first_step_whose_slope_is_at_most_until_flat(exponent, steps, between):
+def test_a_descent_stops_before_the_first_step_whose_gradient_is_at_most_until_flat(exponent, steps, between):
     # The norms are 2, 1, 1/2, 1/4, ...: at most between * 2^(1 - exponent) from step `exponent` on.
     until_flat = between * 2.0 ** (1 - exponent)
     state, trace = mjn.descend(halving(), halving().init(1.0), 0.0, steps=steps, until_flat=until_flat)
@@ -239,7 +186,7 @@ def test_a_descent_may_end_anywhere_in_a_chunk(chunk_steps):
         assert state.params == 2.0 ** -min(exponent, 13)
 
 
-@pytest.mark.parametrize("chunk", [SLOW(1), SLOW(2), 4, SLOW(8), SLOW(2**15)])
+@pytest.mark.parametrize("chunk", [SLOW(1), 4, SLOW(2**15)])
 def test_a_descent_may_diverge_anywhere_in_a_chunk(chunk, chunk_steps):
     chunk_steps(chunk)
 
@@ -275,7 +222,7 @@ def test_past_the_last_step_rows_are_nan_and_counts_0_and_aux_of_any_dtype_is_re
     np.testing.assert_array_equal(trace.gradient_norm, [6, np.nan, np.nan])
 
 
-@pytest.mark.parametrize("rate", [1e3, 1e10, 1e30, 1e38])
+@pytest.mark.parametrize("rate", [1e3, 1e30])
 @pytest.mark.parametrize(
     "objective_and_params", [(OBJECTIVE, PARAMS), (RELU_OBJECTIVE, RELU_PARAMS)], ids=["tanh", "relu"]
 )
@@ -291,28 +238,6 @@ def test_a_descent_that_diverges_keeps_finite_params_and_says_so(rate, objective
     assert state.step == taken < 100
 
 
-def test_a_loss_that_is_not_finite_is_no_flat_place():
-    def barrier(weight, worst):
-        return jnp.where(weight > 1, worst, weight**2)
-
-    for worst in (np.nan, np.inf):
-        assert descend_from(2.0, 0.1, barrier, worst, steps=3)[1].status == mjn.DIVERGED
-
-
-@pytest.mark.slow
-def test_params_in_float16_stay_finite_at_a_rate_of_1e5():
-    start, batch = np.ones(2, np.float16), np.float16([1, 0])
-    state, _ = descend_from(start, 1e5, lambda w, b: jnp.sum(w * b), batch, steps=3)
-    assert np.isfinite(state.params).all()
-
-
-def test_until_flat_of_0_stops_where_the_slope_vanishes_and_infinity_stops_at_once():
-    state, trace = mjn.descend(halving(), halving().init(0.0), 0.0, steps=5)
-    assert (state.step, trace.steps_taken, trace.status) == (0, 0, mjn.FLAT)
-    state, trace = mjn.descend(halving(), halving().init(1.0), 0.0, steps=5, until_flat=float("inf"))
-    assert (state.step, trace.status, state.params) == (0, mjn.FLAT, 1)
-
-
 def test_memory_goes_by_the_steps_that_are_taken():
     descent = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, 0.5)
     tracemalloc.start()
@@ -322,9 +247,3 @@ def test_memory_goes_by_the_steps_that_are_taken():
     assert trace.loss.tolist() == [4.0] and trace.steps_taken == 1 and peak < 2**25
     with pytest.raises(ValueError, match=f"steps: got {10**13}; expected fewer within jit"):
         jax.jit(lambda: mjn.descend(descent, descent.init(3.0), 1.0, steps=10**13))()
-
-
-def test_more_than_a_million_steps_have_their_rows():
-    descent = mjn.gradient_descent(lambda weight, batch: 1.5 * weight, 2.0**-10)
-    _, trace = mjn.descend(descent, descent.init(0.0), 0.0, steps=2**20 + 2**19)
-    np.testing.assert_allclose(trace.loss[::4096], -(1.5**2) * 2.0**-10 * np.arange(0, 2**20 + 2**19, 4096), rtol=1e-6)

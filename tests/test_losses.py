@@ -4,7 +4,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ import minijaxnet as mjn
 N, C = 6, 4  # one shape, so that hypothesis compiles nothing anew
 EXACT = np.longdouble  # never fewer digits than the loss under test
 LOSSES = [mjn.mean_squared_error, mjn.softmax_cross_entropy, mjn.binary_cross_entropy]
-VALUE_AND_SLOPE = {loss: jax.jit(jax.value_and_grad(loss)) for loss in LOSSES}  # compiled once for all examples
+VALUE_AND_GRADIENT = {loss: jax.jit(jax.value_and_grad(loss)) for loss in LOSSES}  # compiled once for all examples
 ACCURACY = jax.jit(mjn.accuracy)
 
 
@@ -57,50 +56,50 @@ def assert_close(got, expected, atol):
     np.testing.assert_allclose(np.asarray(got).astype(np.float64), np.asarray(expected, np.float64), rtol=0, atol=atol)
 
 
-# --- The values, and autodiff's slope of them ------------------------------------------------------------------------
+# --- The values, and autodiff's gradient of them ----------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(predictions=arrays(N, 1, largest=1e3), targets=arrays(N, 1, largest=1e3))
 def test_mean_squared_error_is_the_mean_of_squared_errors(predictions, targets):
-    loss, slope = VALUE_AND_SLOPE[mjn.mean_squared_error](predictions, targets)
-    expected, expected_slope = exact_mean_squared_error(predictions, targets)
+    loss, gradient = VALUE_AND_GRADIENT[mjn.mean_squared_error](predictions, targets)
+    expected, expected_gradient = exact_mean_squared_error(predictions, targets)
     eps = np.finfo(np.float32).eps
     # An error rounds at the size of its larger term; a square doubles that, and N sums add N roundings.
     size = float(np.abs(predictions).max() + np.abs(targets).max())
     assert_close(loss, expected, (N + 4) * eps * size**2 + 1e-37)
-    assert_close(slope, expected_slope, 4 * eps * size + 1e-37)
+    assert_close(gradient, expected_gradient, 4 * eps * size + 1e-37)
 
 
 @settings(max_examples=60, deadline=None)
 @given(logits=arrays(N, C, largest=1e4), labels=labels_int)
 def test_softmax_cross_entropy_is_the_mean_surprise(logits, labels):
-    loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](logits, labels)
-    expected, expected_slope = exact_softmax_cross_entropy(logits, one_hot(labels))
+    loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](logits, labels)
+    expected, expected_gradient = exact_softmax_cross_entropy(logits, one_hot(labels))
     eps = np.finfo(np.float32).eps
     size = float(np.abs(logits).max()) + np.log(C)  # both sides of the difference are this large and round so
     assert_close(loss, expected, (N + 4) * eps * size)
     # exp turns the rounding of its argument into a relative error of the probability, which is at most 1.
-    assert_close(slope, expected_slope, 4 * eps * (size + 1))
+    assert_close(gradient, expected_gradient, 4 * eps * (size + 1))
 
 
 @settings(max_examples=60, deadline=None)
 @given(logits=arrays(N, 2, largest=1e4), labels=hnp.arrays(np.float32, (N, 2), elements=st.floats(0, 1, width=32)))
 def test_binary_cross_entropy_is_the_mean_surprise(logits, labels):
-    loss, slope = VALUE_AND_SLOPE[mjn.binary_cross_entropy](logits, labels)
-    expected, expected_slope = exact_binary_cross_entropy(logits, labels)
+    loss, gradient = VALUE_AND_GRADIENT[mjn.binary_cross_entropy](logits, labels)
+    expected, expected_gradient = exact_binary_cross_entropy(logits, labels)
     eps = np.finfo(np.float32).eps
     assert_close(loss, expected, (2 * N + 4) * eps * (float(np.abs(logits).max()) + 1))
-    assert_close(slope, expected_slope, 4 * eps)
+    assert_close(gradient, expected_gradient, 4 * eps)
 
 
 @settings(max_examples=25, deadline=None)
 @given(logits=arrays(N, C, largest=1e4), labels=labels_int)
 def test_int_and_one_hot_labels_agree(logits, labels):
-    value_and_slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy]
-    by_class = value_and_slope(logits, labels)
+    value_and_gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy]
+    by_class = value_and_gradient(logits, labels)
     for dtype in (np.float32, np.int32, np.bool_):
-        by_one_hot = value_and_slope(logits, one_hot(labels, dtype))
+        by_one_hot = value_and_gradient(logits, one_hot(labels, dtype))
         # Summing zeros around the right logit rounds nothing, so this is an equality.
         chex.assert_trees_all_equal(by_class[0], by_one_hot[0], strict=True)
         assert_close(by_class[1], by_one_hot[1], 2**-23)
@@ -124,38 +123,15 @@ def test_a_loss_keeps_its_dtype_and_is_right_to_its_rounding(dtype):
         # All at once: one program to compile.
         every = jax.jit(lambda z, y: {name: jax.value_and_grad(case[0])(z, y[name]) for name, case in cases.items()})
         found = jax.device_get(every(predictions, targets))
-    for name, (value, slope) in found.items():
-        assert (value.dtype, value.shape, slope.dtype) == (dtype, (), dtype), name
-        expected, expected_slope = cases[name][1](predictions, targets[name])
+    for name, (value, gradient) in found.items():
+        assert (value.dtype, value.shape, gradient.dtype) == (dtype, (), dtype), name
+        expected, expected_gradient = cases[name][1](predictions, targets[name])
         eps, size = float(jnp.finfo(dtype).eps), float(np.abs(predictions).max()) + 2
         assert_close(value, expected, 4 * eps * size)
-        assert_close(slope, expected_slope, 4 * eps * size / N)
+        assert_close(gradient, expected_gradient, 4 * eps * size / N)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_losses_agree_with_optax(dtype):
-    rng = np.random.default_rng(5)
-    logits, classes = (4 * rng.normal(size=(N, C))).astype(dtype), rng.integers(0, C, N)
-    hot = one_hot(classes, dtype)
-    pairs = {
-        "mean_squared_error": (mjn.mean_squared_error, optax.squared_error, hot),
-        "classes": (mjn.softmax_cross_entropy, optax.softmax_cross_entropy_with_integer_labels, classes),
-        "one-hot": (mjn.softmax_cross_entropy, optax.softmax_cross_entropy, hot),
-        "binary": (mjn.binary_cross_entropy, optax.sigmoid_binary_cross_entropy, hot),
-    }
-
-    def both(z, *functions, y):
-        return [jax.value_and_grad(lambda z, f=f: jnp.mean(f(z, y)))(z) for f in functions]
-
-    with jax.enable_x64(dtype == "float64"):
-        found = jax.jit(lambda z: {name: both(z, *functions, y=y) for name, (*functions, y) in pairs.items()})(logits)
-    tolerance = 8 * float(jnp.finfo(dtype).eps) * float(np.abs(logits).max())
-    for name, (got, expected) in found.items():
-        chex.assert_trees_all_close(got, expected, rtol=0, atol=tolerance, custom_message=name)
-
-
-# --- Large logits --------------------------------------------------------------------------------------------------
+# --- Large logits -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", SLOW("float32"), SLOW("float64"), SLOW("bfloat16")])
@@ -164,57 +140,23 @@ def test_cross_entropies_are_finite_and_right_at_logits_of_10_000(dtype):
     largest, rel = float(logits[0, 0]), 2 * float(jnp.finfo(dtype).eps)
     with jax.enable_x64(dtype == "float64"):
         for labels in (np.array([0, 1, 1, 1]), np.eye(2)[[0, 1, 1, 1]].astype(dtype)):
-            loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](logits, labels)
-            assert np.isfinite(slope).all()
+            loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](logits, labels)
+            assert np.isfinite(gradient).all()
             assert float(loss) == pytest.approx((0 + 2 * largest + np.log(2) + 0) / 4, rel=rel)
             expected = np.array([[0, 0], [1, -1], [0.5, -0.5], [0, 0]]) / 4
             # In bfloat16 and float16 log(2) is lost beside 10,000 and softmax gives 1 and 1 for the third point.
-            assert_close(np.asarray(slope)[[0, 1, 3]], expected[[0, 1, 3]], 0)
+            assert_close(np.asarray(gradient)[[0, 1, 3]], expected[[0, 1, 3]], 0)
         yes_or_no, labels = np.array([1e4, 1e4, -1e4, -1e4], dtype), np.array([1, 0, 1, 0], dtype)
-        loss, slope = VALUE_AND_SLOPE[mjn.binary_cross_entropy](yes_or_no, labels)
+        loss, gradient = VALUE_AND_GRADIENT[mjn.binary_cross_entropy](yes_or_no, labels)
         assert float(loss) == pytest.approx(2 * largest / 4, rel=rel)
-        assert_close(slope, np.array([0, 1, -1, 0]) / 4, 0)
+        assert_close(gradient, np.array([0, 1, -1, 0]) / 4, 0)
 
 
-def test_a_confident_yes_is_as_precise_as_a_confident_no():
-    yes = VALUE_AND_SLOPE[mjn.binary_cross_entropy](np.float32([20]), np.float32([1]))
-    no = VALUE_AND_SLOPE[mjn.binary_cross_entropy](np.float32([-20]), np.float32([0]))
-    np.testing.assert_allclose((yes[0], -yes[1][0]), (no[0], no[1][0]), rtol=1e-5)
-
-
-def test_a_common_shift_of_the_logits_costs_softmax_cross_entropy_no_digits():
-    plain, shifted = (
-        VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.float32([[z, z]]), np.array([0]))[0] for z in (0, 1e4)
-    )
-    np.testing.assert_allclose(shifted, plain, rtol=1e-6)
-
-
-def test_int_and_one_hot_labels_agree_where_a_class_is_impossible():
-    both = jax.jit(
-        lambda z: (mjn.softmax_cross_entropy(z, [1]), mjn.softmax_cross_entropy(z, jnp.array([[0, 1, 0]], z.dtype)))
-    )
-    for masked in (np.float32([[1.0, 2.0, -np.inf]]), np.float16([[0, 4e4, -4e4]])):
-        by_class, by_one_hot = both(masked)
-        assert np.isfinite(by_class)
-        assert by_one_hot == by_class
-
-
-# --- What does not fit -----------------------------------------------------------------------------------------------
+# --- What does not fit ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("f", [*LOSSES, mjn.prediction_errors, mjn.accuracy])
-@pytest.mark.parametrize(
-    ("predictions", "targets"),
-    [
-        ((3, 1), (3,)),
-        ((3,), (3, 1)),
-        ((3, 2), (2, 2)),
-        ((3, 2), (3,)),
-        ((3, 1), (1, 3)),
-        ((3, 1), ()),
-        ((1, 2), (3, 2)),
-    ],
-)
+@pytest.mark.parametrize(("predictions", "targets"), [((3, 1), (3,)), ((3,), (3, 1)), ((3, 1), ()), ((1, 2), (3, 2))])
 def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targets):
     with pytest.raises(ValueError, match=r"got (shape \(.*\)|float32\[.*\]); expected .*\(.*\)"):
         f(np.ones(predictions), np.ones(targets))
@@ -226,10 +168,7 @@ def test_shapes_that_differ_are_refused_and_never_broadcast(f, predictions, targ
     [
         ((3,), np.zeros(3, int), r"logits: got shape \(3,\); expected"),
         ((3, 2), np.zeros(2, int), r"labels: got int32\[2\]; expected classes, integers of shape \(3,\), or"),
-        ((3, 2, 2), np.zeros(3, int), r"logits: got shape \(3, 2, 2\); expected"),
-        ((3, 2), np.zeros(1, int), r"labels: got int32\[1\]; expected .* shape \(3, 2\)$"),
         ((3, 2), np.zeros((3, 1), int), r"labels: got int32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
-        ((3, 2), np.zeros((3, 1)), r"labels: got float32\[3,1\]; expected .*\(3,\): labels\[:, 0\], or"),
         ((3, 2), np.zeros(3), r"labels: got float32\[3\]; expected .*\(3,\): labels.astype\(int\), or"),
         ((3, 1), np.array([1, 1, 0]), "(labels: got int32|logits: got shape .*binary_cross_entropy)"),
     ],
@@ -252,28 +191,14 @@ def test_probabilities_have_to_sum_to_one_and_the_first_row_that_does_not_is_nam
             objective.check_values(params, (x, labels))
 
 
-@pytest.mark.parametrize("label", [-1, C, 10**6, -(10**6)])
+@pytest.mark.parametrize("label", [-1, C])
 def test_a_class_that_does_not_exist_makes_nan_in_the_program(label):
-    loss, slope = VALUE_AND_SLOPE[mjn.softmax_cross_entropy](np.zeros((2, C), np.float32), np.array([0, label]))
+    loss, gradient = VALUE_AND_GRADIENT[mjn.softmax_cross_entropy](np.zeros((2, C), np.float32), np.array([0, label]))
     assert np.isnan(loss)
-    assert slope.shape == (2, C)
+    assert gradient.shape == (2, C)
 
 
-def test_any_integer_dtype_serves_for_classes_and_may_count_all_of_them():
-    def losses(logits):
-        many = [
-            mjn.softmax_cross_entropy(np.zeros((2, classes), np.float32), np.array([0, 127], dtype))
-            for dtype, classes in ((np.uint8, 256), (np.int8, 128), (np.uint8, 300))
-        ]
-        kinds = [np.array([0, 3, 1], dtype) for dtype in (np.int8, np.uint8, np.int16, np.int32)]
-        return many, [mjn.softmax_cross_entropy(logits, labels) for labels in ([0, 3, 1], *kinds)]
-
-    many, (expected, *got) = jax.jit(losses)(np.linspace(-1, 1, 3 * C, dtype=np.float32).reshape(3, C))
-    np.testing.assert_allclose(many, np.log([256, 128, 300]), rtol=1e-5)
-    assert got == 4 * [expected]
-
-
-# --- Accuracy --------------------------------------------------------------------------------------------------------
+# --- Accuracy ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -286,14 +211,7 @@ def test_accuracy_is_the_share_of_right_classes_in_any_order(logits, labels, ord
     assert ACCURACY(logits[order], labels[order]) == got
 
 
-def test_accuracy_of_yes_or_no_counts_the_signs():
-    logits = np.float32([[3.0], [-1.0], [0.1], [-0.1], [0.0]])
-    labels = [np.array([[1], [1], [0], [0], [0]], dtype) for dtype in ("float32", "int32", "bfloat16")]
-    found = jax.jit(lambda z: [mjn.accuracy(z, y) for y in labels])(logits)
-    assert found == 3 * [np.float32(3 / 5)]
-
-
-# --- Objectives ------------------------------------------------------------------------------------------------------
+# --- Objectives -------------------------------------------------------------------------------------------------------
 
 NETWORK = mjn.mlp((2, C))
 PARAMS = ({"weights": np.linspace(-1, 1, 2 * C, dtype=np.float32).reshape(2, C), "bias": np.zeros(C, np.float32)},)
@@ -306,27 +224,15 @@ def test_an_objective_is_the_loss_of_the_predictions_for_any_pair():
     expected = jax.jit(lambda params: mjn.softmax_cross_entropy(NETWORK.apply(params, X), y))(PARAMS)
     for batch in (mjn.Batch(X, y), (X, y), [X, y]):
         chex.assert_trees_all_equal(jax.jit(f)(PARAMS, batch), expected)
-
-
-@pytest.mark.parametrize("batch", [(X,), (X, X, X), {"x": X, "y": X}, X, None])
-def test_an_objective_refuses_what_is_no_pair(batch):
-    with pytest.raises(TypeError, match=r"batch: got \w+(\[3,2\]| of \d)?; expected a pair \(x, y\)"):
-        mjn.objective(NETWORK, mjn.mean_squared_error)(PARAMS, batch)
-
-
-def test_objectives_of_an_equal_network_and_loss_are_equal():
-    one, other = (mjn.objective(NETWORK, mjn.softmax_cross_entropy) for _ in range(2))
-    assert one == other
-    assert hash(one) == hash(other)
-    assert one != mjn.objective(NETWORK, mjn.mean_squared_error)
-    assert one != mjn.objective(mjn.mlp((2, C)), mjn.softmax_cross_entropy)
+    for batch in ((X,), {"x": X, "y": X}):
+        with pytest.raises(TypeError, match=r"batch: got \w+( of \d)?; expected a pair \(x, y\)"):
+            f(PARAMS, batch)
 
 
 @pytest.mark.parametrize(
     ("loss", "y", "message"),
     [
         (mjn.softmax_cross_entropy, np.array([0, C, 1]), r"labels\[1\]: got 4; expected a class of 4, from 0 to 3"),
-        (mjn.softmax_cross_entropy, np.array([0, 1, -1]), r"labels\[2\]: got -1; expected a class of 4"),
         (mjn.accuracy, np.array([9, 1, 1]), r"labels\[0\]: got 9; expected a class of 4"),
         (mjn.softmax_cross_entropy, 1.5 * np.eye(3, C), r"labels\[0, 0\]: got 1.5; expected a probability"),
         (mjn.binary_cross_entropy, -np.eye(3, C), r"labels\[0, 0\]: got -1.0; expected a probability"),
@@ -341,25 +247,10 @@ def test_check_values_says_which_label_is_out_of_range(loss, y, message):
             mjn.objective(NETWORK, loss).check_values(PARAMS, batch)
 
 
-@pytest.mark.parametrize(
-    ("loss", "y"),
-    [
-        (mjn.softmax_cross_entropy, np.array([0, 1, C - 1])),
-        (mjn.softmax_cross_entropy, np.full((3, C), 0.25)),
-        (mjn.binary_cross_entropy, np.eye(3, C)),
-        (mjn.mean_squared_error, np.full((3, C), -7.0)),
-        (mjn.accuracy, np.array([0, 1, 2])),
-        (lambda predictions, y: jnp.sum(predictions) * y, np.float32(99)),
-    ],
-)
-def test_check_values_is_silent_where_all_is_well(loss, y):
-    assert mjn.objective(NETWORK, loss).check_values(PARAMS, (X, y)) is None
-
-
 def test_a_descent_that_can_take_no_step_says_which_label_is_no_class():
-    network = mjn.dense(2, 3)
-    descent = mjn.gradient_descent(mjn.objective(network, mjn.softmax_cross_entropy), 0.1)
-    state, data = descent.init(network.init(jax.random.key(0))), (np.ones((4, 2), np.float32), np.array([1, 2, 3, 1]))
+    descent = mjn.gradient_descent(mjn.objective(mjn.dense(2, 3), mjn.softmax_cross_entropy), 0.1)
+    state = descent.init({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)})
+    data = np.ones((4, 2), np.float32), np.array([1, 2, 3, 1])
     with pytest.raises(ValueError, match=r"labels\[2\]: got 3; expected a class of 3, from 0 to 2"):
         mjn.descend(descent, state, data, steps=3)
     with pytest.raises(ValueError, match=r"labels\[2\]: got 3"):

@@ -1,6 +1,5 @@
 """Networks: shapes, dtypes, how weights start, and that a serial network is the composition of its parts."""
 
-import functools
 import itertools
 
 import chex
@@ -13,10 +12,6 @@ from hypothesis import strategies as st
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet import network
-
-HALF_SILENT = [jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus]
-OTHERS = [jnp.tanh, jax.nn.sigmoid, lambda x: x, None]
 
 
 @pytest.fixture(scope="module")
@@ -55,36 +50,10 @@ def test_a_network_starts_and_computes_in_its_dtype_whatever_the_input(key, dtyp
             assert jax.eval_shape(lambda params, x=x: network.apply(params, x), params).dtype == dtype
 
 
-@pytest.mark.slow
-@IN_EVERY_DTYPE
-def test_in_any_dtype_it_predicts_finite_numbers(key, dtype, bias):
-    with jax.enable_x64(dtype == "float64"):
-        network = mjn.mlp((3, 5, 2), bias=bias, dtype=dtype)
-        predictions = network.apply(jax.jit(network.init)(key), [[1, 2, 3]])
-        assert predictions.dtype == dtype
-        chex.assert_tree_all_finite(predictions)
-
-
-def test_without_a_dtype_a_network_takes_the_default_of_jax(key):
-    assert jax.eval_shape(mjn.dense(2, 1).init, key)["weights"].dtype == jnp.float32
-    with jax.enable_x64(True):
-        assert jax.eval_shape(mjn.dense(2, 1).init, key)["weights"].dtype == jnp.float64
-
-
 def some_params(*sizes, dtype=np.float64):
     draw = np.random.default_rng(0)
     params = ({"weights": draw.normal(size=s), "bias": draw.normal(size=s[1])} for s in itertools.pairwise(sizes))
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tuple(params))
-
-
-def test_a_dense_layer_is_x_times_weights_plus_bias():
-    x, (params,) = np.random.default_rng(1).normal(size=(5, 3)), some_params(3, 4)
-    expected = np.einsum("bi,io->bo", x, params["weights"])
-    with jax.enable_x64(True):
-        got = jax.jit(lambda params, x: [mjn.dense(3, 4, bias=bias).apply(params, x) for bias in (True, False)])(
-            params, x
-        )
-        chex.assert_trees_all_close(got, [expected + params["bias"], expected], rtol=1e-14, atol=1e-14)
 
 
 def test_an_mlp_is_its_equation():
@@ -98,42 +67,27 @@ def test_an_mlp_is_its_equation():
         chex.assert_trees_all_close(jax.jit(network.apply)(params, x), 1 / (1 + np.exp(-z)), rtol=1e-13)
 
 
+HE, GLOROT = (2 / 256, 2 / 1024), (2 / (256 + 1024), 2 / (1024 + 256))
+
+
 @pytest.mark.parametrize(
-    ("activation", "variance", "dtype"),
-    [(fn, 2 / 256, "float32") for fn in HALF_SILENT]
-    + [(fn, 2 / (256 + 1024), "float32") for fn in OTHERS]
-    + [SLOW(jax.nn.relu, 2 / 256, "float64"), SLOW(jnp.tanh, 2 / (256 + 1024), "float64")],
+    ("hidden", "output", "variances"),
+    [
+        (jax.nn.relu, None, (HE[0], GLOROT[1])),
+        (jnp.tanh, jax.nn.relu, (GLOROT[0], HE[1])),
+        *(SLOW(fn, fn, HE) for fn in (jax.nn.leaky_relu, jax.nn.elu, jax.nn.gelu, jax.nn.silu, jax.nn.softplus)),
+    ],
 )
 def test_weights_start_with_the_variance_of_he_before_a_half_silent_activation_else_of_glorot(
-    key, activation, variance, dtype
+    key, hidden, output, variances
 ):
-    with jax.enable_x64(dtype == "float64"):
-        [layer] = mjn.mlp((256, 1024), output_activation=activation, dtype=dtype).init(key)
-        weights, bias = np.asarray(layer["weights"], np.float64).ravel(), np.asarray(layer["bias"])
-    # The variance of n draws lies within sqrt(2 / n) of the true one (less for a truncated normal): five of those.
-    assert abs(weights.var() / variance - 1) < 5 * np.sqrt(2 / weights.size)
-    assert abs(weights.mean()) < 5 * np.sqrt(variance / weights.size)
-    assert (bias == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("activations", "variances"),
-    [((jax.nn.relu, None), (2 / 256, 2 / (1024 + 256))), ((jnp.tanh, jax.nn.relu), (2 / (256 + 1024), 2 / 1024))],
-)
-def test_the_hidden_activation_decides_how_hidden_layers_start_and_the_output_activation_how_the_last_does(
-    key, activations, variances
-):
-    hidden, output = activations
-    params = mjn.mlp((256, 1024, 256), activation=hidden, output_activation=output).init(key)
-    for layer, variance in zip(params, variances, strict=True):
-        assert np.var(np.asarray(layer["weights"])) == pytest.approx(variance, rel=0.02)
-
-
-def test_a_dense_layer_starts_by_glorot_or_as_it_is_told(key):
-    weights = np.asarray(mjn.dense(256, 1024).init(key)["weights"])
-    assert np.var(weights) == pytest.approx(2 / (256 + 1024), rel=0.02)
-    ones = jax.jit(mjn.dense(2, 3, weight_init=jax.nn.initializers.ones, dtype=jnp.bfloat16).init)(key)
-    chex.assert_trees_all_equal(ones["weights"], np.ones((2, 3), jnp.bfloat16))
+    layers = mjn.mlp((256, 1024, 256), activation=hidden, output_activation=output).init(key)
+    for layer, variance in zip(layers, variances, strict=True):
+        weights = np.asarray(layer["weights"], np.float64).ravel()
+        # The variance of n draws lies within sqrt(2 / n) of the true one (less for a truncated normal): five of those.
+        assert abs(weights.var() / variance - 1) < 5 * np.sqrt(2 / weights.size)
+        assert abs(weights.mean()) < 5 * np.sqrt(variance / weights.size)
+        assert (np.asarray(layer["bias"]) == 0).all()
 
 
 SQUARE = mjn.mlp((4, 4, 4))
@@ -166,36 +120,8 @@ def test_serial_composes_and_does_not_mind_how_it_is_bracketed(widths, cut, seed
     chex.assert_trees_all_equal(bracketed.apply((params[:cut], params[cut:]), x), expected)
 
 
-def test_serial_of_nothing_is_the_identity_and_elementwise_has_no_params(key):
-    assert mjn.serial().init(key) == mjn.elementwise(jnp.square).init(key) == ()
-    chex.assert_trees_all_equal(mjn.serial().apply((), np.arange(3.0)), np.arange(3.0))
-    squares = mjn.elementwise(jnp.square).apply((), np.float32([-3, 2]))
-    chex.assert_trees_all_equal(squares, np.float32([9, 4]))
-
-
-def test_each_point_is_predicted_as_if_it_were_alone():
-    network, x = mjn.mlp((3, 7, 2)), np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-    params = some_params(3, 7, 2, dtype=np.float32)
-    together, alone = jax.jit(
-        lambda x: (network.apply(params, x), jax.vmap(functools.partial(network.apply, params))(x))
-    )(x)
-    # Sums of at most 7 products, in another order.
-    chex.assert_trees_all_close(np.asarray(together), np.asarray(alone), rtol=8 * 2**-23, atol=8 * 2**-23)
-
-
-@pytest.mark.slow
-def test_init_and_apply_work_under_jit_and_vmap():
-    keys = jax.random.wrap_key_data(np.arange(6, dtype=np.uint32).reshape(3, 2))
-    together = jax.jit(jax.vmap(lambda key: (SQUARE.init(key), SQUARE.apply(SQUARE.init(key), np.ones((2, 4))))))
-    params, predictions = together(keys)
-    assert predictions.shape == (3, 2, 4)
-    one = jax.tree.map(lambda leaf: np.asarray(leaf)[1], params)
-    chex.assert_trees_all_close(one, init(jax.random.wrap_key_data(np.uint32([2, 3]))), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
-    ("width", "kind"),
-    [(0, ValueError), (-3, ValueError), *((width, TypeError) for width in (2.0, "2", True, None, 1j, np.float32(2)))],
+    ("width", "kind"), [(0, ValueError), (-3, ValueError), *((width, TypeError) for width in (2.0, "2", True))]
 )
 def test_a_dense_layer_refuses_a_bad_width_and_names_it(width, kind):
     expected = "an int" if kind is TypeError else "at least 1"
@@ -207,13 +133,8 @@ def test_a_dense_layer_refuses_a_bad_width_and_names_it(width, kind):
 @pytest.mark.parametrize(
     ("sizes", "kind", "message"),
     [
-        *(
-            (sizes, ValueError, "sizes: got .*; expected at least an input and an output width")
-            for sizes in ((), (2,), [])
-        ),
+        ((2,), ValueError, "sizes: got .*; expected at least an input and an output width"),
         ((2, 0, 1), ValueError, r"sizes\[1\]: got 0; expected"),
-        ((2, 3, -1), ValueError, r"sizes\[2\]: got -1; expected"),
-        ((0, 1), ValueError, r"sizes\[0\]: got 0; expected"),
         ((2, 2.5, 1), TypeError, r"sizes\[1\]: got 2.5; expected"),
         ("21", TypeError, r"sizes\[0\]: got '2'; expected"),
     ],
@@ -223,33 +144,13 @@ def test_an_mlp_refuses_bad_sizes_and_says_which_it_got(sizes, kind, message):
         mjn.mlp(sizes)
 
 
-@pytest.mark.parametrize("dtype", [int, jnp.int32, bool, jnp.complex64, "uint8"])
+@pytest.mark.parametrize("dtype", [int, bool, jnp.complex64])
 def test_a_dtype_that_is_not_real_and_floating_is_refused(dtype):
     with pytest.raises(TypeError, match=r"dtype: got \w+; expected a real floating dtype"):
         mjn.mlp((2, 1), dtype=dtype)
 
 
-@pytest.mark.parametrize("x", [np.ones((4, 2)), np.ones((3, 1)), np.float32(1), np.ones((4, 0)), np.ones(2)])
+@pytest.mark.parametrize("x", [np.ones((4, 2)), np.float32(1), np.ones((4, 0))])
 def test_an_input_of_the_wrong_width_is_refused_with_both_shapes(x):
     with pytest.raises(ValueError, match=r"dense: x: got shape \(.*\); expected a last axis of 3"):
         mjn.mlp((3, 2)).apply(some_params(3, 2, dtype=np.float32), x)
-
-
-def test_params_of_another_number_of_layers_are_refused():
-    with pytest.raises(ValueError, match="zip"):
-        mjn.mlp((3, 2, 1)).apply(some_params(3, 2, dtype=np.float32), np.ones((4, 3)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "dtype"), [((64, 10), "float32"), ((5, 3), "bfloat16")])
-def test_weights_start_as_jaxs_initializers_draw_them(key, sizes, dtype):
-    def starts(key):
-        glorot, he = jax.nn.initializers.glorot_normal(), jax.nn.initializers.he_normal()
-        return [
-            (mjn.dense(*sizes, dtype=dtype).init(key)["weights"], glorot(key, sizes, dtype)),
-            (network._he_normal(key, sizes, dtype), he(key, sizes, dtype)),
-        ]
-
-    for got, want in jax.jit(starts)(key):
-        assert got.dtype == want.dtype
-        chex.assert_trees_all_close(got, want, rtol=2 * float(jnp.finfo(dtype).eps))

@@ -1,4 +1,4 @@
-"""The few tree helpers: names of leaves, floating leaves, the norm, the cast, the difference of structures."""
+"""Helpers for trees: floating leaves, the norm, the cast, the difference of structures."""
 
 import chex
 import jax
@@ -10,83 +10,31 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minijaxnet._checks import pair
-from minijaxnet._trees import (
-    array_type,
-    cast_floats,
-    floating_arrays,
-    l2_norm,
-    leaf_name,
-    named_leaves,
-    structure_difference,
-)
+from minijaxnet._trees import cast_floats, floating_arrays, l2_norm, structure_difference
 
 norm_of = jax.jit(l2_norm)
 TREE = ({"weights": np.ones((2, 3), np.float32), "bias": np.zeros(3, np.float32)}, [np.float32(1.0), ()])
 
 
-def test_leaves_are_named_as_one_would_write_them_and_stay_in_order():
-    assert list(named_leaves(TREE)) == ["[0]['bias']", "[0]['weights']", "[1][0]"]
-    assert [leaf.shape for leaf in named_leaves(TREE).values()] == [(3,), (2, 3), ()]
-    assert list(named_leaves(1.0)) == ["(leaf)"]
-    assert named_leaves(()) == {}
-    assert leaf_name(()) == "(leaf)"
-
-
-@pytest.mark.parametrize("batch", [(1, 2), [1, 2]])
-def test_a_pair_is_a_tuple_or_list_of_two(batch):
-    assert pair(batch) == (1, 2)
-
-
 @pytest.mark.parametrize(
-    ("batch", "got"),
-    [
-        ((1,), "tuple of 1"),
-        ([1, 2, 3], "list of 3"),
-        ({}, "dict"),
-        (np.ones((2, 2)), r"float(32|64)\[2,2\]"),
-        ("ab", "str"),
-    ],
+    ("batch", "got"), [([1, 2, 3], "list of 3"), ({}, "dict"), (np.ones((2, 2)), r"float(32|64)\[2,2\]"), ("ab", "str")]
 )
 def test_what_is_no_pair_is_refused_where_it_stands(batch, got):
     with pytest.raises(TypeError, match=rf"^there: got {got}; expected a pair \(x, y\)$"):
         pair(batch, "there")
 
 
-# --- floating_arrays -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
-def test_floating_arrays_keeps_values_dtypes_and_structure(dtype):
-    tree = {"a": np.array([1.5, -2.0], dtype), "b": (np.ones((), dtype),)}
-    chex.assert_trees_all_equal(floating_arrays(tree, "params"), jax.tree.map(jnp.asarray, tree), strict=True)
-
-
-def test_floating_arrays_makes_python_numbers_strongly_typed():
-    [array] = jax.tree.leaves(floating_arrays([2.0], "params"))
-    assert (array.dtype, array.weak_type) == (jnp.float32, False)
-    [array] = jax.tree.leaves(floating_arrays([jnp.asarray(2.0)], "params"))
-    assert not array.weak_type
-    with jax.enable_x64(True):
-        assert floating_arrays(2.0, "params").dtype == jnp.float64
-
-
-def test_floating_arrays_works_on_traced_leaves():
-    doubled = jax.jit(lambda x: floating_arrays({"x": x}, "params")["x"] * 2)(1.5)
-    assert (doubled, doubled.weak_type) == (3.0, False)
+# --- floating_arrays --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
         ([1.0, 2], r"params\[1\]: got dtype int32; expected a real floating dtype"),
-        ({"w": np.array([True])}, r"params\['w'\]: got dtype bool; expected a real floating dtype"),
         (np.complex64(1), r"params: got dtype complex64; expected a real floating dtype"),
         ({"k": jax.random.key}, r"params\['k'\]: got dtype key<fry>; expected a real floating dtype"),
         ([1.0, "text"], r"params\[1\]: got str; expected an array of floating numbers"),
-        ([np.array([None])], r"params\[0\]: got dtype object; expected an array of floating numbers"),
-        ((), r"params: got a tree without leaves; expected at least one array"),
-        (None, r"params: got a tree without leaves"),
-        ({"a": [], "b": {}}, r"params: got a tree without leaves"),
+        ({"a": [], "b": None}, r"params: got a tree without leaves"),
     ],
 )
 def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(tree, message):
@@ -95,7 +43,7 @@ def test_floating_arrays_refuses_what_cannot_take_a_gradient_step_and_names_it(t
         floating_arrays(tree, "params")
 
 
-# --- l2_norm ---------------------------------------------------------------------------------------------------------
+# --- l2_norm ----------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,7 +58,7 @@ def test_the_norm_of_a_tree_is_that_of_one_long_vector(a, b):
     assert abs(float(got) - expected) <= 6 * 2**-23 * expected + 10 * 2.0**-63
 
 
-@pytest.mark.parametrize("scale", [1e-17, 1e-10, 1.0, 1e10, 1e18])
+@pytest.mark.parametrize("scale", [1e-17, 1.0, 1e18])
 def test_the_norm_is_exact_to_rounding_between_1e_17_and_1e18(scale):
     tree = {"a": np.float32([3 * scale, 0]), "b": np.float32([[4 * scale]])}
     assert float(norm_of(tree)) == pytest.approx(5 * scale, rel=1e-6)
@@ -130,20 +78,11 @@ def test_the_norm_of_a_mixed_tree_is_as_wide_as_its_widest_leaf():
         assert norm_of([np.ones(4, np.float32)]).dtype == jnp.float32
 
 
-def test_the_norm_says_so_where_a_leaf_is_not_finite():
-    assert np.isnan(norm_of([np.ones(2, np.float32), np.float32([np.nan])]))
-    assert np.isinf(norm_of([np.ones(2, np.float32), np.float32([-np.inf])]))
-    assert l2_norm(()) == 0
+# --- cast_floats ------------------------------------------------------------------------------------------------------
 
 
-# --- cast_floats -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "dtype", [jnp.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.float16, jnp.float32))]
-)
-def test_a_cast_changes_floats_and_nothing_else(dtype):
-    key = jax.random.key(3)
+def test_a_cast_changes_floats_and_nothing_else():
+    key, dtype = jax.random.key(3), jnp.bfloat16
     tree = {"f": np.ones(2, np.float32), "py": 2.5, "i": np.arange(3, dtype=np.int32), "b": np.array([True]), "k": key}
     got = cast_floats(tree, dtype)
     assert (got["f"].dtype, got["py"].dtype) == (dtype, dtype)
@@ -152,7 +91,7 @@ def test_a_cast_changes_floats_and_nothing_else(dtype):
     assert got["py"] == 2.5
 
 
-# --- structure_difference --------------------------------------------------------------------------------------------
+# --- structure_difference ---------------------------------------------------------------------------------------------
 
 
 def test_a_tree_does_not_differ_from_its_likes():
@@ -167,7 +106,6 @@ def test_a_tree_does_not_differ_from_its_likes():
     ("got", "expected", "message"),
     [
         ({"w": np.ones(2, np.float32)}, {"w": np.ones(3, np.float32)}, "['w']: got float32[2]; expected float32[3]"),
-        (np.ones(2, jnp.bfloat16), np.ones(2, np.float32), "(leaf): got bfloat16[2]; expected float32[2]"),
         ([1.0, np.int32(1)], [1.0, 1.0], "[1]: got int32[]; expected float32[]"),
         (np.zeros(2, np.uint32), jax.random.key, "(leaf): got uint32[2]; expected key<fry>[]"),
         (
@@ -185,22 +123,3 @@ def test_a_tree_does_not_differ_from_its_likes():
 def test_what_keeps_one_tree_from_standing_for_another_is_said_with_its_place(got, expected, message):
     expected = expected(0) if expected is jax.random.key else expected
     assert structure_difference(got, expected) == message
-
-
-def test_where_only_the_kind_of_node_differs_the_message_says_so():
-    message = structure_difference([1.0], (1.0,))
-    got, expected = message.split("; expected ")
-    assert got.removeprefix("got a tree with leaves ") != expected
-
-
-@pytest.mark.parametrize(
-    ("leaf", "written"),
-    [
-        (np.zeros((2, 3), np.float32), "float32[2,3]"),
-        (np.zeros((), jnp.bfloat16), "bfloat16[]"),
-        (jax.ShapeDtypeStruct((4,), jnp.int32), "int32[4]"),
-        (1.0, "float32[]"),
-    ],
-)
-def test_an_array_type_is_written_as_jax_writes_it(leaf, written):
-    assert array_type(leaf) == written

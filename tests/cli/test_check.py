@@ -1,22 +1,16 @@
 """``minijaxnet check``: experiments, small files, functions by name."""
 
-import contextlib
-import io
 import json
 import re
 import sys
 import textwrap
 
-import jax
 import pytest
-from kits.command import unboxed
 from kits.lines import RIGHT, line
 from kits.marks import slow
 
 from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
-from minijaxnet.cli.screen import Screen, screen
-from minijaxnet.verify import GradReport, LeafReport, Verdict
 
 
 @pytest.fixture
@@ -38,8 +32,8 @@ PRECISIONS = ("float32", "bfloat16", "float64")
 
 @pytest.mark.parametrize(
     ("slope", "wrong", "precision"),
-    [(WRONG, "negated", "bfloat16"), *slow((WRONG, "negated", None), (RIGHT, None, None))],
-    ids=["wrong at negative weights", "the same in three dtypes", "right"],
+    [(WRONG, "negated", "bfloat16"), *slow((RIGHT, None, None))],
+    ids=["wrong at negative weights", "right"],
 )
 def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_where_it_is_wrong(
     check, tmp_path, slope, wrong, precision
@@ -63,115 +57,10 @@ def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_wher
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 
 
-LEAF = LeafReport("['w']", (), 1.0, 1e-15, 1e-15, (), 2.0, 1.0, share_wrong=1.0)
-FAILED = GradReport({"algebra": Verdict("fail", "wrong")}, {"['w']": LEAF}, ("['w']: twice",))
-PASSED = GradReport({"algebra": Verdict("pass", "equal")}, {})
-
-
-@pytest.fixture
-def judged(monkeypatch):
-    """Have every check pass at once, but for that of negated weights; what was made ready, and what was judged."""
-    made, seen = [], []
-
-    def checks_of(experiment, like, **options):
-        def judge(args):
-            weight = args[0]["w"]
-            seen.append((weight.dtype.name, float(weight)))
-            options["tell"]("judging")
-            return FAILED if weight < 0 else PASSED
-
-        made.append([leaf.dtype.name for leaf in jax.tree.leaves(like[0])])
-        return {"gradient by hand": judge}
-
-    monkeypatch.setattr(verb, "checks_of", checks_of)
-    return made, seen
-
-
-def test_all_points_in_all_dtypes_share_one_check_made_ready(check, judged):
-    code, out, _ = check(line(RIGHT), "--start", "0.25", "--steps", "0")
-    made, seen = judged
-    assert (code, made) == (1, [["float32"]])
-    weights = [0.25, 0.25, 0.0, -0.25, 250.0, 0.25 * 1e-3, 0.25]
-    assert seen == [(p, pytest.approx(w, rel=1e-2)) for p in PRECISIONS for w in weights]
-    assert "negated, bfloat16: NOT RIGHT: ['w']: 2 by hand, 1 by autodiff: twice\n" in out
-    assert "\nline: right at 18, NOT RIGHT at 3 of 21 points\n" in out
-
-
-def test_where_numbers_are_drawn_each_dtype_has_its_own_check(check, judged):
-    draws = line(RIGHT).replace("def loss(params, batch)", "def loss(params, batch, key)")
-    draws = draws.replace("value_and_gradient(params, batch)", "value_and_gradient(params, batch, key)")
-    check(draws, "--steps", "0")
-    assert judged[0] == [["float32"], ["bfloat16"], ["float64"]]
-
-
-@pytest.mark.parametrize(
-    ("flags", "precision"), [((), "float32"), (("--precision", "float64"), "float64")], ids=["alone", "in a dtype"]
-)
-def test_quick_is_the_start_in_one_dtype(check, judged, flags, precision):
-    code, out, _ = check(line(RIGHT), "--quick", "--start", "0.25", *flags)
-    assert (code, judged[1]) == (0, [(precision, 0.25)])
-    assert out.splitlines()[:2] == [f"line: 1 point in {precision}", f"start, {precision}: right"]
+def test_quick_is_the_start_in_one_dtype(check):
+    code, out, _ = check(line(RIGHT), "--quick", "--start", "0.25", "--precision", "float64")
+    assert code == 0 and out.startswith("line: 1 point in float64\n") and "start, float64: right" in out
     assert "line: right at 1 of 1 point\n" in out
-
-
-def test_stopped_it_says_what_it_knows_so_far(check, judged, monkeypatch, tmp_path):
-    doing = []
-
-    @contextlib.contextmanager
-    def stopped_at_negated():
-        def tell(stage):
-            doing.append(stage)
-            if stage == "zeros, float32: judging":
-                raise KeyboardInterrupt
-
-        yield Screen(print, tell)
-
-    monkeypatch.setattr(verb, "screen", stopped_at_negated)
-    code, out, err = check(line(RIGHT), "--steps", "3")
-    assert (code, err) == (130, "stopped\n")
-    assert "start, float32: right\ntrained, float32: right\n" in out
-    assert re.search(r"point +float32\n-+\nstart +right\ntrained +right\n\n", out)
-    assert "line: right at 2 of 2 points\nstopped after 2 of 21 verdicts\n" in out
-    assert doing[1:] == [
-        "start, float32: judging",
-        "trained, float32: 3 steps of descent",
-        "trained, float32: judging",
-        "zeros, float32: judging",
-    ]
-    assert not (tmp_path / "runs").exists()
-
-
-class Terminal(io.StringIO):
-    """A terminal, as far as rich asks."""
-
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_shows_what_is_being_done_and_lines_in_full(monkeypatch):
-    monkeypatch.setattr("sys.stdout", terminal := Terminal())
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "40")
-    with screen() as on:
-        on.tell("zeros, bfloat16: [comparing]")
-        on.say("a line [that] is longer than the terminal is wide: 1.0")
-    shown = terminal.getvalue()
-    assert re.search(r"zeros, bfloat16: \[comparing\].{0,20}0:00:00", shown)
-    assert "a line [that] is longer than the terminal is wide: 1.0" in shown
-
-
-def test_elsewhere_there_are_only_lines_each_at_once(monkeypatch):
-    class Pipe(io.StringIO):
-        flushed = ""
-
-        def flush(self):
-            self.flushed = self.getvalue()
-
-    monkeypatch.setattr("sys.stdout", pipe := Pipe())
-    with screen() as on:
-        on.tell("comparing")
-        on.say("start: right")
-        assert pipe.flushed == "start: right\n"
 
 
 def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):
@@ -210,28 +99,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "factor"),
-    [
-        ("fun", 3),
-        ("gradient", 1),
-        *slow(("fun", 1), ("gradient", 3), ("value_and_gradient", 1), ("value_and_gradient", 3)),
-    ],
-)
+@pytest.mark.parametrize(("kind", "factor"), [("fun", 3), ("gradient", 1), *slow(("value_and_gradient", 3))])
 def test_a_small_file_is_checked(kind, factor, check):
     text = "import jax, jax.numpy as jnp\nargs = (jnp.linspace(0.1, 2, 5),)\n" + SMALL[kind]
     code, out, _ = check(text.format(c=factor))
     if factor == 1:
-        judged = "derivative rule" if kind == "fun" else "gradient by hand"
-        assert (code, out.splitlines()[1]) == (0, f"{judged} against autodiff: right")
+        assert (code, out.splitlines()[1]) == (0, "gradient by hand against autodiff: right")
     else:
         assert code == 1 and "3 times what it should be" in out
-
-
-def test_a_small_file_without_a_rule_is_refused(check):
-    code, _, err = check("args = (1.0,)\nloss = 3")
-    assert code == 2
-    assert "it.py: gradient: got nothing; expected a function" in err
 
 
 def test_a_function_is_checked_by_its_name(capsys):
@@ -251,25 +126,12 @@ def test_a_function_of_the_current_folder_without_a_rule_is_held_against_finite_
     assert "fun holds no custom rule" in out
 
 
-def test_help_mentions_functions_and_shows_how(capsys):
-    with pytest.raises(SystemExit):
-        main(["check", "--help"])
-    out = unboxed(capsys.readouterr().out)
-    assert 'minijaxnet check my_package.module:function --args "jnp.ones(3), 2.0"' in out
-    assert main(["--help"]) == 0
-    assert "package.module:function" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["jax.nn:relu"], 'expected --args with its arguments, as in --args "jnp.ones(3), 2.0"'),
         (["jax.nn:rely", "--args", "1.0"], "the module jax.nn has no 'rely'; did you mean relu?; expected package."),
-        (["jax.nn:relu.x", "--args", "1.0"], "has no 'x'; expected package.module:function, got jax.nn:relu.x"),
         (["math:pi", "--args", "1.0"], "math:pi is a float; expected a function"),
-        (["sys:maxsize", "--args", "1.0"], "sys:maxsize is an int; expected a function"),
-        ([":f", "--args", "1.0"], "check: got :f; expected package.module:function\n"),
-        (["jax.nn:", "--args", "1.0"], "check: got jax.nn:; expected package.module:function\n"),
         (["a/b.py:f", "--args", "1.0"], "check: got a/b.py:f; expected package.module:function\n"),
         (
             ["jax.nn.relu", "--args", "1.0"],
@@ -277,15 +139,19 @@ def test_help_mentions_functions_and_shows_how(capsys):
         ),
         (["no.such.module:f", "--args", "1.0"], "there is no module no, neither in the current folder nor where"),
         (["jax.nn:relu", "--args", "jnp.ones("], "--args: got 'jnp.ones(': "),
-        (["jax.nn:relu", "--args", "nowhere"], "--args: got 'nowhere': NameError: name 'nowhere' is not defined;"),
         (["jax.nn:relu", "--args", "1.0, 2.0"], "--args: got 2 arguments for relu(x"),
         (["jax.nn:relu", "--args", "3"], "without a floating number; expected one at least"),
         (["jax.numpy:dot", "--args", "jnp.ones(2), jnp.ones(3)"], "called with --args: float32[2], float32[3]"),
         (["no/such/file.py"], "there is no such file"),
         (["--steps", "3"], "expected the file of an experiment first"),
+        (["it.py", "--args", "1.0"], "--args: got '1.0' for it.py, an experiment; expected it for a function by its n"),
+        (["small.py"], "small.py: gradient: got nothing; expected a function"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(arguments, complaint, capsys):
+def test_what_cannot_be_checked_is_refused(arguments, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.py").write_text(textwrap.dedent(line(RIGHT)))
+    (tmp_path / "small.py").write_text("args = (1.0,)\nloss = 3")
     assert main(["check", *arguments]) == 2
     err = capsys.readouterr().err
     assert complaint in err and "JAX has removed" not in err
@@ -293,13 +159,7 @@ def test_what_cannot_be_checked_is_refused(arguments, complaint, capsys):
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [
-        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
-        ("from os import nothing", "ImportError: cannot import name 'nothing' from 'os'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("def f(:", "SyntaxError: invalid syntax"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
-    ],
+    [("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"), ("raise SystemExit(3)", "SystemExit: 3")],
 )
 def test_a_module_that_does_not_import_is_named_with_its_line(line, complaint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -321,8 +181,3 @@ def test_the_folder_of_a_check_is_known_to_runs_and_show(check, tmp_path, capsys
     (folder / "check.json").write_text('{"reports": 3}')
     assert main(["runs", str(folder.parent)]) == main(["show", str(folder)]) == 0
     assert capsys.readouterr().out.count("nothing can be read") == 2
-
-
-def test_arguments_are_not_for_experiments(check):
-    code, _, err = check(line(RIGHT), "--args", "1.0")
-    assert code == 2 and "--args: got '1.0' for it.py, an experiment; expected it for a function by its name" in err

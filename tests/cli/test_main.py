@@ -1,41 +1,26 @@
-"""The command itself: its verbs, its help, what it imports, and how it ends."""
+"""The command itself: its verbs, its help, what it imports, how it ends, and where it prints."""
 
+import os
 import re
-import textwrap
-from importlib.metadata import version
 
 import pytest
-from kits.command import call, rows_in, run, unboxed
-from kits.processes import LINE, MINIJAXNET, ended, python, said, started
+from kits.command import BY_HAND, HEAD, call, rows_in, run
+from kits.processes import LINE, MINIJAXNET, ended, output_of, python, started
 
 from minijaxnet.cli import VERBS
 
 
-@pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",)])
-def test_help_shows_the_verbs(arguments):
-    called = call(*arguments)
-    assert (called.code, called.err) == (0, "")
+def test_help_shows_the_verbs():
+    called = call("--help")
+    assert (called.code, called.err) == (0, "") and called == call() == call("-h")
     assert re.findall(r"^  (\w+) +\S", called.out, re.MULTILINE) == [*VERBS]
 
 
-def test_help_of_run_needs_no_file():
-    called = call("run", "--help")
-    assert called.code == 0
-    text = unboxed(called.out)
-    assert all(flag in text for flag in ("--learning-rate FLOAT", "--resume-latest", "--processes INT"))
-
-
-def test_version_is_the_packages():
-    assert call("--version").out == f"minijaxnet {version('minijaxnet')}\n"
-
-
-@pytest.mark.parametrize("verb", ["walk", "--bogus", "Run", "tune", "draw"])
+@pytest.mark.parametrize("verb", ["walk", "--bogus"])
 def test_an_unknown_verb_is_named_with_those_there_are(verb):
     called = call(verb)
-    assert called.code == 2
-    verbs = "run, check, bench, sweep, list, runs, show, report, resume"
-    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of {verbs}\n"
-    assert called.out == ""
+    assert (called.code, called.out) == (2, "")
+    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of {', '.join(VERBS)}\n"
 
 
 def test_run_wants_its_file_first():
@@ -57,13 +42,10 @@ def test_import_takes_in_no_extra_and_nothing_slow():
     import minijaxnet.cli.run
     print([name for name in slow if name in sys.modules])
     """
-    assert said(python(lines)) == "[]\n[]\n"
+    assert output_of(python(lines)) == "[]\n[]\n"
 
 
-@pytest.mark.parametrize(
-    "closed",
-    ["2>&-", pytest.param(">&- 2>&-", marks=pytest.mark.slow), pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("closed", ["2>&-", pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow)])
 def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in_its_files(closed, tmp_path):
     (tmp_path / "line.py").write_text(LINE)
     run = "run line.py --bench-seconds 0 --no-report --log-every 100"
@@ -76,25 +58,43 @@ def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in
     assert (code, err) == (2, "")
 
 
-def test_a_file_that_is_opened_where_a_stream_was_closed_is_not_written_to_by_others(tmp_path):
-    code = """
-    import os, sys
-    from minijaxnet.cli import main
-    from minijaxnet._files import Lines
-
-    assert sys.stderr is None
-    assert main(["--version"]) == 0
-    with Lines("lines") as lines:
-        os.write(2, b"what a library says")
-        assert lines.fileno() > 2
-    """
-    (tmp_path / "code.py").write_text(textwrap.dedent(code))
-    said(started(["sh", "-c", f"exec {MINIJAXNET[0]} code.py 2>&-"], cwd=tmp_path))
-    assert (tmp_path / "lines").read_text() == ""
-
-
 def test_standard_output_on_a_full_disk_is_named(tmp_path):
     (tmp_path / "line.py").write_text(LINE)
     shell = f"exec {' '.join(MINIJAXNET)} run line.py > /dev/full"
     [(code, _, err)] = ended([started(["sh", "-c", shell], cwd=tmp_path)])
     assert code and "not written: No space left on device: 'standard output'" in err
+
+
+# --- Closed pipes and narrow terminals ---
+
+
+def experiment(folder, summary="A line."):
+    (folder / "it.py").write_text(HEAD.replace("A line through a few points.", summary) + BY_HAND, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        ("run it.py --bench-seconds 0 --no-report", "params.safetensors"),
+        pytest.param("sweep it.py --steps 3 --seeds 2", "sweep.npz", marks=pytest.mark.slow),
+        pytest.param("check it.py --quick", "check.json", marks=pytest.mark.slow),
+    ],
+)
+def test_where_nobody_reads_on_it_ends_quietly_and_leaves_all_that_it_would(command, left, tmp_path):
+    experiment(tmp_path)
+    read, write = os.pipe()
+    os.close(read)
+    process = started([*MINIJAXNET, *command.split()], cwd=tmp_path, stdout=write, stderr=write)
+    os.close(write)
+    [(code, _, _)] = ended([process])
+    assert code == 0 and len([*tmp_path.rglob(left)]) == 1
+
+
+def test_letters_that_a_terminal_lacks_are_replaced(tmp_path):
+    environment = {"PYTHONIOENCODING": "ascii"}
+    experiment(tmp_path, "Ab \u2192 \u03c0.")
+    calls = [["list", "."], ["run", "\u03c0.py"]]
+    found = ended([started([*MINIJAXNET, *call], cwd=tmp_path, environment=environment) for call in calls])
+    assert [code for code, *_ in found] == [0, 2]
+    assert "Ab ? ?." in found[0][1] and "\\u03c0.py: there is no such file" in found[1][2]
+    assert not any("Traceback" in err for *_, err in found)

@@ -1,15 +1,13 @@
 """An experiment's own optimizer: run, resumed, swept and compared; its numbers are flags."""
 
-import json
 import shlex
 import textwrap
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from kits.command import call as call_command
+from kits.command import call, run
 
 import minijaxnet as mjn
 
@@ -33,14 +31,6 @@ TEXT = """
         defaults=mjn.Settings(steps=30, learning_rate=0.1),
     )
 """
-PLAIN = ["--bench-seconds", "0", "--no-report"]
-
-
-def call(*arguments):
-    """Call the command; the newest folder of a run."""
-    called = call_command(*arguments)
-    folders = sorted(Path("runs").glob("*"), key=lambda path: path.stat().st_mtime_ns)
-    return called._replace(folder=folders[-1] if folders else None)
 
 
 def optimizer(learning_rate, steps=30, decay=0.5, warmup=2):
@@ -50,100 +40,85 @@ def optimizer(learning_rate, steps=30, decay=0.5, warmup=2):
 
 
 @pytest.fixture
-def file(tmp_path, monkeypatch):
-    """Writes the experiment with an optimizer, in a folder of its own that one is in."""
+def verb(tmp_path, monkeypatch):
+    """Calls a verb on the experiment with an optimizer."""
     monkeypatch.chdir(tmp_path)
 
-    def write(of="optimizer"):
-        (tmp_path / "line.py").write_text(textwrap.dedent(TEXT).replace("OPTIMIZER", of))
-        return "line.py"
+    def called(verb, *flags, of="optimizer"):
+        return run(tmp_path, textwrap.dedent(TEXT).replace("OPTIMIZER", of), *flags, verb=verb, head="")
 
-    return write
+    return called
 
 
-def expected(steps=30, **numbers):
-    descent = mjn.optax_descent(
-        lambda params, batch: jnp.mean((params["w"] * batch[0] - batch[1]) ** 2), optimizer(0.1, steps, **numbers)
-    )
+def expected(optimizer, steps=30):
+    descent = mjn.optax_descent(lambda params, batch: jnp.mean((params["w"] * batch[0] - batch[1]) ** 2), optimizer)
     points = (jnp.ones(3), jnp.ones(3))
     return mjn.descend(descent, descent.init({"w": jnp.float32(3)}), points, steps=steps)[0].params["w"]
 
 
-def test_it_is_run_with_the_steps_and_its_numbers_are_flags(file):
-    called = call("run", file(), *PLAIN)
-    assert called.code == 0 and "30 steps of its own optimizer" in called.out
-    np.testing.assert_array_equal(mjn.load_params(called.folder)["w"], expected())
-    called = call("run", "line.py", *PLAIN, "--warmup", "9", "--decay", "0.1", "--steps", "25")
-    np.testing.assert_allclose(mjn.load_params(called.folder)["w"], expected(25, warmup=9, decay=0.1), rtol=1e-6)
-    assert json.loads((called.folder / "config.json").read_text())["optimizer"] == {"decay": 0.1, "warmup": 9}
-    assert "--warmup INT" in call("run", "line.py", "--help").out
-    called = call("run", "line.py", *PLAIN, "--optimizer", "gd")
-    assert called.code == 0 and "30 steps of gradient descent" in called.out
+def weight(called):
+    assert called.code == 0, called.err
+    return mjn.load_params(called.folder)["w"]
 
 
-def test_stopped_and_gone_on_with_it_comes_to_the_same_bits(file):
-    folder = call("run", file(), *PLAIN, "--checkpoint-every", "7", "--warmup", "4").folder
-    whole = mjn.load_params(folder)
-    for path in (folder / "checkpoints").iterdir():
-        if "00000030" in path.name:
-            path.unlink()
-    (folder / "result.json").unlink()
-    (folder / "params.safetensors").unlink()
-    called = call("resume", folder)
-    assert called.code == 0 and "went on from step 28" in called.out
-    np.testing.assert_array_equal(mjn.load_params(folder)["w"], whole["w"])
+def test_it_is_run_with_the_steps_its_numbers_are_flags_and_it_goes_on_to_the_same_bits(verb):
+    called = verb("run", "--checkpoint-every", "7")
+    assert "30 steps of its own optimizer" in called.out and "--warmup INT" in verb("run", "--help").out
+    np.testing.assert_array_equal(whole := weight(called), expected(optimizer(0.1)))
+    for name in ("checkpoints/step-00000030.safetensors", "result.json", "params.safetensors"):
+        (called.folder / name).unlink()  # as if it had been killed
+    assert "went on from step 28" in call("resume", called.folder).out
+    np.testing.assert_array_equal(weight(called), whole)
+    assert (
+        "its own optimizer is made anew, for 40 steps in place of 30"
+        in call("resume", called.folder, "--steps", 40).out
+    )
+    called = verb("run", "--warmup", "9", "--decay", "0.1", "--steps", "25")
+    np.testing.assert_allclose(weight(called), expected(optimizer(0.1, 25, decay=0.1, warmup=9), 25), rtol=1e-6)
+    assert called.read("config.json")["optimizer"] == {"decay": 0.1, "warmup": 9}
 
 
-def test_its_numbers_are_swept_and_the_table_ends_with_the_command_that_runs_the_best(file):
-    called = call("sweep", file(), "--warmup", "2,9", "--decay", "0.1:0.5:2", "--steps", "20")
-    assert called.code == 0
-    swept = called.folder
-    line = called.out[called.out.index("minijaxnet run line.py") :].splitlines()[0]
+def test_its_numbers_are_swept_and_the_table_ends_with_the_command_that_runs_the_best(verb, tmp_path):
+    swept = verb("sweep", "--warmup", "2,9", "--decay", "0.0,0.5", "--steps", "20")
+    assert swept.code == 0 and "4 descents of 20 steps" in swept.out
+    line = swept.out[swept.out.index("minijaxnet run ") :].splitlines()[0]
     assert "--warmup 9" not in line and "--steps 20" in line
-    again = call(*shlex.split(line)[1:], *PLAIN)
-    assert again.code == 0, again.err
-    best = json.loads((swept / "result.json").read_text())["loss"]
+    again = verb("run", *shlex.split(line)[3:])
+    best = swept.read("result.json")["loss"]
     assert again.read("result.json")["metrics"]["train_loss"] == pytest.approx(best, rel=1e-3)
 
 
-def test_a_transformation_is_taken_whole_and_compared_by_bench(file):
-    called = call("run", file("optax.adam(0.05)"), *PLAIN)
-    assert called.code == 0
-    descent = mjn.optax_descent(
-        lambda params, batch: jnp.mean((params["w"] * batch[0] - batch[1]) ** 2), optax.adam(0.05)
-    )
-    points = (jnp.ones(3), jnp.ones(3))
-    want = mjn.descend(descent, descent.init({"w": jnp.float32(3)}), points, steps=30)[0].params["w"]
-    np.testing.assert_array_equal(mjn.load_params(called.folder)["w"], want)
-    called = call("bench", "line.py", "--seconds", "0.05")
+def test_a_transformation_is_taken_whole_and_compared_by_bench(verb):
+    np.testing.assert_array_equal(weight(verb("run", of="optax.adam(0.05)")), expected(optax.adam(0.05)))
+    called = verb("bench", "--seconds", "0.01", of="optax.adam(0.05)")
     assert called.code == 0 and "its own optimizer" in called.out
-    refused = call("run", "line.py", *PLAIN, "--learning-rate", "0.3")
-    assert refused.code == 2 and "learning_rate: got 0.3; expected none" in refused.err
 
 
-def test_the_numbers_of_optaxs_optimizers_are_options(file):
-    called = call("run", file("None"), *PLAIN, "--optimizer", "adam", "--optimizer-options", "b1=0.8 nesterov=True")
-    assert called.code == 0
-    for options, words in (
-        ("b1", "got 'b1'; expected name=number"),
-        ("b1=many", "b1: got 'many'; expected a number"),
-        ("c1=0.8", "adam takes no 'c1'; expected some of b1"),
-    ):
-        refused = call("run", "line.py", *PLAIN, "--optimizer", "adam", "--optimizer-options", options)
-        assert refused.code == 2 and words in refused.err
+@pytest.mark.parametrize(
+    ("name", "options", "made"),
+    [
+        ("adam", "b1=0.8 nesterov=True", lambda: optax.adam(0.1, b1=0.8, nesterov=True)),
+        ("polyak_sgd", "", lambda: optax.polyak_sgd(0.1)),  # its rate is only the largest
+    ],
+)
+def test_a_name_stands_for_optaxs_optimizer_and_its_numbers_are_options(name, options, made, verb):
+    called = verb("run", "--optimizer", name, "--optimizer-options", options)
+    assert f"30 steps of optax.{name}, learning rate 0.1" in called.out
+    np.testing.assert_allclose(weight(called), expected(made()), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("of", "flags", "words"),
     [
         ("None", ["--optimizer", "own"], "got 'own'; expected an experiment with one"),
+        ("optax.adam(0.05)", ["--learning-rate", "0.3"], "learning_rate: got 0.3; expected none"),
+        ("None", ["--optimizer", "adam", "--optimizer-options", "b1"], "got 'b1'; expected name=number"),
+        ("None", ["--optimizer", "adam", "--optimizer-options", "b1=many"], "b1: got 'many'; expected a number"),
+        ("None", ["--optimizer", "adam", "--optimizer-options", "c1=0.8"], "adam takes no 'c1'; expected some of b1"),
+        ("None", ["--optimizer", "adam", "--optimizer-options", "learning_rate=1"], "adam takes no 'learning_rate'"),
         ("lambda learning_rate: 3", [], "optimizer: it returns a int; expected a transformation of optax"),
         ("optimizer", ["--optimizer-options", "b1=0.8"], "its own takes no 'b1'; expected some of its numbers: decay"),
-        (
-            "lambda *, steps: optax.sgd(0.1)",
-            [],
-            "optimizer: too many positional arguments; expected optimizer(",
-        ),
+        ("lambda *, steps: optax.sgd(0.1)", [], "optimizer: too many positional arguments; expected optimizer("),
         ("'adam'", [], "optimizer: got str; expected a transformation of optax"),
         ("lambda learning_rate, *, start=1.0: optax.sgd(start)", [], "'start' has the name of a flag"),
         (
@@ -153,25 +128,6 @@ def test_the_numbers_of_optaxs_optimizers_are_options(file):
         ),
     ],
 )
-def test_what_is_no_optimizer_is_said(of, flags, words, file):
-    refused = call("run", file(of), *PLAIN, *flags)
+def test_what_is_no_optimizer_is_said(of, flags, words, verb):
+    refused = verb("run", *flags, of=of)
     assert refused.code == 2 and words in refused.err, refused.err
-
-
-def test_a_schedule_is_sent_to_optax():
-    with pytest.raises(TypeError, match="a schedule: optax_descent"):
-        mjn.gradient_descent(lambda params, batch: params, optax.constant_schedule(0.1))
-
-
-def test_a_sweep_over_numbers_that_the_optimizer_looks_at(file):
-    """optax's warmup_cosine_decay_schedule asks whether its peak is 0, which no compiled program can say."""
-    of = "lambda rate, *, steps, decay=0.1: optax.sgd(optax.warmup_cosine_decay_schedule(0.0, rate, 2, steps, decay))"
-    found = call("sweep", file(of), "--learning-rate", "0.001,0.1", "--decay", "0.0,0.1")
-    assert found.code == 0, found
-    assert "4 descents of 30 steps" in found.out and "best: learning_rate 0.1" in found.out
-
-
-def test_more_steps_make_it_anew_and_that_is_said(file):
-    folder = call("run", file(), *PLAIN).folder
-    called = call("resume", folder, "--steps", "40")
-    assert called.code == 0 and "its own optimizer is made anew, for 40 steps in place of 30" in called.out

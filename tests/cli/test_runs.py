@@ -1,4 +1,4 @@
-"""``runs`` and ``show``: what is odd in one folder costs the others nothing, and the terminal obeys none of it."""
+"""runs and show: a damaged folder does not stop the listing, and control characters are not printed."""
 
 import json
 import os
@@ -45,9 +45,7 @@ def change(path, *keys, to):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "content", [200_000 * b"[", b'{"a":' + 200_000 * b"[", b"\xff\xfe", b"null", b"{}", b'[{"step": 1}]\n', b"9" * 5000]
-)
+@pytest.mark.parametrize("content", [200_000 * b"[", b"\xff\xfe", b"null", b'[{"step": 1}]\n', b"9" * 5000])
 def test_a_file_that_holds_anything_at_all_ends_no_listing(runs, name, content):
     (runs / "odd" / name).write_bytes(content + b"\n")
     listed(runs, "good", "odd")
@@ -69,7 +67,7 @@ def test_a_file_that_is_no_file_ends_no_listing(runs, name, kind):
     assert call("show", runs / "odd").code in (0, 2)
 
 
-@pytest.mark.parametrize("to", ["text", None, [], {}, True, 1e300, 10**400, [1]])
+@pytest.mark.parametrize("to", ["text", None, {}, 10**400, [1]])
 def test_another_kind_of_value_where_a_number_or_a_table_is_meant_ends_no_listing(runs, to):
     odd = runs / "odd"
     for name, *keys in (
@@ -113,15 +111,12 @@ def test_a_name_that_is_no_text_is_listed(runs):
 
 
 def test_a_folder_that_may_not_be_read_ends_no_listing(runs, monkeypatch):
-    from minijaxnet import _files as disk
+    opened = os.open
 
-    opened = disk.open_own
-
-    def may_not(path, flags):
-        if os.path.basename(os.path.dirname(path)) == "odd":
+    def may_not(path, *arguments, **options):
+        if "odd" in str(path):
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, flags)
+        return opened(path, *arguments, **options)
 
-    for module in ("_files", "run.lock"):
-        monkeypatch.setattr(f"minijaxnet.{module}.open_own", may_not)
+    monkeypatch.setattr(os, "open", may_not)
     assert "PermissionError" in listed(runs, "good", "odd")["odd"]

@@ -94,7 +94,7 @@ def run(home, text, *flags, head=HEAD, verb="run"):
     file, runs = Path(home) / "my_experiment.py", Path(home) / "runs"
     file.write_text(head + text, encoding="utf-8")
     before = set(runs.glob("*"))
-    called = call(verb, file, "--runs", runs, *(QUICK if verb == "run" else ()), *flags)
+    called = call(verb, file, *(() if verb == "bench" else ("--runs", runs)), *(QUICK if verb == "run" else ()), *flags)
     made = set(runs.glob("*")) - before
     return called._replace(folder=made.pop() if made else None)
 

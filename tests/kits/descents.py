@@ -31,7 +31,7 @@ def bowl(weight: Any, target: Any) -> Any:
 
 
 def halving() -> mjn.Descent:
-    """Each step halves the distance to the target, without rounding; the slope is twice the distance."""
+    """Each step halves the distance to the target, without rounding; the gradient is twice the distance."""
     return mjn.gradient_descent(bowl, 0.25, has_aux=True)
 
 

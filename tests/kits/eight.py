@@ -1,4 +1,4 @@
-"""Checks in one process whose CPU is eight devices, which JAX has to be told before it starts."""
+"""Checks in one process whose CPU is divided into eight devices, which must be set before JAX starts."""
 
 import itertools
 import os

@@ -1,11 +1,14 @@
-"""One small network and descents of each kind, shared so that what one test has compiled, the others need not."""
+"""One small network and descents of each kind, shared so that their programs are compiled once."""
 
+import contextlib
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import minijaxnet as mjn
 
@@ -37,6 +40,20 @@ def watched_fit(*arguments, on_progress=None, sink=None, on_interrupt="return", 
     if on_progress is not None:
         sink = (sink or mjn.Sink(lambda row: None))._replace(progress=on_progress)
     return mjn.fit(*arguments, sink=sink, on_interrupt=on_interrupt, **options)
+
+
+@contextlib.contextmanager
+def chunks_of(seconds):
+    """Fits meanwhile look up after so many seconds of compiled steps; after each step if 0."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("minijaxnet.run.watch._CHUNK_S", seconds)
+        yield
+
+
+def fitted(kind, **options):
+    """A fit of one of the kinds below."""
+    descent, start, own = kind
+    return watched_fit(descent, start, DATA, **own, **options)
 
 
 # Each: a descent, its start, and what else fit is to be told.

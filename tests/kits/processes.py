@@ -1,4 +1,4 @@
-"""Several processes for tests: started together, ended together, never waited for in vain."""
+"""Several processes for tests: started and ended together, each with a time limit."""
 
 import contextlib
 import os
@@ -62,7 +62,7 @@ def ended(processes, timeout=120):
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def said(process):
+def output_of(process):
     """What a process says that must end well."""
     [(code, out, err)] = ended([process])
     assert code == 0, out + err
@@ -74,7 +74,7 @@ def python(code, *arguments, cwd=None, **environment):
     return started([sys.executable, "-c", textwrap.dedent(code), *arguments], environment=environment, cwd=cwd)
 
 
-def together(code, count, *arguments, **environment):
+def processes(code, count, *arguments, **environment):
     """So many processes that run the same lines; ``sys.argv`` begins with the address, how many, and which one."""
     address = f"127.0.0.1:{free_port()}"
     return [python(code, address, count, rank, *arguments, **environment) for rank in range(count)]

@@ -1,4 +1,4 @@
-"""A run that was stopped, in a folder to work in; and what stops one."""
+"""A run that was stopped, in a folder to work in, and functions that stop one."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kits.command import AUTODIFF, HEAD, QUICK, call
+from kits.fits import chunks_of
 
 from minijaxnet.run.folder import own_mark
 from minijaxnet.run.keeper import Keeper
@@ -40,9 +41,8 @@ def stopping(steps, signum=signal.SIGINT):
 @contextlib.contextmanager
 def working_in(folder):
     """A folder whose modules are imported anew, and whose runs look up after each step."""
-    with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patched, contextlib.chdir(folder), chunks_of(0.0):
         patched.setattr(sys, "path", [*sys.path])
-        patched.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
         forget()
         yield
         forget()
@@ -89,3 +89,8 @@ def mark_again(folder):
 def only(parent):
     [found] = Path(parent).glob("*")
     return found
+
+
+def results(folder):
+    """The files of a run that are the same to the bit whenever it was stopped."""
+    return [(Path(folder) / name).read_bytes() for name in ("metrics.jsonl", "params.safetensors", "result.json")]

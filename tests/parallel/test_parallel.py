@@ -29,8 +29,16 @@ def points(count):
     return mjn.Batch(draw.normal(size=(count, 64)).astype(np.float32), draw.integers(10, size=count))
 
 
-def same_as_alone(objective, train, steps, numbers):
-    descent = mjn.gradient_descent(objective, 0.2)
+def check_that_a_batch_over_four_devices_gives_the_losses_of_one_with_one_all_reduce_a_step():
+    same_as_alone(BY_HAND, 30, (4,))
+
+
+def long_check_that_any_number_of_devices_gives_the_losses_of_one():
+    same_as_alone(PLAIN, 30, (1, 2, 8))
+
+
+def same_as_alone(objective, steps, numbers):
+    train, descent = points(1024), mjn.gradient_descent(objective, 0.2)
     start = descent.init(weights(*SIZES))
     alone = mjn.descend(descent, start, train, steps=steps)[1]
     for devices in numbers:
@@ -42,16 +50,6 @@ def same_as_alone(objective, train, steps, numbers):
         found = exchanged(descent, OneBatch(), placed, batch)
         assert found == (["all-reduce"] if devices > 1 else []), (devices, found)
         assert end.params[0]["weights"].sharding.is_fully_replicated
-
-
-def check_that_a_batch_over_four_devices_gives_the_losses_of_one_with_one_all_reduce_a_step():
-    same_as_alone(BY_HAND, points(1024), 30, (4,))
-
-
-def long_check_that_any_number_of_devices_gives_the_losses_of_one():
-    train = jax.tree.map(lambda leaf: leaf[:1024], mjn.digits()[0])
-    for objective in (BY_HAND, PLAIN):
-        same_as_alone(objective, train, 1_000, (1, 2, 4, 8))
 
 
 def check_that_minibatches_are_picked_on_each_device_and_only_slopes_are_exchanged():
@@ -151,7 +149,7 @@ def check_that_what_devices_do_not_divide_is_refused_and_leaves_no_folder():
         assert not Path("runs").exists()
 
 
-# --- On one device ---------------------------------------------------------------------------------------------------
+# --- On one device ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,11 +177,3 @@ def test_a_mesh_that_cannot_be_is_refused(options, words):
 def test_batches_that_are_none_are_refused(batch, axis, words):
     with pytest.raises(ValueError, match=words):
         shard_batch(data_mesh(1), batch, axis=axis)
-
-
-def test_what_is_replicated_is_a_copy_keys_included():
-    tree = {"w": jax.device_put(np.ones(2, np.float32)), "key": jax.random.key(1)}
-    placed = replicate(data_mesh(1), tree)
-    tree["w"].delete()
-    assert placed["w"].tolist() == [1, 1]
-    assert (jax.random.key_data(placed["key"]) == jax.random.key_data(jax.random.key(1))).all()

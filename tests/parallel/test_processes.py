@@ -4,13 +4,13 @@ import socket
 
 import jax
 import pytest
-from kits.processes import ended, python, together
+from kits.processes import ended, processes, python
 
 from minijaxnet.cli.launcher import free_port
 from minijaxnet.parallel import initialize
 from minijaxnet.parallel.processes import is_lost
 
-TOLD = """
+GATHERED = """
 import sys
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -48,7 +48,7 @@ try:
     raise AssertionError
 except ValueError as error:
     assert str(error) == "batch: got 3, 4 points in the processes; expected as many in each", error
-print("told", flush=True)
+print("gathered", flush=True)
 all_gather([1])
 if rank == 1:
     raise FileExistsError("mine alone")
@@ -86,10 +86,10 @@ run_dir = folder / "run"
 if rank == 0:
     run_dir.mkdir()
 placed = replicate(mesh, descent.init(start_at))
-heard = []
-sink = mjn.Sink(heard.append, heard.append)
+received = []
+sink = mjn.Sink(received.append, received.append)
 half = mjn.fit(descent, placed, batch, steps=steps // 2, run_dir=run_dir, log_every=10, sink=sink)
-assert heard == ([0, *half.rows] if rank == 0 else []), heard
+assert received == ([0, *half.rows] if rank == 0 else []), received
 whole = mjn.fit(descent, placed, batch, steps=steps, run_dir=run_dir, log_every=10, resume=True)
 assert half.first_step == 0 and whole.first_step == steps // 2
 alone = mjn.descend(descent, descent.init(start_at), train, steps=steps)[1] if rank == 0 else None
@@ -109,15 +109,14 @@ print("the same")
 
 
 def test_what_one_process_tells_all_of_them_know_and_an_exception_in_one_ends_all():
-    (other, told, first), (raised, told_too, err) = ended(together(TOLD, 2))
-    assert told.splitlines()[-1:] == told_too.splitlines()[-1:] == ["told"], first + err
+    (other, out, first), (raised, out_too, err) = ended(processes(GATHERED, 2))
+    assert out.splitlines()[-1:] == out_too.splitlines()[-1:] == ["gathered"], first + err
     assert raised == 1 and "FileExistsError: mine alone" in err and other != 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "steps"), [(2, 1_000), (4, 100)])
-def test_a_fit_over_processes_is_that_of_one_with_one_who_writes(tmp_path, count, steps):
-    for code, out, err in ended(together(FITTED, count, tmp_path, steps), timeout=600):
+def test_a_fit_over_processes_is_that_of_one_with_one_who_writes(tmp_path):
+    for code, out, err in ended(processes(FITTED, 2, tmp_path, 300), timeout=600):
         assert (code, out.splitlines()[-1:]) == (0, ["the same"]), err
 
 

@@ -53,7 +53,7 @@ def there_and_back(tree, path):
     return load_checkpoint(path, jax.tree.map(blank, tree))
 
 
-# --- There and back --------------------------------------------------------------------------------------------------
+# --- There and back ---------------------------------------------------------------------------------------------------
 
 NUMPY_DTYPES = [
     *(
@@ -118,12 +118,6 @@ def test_trees_of_numpy_arrays_and_numbers_come_back_bit_by_bit(tree, tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_numpy_arrays_come_back_whatever_their_strides(layout, tmp_path):
-    array = LAYOUTS[layout](np.arange(24.0).reshape(2, 3, 4))
-    assert_same_bits(there_and_back([array], tmp_path / "a"), [array])
-
-
 DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128"
 DTYPES += " float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
 DTYPES += " float8_e8m0fnu float4_e2m1fn int2 int4 uint2 uint4"
@@ -148,13 +142,8 @@ def test_every_bit_pattern_of_the_narrow_floats_comes_back(tmp_path):
         "bfloat16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)),
         "float16": jax.device_put(np.arange(1 << 16, dtype=np.uint16).view(np.float16)),
         "float8": jax.device_put(np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)),
+        "NaN": np.array([0x7F800001, 0xFFC12345, 0x7FC00000], np.uint32).view(np.float32),
     }
-    assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
-
-
-def test_nan_payloads_negative_zeros_and_infinities_come_back(tmp_path):
-    payloads = np.array([0x7F800001, 0xFFC12345, 0x7FC00000, 0x80000000, 0xFF800000, 1], np.uint32).view(np.float32)
-    tree = {"numpy": payloads, "jax": jax.device_put(payloads), "number": -0.0, "nan": float("nan")}
     assert_same_bits(there_and_back(tree, tmp_path / "a"), tree)
 
 
@@ -169,13 +158,6 @@ def test_typed_keys_come_back_as_they_were(impl, tmp_path):
     assert_same_bits(load_checkpoint(tmp_path / "a", structs), tree)
 
 
-def test_a_key_of_another_implementation_is_refused(tmp_path):
-    save_checkpoint(tmp_path / "a", {"key": jax.random.key(7)}, step=0)
-    expected = r"tree\['key'\]: got key<threefry2x32>\[\]; expected key<rbg>\[\]"
-    with pytest.raises(CheckpointError, match=expected):
-        load_checkpoint(tmp_path / "a", {"key": jax.random.key(7, impl="rbg")})
-
-
 def test_the_template_says_what_kind_of_leaf_comes_back(tmp_path):
     save_checkpoint(tmp_path / "a", [np.float64(1.5)] * 5, step=0)
     like = [0.0, np.float64(0), np.zeros(()), jax.ShapeDtypeStruct((), np.float64), np.zeros((), ">f8")]
@@ -186,24 +168,11 @@ def test_the_template_says_what_kind_of_leaf_comes_back(tmp_path):
     assert [float(leaf) for leaf in loaded] == [1.5] * 5
 
 
-def test_static_fields_are_the_templates(tmp_path):
-    save_checkpoint(tmp_path / "a", Layer(np.ones(2), np.ones(1), activation="relu"), step=0)
-    loaded = load_checkpoint(tmp_path / "a", Layer(np.zeros(2), np.zeros(1), activation="tanh"))
-    assert (loaded.activation, loaded.weights.tolist()) == ("tanh", [1, 1])
-
-
 def test_a_template_whose_buffers_were_donated_will_do(tmp_path):
     tree = {"weights": jax.device_put(np.arange(3.0))}
     save_checkpoint(tmp_path / "a", tree, step=0)
     tree["weights"].delete()
     assert load_checkpoint(tmp_path / "a", tree)["weights"].tolist() == [0, 1, 2]
-
-
-def test_uncommitted_arrays_stay_so_and_committed_ones_stay_where_they_are(tmp_path):
-    ones = np.ones(3, np.float32)
-    tree = {"free": jax.device_put(ones), "bound": jax.device_put(ones, jax.devices()[0]), "key": jax.random.key(0)}
-    loaded = there_and_back(tree, tmp_path / "a")
-    assert {name: leaf.committed for name, leaf in loaded.items()} == {"free": False, "bound": True, "key": False}
 
 
 def test_steps_are_kept_and_checked(tmp_path):
@@ -216,35 +185,28 @@ def test_steps_are_kept_and_checked(tmp_path):
     assert checkpoint_step(tmp_path / "a") == 10**18 - 1
 
 
-# --- The template ----------------------------------------------------------------------------------------------------
+# --- The template -----------------------------------------------------------------------------------------------------
 
 X = np.float32([1, 2])
 APART = {
     "a path, a nested one": ({"a/b": X}, {"a": {"b": X}}),
     "a key that looks like a path": ({"a']['b": X}, {"a": {"b": X}}),
-    "text key, list": ({"0": X}, [X]),
+    "keys of two implementations": lambda: ([jax.random.key(7)], [jax.random.key(7, impl="rbg")]),
     "integer key, list": ({0: X}, [X]),
     "integer key, text key": ({0: X}, {"0": X}),
     "list, tuple": ([X], (X,)),
     "tuple, named tuple": ((X, X), Pair(X, X)),
     "named tuple, dataclass": (namedtuple("Layers", "weights bias")(X, X), Layer(X, X)),
-    "dict, dataclass": ({"weights": X, "bias": X}, Layer(X, X)),
     "dict, ordered dict": ({"a": X}, OrderedDict(a=X)),
     "None, nothing": ({"a": X, "b": None}, {"a": X}),
-    "None, an empty tuple": ([X, None], [X, ()]),
     "an empty list, an empty dict": ([X, []], [X, {}]),
     "None under different keys": ([X, {"a": None}], [X, {"b": None}]),
     "None, a leaf": ({"a": None}, {"a": X}),
-    "bare, in a list": (X, [X]),
-    "nothing, something": ({}, {"a": X}),
     "a leaf less": ([X], [X, X]),
     "shape": ([np.zeros(6)], [np.zeros((2, 3))]),
     "a scalar, one element": ([np.zeros(())], [np.zeros(1)]),
-    "empty in another way": ([np.zeros((0, 2))], [np.zeros((0, 3))]),
     "dtypes of one width": ([np.zeros(2, np.int32)], [np.zeros(2, np.float32)]),
     "bytes of one width": ([np.zeros(2, np.uint8)], [np.zeros(2, ml_dtypes.int4)]),
-    "float16, bfloat16": ([np.zeros(2, np.float16)], [np.zeros(2, ml_dtypes.bfloat16)]),
-    "float64, float32": ([1.0], [np.float32(1)]),
     "complex, pairs": ([np.zeros(2, np.complex64)], [np.zeros((2, 2), np.float32)]),
     "a key, its data": lambda: ([jax.random.key(0)], [np.zeros(2, np.uint32)]),
     "bool, int8": ([True], [np.int8(1)]),
@@ -283,12 +245,8 @@ def test_an_error_names_each_leaf_what_the_file_holds_and_what_was_expected(tmp_
     assert difference({"a": None}, {"a": X}, tmp_path / "a") == ["tree['a']: got None; expected float32[2]"]
     keys = jax.random.split(jax.random.key(0), 3)
     assert difference(keys, X, tmp_path / "a") == ["tree: got key<threefry2x32>[3]; expected float32[2]"]
-
-
-def test_many_differences_are_counted(tmp_path):
-    lines = difference([X] * 9, [X[:1]] * 9, tmp_path / "a")
-    assert len(lines) == 6
-    assert lines[-1] == "and 4 more"
+    [*_, more] = difference([X] * 9, [X[:1]] * 9, tmp_path / "a")
+    assert more == "and 4 more"
 
 
 def test_ordered_dicts_of_another_order_hold_the_same(tmp_path):
@@ -299,22 +257,16 @@ def test_ordered_dicts_of_another_order_hold_the_same(tmp_path):
 
 REFUSED = {
     "text": ("relu", TypeError, "got str; expected an array or a number"),
-    "bytes": (b"relu", TypeError, "got bytes; expected an array or a number"),
     "a function": (abs, TypeError, "got builtin_function_or_method; expected an array or a number"),
-    "a set": ({1}, TypeError, "got set; expected an array or a number"),
     "objects": (np.array([{}, None]), TypeError, "got dtype object; expected numbers"),
     "an array of text": (np.array(["a"]), TypeError, "got dtype <U1; expected numbers"),
-    "a scalar of text": (np.str_("a"), TypeError, "got dtype <U1; expected numbers"),
     "dates": (np.zeros(2, "datetime64[s]"), TypeError, r"got dtype datetime64\[s\]; expected numbers"),
     "records": (np.zeros(2, "i4,f4"), TypeError, "got dtype .*; expected numbers"),
-    "records of a byte": (np.zeros(2, [("a", "u1")]), TypeError, "got dtype .*; expected numbers"),
-    "void": (np.zeros(2, "V1"), TypeError, r"got dtype \|V1; expected numbers"),
     "long double": (np.zeros(2, np.clongdouble), TypeError, "got dtype c.*; expected numbers"),
     "masked": (np.ma.masked_array([1.0], [True]), TypeError, "got MaskedArray; expected an array or a number"),
     "an enumeration": (mjn.FLAT, TypeError, "got Status; expected an array or a number"),
     "a shape": (jax.ShapeDtypeStruct((), "f4"), TypeError, "got ShapeDtypeStruct; expected an array with data"),
     "a wide int": (2**63, ValueError, "got an int of 64 bits; expected one that fits into 64"),
-    "a wide negative int": (-(2**63) - 1, ValueError, "got an int of 64 bits; expected one"),
 }
 
 
@@ -340,15 +292,6 @@ def test_a_donated_array_is_refused_by_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_within_jit_there_is_no_data_yet(tmp_path):
-    def save(x):
-        save_checkpoint(tmp_path / "a", {"w": x}, step=0)
-
-    with pytest.raises(TypeError, match=r"^tree\['w'\]: got .*Tracer; expected an array with data"):
-        jax.jit(save)(1.0)
-    assert not list(tmp_path.iterdir())
-
-
 def test_data_of_other_processes_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_addressable", False)
     whole = {"w": jax.device_put(np.ones(2))}  # replicated: all of it is here
@@ -357,28 +300,3 @@ def test_data_of_other_processes_is_refused_by_name(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "a", whole, step=0)
     monkeypatch.setattr(type(jax.device_put(1.0)), "is_fully_replicated", True)
     save_checkpoint(tmp_path / "a", whole, step=0)
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class TwoOfAName:
-    def __init__(self, *children):
-        self.children = children
-
-    def tree_flatten_with_keys(self):
-        return [(jax.tree_util.GetAttrKey("twin"), child) for child in self.children], None
-
-    @classmethod
-    def tree_unflatten(cls, aux, children):
-        return cls(*children)
-
-
-def test_two_leaves_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^tree\.twin: got two nodes of this name"):
-        save_checkpoint(tmp_path / "a", TwoOfAName(X, X), step=0)
-
-
-def test_more_leaves_than_a_header_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("minijaxnet.run.checkpoint.MOST_HEADER_BYTES", 1000)
-    save_checkpoint(tmp_path / "a", [1.0] * 5, step=0)
-    with pytest.raises(ValueError, match=r"^tree: got 50 leaves, a header of \d+ bytes; expected at most 1000"):
-        save_checkpoint(tmp_path / "b", [1.0] * 50, step=0)

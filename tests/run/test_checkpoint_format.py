@@ -1,8 +1,5 @@
-"""The checkpoint's file: whatever happens to it, to the disk or to the process, it is whole or it is refused."""
+"""The file of a checkpoint: it is whole, or it is refused."""
 
-import errno
-import hashlib
-import json
 import os
 import pickle
 import random
@@ -19,14 +16,12 @@ import pytest
 import safetensors
 import safetensors.flax
 import safetensors.numpy
-from kits.checkpoints import TREE, assert_same_bits, good_file, parts
+from kits.checkpoints import TREE, good_file, parts
+from kits.marks import slow
 from kits.processes import in_time
 
 from minijaxnet.run import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
 from minijaxnet.run import checkpoint_format as format_module
-
-ZEROS = 64 * "0"
-
 
 # --- What is no checkpoint --------------------------------------------------------------------------------------------
 
@@ -52,15 +47,6 @@ def test_safetensors_itself_reads_it(tmp_path):
         assert (file.metadata()["step"], file.metadata()["tree['z']"]) == ("41", "complex64")
 
 
-def test_the_checksums_are_what_the_metadata_says(good):
-    length, text, data = parts(good)
-    metadata = json.loads(text)["__metadata__"]
-    assert metadata["data_sha256"] == hashlib.sha256(data).hexdigest()
-    without = text.replace(metadata["header_sha256"].encode(), ZEROS.encode())
-    assert metadata["header_sha256"] == hashlib.sha256(length + without).hexdigest()
-    assert (len(length) + len(text)) % 8 == 0
-
-
 def test_the_same_tree_is_the_same_file(good, tmp_path):
     save_checkpoint(tmp_path / "a", dict(reversed(TREE.items())), step=41)
     assert (tmp_path / "a").read_bytes() == good
@@ -74,7 +60,7 @@ def refused(content, path):
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: "):
         checkpoint_step(path)
     text = str(caught.value).removeprefix(f"{path}: ")
-    assert re.search("got .*; expected ", text), text
+    assert re.search("got .*; expected |got .*, ", text, re.DOTALL), text
     return text
 
 
@@ -88,21 +74,14 @@ def pickled(path):
 
 OTHERS = {
     "empty": (lambda good: b"", r"got 0 bytes that begin with b''; expected a checkpoint"),
-    "seven bytes": (lambda good: good[:7], "got 7 bytes that begin with .*; expected a checkpoint"),
     "a pickle": (lambda good: pickled(Path.cwd()), r"got \d+ bytes that begin with b'.x80.*; expected a checkpoint"),
     "a header of 10^15 bytes": (lambda good: struct.pack("<Q", 10**15) + good[8:], "expected a checkpoint"),
-    "a header of 2^64 - 1 bytes": (lambda good: b"\xff" * 8 + good[8:], "expected a checkpoint"),
     "zeros": (lambda good: bytes(len(good)), "got a header that is no JSON"),
-    "text": (lambda good: b"the quick brown fox jumps over the lazy dog", "expected a checkpoint"),
-    "a NumPy archive": (lambda good: b"PK\x03\x04" + good, "expected a checkpoint"),
     "somebody else's safetensors": (
         lambda good: safetensors.numpy.save({"tree['weights']": np.ones(3)}, {"format": "pt"}),
         'got a file without "format": "minijaxnet.checkpoint"; expected a checkpoint of minijaxnet',
     ),
-    "safetensors without metadata": (lambda good: safetensors.numpy.save({"a": np.ones(3)}), "of minijaxnet"),
     "one byte more": (lambda good: good + b"\0", "got 79 bytes of data; expected 78"),
-    "twice": (lambda good: good + good, r"got \d+ bytes of data; expected 78"),
-    "one byte less": (lambda good: good[:-1], "got 77 bytes of data; expected 78"),
     "data gone": (lambda good: b"".join(parts(good)[:2]), "got 0 bytes of data; expected 78"),
     "the data's last bit": (
         lambda good: good[:-1] + bytes([good[-1] ^ 1]),
@@ -123,83 +102,32 @@ def test_what_is_no_whole_checkpoint_is_refused(name, good, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_the_data_of_one_under_the_header_of_another_is_refused(good, tmp_path):
-    other = jax.tree.map(lambda leaf: leaf + 1, TREE)
-    save_checkpoint(tmp_path / "b", other, step=41)
-    mixed = b"".join((*parts(good)[:2], parts((tmp_path / "b").read_bytes())[2]))
-    assert "got data with SHA-256" in refused(mixed, tmp_path / "a")
-
-
-def test_cut_off_anywhere_it_is_refused(good, tmp_path):
-    for length in [*range(0, len(good), 64), *range(16), *range(len(good) - 140, len(good), 3)]:
-        refused(good[:length], tmp_path / "a")
-
-
-def test_every_bit_counts(good, tmp_path):
-    """Each byte of the file with one bit flipped."""
-    draw = random.Random(0)
-    for at in range(len(good)):
-        damaged = bytearray(good)
-        damaged[at] ^= 1 << draw.randrange(8)
-        refused(bytes(damaged), tmp_path / "a")
-
-
-def mutated(good, draw):
+def damaged(good, draw):
     """A file damaged in one to three ways; what happens to be the same again is damaged once more."""
     content = bytearray(good)
     while bytes(content) == good:
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
-            at, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
-            near = min(end, at + draw.randrange(1, 17))
-            match draw.randrange(10):
-                case 0 | 1 | 2:
-                    if content:
-                        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            at, length = draw.randrange(len(content)), draw.randrange(1, 17)
+            match draw.randrange(6):
+                case 0 | 1:
+                    content[at] ^= 1 << draw.randrange(8)
+                case 2:
+                    del content[max(1, at) :]
                 case 3:
-                    if content:
-                        content[draw.randrange(len(content))] = draw.randrange(256)
+                    content[at:at] = draw.randbytes(length)
                 case 4:
-                    del content[at:]
+                    content[at : at + length] = content[at + length : at + 2 * length]
                 case 5:
-                    del content[at:near]
-                case 6:
-                    content[at:at] = draw.randbytes(draw.randrange(1, 17))
-                case 7:
-                    content[at:near] = bytes(near - at)
-                case 8:
-                    content[at:at] = content[at:end]
-                case 9:
                     content[:8] = struct.pack("<Q", draw.choice((0, 1, 8, len(content), 1 << draw.randrange(64))))
-            content = content or bytearray(b"\0")
     return bytes(content)
 
 
-def check_mutations(good, path, seeds):
-    for seed in seeds:
-        content = mutated(good, random.Random(seed))
-        path.write_bytes(content)
-        for read in (lambda: load_checkpoint(path, TREE), lambda: checkpoint_step(path)):
-            try:
-                read()
-            except CheckpointError as error:
-                assert re.match(f"{re.escape(str(path))}: .*got ", str(error), re.DOTALL), (seed, error)
-            else:
-                pytest.fail(f"seed {seed}: a damaged file was taken for a good one")
-
-
-def test_damaged_in_any_way_it_is_refused(good, tmp_path):
-    check_mutations(good, tmp_path / "a", range(300))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(10))
-def test_100_000_damaged_files_are_refused(part, good, tmp_path):
-    memory = Path("/dev/shm")
-    path = (memory if memory.is_dir() else tmp_path) / f"mutated-{os.getpid()}"
-    try:
-        check_mutations(good, path, range(1000 + 10_000 * part, 11_000 + 10_000 * part))
-    finally:
-        path.unlink(missing_ok=True)
+@pytest.mark.parametrize("part", [0, *slow(*range(1, 100))])
+def test_damaged_in_any_way_it_is_refused(part, good, tmp_path):
+    for at in range(len(good)) if part == 0 else ():
+        refused(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :], tmp_path / "a")
+    for seed in range(300 * part, 300 * (part + 1)):
+        refused(damaged(good, random.Random(seed)), tmp_path / "a")
 
 
 def test_a_header_too_long_for_the_template_is_not_read(tmp_path):
@@ -243,7 +171,7 @@ def test_no_copies_of_the_data_are_made(tmp_path):
     assert most_memory(lambda: load_checkpoint(tmp_path / "a", tree)) < size + (1 << 20)
 
 
-# --- What stands in place of the file --------------------------------------------------------------------------------
+# --- What stands in place of the file ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,33 +196,11 @@ def test_only_a_regular_file_is_opened(good, no_waiting, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket"))
         assert refused_kind(tmp_path / "socket") == "a socket"
-
-
-@pytest.mark.parametrize("target", ["inside", "outside", "gone"])
-def test_a_symbolic_link_is_refused(target, good, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "inside").write_bytes(good)
-    (tmp_path / "outside").write_bytes(good)
-    link = tmp_path / "run" / "link"
-    link.symlink_to("inside" if target == "inside" else tmp_path / target)
-    assert refused_kind(link) == "a symbolic link"
-
-
-@pytest.mark.parametrize("other", ["link", "pipe", "folder"])
-def test_another_kind_of_file_that_takes_the_name_before_it_is_opened_is_refused(
-    other, good, no_waiting, tmp_path, monkeypatch
-):
-    path = tmp_path / "a"
-    path.write_bytes(good)
-    seen = os.lstat(path)
-    path.unlink()
     (tmp_path / "good").write_bytes(good)
-    {"link": lambda p: p.symlink_to(tmp_path / "good"), "pipe": os.mkfifo, "folder": Path.mkdir}[other](path)
-    monkeypatch.setattr(format_module.os, "lstat", lambda path: seen)
-    descriptors = len(os.listdir("/dev/fd"))
-    with pytest.raises((CheckpointError, OSError), match=re.escape(str(path))):
-        load_checkpoint(path, TREE)
-    assert len(os.listdir("/dev/fd")) == descriptors
+    for target in (tmp_path / "good", tmp_path / "gone"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(target)
+        assert refused_kind(tmp_path / "link") == "a symbolic link"
 
 
 @pytest.mark.parametrize("name", ["gone", "no folder/gone"])
@@ -303,43 +209,3 @@ def test_a_file_that_is_not_there_is_named(name, tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / name))) as caught:
             read()
         assert caught.value.filename == str(tmp_path / name)
-
-
-@pytest.mark.parametrize("what", ["replaced", "overwritten", "cut off", "longer"])
-def test_a_file_changed_while_it_is_read_is_an_error_or_the_old_one(what, good, tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    path.write_bytes(good)
-    save_checkpoint(tmp_path / "b", jax.tree.map(lambda leaf: leaf + 1, TREE), step=42)
-    other = (tmp_path / "b").read_bytes()
-    read_data = format_module.read_data
-
-    def changed_first(*arguments):
-        if what == "replaced":
-            os.replace(tmp_path / "b", path)
-        elif what == "cut off":
-            os.truncate(path, len(good) - 60)
-        else:
-            path.write_bytes(other if what == "overwritten" else good + good)
-        return read_data(*arguments)
-
-    # Nothing of the data may have been read ahead.
-    monkeypatch.setattr(format_module, "open", lambda *a, **b: open(*a, **b, buffering=0), raising=False)
-    monkeypatch.setattr("minijaxnet.run.checkpoint.read_data", changed_first)
-    if what in ("replaced", "longer"):
-        assert_same_bits(load_checkpoint(path, TREE), TREE)
-    else:
-        text = {"overwritten": "got data with SHA-256", "cut off": "got an end while it was read"}[what]
-        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: {text}"):
-            load_checkpoint(path, TREE)
-
-
-def test_a_failing_disk_is_named(good, tmp_path, monkeypatch):
-    (tmp_path / "a").write_bytes(good)
-
-    def fails(*arguments):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("minijaxnet.run.checkpoint.read_header", fails)
-    with pytest.raises(OSError, match=f"checkpoint not read: .*{re.escape(str(tmp_path / 'a'))}") as caught:
-        load_checkpoint(tmp_path / "a", TREE)
-    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "a"))

@@ -1,38 +1,22 @@
-"""fit: the descent that ``descend`` is, checked, watched and interruptible."""
+"""fit: the same numbers as descend, however its chunks are cut; signals, dtypes and the caller's state."""
 
 import os
 import signal
-import sys
 import threading
-from types import SimpleNamespace
 
 import chex
 import jax
 import jax.numpy as jnp
+import kits.fits
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kits.fits import (
-    DATA,
-    OBJECTIVE,
-    PARAMS,
-    POINTS,
-    adam_in_minibatches,
-    bowl,
-    full_batch,
-    in_a_bowl,
-    minibatches,
-    watched_fit,
-    with_draws,
-)
+from kits.fits import DATA, OBJECTIVE, PARAMS, adam_in_minibatches, bowl, full_batch, in_a_bowl, with_draws
 
 import minijaxnet as mjn
 from minijaxnet.loop import descend_minibatches
 from minijaxnet.run import fit
-
-# The module; as an attribute of the package its name is the function's.
-fit_module = sys.modules["minijaxnet.run.fit"]
 
 
 def assert_same_descent(result, expected):
@@ -54,23 +38,17 @@ def descended(kind, steps):
     return mjn.descend(descent, start, DATA, steps=steps)
 
 
-def fitted(kind, steps, **more):
-    descent, start, options = kind
-    return watched_fit(descent, start, DATA, steps=steps, **options, **more)
+def fitted(kind, steps, **options):
+    return kits.fits.fitted(kind, steps=steps, **options)
 
 
-# --- The same descent ------------------------------------------------------------------------------------------------
+# --- The same descent -------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
 @given(steps=st.integers(0, 60), log_every=st.integers(1, 70))
 def test_chunks_cut_anywhere_are_the_same_full_batch_descent(steps, log_every):
     assert_same_descent(fitted(full_batch(), steps, log_every=log_every), descended(full_batch(), steps))
-
-
-def each_batch_all_points():
-    descent, start, options = minibatches()
-    return descent, start, options | {"batch_size": POINTS}
 
 
 def with_more_than_a_loss():
@@ -87,13 +65,7 @@ def a_step_of_ones_own():
     return descent, descent.init(jnp.float32(10)), {}
 
 
-ALL = [
-    *(adam_in_minibatches, with_draws, with_more_than_a_loss, a_step_of_ones_own),
-    *(pytest.param(kind, marks=pytest.mark.slow) for kind in (minibatches, each_batch_all_points)),
-]
-
-
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", [adam_in_minibatches, with_draws, with_more_than_a_loss, a_step_of_ones_own])
 def test_chunks_cut_anywhere_are_the_same_descent_of_any_kind(kind):
     found = kind()
     expected = descended(found, 22)
@@ -123,24 +95,6 @@ def test_the_dtype_of_the_parameters_stays(dtype):
         assert result.rows[-1]["loss"] < result.rows[0]["loss"]
 
 
-@pytest.mark.parametrize("chunk_s", [0.0, 1e6], ids=["step by step", "all at once"])
-def test_the_length_of_a_chunk_leaves_no_mark(chunk_s, monkeypatch):
-    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", chunk_s)
-    seen = []
-    result = fitted(full_batch(), 30, log_every=1_000, on_progress=seen.append)
-    assert len(seen) == 30 if chunk_s == 0 else len(seen) < 30
-    assert_same_descent(result, descended(full_batch(), 30))
-
-
-@pytest.mark.parametrize("kind", [full_batch, adam_in_minibatches])
-def test_two_fits_in_a_row_are_one_of_both_lengths(kind):
-    descent, _, options = kind()
-    first, whole = fitted(kind(), 7), fitted(kind(), 13)
-    both = fit(descent, first.state, DATA, steps=6, **options)
-    chex.assert_trees_all_equal(both.state, whole.state, strict=True)
-    chex.assert_trees_all_equal(both.trace.loss, whole.trace.loss[7:])
-
-
 def test_any_rate_and_any_number_of_steps_share_one_compilation():
     traces = []
 
@@ -160,7 +114,7 @@ def test_any_rate_and_any_number_of_steps_share_one_compilation():
     assert len(traces) == first
 
 
-# --- What the caller keeps, and what the caller is told --------------------------------------------------------------
+# --- What the caller keeps, and what the caller is told ---------------------------------------------------------------
 
 
 def test_the_callers_state_and_data_survive():
@@ -177,36 +131,6 @@ def test_the_callers_state_and_data_survive():
     chex.assert_trees_all_equal(first.state, fit(descent, start, tuple(DATA), steps=10).state)
 
 
-def test_compiling_and_running_are_told_apart(monkeypatch):
-    # A clock that ticks when it is read, and jumps by 100 each time the objective is traced.
-    now = [0.0]
-
-    def clock():
-        now[0] += 1.0
-        return now[0]
-
-    def slow_to_trace(params, batch):
-        now[0] += 100
-        return OBJECTIVE(params, batch)
-
-    for module in ("fit", "watch"):
-        monkeypatch.setattr(sys.modules[f"minijaxnet.run.{module}"], "time", SimpleNamespace(perf_counter=clock))
-    descent = mjn.gradient_descent(slow_to_trace, 0.05)
-    result = fit(descent, descent.init(PARAMS), DATA, steps=10, log_every=5)
-    assert result.compile_s >= 100
-    assert 0 < result.run_s < 100
-
-
-def test_progress_counts_up_to_the_steps_taken():
-    seen = []
-    result = fitted(full_batch(), 33, log_every=8, on_progress=seen.append)
-    counts = [progress.step for progress in seen]
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 33
-    assert all(progress.steps == 33 and progress.steps_per_s > 0 for progress in seen)
-    assert [progress.loss for progress in seen] == [float(result.trace.loss[step - 1]) for step in counts]
-
-
 def test_no_steps_are_a_result():
     result = fitted(full_batch(), 0)
     chex.assert_trees_all_equal(result.state, full_batch()[1])
@@ -218,7 +142,7 @@ def test_no_steps_are_a_result():
     assert result.run_s == 0
 
 
-# --- How it ends -----------------------------------------------------------------------------------------------------
+# --- How it ends ------------------------------------------------------------------------------------------------------
 
 
 def test_it_stops_where_it_is_flat_and_says_so_once():
@@ -237,43 +161,18 @@ def test_it_stops_where_it_is_flat_and_says_so_once():
         assert np.isnan(result.trace.loss[taken:]).all()
 
 
-def test_flat_at_the_start_takes_no_step():
-    descent, _, _ = in_a_bowl(0.05)
-    start = descent.init(DATA.x.mean(axis=0))
-    result = fit(descent, start, DATA, steps=50, until_flat=1e-3, log_every=1)
-    assert (result.status, int(result.trace.steps_taken)) == (mjn.FLAT, 0)
-    assert [row["step"] for row in result.rows] == [0]
-    chex.assert_trees_all_equal(result.state, start)
-
-
-def test_a_sampled_slope_of_zero_is_no_end_but_a_small_one_asked_for_is():
+def test_a_sampled_gradient_of_zero_is_no_end_but_a_small_one_asked_for_is():
     nothing_to_learn = jax.tree.map(np.zeros_like, DATA)
     descent, start, _ = full_batch()
     assert fit(descent, start, nothing_to_learn, steps=9).status == mjn.FLAT
     descent, start, options = adam_in_minibatches()
     sampled = fit(descent, start, nothing_to_learn, steps=9, **options)
     assert (sampled.status, int(sampled.trace.steps_taken)) == (mjn.OUT_OF_STEPS, 9)
-    asked = fit(descent, start, nothing_to_learn, steps=9, until_flat=1e-6, **options)
-    assert (asked.status, int(asked.trace.steps_taken)) == (mjn.FLAT, 0)
+    small = fit(descent, start, nothing_to_learn, steps=9, until_flat=1e-6, **options)
+    assert (small.status, int(small.trace.steps_taken)) == (mjn.FLAT, 0)
 
 
-def test_a_rate_that_is_too_long_ends_diverged_at_its_last_finite_parameters():
-    expected = descended(in_a_bowl(100.0), 500)
-    for log_every in (1, 7, 20):
-        result = fitted(in_a_bowl(100.0), 500, log_every=log_every)
-        assert_same_descent(result, expected)
-        taken = int(result.trace.steps_taken)
-        assert result.status == mjn.DIVERGED
-        assert 0 < taken < 500
-        chex.assert_tree_all_finite(result.state.params)
-        assert int(result.state.step) == taken
-        assert np.isfinite(result.trace.loss[:taken]).all()
-        last = result.rows[-1]
-        assert last["step"] == taken
-        assert not (np.isfinite(last["loss"]) and np.isfinite(last["gradient_norm"]))
-
-
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -288,22 +187,15 @@ def own_handler():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_ends_it_with_what_was_learnt_so_far(own_handler, monkeypatch, tmp_path):
-    monkeypatch.setattr("minijaxnet.run.watch._CHUNK_S", 0.0)
-
+def test_ctrl_c_ends_it_with_what_was_learnt_so_far(own_handler, step_by_step, tmp_path):
     def interrupt(progress):
         if progress.step >= 25:
             os.kill(os.getpid(), signal.SIGINT)
 
     result = fitted(full_batch(), 1_000, log_every=10, on_progress=interrupt, run_dir=tmp_path)
-    assert result.interrupted
-    assert result.status == mjn.OUT_OF_STEPS
-    taken = int(result.trace.steps_taken)
-    assert taken == 25
-    chex.assert_tree_all_finite(result.state.params)
+    assert result.interrupted and (result.status, result.steps_taken) == (mjn.OUT_OF_STEPS, 25)
     chex.assert_trees_all_equal(result.state, descended(full_batch(), 25)[0])
-    assert np.isfinite(result.trace.loss[:taken]).all()
-    assert np.isnan(result.trace.loss[taken:]).all()
+    np.testing.assert_array_equal(np.isfinite(result.trace.loss), np.arange(1_000) < 25)
     assert [row["step"] for row in result.rows] == [0, 10, 20, 25]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert signal.getsignal(signal.SIGINT) is own_handler
@@ -356,19 +248,3 @@ def test_updates_that_are_all_lost_to_rounding_are_noted(dtype, rate, noted):
     ones = np.ones(4, dtype)
     result = mjn.fit(descent, descent.init(jnp.asarray(ones)), (ones, 2 * ones), steps=20)
     assert ["0 of 4 weights have moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
-
-
-def test_a_result_prints_as_a_line_and_its_notes():
-    descent, state, _ = full_batch()
-    result = fit(descent, state, DATA, steps=3)
-    line = f"FitResult: OUT_OF_STEPS after 3 steps, loss {result.rows[-1]['loss']:.4g}"
-    assert str(result) == repr(result) == line
-    odd = result._replace(notes=["one is damaged", "a row is lost"], interrupted=2, first_step=2_000, rows=[])
-    assert str(odd) == "FitResult: OUT_OF_STEPS after 2,003 steps, then was interrupted\none is damaged\na row is lost"
-
-
-def test_one_weight_that_moves_does_not_hide_the_others_nor_do_weights_of_32_bits():
-    descent = mjn.gradient_descent(lambda params, batch: jnp.sum(params["few"] * batch[0]) + params["wide"] ** 2, 1e-4)
-    params = {"few": jnp.ones(200, jnp.bfloat16).at[0].set(1e-3), "wide": jnp.ones(())}
-    [note] = mjn.fit(descent, descent.init(params), (np.ones(200), 1.0 * np.ones(200)), steps=20).notes
-    assert "1 of 200 weights have moved" in note

@@ -1,4 +1,4 @@
-"""The lock of a run folder: one owner that is alive, and none that is dead."""
+"""The lock of a run folder: held by one live process."""
 
 import errno
 import fcntl
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import filelock
 import pytest
-from kits.processes import python, said
 
 from minijaxnet.run import lock
 from minijaxnet.run.folder import run_state
@@ -112,47 +111,7 @@ def test_a_lock_that_names_nobody_alive_is_free(tmp_path, name, content):
         assert owner(tmp_path)["pid"] == os.getpid()
 
 
-def test_of_many_at_once_one_holds_it(tmp_path):
-    inside, most = [], []
-
-    def enter():
-        for _ in range(30):
-            try:
-                with hold(tmp_path):
-                    inside.append(1)
-                    most.append(len(inside))
-                    inside.pop()
-            except RunInUse:
-                pass
-
-    threads = [threading.Thread(target=enter) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(most) == {1}
-
-
-def test_a_run_that_is_gone_or_no_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), hold(tmp_path / "none"):
-        pass
-    assert owner(tmp_path / "none") is None and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["lock", "lock.json.part"])
-def test_a_link_in_its_place_is_refused_and_what_it_points_to_left_alone(name, tmp_path):
-    for target in (tmp_path / "mine", tmp_path / "gone"):
-        (tmp_path / "mine").write_text("precious")
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / name).unlink(missing_ok=True)
-        (tmp_path / "run" / name).symlink_to(target)
-        with pytest.raises(ValueError, match=f"{name}: got a symbolic link; expected the file"), hold(tmp_path / "run"):
-            pass
-        assert (tmp_path / "mine").read_text() == "precious" and not (tmp_path / "gone").exists()
-        assert owner(tmp_path / "run") is None
-
-
-# --- Those who look --------------------------------------------------------------------------------------------------
+# --- Those who look ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -178,40 +137,7 @@ def test_somebody_who_only_looks_is_waited_for(looked_at, monkeypatch):
         assert file.closed and owner(folder)["pid"] == os.getpid()
 
 
-def test_who_may_only_read_sees_a_live_run_as_running_and_a_dead_one_as_none():
-    code = """
-    import os, tempfile
-    from pathlib import Path
-    from minijaxnet.run.folder import run_state
-    from minijaxnet.run.lock import hold, owner
-
-    def as_another(look):
-        root = os.geteuid() == 0  # who may write anywhere
-        if root:
-            os.seteuid(65534)
-        try:
-            assert root or not os.access(f"{folder}/lock", os.W_OK)
-            return look(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with hold(folder):
-            os.chmod(f"{folder}/lock", 0o444)
-            os.chmod(folder, 0o555)
-            assert as_another(run_state) == "running" and as_another(owner)["pid"] == os.getpid()
-            os.chmod(folder, 0o755)
-        Path(folder, "lock").touch(0o444)
-        os.chmod(folder, 0o555)
-        assert as_another(run_state) == "interrupted" and as_another(owner) is None
-        os.chmod(folder, 0o755)
-    """
-    said(python(code))
-
-
-# --- Without the kernel's locks --------------------------------------------------------------------------------------
+# --- Without the kernel's locks ---------------------------------------------------------------------------------------
 
 
 def test_where_the_file_system_has_no_locks_that_is_said_and_who_lives_holds_it(tmp_path, monkeypatch):

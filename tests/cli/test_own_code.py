@@ -1,45 +1,21 @@
-"""What a run depends on is watched, and code is carried out only if it is the user's own."""
+"""What a run depends on is watched, and only the user's own code is run."""
 
 import contextlib
 import json
-import re
 import sys
 from pathlib import Path
 
 import pytest
 from kits.command import call
-from kits.marks import SLOW
 from kits.stopped import RUN, TEXT, here, made, only, stopping
 
 __all__ = ["here", "made"]  # fixtures
 
 
-@pytest.mark.parametrize(
-    "name", ["jax_default_prng_impl", SLOW("jax_default_matmul_precision"), SLOW("JAX_ENABLE_X64")]
-)
-def test_settings_by_which_jax_computes_other_numbers_are_refused_unless_forced(name, here):
-    path = only("runs") / "environment.json"
-    found = json.loads(path.read_text())
-    found["settings"][name] = "another"
-    path.write_text(json.dumps(found))
-    called = call("resume", only("runs"))
-    assert called.code == 2 and re.search(
-        f"{name}: got .*; expected 'another': the numbers would be others", called.err
-    )
-    assert call("resume", only("runs"), "--force").code == 0
-
-
-def test_another_processor_is_told(here):
-    path = only("runs") / "environment.json"
-    path.write_text(path.read_text().replace('"processor": "', '"processor": "Another '))
-    called = call("resume", only("runs"))
-    assert called.code == 0 and "warning: processor was Another" in called.err
-
-
 STRANGE = "import pathlib\npathlib.Path('was_run').touch()\n"
 
 
-def test_the_code_of_somebody_elses_run_is_not_carried_out_unless_trusted(here, monkeypatch):
+def test_the_code_of_somebody_elses_run_is_not_carried_out_unless_trusted(here, monkeypatch, unrendered):
     """Be its file in the folder, somewhere else, or of the same name as one's own."""
     folder = only("runs")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(here / "of_another_user"))
@@ -56,13 +32,12 @@ def test_the_code_of_somebody_elses_run_is_not_carried_out_unless_trusted(here, 
     assert call("resume", folder, "--trust", "--force").code == 0 and Path("was_run").exists()
 
 
-@pytest.mark.parametrize("force", [(), SLOW(("--force",))])
-def test_code_that_the_user_never_ran_is_not_carried_out_though_the_run_was_his(force, here):
+def test_code_that_the_user_never_ran_is_not_carried_out_though_the_run_was_his(here, unrendered):
     folder = only("runs")
     (folder / "code" / "line.py").write_text(STRANGE + TEXT)
     (here / "line.py").write_text(STRANGE + TEXT)
-    assert call("resume", folder, *force).code == 2 and call("report", folder).code == 0
-    assert not Path("was_run").exists()
+    for arguments in (("resume", folder), ("resume", folder, "--force"), ("report", folder)):
+        assert call(*arguments).code == (0 if "report" in arguments else 2) and not Path("was_run").exists()
 
 
 def test_of_two_files_of_the_same_name_the_one_that_was_run_is_taken(here, tmp_path_factory):
@@ -95,25 +70,24 @@ def package(here, tmp_path_factory, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("changed", ["mine/parts.py", "table.csv"])
-def test_own_code_that_lies_elsewhere_and_data_files_are_watched(changed, package, here):
+def test_own_code_that_lies_elsewhere_and_data_files_are_watched(package, here):
     with stopping(11):
         assert call(*RUN, "--runs", "stopped").code == 130
     assert {"imported/mine/parts.py", "imported/mine/__init__.py", "files/table.csv.sha256"} <= {
         path.relative_to(only("stopped") / "code").as_posix() for path in (only("stopped") / "code").rglob("*.*")
     }
-    place = here / changed if changed.endswith("csv") else package.parent / changed
-    before = place.read_text()
-    place.write_text(before + "\n")
-    for name in ("mine", "mine.parts"):
-        sys.modules.pop(name, None)
-    called = call("resume", only("stopped"))
-    assert called.code == 2 and changed.split("/")[-1] in called.err
-    place.write_text(before)
+    for place in (package / "parts.py", here / "table.csv"):
+        before = place.read_text()
+        place.write_text(before + "\n")
+        for name in ("mine", "mine.parts"):
+            sys.modules.pop(name, None)
+        called = call("resume", only("stopped"))
+        assert called.code == 2 and place.name in called.err
+        place.write_text(before)
     assert call("resume", only("stopped")).code == 0
 
 
-def test_a_mark_is_of_no_use_with_another_file(here):
+def test_a_mark_is_of_no_use_with_another_file(here, unrendered):
     """Though the code beside it is that of a run of one's own."""
     folder = only("runs")
     (here / "evil.py").write_text(STRANGE + "from line import experiment\n")
@@ -124,19 +98,17 @@ def test_a_mark_is_of_no_use_with_another_file(here):
         assert not Path("was_run").exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("result.json", {"steps_taken": "x", "gradient_check": {"a": 1}}),
-        ("timing.json", {"step_comparison": {"a": 1}}),
-        ("config.json", {"defaults": "x"}),
-        ("environment.json", {"devices": 3}),
-    ],
-)
-def test_a_page_leaves_out_what_a_folder_has_that_no_run_leaves(file, content, here):
-    path = only("whole") / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | content))
-    called = call("report", only("whole"))
-    assert (called.code, called.err) == (0, ""), called
-    page = (only("whole") / "report.html").read_text()
-    assert "This summary is not complete" in page or file == "environment.json"
+def test_a_page_leaves_out_what_a_folder_has_that_no_run_leaves(here, unrendered):
+    for file, content in {
+        "environment.json": {"devices": 3},
+        "result.json": {"steps_taken": "x", "gradient_check": {"a": 1}},
+        "timing.json": {"step_comparison": {"a": 1}},
+        "config.json": {"defaults": "x"},
+    }.items():
+        path = only("whole") / file
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | content))
+        called = call("report", only("whole"))
+        assert (called.code, called.err) == (0, ""), called
+        assert "can&#39;t be shown" in (only("whole") / "report.html").read_text() or file == "environment.json"
+        path.write_text(before)

@@ -1,4 +1,4 @@
-"""``run`` and ``resume`` in several processes: one folder, the same bits, whoever dies, and no quarrel unheard."""
+"""run and resume in several processes: one folder, the same bits, after a signal and after a kill."""
 
 import itertools
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from kits.command import control_characters, rows_in
-from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, python, said, started
+from kits.processes import LINE, MINIJAXNET, commands, ended, in_time, output_of, python, started
+from kits.stopped import only, results
 
 SHARES = (
     LINE.replace("*, noise=0.0", "*, process_id=0, num_processes=1")
@@ -54,15 +55,6 @@ def run(folder, *arguments, **options):
     return started([*MINIJAXNET, "run", "line.py", *QUICK, *arguments], cwd=folder, **options)
 
 
-def only(folder):
-    [found] = folder.glob("*")
-    return found
-
-
-def bits(folder):
-    return [(only(folder) / name).read_bytes() for name in ("metrics.jsonl", "params.safetensors", "result.json")]
-
-
 def children(process):
     """The processes that a launcher started, by their ids."""
     found = {}
@@ -101,54 +93,9 @@ def test_two_processes_are_two_devices_to_the_bit_stop_together_and_go_on_in_one
     assert config["flags"]["processes"] == 2 and "coordinator" not in config["flags"]
     assert (result["status"], result["steps_taken"]) == ("INTERRUPTED", 40)
     assert list(folder.glob("checkpoints/step-00000040.safetensors"))
-    out = said(python(ON_TWO_DEVICES, folder, *QUICK, cwd=line))
+    out = output_of(python(ON_TWO_DEVICES, folder, *QUICK, cwd=line))
     assert out.count("on 2 devices (cpu") == 2 and "went on from step 40" in out
-    assert bits(line / "stopped") == bits(line / "devices")
-
-
-@pytest.mark.slow
-def test_killed_in_two_processes_the_same_command_goes_on_to_the_same_bits_but_not_with_other_code(line):
-    assert [code for code, _, _ in ended([run(line, "--devices", 2, "--runs", "devices")])] == [0]
-    flags = ("--processes", 2, "--runs", "killed", "--resume-latest")
-    [(code, _, err)] = ended([run(line, *flags, environment={"STOP_AT": "40"})])
-    assert code == 130, err
-    (line / "line.py").write_text(STOPPING.replace("3 * x", "2 * x"))
-    [(code, _, err)] = ended([run(line, *flags)])
-    assert code == 2 and "+    return mjn.Batch(x, 2 * x + 1 + noise)" in err
-    (line / "line.py").write_text(STOPPING)
-    killed = run(line, *flags, "--steps", 100_000, "--runs", "longer")
-    wait_for_checkpoint(killed, line / "longer")
-    os.kill(children(killed)[1], signal.SIGKILL)
-    [(code, _, err)] = ended([killed])
-    assert code == 3 and "minijaxnet: process 1 was ended by SIGKILL" in err
-    [(code, out, err)] = ended([run(line, *flags)])
-    assert code == 0 and "went on from step 40" in out, err
-    assert bits(line / "killed") == bits(line / "devices")
-    [(code, out, err)] = ended([run(line, *flags)])
-    assert (code, err) == (0, "") and out.count("this run is done already") == 1
-
-
-@pytest.mark.slow
-def test_one_of_two_that_is_asked_stops_both_and_it_goes_on_in_one(line):
-    stopped = run(line, "--processes", 2, "--devices", 4, "--runs", "stopped", "--steps", 100_000)
-    wait_for_checkpoint(stopped, line / "stopped")
-    os.kill(children(stopped)[1], signal.SIGINT)
-    [(code, out, err)] = ended([stopped])
-    folder = only(line / "stopped")
-    assert code == 130 and "stopped by SIGINT" in out, err
-    at = json.loads((folder / "result.json").read_text())["steps_taken"]
-    goes_on = started([*MINIJAXNET, "resume", folder, "--processes", 1, "--devices", 1], cwd=line)
-    with in_time():
-        while rows_in(folder)[-1]["step"] <= at:
-            assert goes_on.poll() is None
-            time.sleep(0.05)
-    goes_on.terminate()
-    [(code, out, err)] = ended([goes_on])
-    assert code == 143 and f"went on from step {at:,}" in out and "float32 on cpu" in out, err
-    found = rows_in(folder)
-    assert [row["step"] for row in found] == sorted({row["step"] for row in found})
-    losses = [row["loss"] for row in found]
-    assert losses == sorted(losses, reverse=True) or losses[-1] < 1e-9
+    assert results(only(line / "stopped")) == results(only(line / "devices"))
 
 
 @pytest.mark.slow
@@ -230,4 +177,4 @@ def test_killed_at_many_moments_it_ends_in_time_and_comes_to_the_same_bits(line)
         assert code == 0 or (code == 3 and "was ended by SIGKILL" in err), err
         [(code, _, err)] = ended([run(line, *flags)])
         assert code == 0, err
-        assert bits(runs) == bits(line / "devices"), attempt
+        assert results(only(runs)) == results(only(line / "devices")), attempt
