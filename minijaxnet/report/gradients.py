@@ -13,7 +13,7 @@ from minijaxnet.descent import ObjectiveFn
 from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
-from minijaxnet.verify.report import SUBJECT, headline_of, subject_of, values
+from minijaxnet.verify.report import headline_of, subject_of, values
 
 _ROOM = 10.0  # beyond the smallest and the largest, for what is zero or not finite
 _SEEN = (1e-60, 1e60)  # what is beyond stands at the edge
@@ -257,7 +257,7 @@ def worst_element(report: GradReport | Mapping[str, Any]) -> str:
         return ""
     worst = max(leaves, key=lambda leaf: _number(leaf["error"]) / (_number(leaf["tolerance"]) or math.ulp(0.0)))
     place = f"{worst['path']}{list(worst['index']) if worst['index'] else ''}"
-    return f"{place}: {values(_number(worst['hand']), _number(worst['reference']), told.get('subject', SUBJECT))}"
+    return f"{place}: {values(_number(worst['hand']), _number(worst['reference']), subject_of(told))}"
 
 
 def _told(report: GradReport | Mapping[str, Any]) -> Mapping[str, Any]:

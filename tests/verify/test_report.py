@@ -9,6 +9,7 @@ import pytest
 from kits.reports import check_grad_at
 
 from minijaxnet.verify import GradientMismatch, GradReport, LeafReport, Verdict, check_grad
+from minijaxnet.verify.report import GRADIENT_BY_HAND, Subject
 
 
 def bowls(w, factor):
@@ -51,7 +52,7 @@ def leaf(path, hand=2.0, reference=1.0, **more):
     return LeafReport(path, (3,), abs(hand - reference), 1e-13, 1e-12, (0,), hand, reference, **more)
 
 
-def told(*leaves, hints=(), subject="gradient by hand against autodiff", **states):
+def told(*leaves, hints=(), subject=GRADIENT_BY_HAND, **states):
     verdicts = {name: Verdict(state, f"so {name} is") for name, state in states.items()}
     return GradReport(verdicts, {each.path: each for each in leaves}, hints, subject)
 
@@ -74,7 +75,7 @@ def test_the_two_sides_go_by_their_names():
     by_hand = told(leaf("w", share_wrong=1.0, precision_ratio=2.0), algebra="fail")
     assert "worst: w[0]: 2 by hand, 1 by autodiff; " in str(by_hand)
     assert "rounding / autodiff's" in str(by_hand)
-    differences = told(leaf("w", share_wrong=1.0), algebra="fail", subject="autodiff against finite differences")
+    differences = told(leaf("w", share_wrong=1.0), algebra="fail", subject=Subject("autodiff", "finite differences"))
     assert "worst: w[0]: 2 by autodiff, 1 by finite differences; " in str(differences)
     assert "rounding / autodiff's" not in str(differences)
 

@@ -5,14 +5,14 @@ are the same, and a number can choose.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.hints.changes import FORGETTABLE, listed, subsets, where
-from minijaxnet.verify.interpreter import Instead, bind
+from minijaxnet.verify.interpreter import bind
 
 _RESHAPES = frozenset("broadcast_in_dim expand_dims reshape squeeze".split())
 _ELEMENTWISE = FORGETTABLE | set(
@@ -69,7 +69,7 @@ def _ways_of(group: list[Any]) -> Iterator[Way]:
             yield Way(f"{words}{place}", group, right, float(b) if what == "mean" else 1.0, b)
 
 
-def over_others(plans: list[Way], which: Any) -> Instead:
+def over_others(plans: list[Way], which: Any) -> Callable[[Any, list[Any]], list[Any] | None]:
     """What to do instead of each operation when a number says which of the ways to go."""
     members = {id(eqn) for plan in plans for eqn in plan.group}
 

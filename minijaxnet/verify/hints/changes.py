@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import is_literal
-from minijaxnet.verify.interpreter import bind
+from minijaxnet.verify.interpreter import SCATTER_PARAMS, bind
 
 # Operations whose names say little to whoever wrote ``x**2``.
 _WORDS = {"integer_pow": "a power", "square": "a square", "rsqrt": "one over a square root", "logistic": "a sigmoid"}
@@ -151,8 +151,7 @@ def _of_convolution(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]
 def _of_index(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
     operand, index, params = shapes[0], shapes[1], eqn.params
     if eqn.primitive.name != "gather":
-        keys = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        options = {key: params[key] for key in keys}
+        options = {key: params[key] for key in SCATTER_PARAMS}
         yield "set where add is meant: an index that is repeated", lambda x: lax.scatter(*x, **options)
     numbers = params["dimension_numbers"]
     axes = numbers.start_index_map if eqn.primitive.name == "gather" else numbers.scatter_dims_to_operand_dims

@@ -13,18 +13,17 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
-from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.comparison import Comparison
 from minijaxnet.verify.compilation import Traced, compile_together
 from minijaxnet.verify.evaluation import Evaluation, on_host
 from minijaxnet.verify.finite_differences import by_finite_differences
-from minijaxnet.verify.interpreter import Loops, interpret
-from minijaxnet.verify.problem import of_moved, only
+from minijaxnet.verify.interpreter import Hooks, interpret
 
 _MORE = 300
 _LOOPS = ("scan", "while")
 
 
-def not_converged(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
+def not_converged(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
     """A hint where loops carried on bring the two rules together; none where they do not."""
     rules = (at.compiled.hand, at.compiled.objective)
     if not any(_outermost(rule.program) for rule in rules if rule.program is not None) or rules[0].program is None:
@@ -52,14 +51,14 @@ def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarra
         value, more = _with_more(objective, consts, leaves)
         if at.problem.reference is None:
             return results, [], moves + more, value[0]
-        loss = of_moved(lambda *leaves: _with_more(objective, consts, leaves)[0][0], leaves, at.problem.moved)
-        return results, jax.grad(loss)(only(leaves, at.problem.moved)), moves + more, value[0]
+        loss = lambda *leaves: _with_more(objective, consts, leaves)[0][0]  # noqa: E731
+        return results, jax.grad(loss, tuple(range(at.problem.n_params)))(*leaves), moves + more, value[0]
 
     (program,) = compile_together([jax.jit(both).lower(hand.consts, objective.consts, at.wide)])
-    results, slopes, moves, _ = program(hand.consts, objective.consts, at.wide)
-    moved, results = max(map(float, moves)), on_host(at.problem, results)
+    results, gradients, moves, _ = program(hand.consts, objective.consts, at.wide)
+    moved, results = max(map(float, moves)), on_host(results, first)
     if at.problem.reference is not None:
-        return moved, results[first:], on_host(at.problem._replace(n_values=0), slopes)
+        return moved, results[first:], on_host(gradients, 0)
 
     def value(consts: Any, leaves: Sequence[Any]) -> Any:
         return program(hand.consts, consts, leaves)[3]
@@ -82,7 +81,7 @@ def _with_more(rule: Traced, consts: Any, leaves: Sequence[Any]) -> tuple[list[A
             moves.append(lax.stop_gradient(step / size))
         return lax.fori_loop(0, _MORE, lambda _, carry: one_more(carry), results)
 
-    return interpret(rule.program, consts, leaves, loops=Loops(ended=ended)), moves
+    return interpret(rule.program, consts, leaves, hooks=Hooks(ended=ended)), moves
 
 
 def _outermost(program: Any) -> list[Any]:

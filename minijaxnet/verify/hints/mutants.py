@@ -14,15 +14,15 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import equations, is_literal
-from minijaxnet.verify.compared import Compared
+from minijaxnet.verify.comparison import Comparison
 from minijaxnet.verify.compilation import compile_together
 from minijaxnet.verify.evaluation import Evaluation, outputs
 from minijaxnet.verify.hints.axes import over_others, settled, ways
 from minijaxnet.verify.hints.changes import changes, in_words, is_real, where
-from minijaxnet.verify.hints.derived import by_people, slopes
+from minijaxnet.verify.hints.derived import by_people, gradients
 from minijaxnet.verify.hints.slips import Wrong, explain, guess
-from minijaxnet.verify.interpreter import Loops, bind, interpret
-from minijaxnet.verify.numbers import as_real
+from minijaxnet.verify.interpreter import Hooks, bind, interpret
+from minijaxnet.verify.widening import as_real
 
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
@@ -45,7 +45,7 @@ _UNLIKELY = "a factor is missing, or a term: a sum is taken as 1"
 Tried = Iterator[tuple[str, Sequence[Any]]]
 
 
-def explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
+def explained(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
     """How the wrong leaves are wrong, as far as the usual slips explain it; a slip that explains several is told once.
 
     The leaves are named in the order in which autodiff's backward pass comes to them: a slip precedes what follows.
@@ -67,14 +67,14 @@ def explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
     return [f"{', '.join(paths)}: {sentence}" for sentence, paths in named.items()]
 
 
-def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wrong]:
+def _wrong_leaves(at: Evaluation, compared: Sequence[Comparison]) -> dict[int, Wrong]:
     truths = {c.name: c.reference for c in compared}
     is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
     named = zip(at.problem.paths, at.wide, is_key, strict=True)
     arguments = {path: as_real(x) for path, x, key in named if not key}
     coarse = 1e-6 if at.compiled.notes else 0.0  # where not all is in float64
     slips = {}
-    program, points, dtypes = at.compiled.reference.program, at.differentiated(), at.dtypes()
+    program, points, dtypes = at.compiled.reference.program, at.params(), at.dtypes()
     made = {var: k for k, eqn in enumerate(program.eqns) for var in eqn.outvars} if program is not None else {}
     atoms = program.outvars[at.problem.n_values :] if program is not None else [None] * len(compared)
     order = [-1 if atom is None or is_literal(atom) else made.get(atom, -1) for atom in atoms]
@@ -92,8 +92,8 @@ def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wro
 def _covering(slips: Mapping[int, Wrong], tried: Tried, needed: Set[int]) -> dict[int, str]:
     """For each leaf the sentence that gives its numbers, and those of most others; the search ends with all needed."""
     reached: list[tuple[str, set[int]]] = []
-    for sentence, gradients in tried:
-        leaves = {i for i, slip in slips.items() if slip.equal(as_real(np.conj(gradients[i])), slip.hand)}
+    for sentence, found in tried:
+        leaves = {i for i, slip in slips.items() if slip.equal(as_real(np.conj(found[i])), slip.hand)}
         reached += [(sentence, leaves)] if leaves else []
         if needed <= leaves:
             break
@@ -105,9 +105,10 @@ def _covering(slips: Mapping[int, Wrong], tried: Tried, needed: Set[int]) -> dic
 
 def _without_a_cotangent(at: Evaluation) -> Tried:
     """The gradients when one of several cotangents is forgotten."""
-    cotangents = at.problem.cotangents
-    for i, place in enumerate(cotangents if len(cotangents) > 1 else []):
-        leaves = [0 * x if k == place else x for k, x in enumerate(at.wide)]
+    n = at.problem.n_cotangents
+    for i in range(n if n > 1 else 0):
+        leaves = list(at.wide)
+        leaves[i - n] = 0 * leaves[i - n]
         yield f"the cotangent of output {i} is ignored", outputs(at.compiled, leaves)[1][at.problem.n_values :]
 
 
@@ -137,7 +138,7 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
         words += [f"more than {k} rounds of a loop" for k in _rounds(eqn)]
         sentences += [f"{how} {what}{where(eqn)}" for what in words]
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
+    def with_fixed(consts: Any, leaves: Any, which: Any) -> list[Any]:
         def fixed(value: Any, when: Any) -> Any:
             inexact = jnp.issubdtype(value.dtype, jnp.inexact)
             return jnp.where(when, lax.stop_gradient(value), value) if inexact else value
@@ -157,9 +158,9 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
             now = (k == 0) | ((k > 0) & (k <= n) & (k == step)) | ((k > n) & (k <= 2 * n) & (step % (k - n) == 0))
             return [fixed(x, now) for x in carry]
 
-        return slopes(at, instead, Loops(carried=carried if scans else None))(consts, leaves)
+        return gradients(at, Hooks(instead, carried=carried if scans else None))(consts, leaves)
 
-    yield from _one_by_one(at, sentences, gradients)
+    yield from _one_by_one(at, sentences, with_fixed)
 
 
 def _rounds(eqn: Any) -> range:
@@ -175,7 +176,7 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
     for number, (eqn, (_, change)) in enumerate(candidates):
         mine.setdefault(id(eqn), []).append((number, change))
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
+    def changed(consts: Any, leaves: Any, which: Any) -> list[Any]:
         def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
             if id(eqn) not in mine:
                 return None
@@ -186,15 +187,15 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
 
         def ended(eqn: Any, operands: list[Any], results: list[Any], one_more: Any) -> list[Any]:
             for number, change in mine.get(id(eqn), ()):
-                changed = change([operands, results])
-                results = [jnp.where(which == number, a, b) for a, b in zip(changed, results, strict=True)]
+                others = change([operands, results])
+                results = [jnp.where(which == number, a, b) for a, b in zip(others, results, strict=True)]
             return results
 
-        loops = Loops(ended=ended)
-        return interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead, loops=loops)
+        hooks = Hooks(instead, ended=ended)
+        return interpret(program.jaxpr, program.consts, [*consts, *leaves], hooks=hooks)
 
     sentences = [f"{sentence}{where(eqn)}" for eqn, (sentence, _) in candidates]
-    yield from _one_by_one(at, sentences, gradients)
+    yield from _one_by_one(at, sentences, changed)
 
 
 def _rank(sentence: str) -> int:
@@ -233,12 +234,12 @@ def _over_another_axis(at: Evaluation, program: Any) -> Tried:
         return
     plans = ways(operations)[:_MOST_CHANGES]
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
-        instead = over_others(plans, which)
-        results = interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead)
+    def over_other_axes(consts: Any, leaves: Any, which: Any) -> list[Any]:
+        hooks = Hooks(over_others(plans, which))
+        results = interpret(program.jaxpr, program.consts, [*consts, *leaves], hooks=hooks)
         return [settled(x, atom) for x, atom in zip(results, program.jaxpr.outvars, strict=True)]
 
-    yield from _one_by_one(at, [plan.words for plan in plans], gradients)
+    yield from _one_by_one(at, [plan.words for plan in plans], over_other_axes)
 
 
 def _one_by_one(at: Evaluation, sentences: Sequence[str], gradients: Callable[..., list[Any]]) -> Tried:
