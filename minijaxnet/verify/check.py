@@ -193,7 +193,8 @@ def _misfit(given: _Given, arguments: Arguments, value: Any) -> GradReport | Non
     gradient = _strongly_typed(gradient, target)
     if difference := structure_difference(gradient, target):
         what = f"the gradient is not like {'the argument' if one else 'the arguments'}"
-        leaves = jax.tree.leaves(gradient), jax.tree.leaves(target)
+        alike = jax.tree.structure(gradient) == jax.tree.structure(target)
+        leaves = (jax.tree.leaves(gradient), jax.tree.leaves(target)) if alike else ()
         return misbuilt(f"{what}: {difference.removeprefix('(leaf): ')}", *leaves)
     return None
 

@@ -44,14 +44,6 @@ def test_a_gradient_of_another_structure_fails_structure_and_is_not_compared(gra
         raise AssertionError(report.verdicts["structure"].reason)
 
 
-@pytest.mark.parametrize("kind", [lambda loss: loss[None], lambda loss: None], ids=["shape (1,)", "None"])
-def test_a_loss_beside_the_gradient_that_is_no_scalar_fails(kind):
-    report = check_grad(cubes, lambda w: (kind(cubes(w)), cubes_gradient(w)), (ONES,), has_value=True)
-    assert not report.ok
-    assert states(report, "structure") == {"structure": "fail"}
-    assert "the value is not like the loss" in report.verdicts["structure"].reason
-
-
 # --- Which argument ---------------------------------------------------------------------------------------------------
 
 
@@ -109,11 +101,6 @@ def test_a_leaf_that_cannot_be_descended_on_is_refused_with_its_path(leaf, compl
         check_grad(lambda w: jnp.sum(w["w"]), lambda w: w, ({"w": ONES, "n": leaf},))
 
 
-def test_a_key_among_the_params_is_refused():
-    with pytest.raises(TypeError, match=r"args\[1\].*: got dtype key<fry>"):
-        check_grad(lambda w, key: jnp.sum(w), lambda w, key: w, (ONES, jax.random.key(0)), argnums=1)
-
-
 @pytest.mark.parametrize("order", [0, 3, True, "2"])
 def test_an_order_that_is_not_1_or_2_is_refused_by_name(order):
     with pytest.raises(ValueError, match="order: got"):
@@ -157,27 +144,6 @@ def test_nan_in_the_arguments_is_refused_with_its_place(args, place):
 
 
 # --- What is taken ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_integers_booleans_and_keys_in_the_other_arguments_are_carried_along():
-    def loss(w, batch, key):
-        kept = jax.random.bernoulli(key, 0.5, w.shape)
-        return jnp.sum(jnp.where(batch["mask"], (w * kept) ** 2, 0)[batch["index"]])
-
-    def gradient(w, batch, key):
-        kept = jax.random.bernoulli(key, 0.5, w.shape)
-        counts = jnp.zeros(w.shape, w.dtype).at[batch["index"]].add(1)
-        return jnp.where(batch["mask"], 2 * w * kept, 0) * counts * batch["factor"]
-
-    batch = {"mask": jnp.array([True, False] * 4), "index": jnp.array([0, 0, 2, 3, 4, 5, 6])}
-    points = {
-        name: (jnp.linspace(0.1, 1, 8), {**batch, "factor": jnp.float32(factor)}, jax.random.key(3))
-        for name, factor in {"right": 1, "a millionth too much": 1 + 1e-6}.items()
-    }
-    reports = check_grad_at(loss, gradient, points)
-    assert reports["right"].ok, str(reports["right"])
-    assert not reports["a millionth too much"].ok
 
 
 def test_numbers_leaves_without_elements_and_keys_are_arguments_as_well():

@@ -80,26 +80,13 @@ def test_the_two_sides_go_by_their_names():
     assert "rounding / autodiff's" not in str(differences)
 
 
-def test_last_places_are_counted_only_where_the_reference_is_not_tiny_against_its_leaf():
-    w = np.float32([1e-30, 1.0])
-    found = {
-        k: check_grad(lambda w: jnp.sum(w**2), lambda w, k=k: (2 * w).at[k].add(0.5), (w,)) for k in (0, 1)
-    }  # fmt: skip
-    assert "ulps" not in str(found[0])
-    assert "off by 2.1e+06 ulps" in str(found[1])
-    assert [report.worst.index for report in found.values()] == [(0,), (1,)]
-
-
 @pytest.mark.parametrize(
     ("report", "line"),
     [
         (told(leaf("w", 9.0, 27.0, share_wrong=1.0), algebra="fail"), "w[0]: 9 by hand, 27 by autodiff"),
         (
             told(
-                leaf("far", 9.0, share_wrong=1.0),
-                leaf("near", share_wrong=1.0),
-                hints=("near: twice",),
-                algebra="fail",
+                leaf("far", 9.0, share_wrong=1.0), leaf("near", share_wrong=1.0), hints=("near: twice",), algebra="fail"
             ),
             "near[0]: 2 by hand, 1 by autodiff: twice",
         ),
@@ -146,9 +133,3 @@ def test_a_report_as_a_dict_survives_json():
     assert leaf["blind"] >= leaf["tolerance"] > 0
     assert leaf["error"] > leaf["tolerance"]
     assert found["hints"] == list(report("wrong").hints) and report("wrong").hints
-
-
-def test_a_report_with_infinite_errors_as_a_dict_survives_json():
-    found = json.loads(json.dumps(report("infinite").to_dict(), allow_nan=False))
-    assert found["leaves"]["['a']"]["error"] is None
-    assert found["ok"] is False
