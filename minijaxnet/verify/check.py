@@ -179,8 +179,8 @@ class _Given(NamedTuple):
 
 def _misfit(given: _Given, arguments: Arguments, value: Any) -> GradReport | None:
     """The report where what the rule returns differs in structure from the loss or the arguments."""
-    args, one = arguments.rebuilt(*arguments.leaves), isinstance(given.argnums, int)
-    target = args[given.argnums] if one else tuple(args[i] for i in given.argnums)
+    args, argnums = arguments.rebuilt(*arguments.leaves), given.argnums
+    target = args[argnums] if isinstance(argnums, int) else tuple(args[i] for i in argnums)
     try:
         got, gradient = jax.eval_shape(lambda *leaves: given.by_hand(arguments.rebuilt(*leaves)), *arguments.leaves)
     except UNTRACEABLE:  # a rule that works on NumPy arrays
@@ -192,7 +192,7 @@ def _misfit(given: _Given, arguments: Arguments, value: Any) -> GradReport | Non
         return misbuilt(f"the value is not like the loss: {difference}")
     gradient = _strongly_typed(gradient, target)
     if difference := structure_difference(gradient, target):
-        what = f"the gradient is not like {'the argument' if one else 'the arguments'}"
+        what = f"the gradient is not like {'the argument' if isinstance(argnums, int) else 'the arguments'}"
         alike = jax.tree.structure(gradient) == jax.tree.structure(target)
         leaves = (jax.tree.leaves(gradient), jax.tree.leaves(target)) if alike else ()
         return misbuilt(f"{what}: {difference.removeprefix('(leaf): ')}", *leaves)

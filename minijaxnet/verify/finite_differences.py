@@ -90,7 +90,8 @@ def by_finite_differences(at: Evaluation) -> tuple[list[Comparison], Verdict]:
             shape = (_DIRECTIONS,)
             directions = [draw.choice((-1.0, 1.0), size=point.shape) * scale for _ in range(_DIRECTIONS)]
         found = [judged(at, i, hand, direction) for direction in directions]
-        by_hand, estimates, errors = (np.reshape([j[k] for j in found], shape) for k in range(3))
+        numbers = np.reshape([(j.hand, j.estimate, j.tolerance) for j in found], (*shape, 3))
+        by_hand, estimates, errors = np.moveaxis(numbers, -1, 0)
         wrong, undecided, at_kink, right = (
             np.reshape([j.outcome is outcome for j in found], shape).astype(bool)
             for outcome in (Outcome.WRONG, Outcome.UNDECIDED, Outcome.AT_KINK, Outcome.RIGHT)

@@ -84,8 +84,8 @@ class LostDigits(NamedTuple):
 def lost_digits(value: Any, dtype: Any) -> LostDigits:
     """Whether a value of a dtype was rounded to fewer digits than float64 has.
 
-    Small whole numbers and fractions, such as 2 and 0.5, are exact. A float64 equal to a float32 of more than 11 bits is
-    taken for a rounded float32: by chance that happens to one in 2^29. A single number of 7 to 14 decimal digits is
+    Small whole numbers and fractions, such as 2 and 0.5, are exact. A float64 equal to a float32 of more than 11 bits
+    is taken for a rounded float32: by chance that happens to one in 2^29. A single number of 7 to 14 decimal digits is
     taken for one that was cut off there, unless its last digits stand out after zeros or nines, as in 1.000001.
     """
     if not jnp.issubdtype(dtype, jnp.inexact):

@@ -64,26 +64,6 @@ def rule_of_rms_norm(projected=1):
 ROWS = np.float32([[0.5, -1.25, 2.0], [1.5, 0.25, -0.75]]).astype(jnp.bfloat16)
 GAIN = f32(1.0, 0.5, -1.5).astype(jnp.bfloat16)
 rule("RMSNorm in bfloat16, in float32 inside", rule_of_rms_norm(), (ROWS, GAIN), {"not projected": rule_of_rms_norm(0)})
-LABELS = np.int32([2, 0])
-
-
-def cross_entropy(logits):
-    scores = jax.nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.mean(jnp.take_along_axis(scores, LABELS[:, None], axis=1))
-
-
-def slope_of_cross_entropy(logits, count=2):
-    p = jax.nn.softmax(logits.astype(jnp.float32))
-    return ((p - jax.nn.one_hot(LABELS, 3)) / count).astype(logits.dtype)
-
-
-grad(
-    "cross entropy, bfloat16 logits, float32 loss",
-    cross_entropy,
-    (ROWS,),
-    slope_of_cross_entropy,
-    {"not divided by the batch": lambda logits: slope_of_cross_entropy(logits, 1)},
-)
 
 
 def soft_cap(x):
@@ -211,26 +191,8 @@ grad(
     lambda w: NORMAL @ w - RIGHT_SIDE,
     {"a matrix element off by a thousandth": lambda w: OFF @ w - RIGHT_SIDE},
 )
-STANDARD = (DATA - DATA.mean(axis=0)) / DATA.std(axis=0)
 
 
-def on_raw_data(w):
-    z = (DATA - jnp.mean(DATA, axis=0)) / jnp.std(DATA, axis=0)
-    return jnp.mean(jax.nn.softplus(-jnp.sign(SEEN) * (z @ w)))
-
-
-def logistic_slope(z):
-    return lambda w: -z.T @ (np.sign(SEEN) * jax.nn.sigmoid(-np.sign(SEEN) * (z @ w))) / len(z)
-
-
-BUT_FIRST = STANDARD * (np.arange(20) > 0)[:, None]
-grad(
-    "data standardised beforehand",
-    on_raw_data,
-    (W,),
-    logistic_slope(STANDARD),
-    {"one row left out": logistic_slope(BUT_FIRST)},
-)
 ANGLES = np.arange(3)[:, None] * 100.0 ** (-np.arange(2) / 2)
 COS, SIN = np.cos(ANGLES).astype(np.float32), np.sin(ANGLES).astype(np.float32)
 QUERY = drawn(3, 4, seed=9)

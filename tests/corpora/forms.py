@@ -108,23 +108,6 @@ unsquared = rule_of(activation, functools.partial(back_of_activation, power=1))
 rule("an activation by its name", rule_of(activation, back_of_activation), (X, "tanh"), {"square forgotten": unsquared})
 
 
-def centred(x, gain, train):
-    return gain * (x - (jnp.mean(x, axis=0) if train else 0.3))
-
-
-def rule_of_centred(in_training):
-    def backward(train, saved, c):
-        x, gain = saved
-        return (in_training(c * gain) if train else c * gain), jnp.sum(c * centred(x, 1, train), axis=0)
-
-    forward = lambda x, gain, train: (centred(x, gain, train), (x, gain))  # noqa: E731
-    return custom(centred, forward, backward, nondiff_argnums=(2,))
-
-
-less_its_mean = rule_of_centred(lambda c: c - jnp.mean(c, axis=0))
-rule("a boolean", less_its_mean, (TABLE, X, True), {"mean held fixed": rule_of_centred(lambda c: c)})
-
-
 def affine(x, w, bias):
     return x * w if bias is None else x * w + bias
 

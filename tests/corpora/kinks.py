@@ -68,14 +68,6 @@ def sloped(at_corner):
 CORNERS = (f32(-3, 0.5, 3, 4),)
 rule("hard sigmoid, slope of the inside", sloped(1 / 6), CORNERS, {"of both sides added up": sloped(1 / 3)})
 rule("hard sigmoid, slope of the outside", sloped(0.0), CORNERS)
-CENTRE = f32(1, 2, 3)
-grad(
-    "absolute deviation from itself, slope 1 at zero",
-    lambda w: jnp.sum(jnp.abs(w - CENTRE)),
-    (f32(1, 2.5, 3),),
-    lambda w: jnp.where(w >= CENTRE, 1.0, -1.0),
-    {"slope 2 at zero": lambda w: jnp.where(w == CENTRE, 2.0, jnp.sign(w - CENTRE))},
-)
 
 
 def at_shift(of_w, of_b):
@@ -161,13 +153,6 @@ def rule_of_sinc(at_zero):
 
 
 rule("unguarded sinc, its rule guarded", rule_of_sinc(0), (f32(-1.5, 0, 2.0),), {"a slope of 1 at 0": rule_of_sinc(1)})
-grad(
-    "fourth power of a length, at a row of zeros",
-    lambda x: jnp.sum(jnp.sqrt(jnp.sum(x**2, axis=1)) ** 4),
-    (ROWS / 4,),
-    lambda x: 4 * jnp.sum(x**2, axis=1, keepdims=True) * x,
-    {"factor 2": lambda x: 2 * jnp.sum(x**2, axis=1, keepdims=True) * x},
-)
 MASK = np.array([[True, True, False], [False, False, False]])
 VALUES = f32(0.5, -1, 2)
 

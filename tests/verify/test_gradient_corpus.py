@@ -140,9 +140,6 @@ def test_a_wrong_rule_is_wrong_where_it_says(subject):
         assert found, f"{case.name}: it is right"
         assert case.slip.leaf is None or set(found) == {case.slip.leaf}, (case.name, found)
         assert case.slip.index is None or found[case.slip.leaf] == [case.slip.index], (case.name, found)
-        if case.slip.factor is not None and case.slip.leaf is not None:
-            pairs = zip(jax.tree.leaves(hand), jax.tree.leaves(truth), strict=True)
-            assert any(np.allclose(mine, case.slip.factor * np.asarray(right), rtol=1e-9) for mine, right in pairs), case.name
 
 
 SCALES = [{}, {"seed": 1, "scale": 100.0}, {"seed": 2, "scale": 1e-2}]
@@ -153,14 +150,6 @@ def test_a_slip_that_is_not_in_the_gradient_leaves_it_right():
     for case, _, ((hand, value), (truth, own)) in in_float64([case for case in WRONG if case.slip.kind in kinds]):
         assert not differing(hand, truth, SAME), case.name
         assert value is None or bool(differing(value, own, SAME)) == (case.slip.kind == "primal"), case.name
-
-
-def test_a_surrogate_has_the_gradient_of_its_reference_and_not_of_itself():
-    cases = [surrogate.case for surrogate in SURROGATES]
-    references = in_float64(cases, lambda case, args: pull_back(case.reference, args))
-    for (case, _, ((hand, _), (own, _))), (_, _, (reference, _)) in zip(in_float64(cases), references, strict=True):
-        assert not differing(hand, reference, SAME), case.name
-        assert differing(hand, own, STANDS_OUT), case.name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
