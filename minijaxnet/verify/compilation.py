@@ -102,19 +102,19 @@ def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool 
     no_working = "not needed" if pair_only else ""
     if not pair_only:
         lowered["working"], no_working = _lowered_working(problem, hand, leaves)
-    made = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
+    made = dict(zip(lowered, compile_all(list(lowered.values())), strict=True))
     mapped, working = made.get("mapped"), {_dtypes(leaves): Executable(made.get("working"), no_working)}
 
     def working_for(others: Sequence[Any]) -> Executable:
         if (key := _dtypes(others)) not in working:
             program, why_not = _lowered_working(problem, hand, others)
-            working[key] = Executable(compile_together([program])[0], why_not)
+            working[key] = Executable(compile_all([program])[0], why_not)
         return working[key]
 
     @functools.cache
     def enlarged() -> Any:
         with jax.enable_x64(True):
-            return compile_together([_enlarged(hand, reference, problem.n_params).lower(*arguments)])[0]
+            return compile_all([_enlarged(hand, reference, problem.n_params).lower(*arguments)])[0]
 
     return Compiled(
         problem,
@@ -234,7 +234,7 @@ def trace(function: Flat, arguments: Sequence[Any], *, x64: bool = True) -> Trac
     return Traced(closed.jaxpr, list(map(widened, consts)), dtypes, function, _narrowest_cast(closed) if x64 else "")
 
 
-def compile_together(lowered: Sequence[Any]) -> list[Any]:
+def compile_all(lowered: Sequence[Any]) -> list[Any]:
     """Programs compiled quickly, side by side on the cores there are; None for None."""
     x64 = jnp.result_type(float) == jnp.float64  # each thread has its own, and a custom_partitioning traces in it
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from minijaxnet._jaxpr import equations
 from minijaxnet.verify.comparison import Comparison
-from minijaxnet.verify.compilation import Traced, compile_together, in_short
+from minijaxnet.verify.compilation import Traced, compile_all, in_short
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.interpreter import interpret
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import distance
 from minijaxnet.verify.widening import as_real, is_distributed
 
-# Operations in which the author says what each device does.
+# Operations whose author writes what each device does.
 _BY_DEVICE = frozenset(("shard_map", "custom_partitioning"))
 
 
@@ -66,7 +66,7 @@ def placement(at: Evaluation, compared: Sequence[Comparison], *, good: bool) -> 
     ]
     calls = [(hand, there), (reference, there), (reference, at.wide)]
     try:
-        programs = compile_together([_lowered(rule, leaves) for rule, leaves in calls])
+        programs = compile_all([_lowered(rule, leaves) for rule, leaves in calls])
     except Exception as error:
         return Verdict("unchecked", f"{over} it can't be compiled in float64: {in_short(error)}"), []
     by_hand, by_autodiff, alone = (

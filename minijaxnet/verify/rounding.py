@@ -1,7 +1,7 @@
 """What rounding does to two rules, measured: first by moving the inputs, and where that leaves a doubt, everything.
 
-Moved by a few float64 roundings, the inputs change two right rules alike, while every rounding within them falls out
-anew: how far the difference of the two then moves is their rounding error, and the second difference of one rule,
+When the inputs move by a few float64 roundings, two right rules change alike, but every rounding within them is a new
+one: how far the difference of the two moves is their rounding error, and the second difference of one rule,
 ``f(x + d) - 2 f(x) + f(x - d)``, is its own. That takes no program but the two rules. Where it does not explain a
 difference, both rules are compiled once more with every rounding enlarged to a relative ``size`` far above float64's
 epsilon: how far the results then move, over ``size``, is how much the program amplifies rounding errors.
@@ -19,7 +19,7 @@ from minijaxnet.verify.evaluation import Arrays, Evaluation, moved_consts, narro
 from minijaxnet.verify.perturbation import Perturbation
 from minijaxnet.verify.widening import largest
 
-# How many times what was seen at a few nearby points a rounding error may be; the same for what has fewer digits.
+# A rounding error may be so many times the largest seen at a few nearby points; and so many times, of fewer digits.
 _SEEN, _SEEN_NARROW = 64, 32
 _PAIRS, _MORE_PAIRS = 2, 6
 # So small a share of the largest effect on the objective counts as no effect.
@@ -29,9 +29,9 @@ _KINK = 2.0**-30
 # Two sizes of enlarged roundings: what is smooth answers in proportion to both, a kink within reach does not.
 SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
-# How many times its estimate by enlarged roundings an error may be: a random walk's, from a few walks.
+# An error may be so many times its estimate from a few runs with enlarged roundings.
 _ENLARGED = 1024
-# So far apart may two results of an iteration to a tolerance of its own be.
+# Two results of an iteration to a tolerance of its own may differ by so much of their size.
 ITERATED = 1e-6
 
 

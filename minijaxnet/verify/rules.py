@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
     Attributes:
         name: of the function.
-        file: where it is defined; "" if that is not known.
+        file: where it is defined; "" if that is unknown.
         line: in that file.
     """
 

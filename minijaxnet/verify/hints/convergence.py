@@ -1,7 +1,7 @@
 """Had an iteration converged? If not, its implicit gradient is not yet that of what the loop returns.
 
-Every loop that carries a state and nothing else is carried on for more rounds. Where the two rules then come together,
-the rule was judged too early. An unrolled loop can't be seen.
+Every loop that carries a state and nothing else is continued for more rounds. Where the two rules then agree, the rule
+was checked too early. An unrolled loop can't be recognized.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
 from minijaxnet.verify.comparison import Comparison
-from minijaxnet.verify.compilation import Traced, compile_together
+from minijaxnet.verify.compilation import Traced, compile_all
 from minijaxnet.verify.evaluation import Evaluation, on_host
 from minijaxnet.verify.finite_differences import by_finite_differences
 from minijaxnet.verify.interpreter import Hooks, interpret
@@ -24,13 +24,13 @@ _LOOPS = ("scan", "while")
 
 
 def not_converged(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
-    """A hint where loops carried on bring the two rules together; none where they do not."""
+    """A hint where more rounds of the loops make the two rules agree."""
     rules = (at.compiled.hand, at.compiled.objective)
     if not any(_outermost(rule.program) for rule in rules if rule.program is not None) or rules[0].program is None:
         return []
     try:
-        moved, hand, reference = _carried_on(at)
-    except Exception:  # what can't be carried on, or not differentiated then: no hint is lost
+        moved, hand, reference = _continued(at)
+    except Exception:  # a loop that can't be continued, or not differentiated then: there is no hint
         return []
     before = max(_apart(c.hand, c.reference) for c in compared)
     after = max(_apart(h, r) for h, r in zip(hand, reference, strict=True))
@@ -42,8 +42,8 @@ def not_converged(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
-    """How far one more round moves a state, and both gradients when the loops go on."""
+def _continued(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
+    """How far one more round moves a state, and both gradients when the loops are continued."""
     hand, objective, first = at.compiled.hand, at.compiled.objective, at.problem.n_values
 
     def both(hand_consts: Any, consts: Any, leaves: Sequence[Any]) -> Any:
@@ -54,7 +54,7 @@ def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarra
         loss = lambda *leaves: _with_more(objective, consts, leaves)[0][0]  # noqa: E731
         return results, jax.grad(loss, tuple(range(at.problem.n_params)))(*leaves), moves + more, value[0]
 
-    (program,) = compile_together([jax.jit(both).lower(hand.consts, objective.consts, at.wide)])
+    (program,) = compile_all([jax.jit(both).lower(hand.consts, objective.consts, at.wide)])
     results, gradients, moves, _ = program(hand.consts, objective.consts, at.wide)
     moved, results = max(map(float, moves)), on_host(results, first)
     if at.problem.reference is not None:
@@ -68,7 +68,7 @@ def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarra
 
 
 def _with_more(rule: Traced, consts: Any, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The results of a program whose loops go on, and how far one round moves each, relative to its size."""
+    """The results of a program whose loops are continued, and how far one round moves each, relative to its size."""
     mine, moves = {id(eqn) for eqn in _outermost(rule.program)}, []
 
     def ended(eqn: Any, operands: list[Any], results: list[Any], one_more: Any) -> list[Any]:

@@ -16,10 +16,10 @@ from jax import lax
 from minijaxnet._jaxpr import equations, is_literal
 from minijaxnet._trees import is_keys
 from minijaxnet.verify.comparison import Comparison
-from minijaxnet.verify.compilation import compile_together
+from minijaxnet.verify.compilation import compile_all
 from minijaxnet.verify.evaluation import Evaluation, outputs
 from minijaxnet.verify.hints.axes import over_others, settled, ways
-from minijaxnet.verify.hints.changes import changes, in_words, is_real, where
+from minijaxnet.verify.hints.changes import Change, Rank, changes, in_words, is_real, where
 from minijaxnet.verify.hints.derived import by_people, gradients
 from minijaxnet.verify.hints.slips import Wrong, explain, guess
 from minijaxnet.verify.interpreter import Hooks, bind, interpret
@@ -28,21 +28,6 @@ from minijaxnet.verify.widening import as_real, largest
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
 _MOST_ROUNDS = 16
-# Beginnings of the sentences that are tried before others, in this order, and of those that are tried last.
-_LIKELY = (
-    "a term is missing: autodiff adds two where the rule has twice",
-    "a factor is missing: what is",
-    "transposed",
-    "a mask is forgotten",
-    "set where",
-    "an index",
-    "the dilation",
-    "a state",
-    "a sign is wrong",
-    "a factor is missing: autodiff",
-    "a division is missing",
-)
-_UNLIKELY = "a factor is missing, or a term: a sum is taken as 1"
 Tried = Iterator[tuple[str, Sequence[Any]]]
 
 
@@ -170,10 +155,10 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
     """The gradients when one operation of their program is done otherwise."""
     operations = list(equations(program))[::-1]  # the backward pass comes last, and is where slips are made
     candidates = [(eqn, change) for eqn in operations for change in (*changes(eqn), *_other_states(eqn))]
-    candidates = sorted(candidates, key=lambda each: _rank(each[1][0]))[:_MOST_CHANGES]
+    candidates = sorted(candidates, key=lambda each: each[1].rank)[:_MOST_CHANGES]
     mine: dict[int, list[tuple[int, Callable[[list[Any]], Any]]]] = {}
-    for number, (eqn, (_, change)) in enumerate(candidates):
-        mine.setdefault(id(eqn), []).append((number, change))
+    for number, (eqn, change) in enumerate(candidates):
+        mine.setdefault(id(eqn), []).append((number, change.result))
 
     def changed(consts: Any, leaves: Any, which: Any) -> list[Any]:
         def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
@@ -193,16 +178,10 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
         hooks = Hooks(instead, ended=ended)
         return interpret(program.jaxpr, program.consts, [*consts, *leaves], hooks=hooks)
 
-    sentences = [f"{sentence}{where(eqn)}" for eqn, (sentence, _) in candidates]
-    yield from _one_by_one(at, sentences, changed)
+    yield from _one_by_one(at, [f"{change.words}{where(eqn)}" for eqn, change in candidates], changed)
 
 
-def _rank(sentence: str) -> int:
-    ranks = (k for k, beginning in enumerate(_LIKELY) if sentence.startswith(beginning))
-    return next(ranks, len(_LIKELY) + sentence.startswith(_UNLIKELY))
-
-
-def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:
+def _other_states(eqn: Any) -> Iterator[Change]:
     """Where a scan keeps its state of each round for the backward pass: the state of the round before, or after."""
     if eqn.primitive.name != "scan":
         return
@@ -223,7 +202,8 @@ def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:
                 other = jnp.concatenate([states[1:], edge] if ahead else [edge, states[:-1]])
                 return [other if i == kept else y for i, y in enumerate(results)]
 
-            yield f"a state of a loop is that of the round {'after' if atom is start else 'before'}", change
+            words = f"a state of a loop is that of the round {'after' if atom is start else 'before'}"
+            yield Change(words, change, Rank.STATE)
 
 
 def _over_another_axis(at: Evaluation, program: Any) -> Tried:
@@ -245,7 +225,7 @@ def _one_by_one(at: Evaluation, sentences: Sequence[str], gradients: Callable[..
     """What each change gives, one after another, by one compiled program; nothing where it can't be had."""
     consts = at.compiled.objective.consts
     try:
-        (program,) = compile_together([jax.jit(gradients).lower(consts, at.wide, np.int32(0))] if sentences else [None])
+        (program,) = compile_all([jax.jit(gradients).lower(consts, at.wide, np.int32(0))] if sentences else [None])
     except Exception:  # no reverse mode through a loop, or a shape that the change does not bear: no hint is lost
         return
     for number, sentence in enumerate(sentences):

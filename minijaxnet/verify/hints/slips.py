@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# So many slices, at most, are looked for in another order.
+# Slices in another order are searched for among so many, at most.
 _MOST_SLICES = 64
 # So many elements do not agree by chance.
 _EVIDENCE = 4
