@@ -130,13 +130,6 @@ add(
     {"overwritten elements keep their slope": (lambda p, at, c: {"x": c, "new": c[at]}, Slip("index", "['x']"))},
 )
 add(
-    "segment sum",
-    lambda x, ids: jnp.sum(jax.ops.segment_sum(x, ids, num_segments=4) ** 2) / 2,
-    given(normal(7), fixed([0, 2, 2, 0, 3, 3, 3])),
-    lambda x, ids: jax.ops.segment_sum(x, ids, num_segments=4)[ids],
-    {"halved": scaled("", 0.5)},
-)
-add(
     "sort",
     lambda x, c: jnp.sum(c * jnp.sort(x)),
     given(apart(8), normal(8)),

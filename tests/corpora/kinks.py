@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from corpora.kit import Code, custom, drawn, elementwise, f32
+from corpora.kit import Code, custom, elementwise, f32
 
 KINKS, NOT_FINITE, SURROGATES = Code(), Code(), Code()
 
@@ -33,27 +33,6 @@ grad(
     {"the tie to each in full": winners},
 )
 grad("multiclass hinge at zero, the tie shared", hinge, (START,), lambda z: winners(z, 1 / 3))
-BATCH, LABELS = drawn(3, 2, seed=11), np.eye(3, dtype=np.float32)[[2, 0, 1]]
-
-
-def linear_hinge(w):
-    scores = BATCH @ w["weights"] + w["bias"]
-    return jnp.mean(jnp.max(scores + 1 - LABELS, axis=1) - jnp.sum(scores * LABELS, axis=1))
-
-
-def slope_of_linear_hinge(w, count=3):
-    scores = BATCH @ w["weights"] + w["bias"]
-    back = (jax.nn.one_hot(jnp.argmax(scores + 1 - LABELS, axis=1), 3) - LABELS) / count
-    return {"weights": BATCH.T @ back, "bias": jnp.sum(back, axis=0)}
-
-
-grad(
-    "a linear support vector machine as it starts",
-    linear_hinge,
-    ({"weights": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)},),
-    slope_of_linear_hinge,
-    {"summed for averaged": lambda w: slope_of_linear_hinge(w, 1)},
-)
 
 
 def hard_sigmoid(x):
@@ -153,29 +132,7 @@ def rule_of_sinc(at_zero):
 
 
 rule("unguarded sinc, its rule guarded", rule_of_sinc(0), (f32(-1.5, 0, 2.0),), {"a slope of 1 at 0": rule_of_sinc(1)})
-MASK = np.array([[True, True, False], [False, False, False]])
-VALUES = f32(0.5, -1, 2)
 
-
-def masked_attention(scores):
-    """The second row attends to nothing, is NaN for a moment, and is then left out."""
-    weights = jax.nn.softmax(jnp.where(MASK, scores, -jnp.inf), axis=-1)
-    return jnp.sum(jnp.where(MASK.any(axis=1), weights @ VALUES, 0))
-
-
-def slope_of_masked_attention(scores, centred=1):
-    weights = jnp.where(MASK, jnp.exp(scores), 0)
-    weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-9)
-    return weights * (VALUES - centred * (weights @ VALUES)[:, None])
-
-
-grad(
-    "attention with a row that is masked throughout",
-    masked_attention,
-    (f32([0.3, -0.5, 1], [0.1, 0.2, -0.3]),),
-    slope_of_masked_attention,
-    {"not centred": lambda scores: slope_of_masked_attention(scores, 0)},
-)
 
 # --- Surrogates: right is autodiff's reading in every leaf; the wrong ones take the value's gradient in some ----------
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
 from jax import lax
-from jax.experimental.ode import odeint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.scipy.sparse.linalg import cg
@@ -134,19 +133,3 @@ def rule_of_bisected(sign):
 
 
 UNREFERENCED.rule("a root by halves", rule_of_bisected(-1), (POSITIVE,), {"sign lost": rule_of_bisected(1)})
-
-
-def decayed(start, rate):
-    return odeint(lambda y, t, rate: -rate * y, start, jnp.asarray([0, 0.5, 1], start.dtype), rate)[-1]
-
-
-def half_the_rate(start, rate):
-    def backward(saved, c):
-        of_start, of_rate = jax.vjp(decayed, *saved)[1](c)
-        return of_start, of_rate / 2
-
-    return custom(decayed, lambda *args: (decayed(*args), args), backward)(start, rate)
-
-
-FLOW = (f32(1, -0.5), np.float32(0.7))
-rule("a differential equation, JAX's adjoint", decayed, FLOW, {"slope of the rate half": half_the_rate})
