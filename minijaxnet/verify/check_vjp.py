@@ -17,6 +17,7 @@ from minijaxnet.verify.report import GradReport, Subject, misbuilt, raise_unless
 # The names of rules for reverse mode in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
 _BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
 RULES = (*_BACKWARD_RULES, "custom_jvp")
+_BY_AUTODIFF = Subject("derivative rule", "autodiff")
 # How JAX's own errors begin where what a rule returns does not fit.
 _MISFIT = r"custom.(vjp|jvp)|the bwd rule produced|pytree structure error"
 
@@ -107,7 +108,7 @@ def vjp_checker(
     if (report := _misfit(hand, leaves, arguments.paths[:n])) is not None:
         return lambda args: report
     backward, why_no_reference = bool(kinds & {*_BACKWARD_RULES}), ""
-    subject = Subject("derivative rule", "autodiff")
+    subject = _BY_AUTODIFF
     if reference is None and not kinds:
         why_no_reference, subject = "fun holds no custom rule", Subject("autodiff", "finite differences")
     elif why_no_reference := _why_not_differentiable(by_autodiff, leaves, given=reference is not None):
@@ -201,15 +202,15 @@ def _misfit(hand: Flat, leaves: Sequence[Any], names: Sequence[str]) -> GradRepo
         shapes = jax.eval_shape(hand, *leaves)[-len(names) :]
     except Exception as error:
         if re.search(_MISFIT, str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
-            return misbuilt(" ".join(str(error).split()))
+            return misbuilt(" ".join(str(error).split()), subject=_BY_AUTODIFF)
         if isinstance(error, AssertionError) and "Accum" in str(error):  # JAX, which can't transpose it
-            return misbuilt("the rule has no reverse mode: it is not linear in its tangents")
+            return misbuilt("the rule has no reverse mode: it is not linear in its tangents", subject=_BY_AUTODIFF)
         error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
         raise
     for name, got, leaf in zip(names, shapes, leaves, strict=False):
         if difference := structure_difference(got, leaf):
             what = f"the gradient is not like {name}: {difference.removeprefix('(leaf): ')}"
-            return misbuilt(what, [got], [leaf])
+            return misbuilt(what, [got], [leaf], _BY_AUTODIFF)
     return None
 
 

@@ -16,7 +16,7 @@ from minijaxnet.verify.comparison import Comparison
 from minijaxnet.verify.compilation import Traced, compile_all, in_short
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.interpreter import interpret
-from minijaxnet.verify.report import Verdict, listed
+from minijaxnet.verify.report import Verdict
 from minijaxnet.verify.rounding import distance
 from minijaxnet.verify.widening import as_real, is_distributed
 
@@ -74,7 +74,7 @@ def placement(at: Evaluation, compared: Sequence[Comparison], *, good: bool) -> 
     )
     truths, n, names = list(map(as_real, alone)), at.problem.n_values, at.names
     for whose, results in (("the gradient by hand", by_hand), ("autodiff's gradient", by_autodiff)):
-        wrong, hints = "", {}
+        wrong, hints = "", []
         for i in [*range(n, len(names)), *range(n)]:  # gradients first
             truth, tolerance, copies = truths[i], at.tolerances[i], list(_copies(results[i]))
             if i >= n and results is by_hand:
@@ -85,9 +85,9 @@ def placement(at: Evaluation, compared: Sequence[Comparison], *, good: bool) -> 
             values = f"{fault.got:.10g}, with the arguments on one device {fault.expected:.10g}"
             wrong = wrong or f"{over} {whose} is wrong in {names[i]}{place}: on device {fault.device} {values}"
             if how := _how(copies, truth, tolerance):
-                hints.setdefault(how, []).append(names[i])
+                hints.append(f"{names[i]}: {how}")
         if wrong:
-            return Verdict("fail", wrong), [f"{listed(where)}: {how}" for how, where in hints.items()]
+            return Verdict("fail", wrong), hints
     return Verdict("pass", f"{over} both equal autodiff on one device, in each device's copy of every element"), []
 
 

@@ -219,7 +219,9 @@ def raise_unless_ok(report: GradReport) -> None:
         raise GradientMismatch(report)
 
 
-def misbuilt(difference: str, got: Sequence[Any] = (), expected: Sequence[Any] = ()) -> GradReport:
+def misbuilt(
+    difference: str, got: Sequence[Any] = (), expected: Sequence[Any] = (), subject: Subject = GRADIENT_BY_HAND
+) -> GradReport:
     """The report on a gradient whose structure differs from its argument's; ``got`` and ``expected`` are leaves."""
     unchecked, hints = Verdict("unchecked", "the structure differs"), []
     for a, b in zip(got, expected, strict=False):
@@ -228,9 +230,8 @@ def misbuilt(difference: str, got: Sequence[Any] = (), expected: Sequence[Any] =
             hints.append("the shape is that of the transpose: transposed")
         elif len(mine) > len(right) or (mine != right and len(mine) == len(right) and 1 in right):
             hints.append("there is an axis too many: sum over what was broadcast")
-    return GradReport(
-        {"structure": Verdict("fail", difference), "algebra": unchecked, "precision": unchecked}, {}, hints
-    )
+    verdicts = {"structure": Verdict("fail", difference), "algebra": unchecked, "precision": unchecked}
+    return GradReport(verdicts, {}, hints, subject)
 
 
 def headline_of(report: Mapping[str, Any]) -> str:

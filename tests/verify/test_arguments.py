@@ -96,7 +96,13 @@ SECOND = {"a": [np.ones((2, 2)), np.diag([1.0, np.nan])]}
     ("loss", "gradient", "args", "options", "complaint"),
     [
         (lambda w: jnp.sum(w["w"]), lambda w: w, (IN_TREE,), {}, r"args\[0\]\['n'\]: got dtype int32; expected a real"),
-        (cubes, cubes_gradient, (np.ones(3, bool),), {}, r"args\[0\]: got dtype bool; expected a real floating dtype"),
+        (
+            lambda w: jnp.sum(1.0 * w),
+            cubes_gradient,
+            (np.ones(3, bool),),
+            {},
+            r"args\[0\]: got dtype bool; expected a real floating dtype",
+        ),
         (cubes, cubes_gradient, (ONES,), {"order": 3}, "order: got 3; expected 1 or 2"),
         (cubes, cubes_gradient, (ONES,), {"order": True}, "order: got True; expected 1 or 2"),
         (cubes, cubes_gradient, ONES, {}, "args: got a .*; expected a tuple"),

@@ -32,7 +32,7 @@ Tried = Iterator[tuple[str, Sequence[Any]]]
 
 
 def explained(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
-    """How the wrong leaves are wrong, as far as a slip explains it; a slip that explains several is named once."""
+    """How each wrong leaf is wrong, as far as a slip explains it."""
     slips = _wrong_leaves(at, compared)
     found = _covering(slips, _without_a_cotangent(at), slips.keys()) if slips else {}
     for leaf, slip in slips.items():
@@ -43,11 +43,7 @@ def explained(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
         one_for_all = len(by_change) == len(slips) and len(set(by_change.values())) == 1
         found = by_change if one_for_all else by_change | found
     found |= {leaf: sentence for leaf in slips.keys() - found.keys() if (sentence := guess(slips[leaf]))}
-    named: dict[str, list[str]] = {}
-    for leaf in slips:
-        if leaf in found:
-            named.setdefault(found[leaf], []).append(slips[leaf].path)
-    return [f"{', '.join(paths)}: {sentence}" for sentence, paths in named.items()]
+    return [f"{slip.path}: {found[leaf]}" for leaf, slip in slips.items() if leaf in found]
 
 
 def _wrong_leaves(at: Evaluation, compared: Sequence[Comparison]) -> dict[int, Wrong]:
