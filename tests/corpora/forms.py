@@ -19,7 +19,7 @@ STATIC, LINEAR, PRIMITIVES = Code(), Code(), Code()
 X = f32(0.5, -1.2, 2.0)
 TABLE = f32([0.5, -1.2, 2.0], [1.5, 0.25, -0.75])
 
-# --- Numbers, texts, booleans, shapes and functions that have to be known ---------------------------------------------
+# --- Numbers, texts, booleans, shapes and functions that must be known ------------------------------------------------
 
 rule = STATIC.rule
 

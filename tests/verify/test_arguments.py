@@ -56,7 +56,7 @@ def product(a, b):
     [(0, "2"), (1, "3"), (-1, "3"), ((0, 1), "23"), ([0, 1], "23"), ((1, 0), "32"), ((-1,), "3")],
 )
 def test_argnums_choose_the_argument_or_several_in_any_order(argnums, expected):
-    """As the structure asked for tells, which needs nothing compiled."""
+    """As the expected structure shows, which needs nothing compiled."""
 
     def gradient(a, b):
         wrong = tuple(jnp.ones(int(n) + 5) for n in expected)

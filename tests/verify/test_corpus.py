@@ -1,7 +1,7 @@
 """The checker on the corpora: it accuses no right rule, and finds, names and explains every wrong one.
 
 A sample of each kind here; all of it by ``pytest -m slow``: the right rules in every dtype, the wrong ones, of which
-only the float64 comparison is asked, in one dtype each, by turns.
+only the float64 comparison matters, in one dtype each, by turns.
 """
 
 import re
@@ -119,15 +119,15 @@ def is_judged_well(case, dtype=""):
     assert case.name in NOT_NAMED or any(re.search(case.words, hint) for hint in (*report.hints, "")), str(report)
 
 
-def each(check, asked):
+def each(check, pairs):
     """Check cases in dtypes, all of them though some fail."""
     errors = []
-    for case, dtype in asked:
+    for case, dtype in pairs:
         try:
             check(case, dtype)
         except Exception as error:
             errors.append(f"{getattr(case, 'name', case)}, {dtype}: {type(error).__name__}: {error}")
-    assert not errors, f"{len(errors)} of {len(asked)}\n\n" + "\n\n".join(errors)
+    assert not errors, f"{len(errors)} of {len(pairs)}\n\n" + "\n\n".join(errors)
 
 
 def dtypes_of(case):
@@ -137,12 +137,12 @@ def dtypes_of(case):
 
 def by_turns(cases):
     """Each case in the next of its dtypes; all of these for what is wrong in some dtypes only."""
-    asked = []
+    pairs = []
     for turn, case in enumerate(cases):
         dtypes = dtypes_of(case)
         some_only = case.slip is not None and case.slip.kind in ("precision", "structure")
-        asked += [(case, dtype) for dtype in (dtypes if some_only else [dtypes[turn % len(dtypes)]])]
-    return asked
+        pairs += [(case, dtype) for dtype in (dtypes if some_only else [dtypes[turn % len(dtypes)]])]
+    return pairs
 
 
 def sampled(names, cases):

@@ -1,4 +1,4 @@
-"""Rounding is no slip, and a rule that rounds far worse than autodiff is told so."""
+"""Rounding is no slip, and a rule that rounds far worse than autodiff fails."""
 
 import jax
 import jax.numpy as jnp
