@@ -5,6 +5,8 @@ operation of the gradient's program done otherwise; a sum over another axis. All
 program, with a number as an argument that says which to make.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -115,8 +117,8 @@ def _taken_as_fixed(at: Evaluation) -> Tried:
             return jnp.where(when, lax.stop_gradient(value), value) if inexact else value
 
         def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
-            mine = [k for k, plan in enumerate(plans) if id(eqn) in plan.values]
-            return [fixed(bind(eqn, operands)[0], jnp.any(which == np.array(mine)))] if mine else None
+            mine = [which == k for k, plan in enumerate(plans) if id(eqn) in plan.values]
+            return [fixed(bind(eqn, operands)[0], functools.reduce(operator.or_, mine))] if mine else None
 
         def carried(eqn: Any, step: Any, carry: list[Any]) -> list[Any]:
             never = np.zeros(eqn.params["length"], bool)
