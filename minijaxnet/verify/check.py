@@ -194,8 +194,8 @@ def _misfit(given: _Given, arguments: Arguments, value: Any) -> GradReport | Non
     if difference := structure_difference(gradient, target):
         what = f"the gradient is not like {'the argument' if isinstance(argnums, int) else 'the arguments'}"
         alike = jax.tree.structure(gradient) == jax.tree.structure(target)
-        leaves = (jax.tree.leaves(gradient), jax.tree.leaves(target)) if alike else ()
-        return misbuilt(f"{what}: {difference.removeprefix('(leaf): ')}", *leaves)
+        mine, right = (jax.tree.leaves(tree) if alike else [] for tree in (gradient, target))
+        return misbuilt(f"{what}: {difference.removeprefix('(leaf): ')}", mine, right)
     return None
 
 
