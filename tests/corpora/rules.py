@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from corpora.kit import Cases, Slip, VjpCase, custom, elementwise, exactly, given, normal, tangent, wide
+from corpora.kit import Cases, Slip, VjpCase, custom, elementwise, exactly, given, normal, sine, tangent, wide
 
 CASES = Cases(VjpCase)
 add = CASES.add
@@ -12,10 +12,6 @@ held = lax.stop_gradient
 SOME = given(normal(6, scale=2))
 
 # --- Elementwise functions --------------------------------------------------------------------------------------------
-
-
-def sine(backward, forward=jnp.sin):
-    return custom(jnp.sin, lambda x: (forward(x), x), lambda x, g: (backward(x, g),))
 
 
 COTANGENTS = {
@@ -36,7 +32,7 @@ add(
     "sine",
     jnp.sin,
     SOME,
-    sine(lambda x, g: jnp.cos(x) * g),
+    sine(),
     {name: (sine(backward), Slip("cotangent", "[0]")) for name, backward in COTANGENTS.items()}
     | {name: (sine(lambda x, g: jnp.cos(x) * g, value), Slip("primal", None)) for name, value in VALUES.items()},
 )

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from corpora.kit import custom, sine
 from kits.reports import failures, passes, states, wrong_leaves
-from kits.rules import custom, sine
 
 from minijaxnet import check_grad, check_vjp
 

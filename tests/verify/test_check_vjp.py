@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from corpora.kit import custom, sine
 from jax import lax
 from kits.marks import SLOW
 from kits.reports import failures, states, wrong_leaves
-from kits.rules import custom, sine
 
 import minijaxnet as mjn
 from minijaxnet import check_vjp

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from corpora.kit import sine
 from kits.marks import SLOW
 from kits.reports import failures, passes, states
-from kits.rules import sine
 
 from minijaxnet import check_grad, check_vjp
 
