@@ -10,9 +10,10 @@ _COMPUTATION = re.compile(r"^(ENTRY )?(%\S+) (.*?)^}", re.MULTILINE | re.DOTALL)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(%[\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$", re.MULTILINE)
 _NAME = re.compile(r"%[\w.-]+")
 # Instructions for which a device launches no kernel and calls no library.
-_NO_LAUNCH = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "call"}
-_NO_LAUNCH |= {"replica-id", "copy-done", "async-done", "all-reduce-done", "all-gather-done", "collective-permute-done"}
-_NO_LAUNCH |= {"while"}  # the instructions of its body are counted
+_NO_LAUNCH = frozenset(
+    """parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id call copy-done async-done
+    all-reduce-done all-gather-done collective-permute-done while""".split()  # of a while its body is counted
+)
 
 
 class Instruction(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from minijaxnet.report.axes import as_written, in_lines, inches, legend_above, name_rows, remark
 from minijaxnet.report.style import COLOURS, INK
 from minijaxnet.verify import GradReport
-from minijaxnet.verify.report import SUBJECT, headline_of, subject_of, values
+from minijaxnet.verify.report import headline_of, subject_of, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def worst_element(report: Report) -> str:
         return ""
     worst = max(leaves, key=lambda leaf: _number(leaf["error"]) / (_number(leaf["tolerance"]) or math.ulp(0.0)))
     place = f"{worst['path']}{list(worst['index']) if worst['index'] else ''}"
-    return f"{place}: {values(_number(worst['hand']), _number(worst['reference']), found.get('subject', SUBJECT))}"
+    return f"{place}: {values(_number(worst['hand']), _number(worst['reference']), subject_of(found))}"
 
 
 def _as_dict(report: Report) -> Mapping[str, Any]:

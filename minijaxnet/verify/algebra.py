@@ -1,69 +1,69 @@
-"""Are two rules the same function? Element by element in float64, kinks and errors of autodiff being allowed for."""
+"""Are two rules the same function? Element by element in float64; kinks and errors of autodiff are allowed for."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from minijaxnet.verify.compared import Compared, compare
+from minijaxnet.verify.comparison import Comparison, compare_all
 from minijaxnet.verify.estimates import typical_sizes
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.kinks import excused_at_kinks
+from minijaxnet.verify.oracle import clearly_wrong, settled
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, enlarged_tolerances, tolerances
-from minijaxnet.verify.witness import decided, plainly_wrong
+from minijaxnet.verify.widening import largest
 
-# A difference of so large a part of an element, which counts for so much of all leaves, is not passed over in silence.
-_MUCH, _COUNTS = 0.1, 0.05
-
-
-def compare_all(at: Evaluation) -> list[Compared]:
-    """All results of the two rules, values first, within the tolerances of an evaluation."""
-    names = [*["value"] * at.problem.n_values, *at.problem.names]
-    return [compare(*each) for each in zip(names, at.hand, at.reference, at.tolerances, strict=True)]
+# A difference of so large a part of an element, with so large a part of the whole effect, has to be reported.
+_LARGE, _EFFECT = 0.1, 0.05
 
 
-def algebra(at: Evaluation, seen: Rounding) -> tuple[Evaluation, list[Compared]]:
+def algebra(at: Evaluation, seen: Rounding) -> tuple[Evaluation, list[Comparison]]:
     """The results compared, values first; and the evaluation with the tolerances that this took.
 
-    What differs by more than the rounding seen nearby is held against finite differences. Where they side with autodiff
-    plainly, and there is no kink, the rule is wrong. Otherwise every rounding is enlarged, and both sides of kinks are
+    What differs by more than the rounding seen nearby is compared with finite differences. Where they clearly confirm
+    autodiff, and there is no kink, the rule is wrong. Otherwise every rounding is enlarged, and both sides of kinks are
     looked at.
     """
+    n = at.problem.n_values
     at = at._replace(tolerances=tolerances(at, seen))
-    results = compare_all(at)
-    first = at.problem.n_values
-    if any(result.wrong.any() for result in results) and not np.isfinite(at.value(at.differentiated())):
+    results = compare_all(at, at.names)
+    if any(result.wrong.any() for result in results) and not np.isfinite(at.value(at.params())):
         # Where the function itself overflows, so does what autodiff makes of it.
-        results = [r._replace(wrong=np.zeros_like(r.wrong), undecided=r.undecided | r.wrong) for r in results]
+        results = [result.without_wrong() for result in results]
     doubtful = [i for i, result in enumerate(results) if result.wrong.any()]
-    if doubtful and not all(i >= first and plainly_wrong(at, i - first, results[i]) for i in doubtful):
-        at = at._replace(tolerances=enlarged_tolerances(at, seen))
-        results = compare_all(at)
-        if any(result.wrong.any() for result in results):
-            results = excused_at_kinks(at, results)
-    return at, [*results[:first], *_hidden(at, seen, decided(at, results[first:]))]
+    if doubtful and not all(i >= n and clearly_wrong(at, i - n, results[i]) for i in doubtful):
+        at, results = with_enlarged_roundings(at, seen, at.names)
+    return at, [*results[:n], *_hidden(at, seen, settled(at, results[n:]))]
 
 
-def _hidden(at: Evaluation, seen: Rounding, results: Sequence[Compared]) -> list[Compared]:
-    """What passes only because rounding may do much: the difference is as large as the gradient, and counts for much.
+def with_enlarged_roundings(at: Evaluation, seen: Rounding, names: list[str]) -> tuple[Evaluation, list[Comparison]]:
+    """The results compared within the tolerances of enlarged roundings, conventions at kinks excused."""
+    at = at._replace(tolerances=enlarged_tolerances(at, seen))
+    results = compare_all(at, names)
+    wrong = any(result.wrong.any() for result in results)
+    return at, excused_at_kinks(at, results) if wrong else results
 
-    A gradient counts by what it does to the objective when its argument moves by its own size, beside the objective.
+
+def _hidden(at: Evaluation, seen: Rounding, results: Sequence[Comparison]) -> list[Comparison]:
+    """What passes only because rounding may do much: the difference is as large as the gradient, and has an effect.
+
+    The effect of a gradient is what it does to the objective when its argument moves by its own size.
     """
-    first, sizes = at.problem.n_values, [typical_sizes(x) for x in at.differentiated()]
-    plain = tolerances(at, seen._replace(narrow=[np.zeros_like(x) for x in seen.narrow]))[first:]
-    pulls = [np.maximum(np.abs(r.hand), np.abs(r.reference)) * size for r, size in zip(results, sizes, strict=True)]
-    most = max(float(np.max(pull, initial=0.0, where=np.isfinite(pull))) for pull in pulls)
-    most = max(most, np.nan_to_num(abs(at.value(at.differentiated())), posinf=0.0))
-    share = min(_COUNTS, max([1e-9, *(64 * unit for unit in seen.narrow_kinds.values())]))
+    n, sizes = at.problem.n_values, list(map(typical_sizes, at.params()))
+    strict = tolerances(at, seen._replace(narrow=[np.zeros_like(x) for x in seen.narrow]))[n:]
+    effects = [np.maximum(np.abs(r.hand), np.abs(r.reference)) * size for r, size in zip(results, sizes, strict=True)]
+    most = max(*map(largest, effects), np.nan_to_num(abs(at.value(at.params())), posinf=0.0))
+    share = min(_EFFECT, max([1e-9, *(64 * unit for unit in seen.narrow_kinds.values())]))
     found = []
-    for result, strict, pull, size in zip(results, plain, pulls, sizes, strict=True):
-        much = (result.errors > strict) & (result.errors * size > _MUCH * pull) & (result.errors * size > share * most)
-        found.append(result.hiding(much & ~result.wrong & ~result.undecided & ~result.excused))
+    for result, tolerance, effect, size in zip(results, strict, effects, sizes, strict=True):
+        change = result.errors * size
+        large = (result.errors > tolerance) & (change > _LARGE * effect) & (change > share * most)
+        found.append(result.hiding(large & ~result.wrong & ~result.undecided & ~result.excused))
     return found
 
 
-def verdict(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> Verdict:
-    """What the gradients, compared, amount to."""
+def verdict(at: Evaluation, seen: Rounding, compared: Sequence[Comparison]) -> Verdict:
+    """The verdict on the gradients compared."""
     if wrong := [c.name for c in compared if c.wrong.any()]:
         return Verdict("fail", f"wrong beyond rounding in {listed(wrong)}")
     if undecided := [c.name for c in compared if c.undecided.any()]:
@@ -75,5 +75,5 @@ def verdict(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> Ver
     notes = list(at.compiled.notes)
     if any((narrow > apart).any() for narrow, apart in zip(seen.narrow, seen.apart, strict=True)):
         what = listed(list(seen.narrow_kinds))
-        notes.append(f"constants arrive rounded ({what}): what their last digit does is allowed for, and goes unseen")
+        notes.append(f"constants arrive rounded ({what}): an error of the size of their last digit goes unseen")
     return Verdict("pass", "; ".join(["equal to rounding in float64, every element of every leaf", *notes]))

@@ -1,4 +1,4 @@
-"""What is passed to a check: arguments, which of them are differentiated, and a loss, each checked by name."""
+"""The arguments of a check: taken apart into arrays, those that are differentiated first, each checked by name."""
 
 import contextlib
 import inspect
@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._trees import array_type
-from minijaxnet.verify.problem import only
-
 UNTRACEABLE = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+
+Argnums = int | Sequence[int]
 
 
 class Arguments(NamedTuple):
@@ -23,7 +22,7 @@ class Arguments(NamedTuple):
         paths: their names, by the signature of the function.
         given: their names by their place in ``args``.
         places: for each of them, in which argument it is.
-        rebuilt: ``rebuilt(*leaves)``, the arguments with these instead.
+        rebuilt: ``rebuilt(*leaves)``, the arguments with these arrays instead.
         heads: the names of the arguments themselves.
         bound: of what is bound, in which argument it is, its name and its value.
         numbers: whether Python's floats, and single integers, are arrays.
@@ -39,12 +38,13 @@ class Arguments(NamedTuple):
     numbers: bool
 
     def leaves_like(self, args: Any, function: Callable[..., Any]) -> list[jax.Array]:
-        """The arrays of other arguments of the same shapes."""
+        """The arrays of other arguments of the same shapes, in the same order."""
         other = taken_apart(args, function, numbers=self.numbers)
         got, expected = ({n: x.shape for n, x in zip(a.given, a.leaves, strict=True)} for a in (other, self))
         if got != expected:
             raise ValueError(f"args: got shapes {got}; expected {expected}, those that the check was made for")
-        return other.leaves
+        by_name = dict(zip(other.given, other.leaves, strict=True))
+        return [by_name[name] for name in self.given]
 
 
 def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True) -> Arguments:
@@ -52,43 +52,44 @@ def taken_apart(args: Any, function: Callable[..., Any], *, numbers: bool = True
     if not isinstance(args, tuple | list):
         raise TypeError(f"args: got a {type(args).__name__}; expected a tuple of arguments")
     heads = _parameter_names(function, len(args))
-    everything, treedef = jax.tree.flatten(tuple(args))
-    found = [path for path, _ in jax.tree_util.tree_flatten_with_path(tuple(args))[0]]
-    places = [path[0].idx for path in found]
-    paths = [heads[place] + jax.tree_util.keystr(path[1:]) for place, path in zip(places, found, strict=True)]
-    given = [f"args{jax.tree_util.keystr(path)}" for path in found]
-    is_array = [_is_array(leaf, numbers=numbers) for leaf in everything]
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tuple(args))
+    is_array = [_is_array(leaf, numbers=numbers) for _, leaf in with_paths]
+    leaves, paths, given, places, bound = [], [], [], [], []
+    for (path, leaf), array in zip(with_paths, is_array, strict=True):
+        place, name = path[0].idx, f"args{jax.tree_util.keystr(path)}"
+        if not array:
+            bound.append((place, name, leaf))
+            continue
+        leaves.append(_checked(leaf, name))
+        paths.append(heads[place] + jax.tree_util.keystr(path[1:]))
+        given.append(name)
+        places.append(place)
 
-    def rebuilt(*leaves: Any) -> tuple[Any, ...]:
-        rest = iter(leaves)
-        return jax.tree.unflatten(
-            treedef, [next(rest) if mine else x for mine, x in zip(is_array, everything, strict=True)]
-        )
+    def rebuilt(*arrays: Any) -> tuple[Any, ...]:
+        rest = iter(arrays)
+        each = zip(with_paths, is_array, strict=True)
+        return jax.tree.unflatten(treedef, [next(rest) if array else leaf for (_, leaf), array in each])
 
-    arrays = [_checked(x, path) for x, path, mine in zip(everything, given, is_array, strict=True) if mine]
-    named = zip(places, given, everything, is_array, strict=True)
-    bound: list[tuple[int, str, Any]] = [(place, name, x) for place, name, x, mine in named if not mine]
-    places, paths, given = only(places, is_array), only(paths, is_array), only(given, is_array)
-    return Arguments(arrays, paths, given, places, rebuilt, heads, bound, numbers)
+    return Arguments(leaves, paths, given, places, rebuilt, heads, bound, numbers)
 
 
-def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[[Arguments], Any]) -> Arguments:
+def bound_where_needed(args: Any, function: Callable[..., Any], attempt: Callable[[Arguments], Any]) -> Arguments:
     """The arguments taken apart so that a function takes them: numbers are bound where they can't be arrays.
 
-    What JAX says of arguments that a rule wants as they are (``nondiff_argnums``) is kept, with what to write.
+    An error of JAX about arguments that a rule needs as they are (``nondiff_argnums``) says what to write instead.
     """
     arguments = taken_apart(args, function)
     try:
-        tried(arguments)
+        attempt(arguments)
     except Exception as error:
         bound = taken_apart(args, function, numbers=False)
         if 0 < len(bound.leaves) < len(arguments.leaves):
             with contextlib.suppress(Exception):
-                tried(bound)
+                attempt(bound)
                 return bound
         name = getattr(function, "__name__", "")
         call = f"lambda x: {name if name.isidentifier() else 'fun'}(x, 3)"
-        how = f"each array among the arguments is traced; bind those that are wanted as they are, as in {call}"
+        how = f"each array among the arguments is traced; bind those that are needed as they are, as in {call}"
         if isinstance(error, (*UNTRACEABLE, jax.errors.UnexpectedTracerError)):
             raise TypeError(f"args: {' '.join(str(error).split())[:300]}...; {how}") from error
         error.add_note(how)
@@ -97,7 +98,7 @@ def bound_where_needed(args: Any, function: Callable[..., Any], tried: Callable[
 
 
 def _parameter_names(function: Callable[..., Any], count: int) -> list[str]:
-    """The names of the first few parameters of a function; those that it doesn't tell by their place."""
+    """The names of the first few parameters of a function; ``args[i]`` where it has none."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         found = [p.name for p in inspect.signature(function).parameters.values() if p.kind in kinds]
@@ -147,8 +148,22 @@ def checked_argnums(argnums: Any, count: int) -> tuple[int, ...]:
     return tuple(i % count for i in chosen)
 
 
-def differentiated(arguments: Arguments, argnums: Any) -> list[bool]:
-    """Which leaves are differentiated: all of those arguments; for None all that are floating or complex."""
+def params_first(arguments: Arguments, argnums: Argnums | None) -> tuple[Arguments, int]:
+    """The same arguments with the differentiated leaves first, and their number; None for all that can be."""
+    differentiated = _differentiated(arguments, argnums)
+    order = sorted(range(len(differentiated)), key=lambda i: not differentiated[i])
+
+    def rebuilt(*leaves: Any) -> tuple[Any, ...]:
+        in_place = dict(zip(order, leaves, strict=True))
+        return arguments.rebuilt(*(in_place[i] for i in range(len(order))))
+
+    lists = (arguments.leaves, arguments.paths, arguments.given, arguments.places)
+    leaves, paths, given, places = ([values[i] for i in order] for values in lists)
+    ordered = arguments._replace(leaves=leaves, paths=paths, given=given, places=places, rebuilt=rebuilt)
+    return ordered, sum(differentiated)
+
+
+def _differentiated(arguments: Arguments, argnums: Argnums | None) -> list[bool]:
     inexact = [bool(jnp.issubdtype(leaf.dtype, jnp.inexact)) for leaf in arguments.leaves]
     if argnums is None:
         if not any(inexact):
@@ -158,49 +173,11 @@ def differentiated(arguments: Arguments, argnums: Any) -> list[bool]:
     for place, path, leaf in arguments.bound:
         if place in chosen:
             raise TypeError(f"{path}: got {leaf!r}; expected an array, to differentiate with respect to")
-    moved = [place in chosen for place in arguments.places]
-    if not any(moved):
+    found = [place in chosen for place in arguments.places]
+    if not any(found):
         where = f"args[{argnums}]" if isinstance(argnums, int) else "args"
         raise ValueError(f"{where}: got a tree without leaves; expected something to differentiate with respect to")
-    for path, leaf, mine, floating in zip(arguments.given, arguments.leaves, moved, inexact, strict=True):
+    for path, leaf, mine, floating in zip(arguments.given, arguments.leaves, found, inexact, strict=True):
         if mine and not floating:
             raise TypeError(f"{path}: got dtype {leaf.dtype}; expected a real floating dtype, or a complex one")
-    return moved
-
-
-def checked_loss(loss: Callable[..., Any], args: Sequence[Any], has_aux: bool, holomorphic: bool) -> Any:
-    """The shape of the loss, a scalar; ``holomorphic``: whether it may be complex."""
-    value = jax.eval_shape(loss, *args)
-    if has_aux:
-        if not (isinstance(value, tuple | list) and len(value) == 2):
-            raise TypeError(f"loss: got a {type(value).__name__}; expected (loss, aux), as has_aux=True says")
-        value = value[0]
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    kind = jnp.inexact if holomorphic else jnp.floating
-    if dtype is None or shape != () or not jnp.issubdtype(dtype, kind):
-        got = type(value).__name__ if dtype is None else array_type(value)
-        raise TypeError(f"loss: got {got}; expected a real floating scalar")
-    return value
-
-
-def shapes_of(rule: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """What a rule returns, by shape; a rule that works on NumPy arrays is called."""
-    try:
-        return jax.eval_shape(rule, *args)
-    except UNTRACEABLE:
-        return rule(*args)
-    except Exception as error:
-        error.add_note("check_grad: raised by the hand gradient")
-        raise
-
-
-def typed(got: Any, expected: Any) -> Any:
-    """Python numbers (and what JAX types as weakly as them) with the dtype of what stands in their place."""
-    if jax.tree.structure(got) != jax.tree.structure(expected):
-        return got
-
-    def typed(leaf: Any, like: Any) -> Any:
-        weak = isinstance(leaf, int | float) or getattr(leaf, "weak_type", False)
-        return jax.ShapeDtypeStruct(jnp.shape(leaf), like.dtype) if weak else leaf
-
-    return jax.tree.map(typed, got, expected)
+    return found

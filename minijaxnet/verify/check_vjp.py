@@ -11,14 +11,15 @@ import numpy as np
 from minijaxnet._checks import check_callable
 from minijaxnet._jaxpr import equations
 from minijaxnet._trees import structure_difference
-from minijaxnet.verify.arguments import Arguments, bound_where_needed, checked_order, differentiated
-from minijaxnet.verify.problem import Flat, Problem, derivatives, first, of_moved, only
-from minijaxnet.verify.report import GradReport, always, misbuilt, raise_unless_ok
+from minijaxnet.verify.arguments import Argnums, Arguments, bound_where_needed, checked_order, params_first
+from minijaxnet.verify.problem import Flat, Problem, derivatives
+from minijaxnet.verify.report import GradReport, Subject, misbuilt, raise_unless_ok
 
-# What a rule for the way back goes by in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
+# The names of rules for reverse mode in a program: a custom_vjp, JAX's new kind of primitive, a linear_call.
 _BACKWARD_RULES = ("custom_vjp", "call_hi_primitive", "linear_call")
 RULES = (*_BACKWARD_RULES, "custom_jvp")
-# How JAX's own complaints begin where what a rule returns does not fit.
+_BY_AUTODIFF = Subject("derivative rule", "autodiff")
+# How JAX's own errors begin where what a rule returns does not fit.
 _MISFIT = r"custom.(vjp|jvp)|the bwd rule produced|pytree structure error"
 
 
@@ -27,25 +28,25 @@ def check_vjp(
     args: tuple[Any, ...],
     *,
     reference: Callable[..., Any] | None = None,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Argnums | None = None,
     order: int = 1,
     seed: int = 0,
 ) -> GradReport:
     """Check the custom derivative rules within a function against autodiff of the same function without them.
 
-    With a random cotangent c for the outputs, ``vjp(fun)(c)`` is held against ``vjp(plain)(c)`` as ``check_grad`` does,
+    With a random cotangent c for the outputs, ``vjp(fun)(c)`` is compared with ``vjp(plain)(c)`` as by ``check_grad``,
     and has to be linear in c. Rules of ``jax.custom_jvp`` are checked in forward mode, too. The plain function is
-    recovered by carrying out the program of ``fun`` with its custom rules taken out (``custom_vjp``, ``custom_jvp``,
-    ``linear_call`` and JAX's primitives with an ``expand``), through ``jit``, ``scan``, ``cond``, ``while``, ``vmap``,
-    ``shard_map`` and nesting; a ``pallas_call`` is interpreted. Where there is no plain function that autodiff takes,
-    finite differences in float64 are the reference, and where there is no custom rule, autodiff is held against them.
+    the program of ``fun`` run without its custom rules (``custom_vjp``, ``custom_jvp``, ``linear_call`` and JAX's
+    primitives with an ``expand``), through ``jit``, ``scan``, ``cond``, ``while``, ``vmap``, ``shard_map`` and nesting;
+    a ``pallas_call`` is interpreted. Where there is no plain function that autodiff takes, finite differences in
+    float64 are the reference; where there is no custom rule, autodiff itself is compared with them.
 
     Args:
         fun: ``fun(*args)``, any tree of arrays: a ``jax.custom_vjp`` or ``jax.custom_jvp`` function, or one that calls
             some.
-        args: the arguments to check at; trees of arrays, real or complex. Integer, boolean and key leaves are carried
-            along; what is no array, such as an int, a bool or a text, is passed as it is.
-        reference: the plain function, where it can't be recovered or is to be another one (a surrogate).
+        args: the arguments to check at; trees of arrays, real or complex. Integer, boolean and key leaves are passed
+            along; what is not an array, such as an int, a bool or a text, is passed as it is.
+        reference: the plain function, where it can't be recovered or is meant to be another one (a surrogate).
         argnums: the arguments to differentiate; all floating leaves of all arguments if None.
         order: 2 to check the rule's own derivative, too.
         seed: of cotangents, random directions and signs.
@@ -54,7 +55,7 @@ def check_vjp(
         A report, with leaves by their names in the signature of ``fun``.
 
     Raises:
-        TypeError: no floating leaf or output, arrays where a function wants numbers that it knows.
+        TypeError: no floating leaf or output, arrays where a function needs plain numbers.
         ValueError: NaN in the arguments.
 
     Example:
@@ -76,12 +77,12 @@ def vjp_checker(
     like: tuple[Any, ...],
     *,
     reference: Callable[..., Any] | None = None,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Argnums | None = None,
     order: int = 1,
     seed: int = 0,
     tell: Callable[[str], None] = lambda stage: None,
 ) -> Callable[[tuple[Any, ...]], GradReport]:
-    """``check_vjp`` made ready for arguments of certain shapes, as ``grad_checker`` makes ``check_grad``.
+    """``check_vjp`` compiled for arguments of certain shapes, as ``grad_checker`` for ``check_grad``.
 
     Example:
         >>> check = vjp_checker(jax.nn.relu, (jnp.ones(3),))
@@ -89,58 +90,59 @@ def vjp_checker(
         True
     """
     from minijaxnet.verify.compilation import compile_problem  # 15 ms: imported where used
-    from minijaxnet.verify.judge import judge
+    from minijaxnet.verify.verdicts import report_at
 
     check_callable("fun", fun)
     tell("tracing and compiling both rules")
     order = checked_order(order)
     arguments = bound_where_needed(like, fun, lambda arguments: _results_and_rules(fun, arguments))
-    (results, kinds), moved = _results_and_rules(fun, arguments), differentiated(arguments, argnums)
+    arguments, n = params_first(arguments, argnums)
+    results, kinds = _results_and_rules(fun, arguments)
     if not results:
         raise TypeError("fun: got no floating output; expected one at least")
     draw = np.random.default_rng(seed)
-    everything = [*arguments.leaves, *(_cotangent(draw, out) for out in results)]
+    leaves = [*arguments.leaves, *(_cotangent(draw, out) for out in results)]
     whole, plain = _flat(fun, arguments), _plain(fun, arguments) if reference is None else _flat(reference, arguments)
     # A reference that was given may be a surrogate, of another value: the function without its rule has its own.
-    hand = _pulled(whole, whole, moved)
-    by_autodiff = _pulled(plain, plain if reference is None else whole, moved)
-    if what := _not_alike(hand, everything, only(arguments.paths, moved), only(arguments.leaves, moved)):
-        return always(misbuilt(what))
-    backward, why_none, subject = bool(kinds & {*_BACKWARD_RULES}), "", "derivative rule against autodiff"
+    hand = _pulled_back(whole, whole, n, len(results))
+    by_autodiff = _pulled_back(plain, plain if reference is None else whole, n, len(results))
+    if (report := _misfit(hand, leaves, arguments.paths[:n])) is not None:
+        return lambda args: report
+    backward, why_no_reference = bool(kinds & {*_BACKWARD_RULES}), ""
+    subject = _BY_AUTODIFF
     if reference is None and not kinds:
-        why_none, subject = "fun holds no custom rule", "autodiff against finite differences"
-    elif why_none := _why_not_differentiable(by_autodiff, everything, given=reference is not None):
-        subject = "derivative rule against finite differences"
-
-    outputs, n = len(results), len(moved)
-    still, all_moved = [False] * outputs, [True] * outputs
+        why_no_reference, subject = "fun holds no custom rule", Subject("autodiff", "finite differences")
+    elif why_no_reference := _why_not_differentiable(by_autodiff, leaves, given=reference is not None):
+        subject = Subject("derivative rule", "finite differences")
     forward = second = None
-    if why_none:
-        forward = (lambda *all_of: hand(*all_of)[:outputs], first(plain, n))
+    of_args = lambda function: lambda *leaves: function(*leaves[: len(arguments.leaves)])  # noqa: E731
+    if why_no_reference:
+        forward = (lambda *leaves: hand(*leaves)[: len(results)], of_args(plain))
     elif kinds and not backward:
-        forward = derivatives(first(whole, n), first(plain, n), 0, [*moved, *still], everything, seed)
-    if order == 2 and not why_none:
-        second = derivatives(hand, by_autodiff, outputs, [*moved, *all_moved], everything, seed)
+        forward = derivatives(of_args(whole), of_args(plain), 0, range(n), leaves, seed)
+    if order == 2 and not why_no_reference:
+        places = [*range(n), *range(len(arguments.leaves), len(leaves))]
+        second = derivatives(hand, by_autodiff, len(results), places, leaves, seed)
     problem = Problem(
         hand,
-        None if why_none else by_autodiff,
-        _weighted(plain, n),
-        [*arguments.paths, *(f"cotangent[{i}]" for i in range(outputs))],
-        [*moved, *still],
-        only(arguments.paths, moved),
-        outputs,
-        list(range(n, n + outputs)),
-        forward,
-        second,
-        subject,
-        why_none,
+        None if why_no_reference else by_autodiff,
+        _weighted_sum(plain, len(results)),
+        [*arguments.paths, *(f"cotangent[{i}]" for i in range(len(results)))],
+        n,
+        names=arguments.paths[:n],
+        n_values=len(results),
+        n_cotangents=len(results),
+        forward=forward,
+        second_order=second,
+        subject=subject,
+        why_no_reference=why_no_reference,
     )
-    compiled = compile_problem(problem, everything)
+    compiled = compile_problem(problem, leaves)
 
     def check(args: tuple[Any, ...]) -> GradReport:
         leaves, draw = arguments.leaves_like(args, fun), np.random.default_rng(seed)
         cotangents = [_cotangent(draw, out) for out in jax.eval_shape(whole, *leaves)]
-        return judge(compiled, [*leaves, *cotangents], seed, tell)
+        return report_at(compiled, [*leaves, *cotangents], seed, tell)
 
     return check
 
@@ -168,54 +170,55 @@ def _plain(fun: Callable[..., Any], arguments: Arguments) -> Flat:
 
     def plain(*leaves: Any) -> list[Any]:
         closed = jax.make_jaxpr(_flat(fun, arguments))(*leaves)
-        return interpret(getattr(closed, "jaxpr", closed), closed.consts, leaves, wide=False)
+        return interpret(closed.jaxpr, closed.consts, leaves, wide=False)
 
     return plain
 
 
-def _pulled(function: Flat, value: Flat, moved: Sequence[bool]) -> Flat:
-    """The value, and the gradients that a cotangent is pulled back to; ``value`` says what the value should be."""
+def _pulled_back(function: Flat, value: Flat, n_params: int, n_results: int) -> Flat:
+    """The results of ``value``, and the gradients that the cotangents are pulled back to through ``function``."""
 
-    def pulled(*everything: Any) -> list[Any]:
-        leaves, cotangents = everything[: len(moved)], everything[len(moved) :]
-        results, pull = jax.vjp(of_moved(function, leaves, moved), only(leaves, moved))
+    def pulled_back(*leaves: Any) -> list[Any]:
+        args, cotangents = leaves[:-n_results], leaves[-n_results:]
+        results, pull_back = jax.vjp(lambda *params: function(*params, *args[n_params:]), *args[:n_params])
         like = [c.astype(x.dtype) for c, x in zip(cotangents, results, strict=True)]
-        return [*(results if value is function else value(*leaves)), *pull(like)[0]]
+        return [*(results if value is function else value(*args)), *pull_back(like)]
 
-    return pulled
+    return pulled_back
 
 
-def _weighted(function: Flat, n: int) -> Callable[..., Any]:
+def _weighted_sum(function: Flat, n_results: int) -> Callable[..., Any]:
     """The scalar whose gradient is pulled back: the sum of the results, each times its cotangent."""
 
-    def weighted(*everything: Any) -> Any:
-        pairs = zip(function(*everything[:n]), everything[n:], strict=True)
+    def weighted_sum(*leaves: Any) -> Any:
+        pairs = zip(function(*leaves[:-n_results]), leaves[-n_results:], strict=True)
         return sum(jnp.real(jnp.sum(x * c.astype(x.dtype))) for x, c in pairs)
 
-    return weighted
+    return weighted_sum
 
 
-def _not_alike(hand: Flat, everything: Sequence[Any], names: Sequence[str], targets: Sequence[Any]) -> str:
-    """How what the rule returns differs in shape or dtype from its arguments; "" if it doesn't."""
+def _misfit(hand: Flat, leaves: Sequence[Any], names: Sequence[str]) -> GradReport | None:
+    """The report where what the rule returns differs in shape or dtype from its arguments."""
     try:
-        shapes = jax.eval_shape(hand, *everything)[-len(targets) :]
+        shapes = jax.eval_shape(hand, *leaves)[-len(names) :]
     except Exception as error:
         if re.search(_MISFIT, str(error), re.IGNORECASE):  # JAX itself finds that the rule does not fit
-            return " ".join(str(error).split())
+            return misbuilt(" ".join(str(error).split()), subject=_BY_AUTODIFF)
         if isinstance(error, AssertionError) and "Accum" in str(error):  # JAX, which can't transpose it
-            return "the rule can't be carried out backward: it is not linear in its tangents"
+            return misbuilt("the rule has no reverse mode: it is not linear in its tangents", subject=_BY_AUTODIFF)
         error.add_note("check_vjp: raised by the rule of fun, where it was differentiated")
         raise
-    for name, got, leaf in zip(names, shapes, targets, strict=True):
+    for name, got, leaf in zip(names, shapes, leaves, strict=False):
         if difference := structure_difference(got, leaf):
-            return f"the gradient is not like {name}: {difference.removeprefix('(leaf): ')}"
-    return ""
+            what = f"the gradient is not like {name}: {difference.removeprefix('(leaf): ')}"
+            return misbuilt(what, [got], [leaf], _BY_AUTODIFF)
+    return None
 
 
-def _why_not_differentiable(by_autodiff: Flat, everything: Sequence[Any], *, given: bool) -> str:
-    """Why autodiff can't take the plain function; "" if it can, and what JAX raises where that function was given."""
+def _why_not_differentiable(by_autodiff: Flat, leaves: Sequence[Any], *, given: bool) -> str:
+    """Why autodiff can't take the plain function; "" if it can. Where the function was given, JAX's error is raised."""
     try:
-        jax.eval_shape(by_autodiff, *everything)
+        jax.eval_shape(by_autodiff, *leaves)
     except Exception as error:
         if given:
             error.add_note("check_vjp: raised by reference=, where it was differentiated")
@@ -226,12 +229,9 @@ def _why_not_differentiable(by_autodiff: Flat, everything: Sequence[Any], *, giv
 
 def _cotangent(draw: np.random.Generator, like: Any) -> jax.Array:
     """A random cotangent for an output, of few digits, so that it is the same in every dtype."""
-
-    def numbers() -> np.ndarray:
-        return np.round(draw.normal(size=like.shape) * 16) / 16 + 1 / 32
-
-    complex_output = jnp.issubdtype(like.dtype, jnp.complexfloating)
-    return jnp.asarray(numbers() + 1j * numbers() if complex_output else numbers(), like.dtype)
+    parts = np.round(draw.normal(size=(2, *like.shape)) * 16) / 16 + 1 / 32
+    is_complex = jnp.issubdtype(like.dtype, jnp.complexfloating)
+    return jnp.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0], like.dtype)
 
 
 def assert_vjp(
@@ -239,7 +239,7 @@ def assert_vjp(
     args: tuple[Any, ...],
     *,
     reference: Callable[..., Any] | None = None,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Argnums | None = None,
     order: int = 1,
     seed: int = 0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A problem traced and compiled for arguments of certain shapes, quickly: its programs run a few times only."""
+"""A problem traced and compiled for arguments of certain shapes; compilation is quick, the programs run a few times."""
 
 import functools
 import os
@@ -13,25 +13,25 @@ import numpy as np
 from minijaxnet._jaxpr import closed_over, equations, other_keys
 from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpreter import computed_narrow, interpret
-from minijaxnet.verify.numbers import widened
 from minijaxnet.verify.perturbation import Perturbation, perturbed
 from minijaxnet.verify.problem import Flat, Problem
+from minijaxnet.verify.widening import is_inexact, widened
 
 EPSILON = float(np.finfo(np.float64).eps)
-# How LLVM is told not to optimize: these programs run a few times only, and their meaning stays.
+# LLVM does not optimize: these programs run a few times only, and their meaning stays.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _DRAWS = ("random_bits", "threefry2x32", "random_gamma", "rng_bit_generator")
 
 
 class Traced(NamedTuple):
-    """A function of flat arguments, ready to be carried out in float64.
+    """A function of flat arguments, ready to be run in float64.
 
     Attributes:
         program: its jaxpr; None where it can't be traced, or there is no function.
         consts: the arrays that it closes over, and those of the programs inside it, widened.
         const_dtypes: the dtypes that they came in.
         call: the function itself, ``call(*arguments) -> results``.
-        note: what keeps it from being float64 throughout; "" if nothing.
+        note: why it is not in float64 throughout; "" if it is.
     """
 
     program: Any
@@ -41,8 +41,8 @@ class Traced(NamedTuple):
     note: str = ""
 
 
-class Working(NamedTuple):
-    """Both rules compiled as they are, for arguments of certain dtypes; or why they are not."""
+class Executable(NamedTuple):
+    """A compiled program, or None; and then the reason."""
 
     program: Any
     why_not: str = ""
@@ -60,9 +60,9 @@ class Compiled(NamedTuple):
         value: the scalar in float64.
         noise: the relative rounding error of a value of the objective: more than float64's where a callback has less.
         iterates: whether the objective iterates to a tolerance of its own.
-        mapped: the hand rule under vmap, in float64; or why there is none.
-        working: makes the rules in the dtypes one works in, for arguments like those given.
-        enlarged: makes the program of both rules whose roundings can be made larger.
+        mapped: the hand rule under vmap over two points, in float64.
+        working: compiles both rules in their own dtypes, for arguments like the ones that it gets.
+        enlarged: compiles both rules in float64 with roundings that can be enlarged.
     """
 
     problem: Problem
@@ -73,153 +73,139 @@ class Compiled(NamedTuple):
     value: Any
     noise: float
     iterates: bool
-    mapped: Any
-    working: Callable[[Sequence[Any]], Working]
+    mapped: Executable
+    working: Callable[[Sequence[Any]], Executable]
     enlarged: Callable[[], Any]
 
     @property
     def notes(self) -> list[str]:
-        """What keeps the rules from being float64 throughout."""
+        """Why the rules are not in float64 throughout."""
         return sorted({traced.note for traced in (self.hand, self.reference) if traced.note})
 
 
 def compile_problem(problem: Problem, leaves: Sequence[Any], *, pair_only: bool = False) -> Compiled:
     """Trace and compile a problem for arguments like these; ``pair_only``: the two rules in float64, and no more."""
-    asked_for = jnp.result_type(float) == jnp.float64
+    x64_outside = jnp.result_type(float) == jnp.float64
+    lowered, mapped_consts, no_map = {}, [], ""
     with jax.enable_x64(True), jax.disable_jit(False):
         wide = [widened(leaf) for leaf in leaves]
-        (hand, reference, objective), like, x64 = _traced_alike(problem, wide, leaves, asked_for=asked_for)
-        lowered = {"pair": _pair(hand, reference).lower(wide, hand.consts, reference.consts, Perturbation().arrays())}
-        mapped = hand.note
+        (hand, reference, objective), like, x64 = _traced_alike(problem, wide, leaves, x64_outside=x64_outside)
+        arguments = (wide, hand.consts, reference.consts, Perturbation().arrays())
+        lowered["pair"] = _pair(hand, reference).lower(*arguments)
         if not pair_only:
             value = jax.jit(lambda consts, leaves: interpret(objective.program, consts, leaves)[0])
             lowered["value"] = value.lower(objective.consts, wide)
-        if hand.program is not None and not pair_only:
             try:
-                lowered["mapped"] = _lowered_mapped(problem.hand, hand, wide, like, x64=x64)
+                lowered["mapped"], mapped_consts = _lowered_mapped(problem.hand, hand, wide, like, x64=x64)
             except Exception as error:
-                mapped = f"under vmap: {in_short(error)}"
-    working = "not asked for" if pair_only else _working_lowered(problem, hand, leaves)
-    if not isinstance(working, str):
-        lowered["working"] = working
-    compiled = dict(zip(lowered, compile_together(list(lowered.values())), strict=True))
-    ready = {_dtypes(leaves): Working(compiled.get("working"), working if isinstance(working, str) else "")}
+                no_map = hand.note if hand.program is None else f"under vmap: {in_short(error)}"
+    no_working = "not needed" if pair_only else ""
+    if not pair_only:
+        lowered["working"], no_working = _lowered_working(problem, hand, leaves)
+    made = dict(zip(lowered, compile_all(list(lowered.values())), strict=True))
+    mapped, working = made.get("mapped"), {_dtypes(leaves): Executable(made.get("working"), no_working)}
 
-    def working_for(others: Sequence[Any]) -> Working:
-        if (key := _dtypes(others)) not in ready:
-            found = _working_lowered(problem, hand, others)
-            ready[key] = Working(None, found) if isinstance(found, str) else Working(*compile_together([found]))
-        return ready[key]
+    def working_for(others: Sequence[Any]) -> Executable:
+        if (key := _dtypes(others)) not in working:
+            program, why_not = _lowered_working(problem, hand, others)
+            working[key] = Executable(compile_all([program])[0], why_not)
+        return working[key]
 
     @functools.cache
     def enlarged() -> Any:
         with jax.enable_x64(True):
-            moved = _enlarged(hand, reference, problem.moved)
-            return compile_together([moved.lower(wide, hand.consts, reference.consts, Perturbation().arrays())])[0]
+            return compile_all([_enlarged(hand, reference, problem.n_params).lower(*arguments)])[0]
 
     return Compiled(
         problem,
         hand,
         reference,
         objective,
-        compiled["pair"],
-        compiled.get("value"),
-        max([EPSILON, *(float(jnp.finfo(dtype).eps) for dtype in computed_narrow(objective.program))]),
-        any(eqn.primitive.name == "while" for eqn in equations(objective.program)),
-        compiled.get("mapped", mapped),
-        working_for,
-        enlarged,
+        made["pair"],
+        made.get("value"),
+        noise=max([EPSILON, *(float(jnp.finfo(dtype).eps) for dtype in computed_narrow(objective.program))]),
+        iterates=any(eqn.primitive.name == "while" for eqn in equations(objective.program)),
+        mapped=Executable(mapped and functools.partial(mapped, mapped_consts), no_map),
+        working=working_for,
+        enlarged=enlarged,
     )
 
 
 def _pair(hand: Traced, reference: Traced) -> Any:
-    """Both rules as they are; only what has fewer digits than float64 can be perturbed."""
+    """Both rules as they are; only values with fewer digits than float64 can be perturbed."""
 
-    def both(arguments: Any, hand_consts: Any, reference_consts: Any, moved: Perturbation) -> Any:
+    def both(arguments: Any, hand_consts: Any, reference_consts: Any, by: Perturbation) -> Any:
         rules = ((hand, hand_consts), (reference, reference_consts))
         return [
-            [] if rule.program is None else interpret(rule.program, consts, arguments, moved, everything=False)
+            [] if rule.program is None else interpret(rule.program, consts, arguments, by, everything=False)
             for rule, consts in rules
         ]
 
     return jax.jit(both)
 
 
-def _enlarged(hand: Traced, reference: Traced, moved: Sequence[bool]) -> Any:
-    """Both rules, with all of their roundings, and what is differentiated, to be perturbed."""
+def _enlarged(hand: Traced, reference: Traced, n_params: int) -> Any:
+    """Both rules, with all of their roundings and the differentiated arguments to be perturbed."""
 
     def both(arguments: Any, hand_consts: Any, reference_consts: Any, by: Perturbation) -> Any:
         start = by._replace(size=by.size * by.inputs, lift=by.lift * by.inputs, seed=by.seed + 77)
-        arguments = [
-            perturbed(argument, start, i) if mine else argument
-            for i, (argument, mine) in enumerate(zip(arguments, moved, strict=True))
-        ]
+        arguments = [*(perturbed(x, start, i) for i, x in enumerate(arguments[:n_params])), *arguments[n_params:]]
         results = []
         for rule, consts in ((hand, hand_consts), (reference, reference_consts)):
             results.append([] if rule.program is None else interpret(rule.program, consts, arguments, by))
-            by = by._replace(seed=by.seed + 7919)
+            by = by._replace(seed=by.seed + 7919)  # the two round independently
         return results
 
     return jax.jit(both)
 
 
-def _lowered_mapped(function: Flat, rule: Traced, wide: Sequence[Any], like: Sequence[Any], *, x64: bool) -> Any:
-    """The rule under vmap over two points, widened as it is alone."""
+def _lowered_mapped(
+    function: Flat, rule: Traced, wide: Sequence[Any], like: Sequence[Any], *, x64: bool
+) -> tuple[Any, list[Any]]:
+    """The rule under vmap over two points, widened as it is alone; and its constants."""
     axes = mapped_axes(rule, wide)
     with jax.enable_x64(x64):
         closed = jax.make_jaxpr(jax.vmap(function, axes))(*stacked(like, like, axes))
-    program, consts = closed.jaxpr, list(map(widened, closed.consts))
-    run = jax.jit(lambda consts, leaves: interpret(program, consts, leaves))
-    return _Bound(run.lower(consts, stacked(wide, wide, axes)), consts)
+    consts = list(map(widened, closed.consts))
+    run = jax.jit(lambda consts, leaves: interpret(closed.jaxpr, consts, leaves))
+    return run.lower(consts, stacked(wide, wide, axes)), consts
 
 
-class _Bound(NamedTuple):
-    """A lowered program whose first argument is known."""
-
-    lowered: Any
-    first: Any
-
-    def compile(self, compiler_options: Any = None) -> Any:
-        """The program of what is left."""
-        return functools.partial(self.lowered.compile(compiler_options=compiler_options), self.first)
-
-
-def _working_lowered(problem: Problem, hand: Traced, leaves: Sequence[Any]) -> Any:
-    """Both rules lowered as they are; or why they are not."""
+def _lowered_working(problem: Problem, hand: Traced, leaves: Sequence[Any]) -> tuple[Any, str]:
+    """Both rules lowered in their own dtypes, or None and the reason."""
     if hand.program is None:
-        return hand.note
-    dtypes = [leaf.dtype for leaf, moved in zip(leaves, problem.moved, strict=True) if moved]
-    if problem.reference is None or all(dtype in (np.float64, np.complex128) for dtype in dtypes):
-        return "it is the dtype of the comparison itself"
+        return None, hand.note
+    if problem.reference is None or is_float64(leaves[: problem.n_params]):
+        return None, "it is the dtype of the comparison itself"
     rules = [problem.hand, problem.reference]
     try:
         with jax.disable_jit(False):
-            return jax.jit(lambda *leaves: [rule(*leaves) for rule in rules]).lower(*leaves)
+            return jax.jit(lambda *leaves: [rule(*leaves) for rule in rules]).lower(*leaves), ""
     except NotImplementedError as error:  # a factorisation in bfloat16
-        return f"JAX refuses: {in_short(error)}"
+        return None, f"JAX refuses: {in_short(error)}"
     except TypeError as error:
-        if "64" in str(error):  # of a NumPy array that JAX keeps: see _traced_alike
-            return f"JAX refuses: {in_short(error)}"
-        raise
+        if "64" not in str(error):  # of a NumPy array that JAX keeps: see _traced_alike
+            raise
+        return None, f"JAX refuses: {in_short(error)}"
     except ValueError as error:
-        if "interpret mode" in str(error):  # a Pallas kernel, where there is no device for it
-            return f"not on this device: {in_short(error)}"
-        raise
+        if "interpret mode" not in str(error):  # a Pallas kernel, where there is no device for it
+            raise
+        return None, f"not on this device: {in_short(error)}"
 
 
 def _traced_alike(
-    problem: Problem, wide: Sequence[Any], leaves: Sequence[Any], *, asked_for: bool
+    problem: Problem, wide: Sequence[Any], leaves: Sequence[Any], *, x64_outside: bool
 ) -> tuple[list[Traced], Sequence[Any], bool]:
     """Both rules and the objective, traced in float64 or all as they are; the arguments for that; whether in float64.
 
     As they are where float64 would draw other random numbers, and where one refuses it, perhaps for no fault of its
-    own: JAX keeps what it made of a NumPy array as long as a program has it, be float64 enabled or not. Carried out,
-    they are widened all the same.
+    own: JAX keeps what it made of a NumPy array as long as a program has it, be float64 enabled or not. When they are
+    run, they are widened all the same.
     """
-    none = Traced(None, [], [], lambda *_: [])
 
     def traced(arguments: Sequence[Any], *, x64: bool) -> list[Traced]:
-        reference = none if problem.reference is None else trace(problem.reference, arguments, x64=x64)
+        no_rule = Traced(None, [], [], lambda *_: [])
+        reference = no_rule if problem.reference is None else trace(problem.reference, arguments, x64=x64)
         objective = trace(lambda *leaves: [problem.objective(*leaves)], arguments, x64=x64)
         return [trace(problem.hand, arguments, x64=x64), reference, objective]
 
@@ -227,17 +213,17 @@ def _traced_alike(
         found = traced(wide, x64=True)
     except Exception as error:
         try:
-            return traced(leaves, x64=asked_for), leaves, asked_for
+            return traced(leaves, x64=x64_outside), leaves, x64_outside
         except Exception:
             raise error from None
     hand = found[0].program
     if hand is not None and any(eqn.primitive.name in _DRAWS for eqn in equations(hand)):
-        return traced(leaves, x64=asked_for), leaves, asked_for
+        return traced(leaves, x64=x64_outside), leaves, x64_outside
     return found, wide, True
 
 
 def trace(function: Flat, arguments: Sequence[Any], *, x64: bool = True) -> Traced:
-    """A function of flat arguments, traced with these; ``x64``: whether float64 is to be had."""
+    """A function of flat arguments, traced with these; ``x64``: whether float64 is enabled."""
     try:
         with jax.enable_x64(x64):
             closed = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)  # which JAX does not keep
@@ -248,13 +234,13 @@ def trace(function: Flat, arguments: Sequence[Any], *, x64: bool = True) -> Trac
     return Traced(closed.jaxpr, list(map(widened, consts)), dtypes, function, _narrowest_cast(closed) if x64 else "")
 
 
-def compile_together(lowered: Sequence[Any]) -> list[Any]:
-    """Compiled programs, made side by side on the cores there are, quickly."""
-    wide = jnp.result_type(float) == jnp.float64  # each thread has its own, and a custom_partitioning traces in it
+def compile_all(lowered: Sequence[Any]) -> list[Any]:
+    """Programs compiled quickly, side by side on the cores there are; None for None."""
+    x64 = jnp.result_type(float) == jnp.float64  # each thread has its own, and a custom_partitioning traces in it
 
     def compiled(program: Any) -> Any:
-        with jax.enable_x64(wide):
-            return program.compile(compiler_options=quick_options())
+        with jax.enable_x64(x64):
+            return None if program is None else program.compile(compiler_options=quick_options())
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(compiled, lowered))
@@ -273,25 +259,26 @@ def quick_options() -> dict[str, Any] | None:
 
 
 def mapped_axes(rule: Traced, leaves: Sequence[Any]) -> list[int | None]:
-    """What of a batch of points to ``vmap`` over: all of it, but no keys of a generator that draws otherwise there."""
+    """The axes to ``vmap`` over: of everything, or of floats alone where keys draw other numbers under ``vmap``."""
     everything = not other_keys(rule.program)
-    return [0 if everything or jnp.issubdtype(leaf.dtype, jnp.inexact) else None for leaf in leaves]
+    return [0 if everything or is_inexact(leaf) else None for leaf in leaves]
 
 
 def stacked(first: Sequence[Any], second: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
-    """Two points as one batch; the second one's share of what is not mapped over is left out."""
-
-    def pair(a: Any, b: Any, axis: int | None) -> Any:
-        if axis is None:
-            return a
-        return np.stack((a, b)) if isinstance(a, np.ndarray) else jnp.stack((a, b))
-
-    return [pair(*each) for each in zip(first, second, axes, strict=True)]
+    """Two points as one batch; what is not mapped over is the first one's."""
+    triples = zip(first, second, axes, strict=True)
+    stack = lambda a, b: (np if isinstance(a, np.ndarray) else jnp).stack((a, b))  # noqa: E731
+    return [a if axis is None else stack(a, b) for a, b, axis in triples]
 
 
 def in_short(error: Exception) -> str:
     """The beginning of an error's text, on one line."""
     return " ".join(str(error).split())[:150] or type(error).__name__
+
+
+def is_float64(leaves: Sequence[Any]) -> bool:
+    """Whether all leaves are float64 or complex128."""
+    return all(leaf.dtype in (np.float64, np.complex128) for leaf in leaves)
 
 
 def _dtypes(leaves: Sequence[Any]) -> tuple[Any, ...]:
@@ -303,9 +290,8 @@ def _narrowest_cast(closed: Any) -> str:
     for eqn in equations(closed):
         if eqn.primitive.name == "reduce_precision" and eqn.params["mantissa_bits"] < 23:
             return f"it rounds to {eqn.params['mantissa_bits']} bits, which was taken for float64"
-        for before, after in zip(eqn.invars, eqn.outvars, strict=False):
-            wide, narrow = getattr(before.aval, "dtype", None), getattr(after.aval, "dtype", None)
-            if eqn.primitive.name == "convert_element_type" and wide == jnp.float64 and narrow is not None:
-                if jnp.issubdtype(narrow, jnp.floating) and narrow != jnp.float64:
-                    return f"it casts to {narrow}, which was taken for float64"
+        if eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == jnp.float64:
+            narrow = eqn.outvars[0].aval.dtype
+            if jnp.issubdtype(narrow, jnp.floating) and narrow != jnp.float64:
+                return f"it casts to {narrow}, which was taken for float64"
     return ""

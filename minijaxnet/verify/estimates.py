@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minijaxnet.verify.widening import largest
+
 _LEVELS = 11
 _SHRINK = 4.0
 _FIRST_STEP = 2.0**-3
@@ -14,9 +16,9 @@ class Estimate(NamedTuple):
     """A derivative and how far off it may be.
 
     Attributes:
-        value: the derivative; at a kink the mean of those to both sides.
+        value: the derivative; at a kink the mean of the one-sided derivatives.
         error: how far off it may be; infinite where there is no estimate.
-        jump: the derivative to the right less that to the left: 0 but at a kink.
+        jump: the derivative from the right less that from the left; 0 where there is no kink.
         jump_error: how far off that may be.
     """
 
@@ -25,7 +27,7 @@ class Estimate(NamedTuple):
     jump: float = 0.0
     jump_error: float = float("inf")
 
-    def settles(self, size: float, share: float) -> bool:
+    def is_sharp(self, size: float, share: float) -> bool:
         """Whether its error is at most this share of a number of this size."""
         return self.error <= share * size
 
@@ -33,19 +35,19 @@ class Estimate(NamedTuple):
         """Whether a number is this derivative, as far as can be seen, where numbers are of this size."""
         return abs(value - self.value) <= 10 * self.error + 1e-7 * size
 
-    def smooth(self, size: float) -> bool:
+    def is_smooth(self, size: float) -> bool:
         """Whether there is no kink, as far as can be seen."""
         return self.jump_error <= 1e-4 * size and abs(self.jump) <= 10 * self.jump_error + 1e-6 * size
 
-    def between(self, value: float, size: float) -> bool:
-        """Whether a number lies between the derivatives to both sides of a kink."""
-        if self.smooth(size) or not np.isfinite(self.jump_error):
+    def is_between_sides(self, value: float, size: float) -> bool:
+        """Whether a number lies between the one-sided derivatives at a kink."""
+        if self.is_smooth(size) or not np.isfinite(self.jump_error):
             return False
         slack = 10 * (self.error + self.jump_error) + 1e-7 * size
         return abs(value - self.value) <= abs(self.jump) / 2 + slack
 
     def scaled(self, factor: float) -> "Estimate":
-        """The derivative where a step counts for so much more."""
+        """The derivative with respect to a variable in which steps are so many times shorter."""
         return Estimate(*(x * factor for x in self))
 
 
@@ -78,7 +80,7 @@ def derivative(
     Source: Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", 1982.
     """
     middle = function(0.0)
-    slope, jump = _Limit(first_power=2), _Limit(first_power=1)
+    limit, jump = _Limit(first_power=2), _Limit(first_power=1)
     with np.errstate(invalid="ignore", over="ignore"):
         for level in range(_LEVELS):
             h = _FIRST_STEP / _SHRINK**level
@@ -88,11 +90,11 @@ def derivative(
                 apart = right - middle - (middle - left)
             else:  # as where a formula divides 0 by 0: from two points on either side
                 apart = function(2 * h) - right - (left - function(-2 * h))
-            sharper = slope.refined((right - left) / (2 * h), rounding)
+            sharper = limit.refined((right - left) / (2 * h), rounding)
             sharper |= jump.refined(apart / h, 2 * rounding)
-            if slope.error <= (enough if sharper else 1e-8) * abs(slope.value):
+            if limit.error <= (enough if sharper else 1e-8) * abs(limit.value):
                 break
-    return Estimate(slope.value, slope.error, jump.value, jump.error)
+    return Estimate(limit.value, limit.error, jump.value, jump.error)
 
 
 class _Limit:
@@ -104,7 +106,7 @@ class _Limit:
         self._row: list[float] = []
 
     def refined(self, value: float, rounding: float) -> bool:
-        """Take in the value at the next width; whether the limit is sharper by it."""
+        """Use the value at the next width; whether that made the limit sharper."""
         row, before = [value], self.error
         for i, last in enumerate(self._row):
             row.append(row[i] + (row[i] - last) / (_SHRINK ** (2 * i + self.first_power) - 1))
@@ -117,9 +119,8 @@ class _Limit:
 
 def typical_sizes(leaf: np.ndarray) -> np.ndarray:
     """How far each element may be moved for a difference: in proportion to itself, or to its leaf where it is small."""
-    size = np.where(np.isfinite(leaf), np.abs(leaf), 0.0)
-    largest = np.max(size, initial=0.0)
-    if not largest:
+    size, most = np.where(np.isfinite(leaf), np.abs(leaf), 0.0), largest(leaf)
+    if not most:
         return np.ones_like(size)
-    typical = largest * np.sqrt(np.mean(np.square(size / largest)))
+    typical = most * np.sqrt(np.mean(np.square(size / most)))
     return np.where(size > 1e-3 * typical, size, typical)

@@ -1,8 +1,8 @@
-"""Carry out a traced program our own way: in float64, without its custom rules, and with its results perturbed.
+"""Run a traced program by our own rules: in float64, without its custom rules, and with its results perturbed.
 
-JAX traces a function once; its jaxpr can then be read operation by operation. Here every float is widened to float64
-and every complex number to complex128, whatever dtype was written; a function with a derivative rule of its own is
-replaced by its plain body; and results can be perturbed, to see how much the program amplifies that.
+JAX traces a function once; its jaxpr can then be run operation by operation. Here every float is widened to float64 and
+every complex number to complex128, whatever dtype the program has; a function with a derivative rule of its own is
+replaced by its plain body; and results can be perturbed, to measure how much the program amplifies that.
 """
 
 import itertools
@@ -16,7 +16,8 @@ from jax import lax
 from jax._src import source_info_util
 
 from minijaxnet._jaxpr import called, closed_over, equations, expanded, is_literal
-from minijaxnet.verify.perturbation import Perturbation, is_inexact, perturbed, rounded, wide_dtype
+from minijaxnet.verify.perturbation import Perturbation, lost_digits, perturbed
+from minijaxnet.verify.widening import is_inexact, wide_dtype
 
 # Operations whose result is one of their operands, or an exact function of it: there is nothing to round.
 _EXACT = frozenset(
@@ -32,50 +33,47 @@ _SUMS = frozenset(
     lu_pivots_to_permutation qr reduce_prod reduce_sum reduce_window reduce_window_sum scatter-add scatter_add schur
     select_and_scatter_add svd triangular_solve tridiagonal tridiagonal_solve""".split()
 )
-# Operations whose parameters hold a program of the operands' dtype, or to whom a float is a row of bits.
+# Operations that hold a program of the operands' dtype, or take a float for a row of bits: they keep their dtypes.
 _NATIVE = frozenset(
     """bitcast_convert_type custom_linear_solve io_callback nextafter pallas_call pure_callback reduce reduce_window
     select_and_scatter""".split()
 )
-# Operations whose program is theirs to make anew for another dtype.
-_SCATTERS = {
-    "scatter": lax.scatter,
-    "scatter_add": lax.scatter_add,
-    "scatter_mul": lax.scatter_mul,
-    "scatter_min": lax.scatter_min,
-    "scatter_max": lax.scatter_max,
-}
-_SCATTER_PARAMS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
 # Of these, the ones that compute in the dtype they were traced for: their results have no more digits than that.
 _COMPUTED_NARROW = frozenset(("custom_linear_solve", "io_callback", "pallas_call", "pure_callback"))
-_EPSILON = float(np.finfo(np.float64).eps)
+# Operations that hold a program, and can make it anew for another dtype.
+_SCATTERS = {f"scatter{kind}": getattr(lax, f"scatter{kind}") for kind in ("", "_add", "_mul", "_min", "_max")}
+SCATTER_PARAMS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
 _DTYPE_PARAMS = ("new_dtype", "preferred_element_type", "out_dtype", "dtype")
+_EPSILON = float(np.finfo(np.float64).eps)
 
-Instead = Callable[[Any, list[Any]], list[Any] | None]
 
-
-class Loops(NamedTuple):
-    """What is done to loops on the way.
+class Hooks(NamedTuple):
+    """What a caller does otherwise on the way; each function gets the operation first.
 
     Attributes:
-        carried: ``carried(operation, step, carry)``, what a scan's round begins with; None for its carry as it is.
-        ended: ``ended(operation, operands, results, one_more)``, what stands for the results of a scan or a while;
-            ``one_more(carry)`` is what another round makes of a carry, and None for a scan over rows, or to rows.
+        instead: ``instead(operation, operands)``: the results to take instead of its own; None for its own.
+        keeps: whether to run an operation as it is, such as a function with a rule that is to stay; not ``wide``.
+        carried: ``carried(operation, step, carry)``: what a scan's round begins with; None for its carry as it is.
+        ended: ``ended(operation, operands, results, one_more)``: the results to take for those of a scan or a while.
+            ``one_more(carry)`` is the carry after another round; None for a scan that reads or returns rows.
     """
 
+    instead: Callable[[Any, list[Any]], list[Any] | None] = lambda eqn, operands: None
+    keeps: Callable[[Any], bool] = lambda eqn: False
     carried: Callable[[Any, Any, list[Any]], list[Any]] | None = None
     ended: Callable[[Any, list[Any], list[Any], Any], list[Any]] = lambda eqn, operands, results, one_more: results
 
 
+NO_HOOKS = Hooks()
+
+
 class _Mode(NamedTuple):
-    """How a program is carried out; each perturbation takes its salt from a counter; inner programs have consts."""
+    """How a program is run; ``salts`` counts the perturbations, ``consts`` holds those of inner programs."""
 
     perturbation: Perturbation | None
     everything: bool
     wide: bool
-    instead: Instead
-    kept: Callable[[Any], bool]
-    loops: Loops
+    hooks: Hooks
     salts: Iterator[int]
     consts: dict[int, list[Any]]
 
@@ -88,27 +86,23 @@ def interpret(
     *,
     everything: bool = True,
     wide: bool = True,
-    instead: Instead = lambda eqn, operands: None,
-    kept: Callable[[Any], bool] = lambda eqn: False,
-    loops: Loops = Loops(),  # noqa: B008
+    hooks: Hooks = NO_HOOKS,
 ) -> list[Any]:
     """The results of a jaxpr, its custom rules taken out.
 
     Args:
         program: a jaxpr.
-        consts: a value for each of its constants; and for those of the programs inside it, or none for these.
+        consts: a value for each of its constants; then, or not at all, for those of the programs inside it.
         arguments: a value for each of its inputs.
         perturbation: of results; None for none.
-        everything: whether to perturb all that is rounded, or only what comes in fewer digits than float64 has.
-        wide: whether to carry it out with every float in float64, where that is enabled.
-        instead: called with each operation and its operands; unless it returns None, that stands for their result.
-        kept: which operations to carry out as they are, such as a function with a rule that is to stay; not ``wide``.
-        loops: what is done to loops.
+        everything: whether to perturb all that is rounded, or only values with fewer digits than float64.
+        wide: whether to run it with every float in float64, where that is enabled.
+        hooks: what to do otherwise.
 
     Returns:
         A value for each of its outputs.
     """
-    mode = _Mode(perturbation, everything, wide, instead, kept, loops, itertools.count(), {})
+    mode = _Mode(perturbation, everything, wide, hooks, itertools.count(), {})
     consts = _all_wide(consts, mode)
     own = len(getattr(program, "jaxpr", program).constvars)
     rest = iter(consts[own:])
@@ -118,7 +112,7 @@ def interpret(
 
 
 def computed_narrow(program: Any) -> Iterator[Any]:
-    """The dtypes of fewer digits than float64 that parts of a program compute in, for good."""
+    """The dtypes of fewer digits than float64 that parts of a program can't be run without."""
     for eqn in equations(program):
         if eqn.primitive.name in _COMPUTED_NARROW and expanded(eqn) is None:
             yield from (atom.aval.dtype for atom in eqn.outvars if _is_narrow(atom.aval))
@@ -134,7 +128,7 @@ def _run(program: Any, consts: Sequence[Any], arguments: Sequence[Any], mode: _M
     for eqn in jaxpr.eqns:
         if eqn.outvars:
             with source_info_util.user_context(eqn.source_info.traceback):  # what is traced here keeps its line
-                results = _carry_out(eqn, [read(atom) for atom in eqn.invars], mode)
+                results = _operation(eqn, [read(atom) for atom in eqn.invars], mode)
             values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -145,56 +139,53 @@ def _run_inner(program: Any, arguments: Sequence[Any], mode: _Mode) -> list[Any]
     return _run(program, _all_wide(getattr(program, "consts", ()), mode) if consts is None else consts, arguments, mode)
 
 
-def _carry_out(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
-    name, params, moved = eqn.primitive.name, eqn.params, mode.perturbation
-
-    if mode.kept(eqn):
+def _operation(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    """An operation that calls or repeats programs; any other by ``_perturbed_operation``."""
+    name, params = eqn.primitive.name, eqn.params
+    if mode.hooks.keeps(eqn):
         return bind(eqn, operands, wide=mode.wide)
     if (program := called(eqn)) is not None:
         return _run_inner(program, operands, mode)
     if name == "scan":
         return _scan(eqn, operands, mode)
     if name == "while":
-        n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
-        of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
-        end = _while(params, of_cond, of_body, carry, mode)
-        return mode.loops.ended(
-            eqn, operands, end, lambda carry: _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)
-        )
+        return _while(eqn, operands, mode)
     if name == "cond":
         branches = [lambda *rest, branch=branch: _run_inner(branch, rest, mode) for branch in params["branches"]]
         return lax.switch(operands[0], branches, *operands[1:])
     if name == "shard_map":
         return _on_each_device(params, operands, mode)
-    if name == "custom_linear_solve" and moved is not None:  # its solver, so that what rounds in there is seen
-        lengths, programs = params["const_lengths"], params["jaxprs"]
+    if name == "custom_linear_solve" and mode.perturbation is not None:  # its solver, to perturb what rounds in it
+        lengths = params["const_lengths"]
         before = lengths.matvec + lengths.vecmat
         after = before + lengths.solve + lengths.transpose_solve
-        return _run_inner(programs.solve, [*operands[before : before + lengths.solve], *operands[after:]], mode)
+        return _run_inner(params["jaxprs"].solve, [*operands[before:][: lengths.solve], *operands[after:]], mode)
     if (program := expanded(eqn)) is not None:
         return _run_inner(program, operands, mode)
-    if (results := mode.instead(eqn, operands)) is not None:
+    if (results := mode.hooks.instead(eqn, operands)) is not None:
         return results
-    if moved is None:
-        return bind(eqn, operands, wide=mode.wide)
-    if name in _COMPUTED_NARROW and mode.wide:
-        operands = _narrowed(operands, eqn.invars, mode)
-        return _narrowed(bind(eqn, operands), eqn.outvars, mode)
-    if not mode.everything:
+    return _perturbed_operation(eqn, operands, mode)
+
+
+def _perturbed_operation(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    name, by = eqn.primitive.name, mode.perturbation
+    if by is not None and name in _COMPUTED_NARROW and mode.wide:
+        return _narrowed(bind(eqn, _narrowed(operands, eqn.invars, by)), eqn.outvars, by)
+    if by is None or not mode.everything:
         return bind(eqn, operands, wide=mode.wide)
     if name in _SUMS:
-        operands = [perturbed(operand, moved, next(mode.salts)) for operand in operands]
+        operands = [perturbed(operand, by, next(mode.salts)) for operand in operands]
     results = bind(eqn, operands, wide=mode.wide)
     if name in _EXACT:
         return results
     if name in ("add", "add_any", "sub") and is_inexact(results[0]):
         # A sum is off by no more than its smaller term, which may be lost in it; but to leave a kink it is moved.
         (before,) = results
-        after = perturbed(before, moved, next(mode.salts))
-        most = jnp.minimum(jnp.abs(operands[0]), jnp.abs(operands[1])) * (moved.size / _EPSILON)
-        capped = (jnp.abs(after - before) > most) & (moved.lift == 0)
+        after = perturbed(before, by, next(mode.salts))
+        most = jnp.minimum(jnp.abs(operands[0]), jnp.abs(operands[1])) * (by.size / _EPSILON)
+        capped = (jnp.abs(after - before) > most) & (by.lift == 0)
         return [jnp.where(capped, before + jnp.sign(after - before) * most, after)]
-    return [perturbed(result, moved, next(mode.salts)) for result in results]
+    return [perturbed(result, by, next(mode.salts)) for result in results]
 
 
 def _scan(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
@@ -208,7 +199,7 @@ def _scan(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     n_carry = len(eqn.outvars) - n_stacked
     n_consts = len(eqn.invars) - n_carry - n_rows
     consts, carry, rows = operands[:n_consts], operands[n_consts:][:n_carry], operands[n_consts + n_carry :]
-    carried, steps = mode.loops.carried, None if mode.loops.carried is None else jnp.arange(params["length"])
+    carried, steps = mode.hooks.carried, None if mode.hooks.carried is None else jnp.arange(params["length"])
 
     def body(carry: Any, step_and_row: Any) -> tuple[Any, Any]:
         step, row = step_and_row
@@ -218,11 +209,42 @@ def _scan(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
 
     end, stacked = lax.scan(body, carry, (steps, rows), length=params["length"], reverse=params["reverse"])
     one_more = None if rows or stacked else lambda carry: body(carry, (np.int32(0), []))[0]
-    return mode.loops.ended(eqn, operands, [*end, *stacked], one_more)
+    return mode.hooks.ended(eqn, operands, [*end, *stacked], one_more)
+
+
+def _while(eqn: Any, operands: list[Any], mode: _Mode) -> list[Any]:
+    """A loop; under vmap with a condition for each replica, which stays as it is while others go on.
+
+    Perturbed, an iteration might never settle: it makes as many rounds as it does unperturbed.
+    """
+    params, still = eqn.params, mode._replace(perturbation=None)
+    n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
+    of_cond, of_body, carry = operands[:n_cond], operands[n_cond:][:n_body], operands[n_cond + n_body :]
+
+    def goes_on(carry: list[Any]) -> Any:
+        return _run_inner(params["cond_jaxpr"], [*of_cond, *carry], still)[0]
+
+    def one_round(carry: list[Any], active: Any, mode: _Mode) -> list[Any]:
+        results = _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)
+        if not active.ndim:
+            return results
+        masks = [active.reshape(active.shape + (1,) * (x.ndim - active.ndim)) for x in carry]
+        return [jnp.where(mask, new, old) for mask, new, old in zip(masks, results, carry, strict=True)]
+
+    def counted(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+        active = goes_on(state[1])
+        return state[0] + active, one_round(state[1], active, still)
+
+    none = jnp.zeros_like(goes_on(carry), jnp.int32)
+    rounds, end = lax.while_loop(lambda state: jnp.any(goes_on(state[1])), counted, (none, carry))
+    if mode.perturbation is not None and mode.everything:
+        end = lax.fori_loop(0, jnp.max(rounds), lambda k, carry: one_round(carry, k < rounds, mode), carry)
+    one_more = lambda carry: _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)  # noqa: E731
+    return mode.hooks.ended(eqn, operands, end, one_more)
 
 
 def _on_each_device(params: Any, operands: list[Any], mode: _Mode) -> list[Any]:
-    """A program of each device, carried out there with its part of the operands."""
+    """A program of each device, run there on its part of the operands."""
     mapped = jax.shard_map(
         lambda *parts: _run_inner(params["jaxpr"], parts, mode),
         mesh=params["mesh"],
@@ -235,34 +257,6 @@ def _on_each_device(params: Any, operands: list[Any], mode: _Mode) -> list[Any]:
     return list(mapped(*operands))
 
 
-def _while(params: Any, of_cond: list[Any], of_body: list[Any], carry: list[Any], mode: _Mode) -> list[Any]:
-    """A loop; under vmap with a condition for each replica, which then rests while others go on.
-
-    Perturbed, an iteration might never settle: it makes as many rounds as it does when left alone.
-    """
-    still = mode._replace(perturbation=None)
-
-    def goes_on(carry: list[Any]) -> Any:
-        return _run_inner(params["cond_jaxpr"], [*of_cond, *carry], still)[0]
-
-    def one_round(carry: list[Any], awake: Any, mode: _Mode) -> list[Any]:
-        results = _run_inner(params["body_jaxpr"], [*of_body, *carry], mode)
-        if not awake.ndim:
-            return results
-        masks = [awake.reshape(awake.shape + (1,) * (x.ndim - awake.ndim)) for x in carry]
-        return [jnp.where(mask, new, old) for mask, new, old in zip(masks, results, carry, strict=True)]
-
-    def counted(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
-        awake = goes_on(state[1])
-        return state[0] + awake, one_round(state[1], awake, still)
-
-    none = jnp.zeros_like(goes_on(carry), jnp.int32)
-    rounds, end = lax.while_loop(lambda state: jnp.any(goes_on(state[1])), counted, (none, carry))
-    if mode.perturbation is None or not mode.everything:
-        return end
-    return lax.fori_loop(0, jnp.max(rounds), lambda k, carry: one_round(carry, k < rounds, mode), carry)
-
-
 def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     """The operation itself, on float64 whatever it was traced for; where that cannot be, in its own dtypes."""
     params = eqn.params | ({"precision": None} if wide and "precision" in eqn.params else {})  # of a product: in full
@@ -270,7 +264,7 @@ def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
         return operands
     if wide and any(_is_narrow(atom.aval) for atom in (*eqn.invars, *eqn.outvars)):
         if scatter := _SCATTERS.get(eqn.primitive.name.replace("-", "_")):
-            return [scatter(*operands, **{key: params[key] for key in _SCATTER_PARAMS})]
+            return [scatter(*operands, **{key: params[key] for key in SCATTER_PARAMS})]
         if eqn.primitive.name in _NATIVE:
             pairs = zip(operands, eqn.invars, strict=True)
             operands = [lax.convert_element_type(x, v.aval.dtype) if _is_narrow(v.aval) else x for x, v in pairs]
@@ -283,30 +277,27 @@ def bind(eqn: Any, operands: list[Any], *, wide: bool = True) -> list[Any]:
     return [_wide(result) for result in results] if wide else list(results)
 
 
-def _narrowed(values: list[Any], atoms: Sequence[Any], mode: _Mode) -> list[Any]:
+def _narrowed(values: list[Any], atoms: Sequence[Any], by: Perturbation) -> list[Any]:
     """Values that have the digits of the dtypes they were traced for, perturbed in the last of these."""
-    if (moved := mode.perturbation) is None:
-        return values
     pairs = zip(values, atoms, strict=True)
-    return [_in_last_digit(x, float(jnp.finfo(v.aval.dtype).eps), moved) if _is_narrow(v.aval) else x for x, v in pairs]
+    return [_in_last_digit(x, float(jnp.finfo(v.aval.dtype).eps), by) if _is_narrow(v.aval) else x for x, v in pairs]
 
 
-def _in_last_digit(value: Any, unit: float, moved: Perturbation) -> Any:
-    """A value perturbed in its last digit, of this relative size; the same one alike wherever it stands."""
-    return perturbed(value, Perturbation(size=moved.narrow * unit, seed=moved.seed), 0)
+def _in_last_digit(value: Any, unit: float, by: Perturbation) -> Any:
+    """A value perturbed in its last digit, of this relative size; equal values are moved alike."""
+    return perturbed(value, Perturbation(size=by.narrow * unit, seed=by.seed), 0)
 
 
 def _literal(atom: Any, mode: _Mode) -> Any:
     (value,) = _all_wide([jnp.asarray(atom.val, atom.aval.dtype)], mode)
     if mode.perturbation is None or not hasattr(atom.aval, "dtype"):
         return value
-    lost, unit, _ = rounded(atom.val, atom.aval.dtype)
-    return _in_last_digit(value, unit, mode.perturbation) if lost.any() else value
+    lost = lost_digits(atom.val, atom.aval.dtype)
+    return _in_last_digit(value, lost.unit, mode.perturbation) if lost.mask.any() else value
 
 
 def _is_narrow(aval: Any) -> bool:
-    dtype = getattr(aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact) and dtype not in (np.float64, np.complex128)
+    return is_inexact(aval) and aval.dtype not in (np.float64, np.complex128)
 
 
 def _all_wide(values: Sequence[Any], mode: _Mode) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Over several devices: does a rule, compiled for arguments that are placed there, give what it gives on one?
+"""Over several devices: does a rule, compiled for arguments that are placed there, return what it returns on one?
 
-A batch that is divided is summed in parts. The compiler adds what it divided by itself; in ``jax.shard_map`` and its
-kin the rule's author does, and may forget to, or average where a sum is meant. What such a rule returns is said to be
-the same on all devices, and seldom looked at on any but the first: here each device's copy is.
+A divided batch is summed in parts. The compiler adds up what it divided itself; in ``jax.shard_map`` and the like the
+rule's author does, and may forget it, or average where a sum is meant. Such a rule promises the same result on all
+devices, of which one usually sees the first: here each device's copy is checked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,16 +12,16 @@ import jax
 import numpy as np
 
 from minijaxnet._jaxpr import equations
-from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.compilation import Traced, compile_together, in_short
+from minijaxnet.verify.comparison import Comparison
+from minijaxnet.verify.compilation import Traced, compile_all, in_short
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.interpreter import interpret
-from minijaxnet.verify.numbers import as_real, is_spread
-from minijaxnet.verify.report import Verdict, listed
+from minijaxnet.verify.report import Verdict
 from minijaxnet.verify.rounding import distance
+from minijaxnet.verify.widening import as_real, is_distributed
 
-# Operations in which the author says what each device does.
-BY_DEVICE = frozenset(("shard_map", "custom_partitioning"))
+# Operations whose author writes what each device does.
+_BY_DEVICE = frozenset(("shard_map", "custom_partitioning"))
 
 
 class _Copy(NamedTuple):
@@ -41,54 +41,53 @@ class _Fault(NamedTuple):
     expected: float
 
 
-def placement(at: Evaluation, compared: Sequence[Compared], *, good: bool) -> tuple[Verdict, list[str]] | None:
+def placement(at: Evaluation, compared: Sequence[Comparison], *, good: bool) -> tuple[Verdict, list[str]] | None:
     """The verdict, and hints; None where all arguments are on one device.
 
-    Both rules are carried out in float64 on arguments placed as they came, and each device's copy of each element is
-    held against autodiff's with the arguments on one device, within the measured rounding.
+    Both rules are run in float64 on arguments placed as they came, and each device's copy of each element is compared
+    with autodiff's with the arguments on one device, within the measured rounding.
 
     Args:
         at: the point.
         compared: the gradients on one device.
         good: whether these are right.
     """
-    devices = {device for leaf in at.leaves if is_spread(leaf) for device in leaf.sharding.device_set}
+    devices = {device for leaf in at.leaves if is_distributed(leaf) for device in leaf.sharding.device_set}
     if not devices:
         return None
-    pair, over = at.compiled, f"over {len(devices)} devices"
-    if pair.hand.program is None:
-        return Verdict("unchecked", pair.hand.note), []
-    if not good and not BY_DEVICE & {eqn.primitive.name for eqn in equations(pair.hand.program)}:
+    hand, reference, over = at.compiled.hand, at.compiled.reference, f"over {len(devices)} devices"
+    if hand.program is None:
+        return Verdict("unchecked", hand.note), []
+    if not good and not _BY_DEVICE & {eqn.primitive.name for eqn in equations(hand.program)}:
         return Verdict("unchecked", "the algebra did not pass"), []
     there = [
-        jax.device_put(wide, leaf.sharding) if is_spread(leaf) else wide
+        jax.device_put(wide, leaf.sharding) if is_distributed(leaf) else wide
         for leaf, wide in zip(at.leaves, at.wide, strict=True)
     ]
-    calls = [(pair.hand, there), (pair.reference, there), (pair.reference, at.wide)]
+    calls = [(hand, there), (reference, there), (reference, at.wide)]
     try:
-        programs = compile_together([_lowered(rule, leaves) for rule, leaves in calls])
+        programs = compile_all([_lowered(rule, leaves) for rule, leaves in calls])
     except Exception as error:
         return Verdict("unchecked", f"{over} it can't be compiled in float64: {in_short(error)}"), []
     by_hand, by_autodiff, alone = (
         program(rule.consts, leaves) for program, (rule, leaves) in zip(programs, calls, strict=True)
     )
-    truths, first = list(map(as_real, alone)), at.problem.n_values
-    names = [*["the value"] * first, *at.problem.names]
-    for who, results in (("the gradient by hand", by_hand), ("autodiff's gradient", by_autodiff)):
-        wrong, hints = "", {}
-        for i in [*range(first, len(names)), *range(first)]:  # gradients first
+    truths, n, names = list(map(as_real, alone)), at.problem.n_values, at.names
+    for whose, results in (("the gradient by hand", by_hand), ("autodiff's gradient", by_autodiff)):
+        wrong, hints = "", []
+        for i in [*range(n, len(names)), *range(n)]:  # gradients first
             truth, tolerance, copies = truths[i], at.tolerances[i], list(_copies(results[i]))
-            if i >= first and results is by_hand:
-                truth = np.where(compared[i - first].excused, at.hand[i], truth)
+            if i >= n and results is by_hand:
+                truth = np.where(compared[i - n].excused, at.hand[i], truth)
             if (fault := _worst(copies, truth, tolerance)) is None:
                 continue
             place = list(fault.place) if fault.place else ""
             values = f"{fault.got:.10g}, with the arguments on one device {fault.expected:.10g}"
-            wrong = wrong or f"{over} {who} is wrong in {names[i]}{place}: on device {fault.device} {values}"
+            wrong = wrong or f"{over} {whose} is wrong in {names[i]}{place}: on device {fault.device} {values}"
             if how := _how(copies, truth, tolerance):
-                hints.setdefault(how, []).append(names[i])
+                hints.append(f"{names[i]}: {how}")
         if wrong:
-            return Verdict("fail", wrong), [f"{listed(where)}: {how}" for how, where in hints.items()]
+            return Verdict("fail", wrong), hints
     return Verdict("pass", f"{over} both equal autodiff on one device, in each device's copy of every element"), []
 
 

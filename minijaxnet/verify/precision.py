@@ -8,12 +8,12 @@ import numpy as np
 
 from minijaxnet._loops import platform_of
 from minijaxnet._machine import product_epsilon, product_note
-from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.compilation import EPSILON
-from minijaxnet.verify.evaluation import Evaluation, on_host, outputs
-from minijaxnet.verify.numbers import as_given, as_real, widened
+from minijaxnet.verify.comparison import Comparison
+from minijaxnet.verify.compilation import EPSILON, is_float64
+from minijaxnet.verify.evaluation import Arrays, Evaluation, on_host, outputs
 from minijaxnet.verify.report import Verdict, listed
 from minijaxnet.verify.rounding import Rounding, distance, enlarged_errors
+from minijaxnet.verify.widening import as_real, from_real, largest, widened
 
 # Far worse is more than so many times autodiff's own error; where errors are only estimated, more than so many.
 _WORSE, _WORSE_ESTIMATED = 8, 64
@@ -22,79 +22,81 @@ _ENLARGED = 2.0**-40
 Ratios = list[float | None]
 
 
-def precision(at: Evaluation, seen: Rounding, compared: Sequence[Compared]) -> tuple[Verdict, Ratios]:
+def precision(at: Evaluation, seen: Rounding, compared: Sequence[Comparison]) -> tuple[Verdict, Ratios]:
     """The verdict, and for each gradient the hand rule's error over autodiff's.
 
-    Both rules are carried out in the working dtype, here and with all inputs moved by one unit in their last place, and
-    held against float64. A rule fails where its largest error in a leaf exceeds 8 times autodiff's, plus what one unit
-    in the last place of the inputs does, plus the rounding of the result; or where it is not finite and autodiff is.
-    Where matrix products read fewer digits than their operands have, as float32 on a GPU, a unit is one of theirs.
-    Where autodiff itself is not finite, there is nothing to compare it with.
+    Both rules are run in the working dtype, here and with all inputs moved by one unit in the last place, and compared
+    with float64. A rule fails where its largest error in a leaf exceeds 8 times autodiff's, plus what one unit in the
+    last place of the inputs does, plus the rounding of the result; or where it is not finite and autodiff is. Where
+    matrix products read fewer digits than their operands have, as float32 on a GPU, a unit is one of theirs. Where
+    autodiff itself is not finite, there is nothing to compare with.
     """
     at.tell("measuring rounding errors in the working dtype")
-    if all(dtype in (np.float64, np.complex128) for dtype in at.dtypes()):
+    if is_float64(at.leaves[: at.problem.n_params]):
         return _in_float64(at, seen)
     working = at.compiled.working(at.leaves)
     if working.program is None:
         return Verdict("unchecked", working.why_not), [None] * len(compared)
     platform = platform_of(at.leaves)
     units = [product_epsilon(dtype, platform) for dtype in at.dtypes()]
-    here = _in_working(at, at.leaves, at.reference)
-    moved, slopes = [], []
-    for sign in (1.0, -1.0):
-        each = zip(at.leaves, at.problem.moved, strict=True)
-        leaves = [_moved(x, sign * product_epsilon(x.dtype, platform), at.seed) if mine else x for x, mine in each]
-        reference = outputs(at.compiled, [widened(leaf) for leaf in leaves])[1]
-        moved.append(_in_working(at, leaves, reference))
-        slopes.append([float(np.max(x, initial=0.0)) for x in map(distance, reference, at.reference)])
-    ratios, too_coarse = [], []
+    hand, autodiff = _in_working(at, at.leaves)
+    own_errors, input_ulp = _autodiff_nearby(at, units)
+    ratios, doubtful = [], []
     for i, dtype in enumerate(at.dtypes()):
-        k, limits = at.problem.n_values + i, jnp.finfo(dtype)
-        hand, autodiff, truth = here[0][k], here[1][k], at.reference[k]
-        comparable = np.isfinite(truth) & np.isfinite(autodiff)
-        right = np.where(compared[i].excused, at.hand[k], truth)
-        largest = float(np.max(np.abs(right), initial=0.0, where=np.isfinite(right)))
-        floor = max(units[i] * largest, float(limits.tiny))
-        mine = _largest(hand, right, comparable)
-        own = max(_largest(autodiff, truth, comparable), *(_largest(m[1][k], m[2][k], comparable) for m in moved))
-        broken = ~np.isfinite(hand) & comparable & np.isfinite(right)
+        k = at.problem.n_values + i
+        truth, right = at.reference[k], np.where(compared[i].excused, at.hand[k], at.reference[k])
+        comparable = np.isfinite(truth) & np.isfinite(autodiff[k])
+        floor = max(units[i] * largest(right), float(jnp.finfo(dtype).tiny))
+        mine = _largest_error(hand[k], right, comparable)
+        own = max(
+            _largest_error(autodiff[k], truth, comparable), *(_largest_error(*e[k], comparable) for e in own_errors)
+        )
         ratios.append(max(mine, floor / 2) / max(own, floor / 2) if comparable.any() else None)
-        allowed = max(s[k] for s in slopes) + 4 * floor + 8 * float(np.max(seen.unrepeatable[k], initial=0.0))
-        if broken.any() or mine > _WORSE * own + allowed:
-            too_coarse.append((i, mine, allowed, bool(broken.any())))
-    if too_coarse:
+        broken = bool((~np.isfinite(hand[k]) & comparable & np.isfinite(right)).any())
+        allowed = input_ulp[k] + 4 * floor + 8 * largest(seen.unrepeatable[k])
+        if broken or mine > _WORSE * own + allowed:
+            doubtful.append((k, mine, allowed, broken))
+    if doubtful:
         _, spread = enlarged_errors(at, max(units))
-        n = at.problem.n_values
-        too_coarse = [
-            at.problem.names[i]
-            for i, mine, allowed, broken in too_coarse
-            if broken or mine > _WORSE * spread[n + i] + allowed
-        ]
-    if too_coarse:
-        return Verdict("fail", f"far less precise than autodiff in {listed(too_coarse)}"), ratios
-    names = ", ".join(sorted({dtype.name for dtype in at.dtypes()}))
-    names += f" ({note})" if "float32" in names and (note := product_note(platform)) else ""
-    if not any(ratio is not None for ratio in ratios):
+        coarse = [at.names[k] for k, mine, allowed, broken in doubtful if broken or mine > _WORSE * spread[k] + allowed]
+        if coarse:
+            return Verdict("fail", f"far less precise than autodiff in {listed(coarse)}"), ratios
+    dtypes = ", ".join(sorted({dtype.name for dtype in at.dtypes()}))
+    dtypes += f" ({note})" if "float32" in dtypes and (note := product_note(platform)) else ""
+    if all(ratio is None for ratio in ratios):
         return Verdict("unchecked", "autodiff is not finite: there is no error of its own to compare with"), ratios
-    return Verdict("pass", f"in {names} its rounding error goes {_compared(ratios)}"), ratios
+    return Verdict("pass", f"in {dtypes} its rounding error goes {_compared(ratios)}"), ratios
 
 
-def _in_working(
-    at: Evaluation, leaves: Sequence[jax.Array], truth: list[np.ndarray]
-) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """What both rules return in the working dtype, and the truth there."""
+def _in_working(at: Evaluation, leaves: Sequence[jax.Array]) -> tuple[Arrays, Arrays]:
+    """What both rules return in the working dtype."""
     hand, reference = at.compiled.working(at.leaves).program(*leaves)
-    return on_host(at.problem, hand), on_host(at.problem, reference), truth
+    return on_host(hand, at.problem.n_values), on_host(reference, at.problem.n_values)
+
+
+def _autodiff_nearby(
+    at: Evaluation, units: Sequence[float]
+) -> tuple[list[list[tuple[np.ndarray, np.ndarray]]], list[float]]:
+    """At two points one unit away: autodiff in the working dtype beside float64, and how far that is from here."""
+    pairs, moves = [], []
+    for sign in (1.0, -1.0):
+        leaves = list(at.leaves)
+        for i, unit in enumerate(units):
+            leaves[i] = _moved(leaves[i], sign * unit, at.seed)
+        truth = outputs(at.compiled, list(map(widened, leaves)))[1]
+        pairs.append(list(zip(_in_working(at, leaves)[1], truth, strict=True)))
+        moves.append(list(map(largest, map(distance, truth, at.reference))))
+    return pairs, list(map(max, *moves))
 
 
 def _moved(leaf: jax.Array, share: float, seed: int) -> jax.Array:
     """A leaf moved by a share of itself, at random up or down."""
     draw, real = np.random.default_rng((seed, leaf.size)), as_real(widened(leaf))
     real = real * (1 + share * draw.choice((-1.0, 1.0), size=real.shape))
-    return jax.device_put(as_given(real, leaf.dtype).astype(leaf.dtype), leaf.sharding)
+    return jax.device_put(from_real(real, leaf.dtype).astype(leaf.dtype), leaf.sharding)
 
 
-def _largest(got: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
+def _largest_error(got: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
     return float(np.max(distance(got, truth), initial=0.0, where=mask))
 
 
@@ -104,26 +106,25 @@ def _compared(ratios: Ratios) -> str:
 
 
 def _in_float64(at: Evaluation, seen: Rounding) -> tuple[Verdict, Ratios]:
-    """In float64 there is no truth to measure by: what rounding does to each rule nearby is compared instead."""
-    ratios, too_coarse = [], []
-    for k, name in enumerate(at.problem.names, start=at.problem.n_values):
-        truth = at.reference[k]
-        known = np.isfinite(truth)
-        floor = EPSILON * float(np.max(np.abs(truth), initial=0.0, where=known))
-        mine, own, slope = (
-            float(np.max(x[k], initial=0.0, where=known)) for x in (seen.hand, seen.reference, seen.slope)
+    """In float64 nothing is more exact: the rounding errors of both rules, as seen nearby, are compared."""
+    ratios, doubtful = [], []
+    for k in range(at.problem.n_values, len(at.hand)):
+        finite = np.isfinite(at.reference[k])
+        floor = EPSILON * largest(at.reference[k])
+        mine, own, input_ulp = (
+            float(np.max(x[k], initial=0.0, where=finite)) for x in (seen.hand, seen.reference, seen.input_ulp)
         )
         ratios.append(max(mine, floor) / max(own, floor) if floor else None)
-        slope += 8 * float(np.max(seen.unrepeatable[k], initial=0.0))
-        if mine > _WORSE_ESTIMATED * max(own, floor) + slope:
-            too_coarse.append((k, name, floor, slope))
-    if too_coarse:
+        allowed = input_ulp + 8 * largest(seen.unrepeatable[k])
+        if mine > _WORSE_ESTIMATED * max(own, floor) + allowed:
+            doubtful.append((k, floor, allowed))
+    if doubtful:
         hand, own = ([error * EPSILON / _ENLARGED for error in errors] for errors in enlarged_errors(at, _ENLARGED))
-        too_coarse = [
-            name
-            for k, name, floor, slope in too_coarse
-            if max(hand[k], floor) > _WORSE_ESTIMATED * max(own[k], floor) + slope
+        coarse = [
+            at.names[k]
+            for k, floor, allowed in doubtful
+            if max(hand[k], floor) > _WORSE_ESTIMATED * max(own[k], floor) + allowed
         ]
-    if too_coarse:
-        return Verdict("fail", f"its roundings go far further than autodiff's in {listed(too_coarse)}"), ratios
+        if coarse:
+            return Verdict("fail", f"its roundings go far further than autodiff's in {listed(coarse)}"), ratios
     return Verdict("pass", f"in float64 its rounding error goes {_compared(ratios)}"), ratios

@@ -1,93 +1,77 @@
-"""What is asked of a hand-derived gradient, on flat arguments: two rules that should be one, and a scalar to try."""
+"""What is checked: two rules on flat arguments that should be one function, and the scalar that they differentiate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minijaxnet._jaxpr import equations
+from minijaxnet.verify.report import GRADIENT_BY_HAND, Subject
+
 Flat = Callable[..., list[Any]]
 
 
 class Problem(NamedTuple):
-    """What is to be judged, all of it on flat arguments.
+    """Two rules to compare. All functions take the same flat arguments, those that are differentiated first.
 
     Attributes:
         hand: ``hand(*leaves) -> [*values, *gradients]``.
-        reference: the same by autodiff of the plain function; None where there is none to be had.
+        reference: the same by autodiff of the plain function; None where autodiff can't take it.
         objective: ``objective(*leaves)``, the real scalar whose gradient it is.
         paths: the names of the arguments.
-        moved: which of them are differentiated; there is a gradient for each.
-        names: the names of the gradients.
+        n_params: how many of them are differentiated; there is a gradient for each.
+        names: the names of the gradients; none where the results are not gradients.
         n_values: how many values come before the gradients.
-        cotangents: where among the leaves the cotangents are; none for a plain gradient.
+        n_cotangents: how many of the last arguments are cotangents.
         forward: the same pair of rules for forward mode, where there is one.
-        second_order: the same pair of rules for the derivative of the gradient, where it is asked for.
-        subject: what is judged, in words for the report.
-        why_no_reference: why there is none.
+        second_order: the same pair of rules for the derivative of the gradient, where it is requested.
+        subject: what is checked, and by what.
+        why_no_reference: why ``reference`` is None.
     """
 
     hand: Flat
     reference: Flat | None
     objective: Callable[..., Any]
     paths: list[str]
-    moved: list[bool]
+    n_params: int
     names: list[str]
-    n_values: int
-    cotangents: list[int]
+    n_values: int = 0
+    n_cotangents: int = 0
     forward: tuple[Flat, Flat] | None = None
     second_order: tuple[Flat, Flat] | None = None
-    subject: str = "gradient by hand against autodiff"
+    subject: Subject = GRADIENT_BY_HAND
     why_no_reference: str = ""
 
 
-def only(values: Sequence[Any], moved: Sequence[bool]) -> list[Any]:
-    """Those of the values that are moved."""
-    return [value for value, mine in zip(values, moved, strict=True) if mine]
-
-
-def of_moved(function: Callable[..., Any], leaves: Sequence[Any], moved: Sequence[bool]) -> Callable[[list[Any]], Any]:
-    """A function of all leaves as one of those that are moved, the others staying as they are."""
-
-    def of_moved(values: list[Any]) -> Any:
-        rest = iter(values)
-        return function(*(next(rest) if mine else leaf for leaf, mine in zip(leaves, moved, strict=True)))
-
-    return of_moved
-
-
-def first(function: Flat, count: int) -> Flat:
-    """A function of some leaves as one of these and more."""
-    return lambda *leaves: function(*leaves[:count])
-
-
 def derivatives(
-    hand: Flat, reference: Flat, skip: int, moved: Sequence[bool], leaves: Sequence[Any], seed: int
+    hand: Flat, reference: Flat, n_values: int, places: Sequence[int], leaves: Sequence[Any], seed: int
 ) -> tuple[Flat, Flat]:
-    """Of two flat functions, without so many first results, the derivatives in one random direction.
+    """The derivatives of two flat functions, without their values, in one random direction of some arguments.
 
-    By forward mode; by reverse mode where the hand rule has a ``custom_vjp`` in it, through which there is no other.
+    By forward mode; by reverse mode where the hand rule has a ``custom_vjp`` in it, which has no forward mode.
     """
-    forward = _derivative(hand, skip, moved, seed, reverse=False)
+    forward = _derivative(hand, n_values, places, seed, reverse=False)
     try:
-        reverse = "custom_lin" in str(jax.make_jaxpr(forward)(*leaves))  # where JAX will refuse
+        reverse = any(eqn.primitive.name == "custom_lin" for eqn in equations(jax.make_jaxpr(forward)(*leaves)))
     except (TypeError, NotImplementedError):
         reverse = True
     if reverse:
-        forward = _derivative(hand, skip, moved, seed, reverse=True)
-    return forward, _derivative(reference, skip, moved, seed, reverse=reverse)
+        forward = _derivative(hand, n_values, places, seed, reverse=True)
+    return forward, _derivative(reference, n_values, places, seed, reverse=reverse)
 
 
-def _derivative(function: Flat, skip: int, moved: Sequence[bool], seed: int, *, reverse: bool) -> Flat:
+def _derivative(function: Flat, n_values: int, places: Sequence[int], seed: int, *, reverse: bool) -> Flat:
     def derivative(*leaves: Any) -> list[Any]:
-        draw = np.random.default_rng(seed + 3)
-        start = only(leaves, moved)
-        last = of_moved(lambda *leaves: function(*leaves)[skip:], leaves, moved)
+        def gradients(new: Mapping[int, Any]) -> list[Any]:
+            return function(*(new.get(i, leaf) for i, leaf in enumerate(leaves)))[n_values:]
+
+        draw, start = np.random.default_rng(seed + 3), {i: leaves[i] for i in places}
+        random_like = lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype)  # noqa: E731
         if reverse:
-            results, pull = jax.vjp(last, start)
-            return list(pull([jnp.asarray(draw.normal(size=x.shape), x.dtype) for x in results])[0])
-        directions = [jnp.asarray(draw.normal(size=x.shape), x.dtype) for x in start]
-        return list(jax.jvp(last, (start,), (directions,))[1])
+            results, pull_back = jax.vjp(gradients, start)
+            return jax.tree.leaves(pull_back(list(map(random_like, results))))
+        return list(jax.jvp(gradients, (start,), ({i: random_like(x) for i, x in start.items()},))[1])
 
     return derivative

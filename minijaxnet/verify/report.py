@@ -1,20 +1,32 @@
-"""What a gradient check found: verdicts, and the figures of each leaf they rest on."""
+"""What a gradient check found: verdicts, and the numbers of each leaf that they rest on."""
 
 import math
-import re
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from minijaxnet._tables import html_result, significant, text_table
 
 _COLUMNS = 100
-SUBJECT = "gradient by hand against autodiff"
+
+
+class Subject(NamedTuple):
+    """What was checked, and by what."""
+
+    checked: str
+    reference: str
+
+    def __str__(self) -> str:
+        """In one phrase."""
+        return f"{self.checked} against {self.reference}"
+
+
+GRADIENT_BY_HAND = Subject("gradient by hand", "autodiff")
 
 
 class Verdict(NamedTuple):
-    """One question answered.
+    """The answer to one question.
 
     Attributes:
         state: "pass", "fail" or "unchecked".
@@ -38,9 +50,9 @@ class LeafReport:
         index: of that element.
         hand: its value by the hand rule.
         reference: its value by autodiff.
-        finite_difference: its value by finite differences; None unless it was asked for.
-        ulps: the error in units of the last place of the working dtype; NaN where the reference is tiny against its
-            leaf, for then they say nothing.
+        finite_difference: its value by finite differences; None where it was not computed.
+        ulps: the error in units in the last place of the working dtype; None where the reference is not finite, or tiny
+            against its leaf.
         share_wrong: the share of elements beyond their tolerance.
         precision_ratio: the hand rule's rounding error in the working dtype over autodiff's own; below 1 it is the
             more precise of the two. None where it was not measured.
@@ -56,7 +68,7 @@ class LeafReport:
     hand: float
     reference: float
     finite_difference: float | None = None
-    ulps: float = 0.0
+    ulps: float | None = 0.0
     share_wrong: float = 0.0
     precision_ratio: float | None = None
     note: str = ""
@@ -66,6 +78,18 @@ class LeafReport:
         """Whether no element is beyond its tolerance."""
         return self.share_wrong == 0
 
+    @property
+    def excess(self) -> float:
+        """Error over tolerance; 0 for a leaf that is right, infinite where the tolerance is 0 or infinite."""
+        if self.ok:
+            return 0.0
+        return self.error / self.tolerance if 0 < self.tolerance < math.inf else math.inf
+
+    @property
+    def place(self) -> str:
+        """The worst element by its name."""
+        return f"{self.path}{list(self.index) if self.index else ''}"
+
 
 class GradReport:
     """The result of a check: print it, or ask it for ``.ok``.
@@ -74,18 +98,19 @@ class GradReport:
         verdicts: ``{question: Verdict}``.
         leaves: ``{path: LeafReport}``.
         hints: sentences that say how a wrong gradient is wrong.
+        subject: what was checked, and by what.
     """
 
     def __init__(
         self,
         verdicts: dict[str, Verdict],
         leaves: dict[str, LeafReport],
-        hints: tuple[str, ...] = (),
-        subject: str = SUBJECT,
+        hints: Sequence[str] = (),
+        subject: Subject = GRADIENT_BY_HAND,
     ):
         """Keep what was found."""
         self.verdicts, self.leaves, self.subject = verdicts, leaves, subject
-        self.hints = _told_once(hints, leaves)
+        self.hints = _grouped(hints, leaves)
 
     @property
     def ok(self) -> bool:
@@ -95,37 +120,37 @@ class GradReport:
 
     @property
     def headline(self) -> str:
-        """The whole in a word: right, NOT RIGHT, or unchecked where nothing failed and the algebra was not judged."""
+        """ "right", "NOT RIGHT", or "unchecked" where nothing failed but the algebra could not be checked."""
         return "right" if self.ok else "NOT RIGHT" if self._reasons("fail") else "unchecked"
 
     def _reasons(self, state: str) -> list[str]:
-        return [f"{name}: {reason}" for name, (its, reason) in self.verdicts.items() if its == state]
+        return [f"{name}: {verdict.reason}" for name, verdict in self.verdicts.items() if verdict.state == state]
 
     @property
     def worst(self) -> LeafReport | None:
         """The leaf whose error is largest against its tolerance; None if no leaf could be compared."""
-        return max(self.leaves.values(), key=_excess, default=None)
+        return max(self.leaves.values(), key=lambda leaf: leaf.excess, default=None)
 
     @property
     def summary(self) -> str:
-        """One line: the leaf that is most wrong, or the one that a hint is for, with its values; and the hint."""
+        """One line: the first wrong leaf that a hint names, or else the worst, with its values; and the hint."""
         wrong = {path: leaf for path, leaf in self.leaves.items() if not leaf.ok}
-        hinted = {path: rest for path, rest in map(_of_leaf, self.hints, [wrong] * len(self.hints)) if path}
-        leaf = next((wrong[path] for path in hinted), self.worst)
+        named = dict(_split(hint, wrong) for hint in self.hints)
+        leaf = next((wrong[path] for path in named if path), self.worst)
         if leaf is None or leaf.ok:
             reasons = self._reasons("fail") or self._reasons("unchecked") or ["nothing is wrong"]
             return ": ".join((reasons[0], *self.hints[:1]))
-        hint = hinted.get(leaf.path) or next(iter(self.hints), "")
-        return ": ".join(filter(None, (place(leaf), values(leaf.hand, leaf.reference, self.subject), hint)))
+        hint = named.get(leaf.path) or next(iter(self.hints), "")
+        return ": ".join(filter(None, (leaf.place, values(leaf.hand, leaf.reference, self.subject), hint)))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report in JSON's own kinds; what is not finite becomes None."""
         return {
             "ok": self.ok,
             "headline": self.headline,
-            "subject": self.subject,
+            "subject": self.subject._asdict(),
             "verdicts": {name: verdict._asdict() for name, verdict in self.verdicts.items()},
-            "leaves": {path: _plain(asdict(leaf)) for path, leaf in self.leaves.items()},
+            "leaves": {path: _finite_only(asdict(leaf)) for path, leaf in self.leaves.items()},
             "hints": list(self.hints),
         }
 
@@ -139,16 +164,12 @@ class GradReport:
         for name, (state, reason) in self.verdicts.items():
             lines += _wrapped(f"  {name:<12} {state:<10}", reason)
         lines += ["", self._table()] if self.leaves else []
-        worst = self.worst
-        if worst is not None and not worst.ok:
-            how = values(worst.hand, worst.reference, self.subject, digits=12)
+        if (worst := self.worst) is not None and not worst.ok:
+            parts = [f"{worst.place}: {values(worst.hand, worst.reference, self.subject, digits=12)}"]
             if worst.finite_difference is not None:
-                how += f", {worst.finite_difference:.6g} by finite differences"
-            parts = [
-                f"{place(worst)}: {how}",
-                *([f"off by {worst.ulps:.3g} ulps"] if math.isfinite(worst.ulps) else []),
-            ]
-            parts.append(f"{100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong")
+                parts[0] += f", {worst.finite_difference:.6g} by finite differences"
+            parts += [] if worst.ulps is None else [f"off by {worst.ulps:.3g} ulps"]
+            parts += [f"{100 * worst.share_wrong:.3g} % of the elements of this leaf are wrong"]
             lines += ["", *_wrapped("worst: ", "; ".join(parts))]
         for path, leaf in self.leaves.items():
             lines += _wrapped("note:  ", f"{path}: {leaf.note}") if leaf.note else []
@@ -165,19 +186,17 @@ class GradReport:
 
     def cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The table of the leaves: its columns, and a row a leaf; without rounding errors where none was measured."""
-        columns = {
-            "leaf": lambda leaf: leaf.path,
-            "shape": lambda leaf: "x".join(map(str, leaf.shape)) or "scalar",
-            "error": lambda leaf: f"{leaf.error:.1e}",
-            "blind below": lambda leaf: f"{leaf.blind:.1e}",
-            "rounding / autodiff's": lambda leaf: (
-                "-" if leaf.precision_ratio is None else significant(leaf.precision_ratio, 3)
-            ),
-            "algebra": lambda leaf: "pass" if leaf.ok else "FAIL",
-        }
-        if all(leaf.precision_ratio is None for leaf in self.leaves.values()):
-            del columns["rounding / autodiff's"]
-        return tuple(columns), [tuple(cell(leaf) for cell in columns.values()) for leaf in self.leaves.values()]
+        measured = any(leaf.precision_ratio is not None for leaf in self.leaves.values())
+        ratio = ("rounding / autodiff's",) if measured else ()
+        rows = []
+        for leaf in self.leaves.values():
+            shape = "x".join(map(str, leaf.shape)) or "scalar"
+            rounding = (
+                ("-" if leaf.precision_ratio is None else significant(leaf.precision_ratio, 3),) if measured else ()
+            )
+            row = (leaf.path, shape, f"{leaf.error:.1e}", f"{leaf.blind:.1e}", *rounding, "pass" if leaf.ok else "FAIL")
+            rows.append(row)
+        return ("leaf", "shape", "error", "blind below", *ratio, "algebra"), rows
 
     def _table(self) -> str:
         (_, *columns), cells = self.cells()
@@ -190,34 +209,12 @@ class GradReport:
 
 
 class GradientMismatch(AssertionError):
-    """A gradient that is not right; ``report`` has the whole of what was found, and the text shows it.
-
-    Its first line says which leaf is wrong, how, and the first hint.
-    """
+    """A gradient that is not right; ``report`` is the whole report, which the text shows after a summary."""
 
     def __init__(self, report: GradReport):
         """Keep the report."""
         super().__init__(f"{report.summary}\n\n{report}")
         self.report = report
-
-
-def misbuilt(why: str) -> GradReport:
-    """The report on a gradient that could not stand where it should."""
-    unchecked = Verdict("unchecked", "the structure differs")
-    verdicts = {"structure": Verdict("fail", why), "algebra": unchecked, "precision": unchecked}
-    shapes = re.findall(r"\[([\d,]*)\]; expected \w+\[([\d,]*)\]", why)
-    hints = []
-    for got, expected in ((tuple(filter(None, x.split(","))) for x in pair) for pair in shapes):
-        if got != expected and got[::-1] == expected:
-            hints.append("the shape is that of the transpose: transposed")
-        elif len(got) > len(expected) or (len(got) == len(expected) and "1" in expected):
-            hints.append("there is an axis too many: sum over what was broadcast")
-    return GradReport(verdicts, {}, tuple(hints))
-
-
-def always(report: GradReport) -> Callable[[tuple[Any, ...]], GradReport]:
-    """A check that has its report before it is called."""
-    return lambda args: report
 
 
 def raise_unless_ok(report: GradReport) -> None:
@@ -226,31 +223,39 @@ def raise_unless_ok(report: GradReport) -> None:
         raise GradientMismatch(report)
 
 
-def headline_of(told: Mapping[str, Any]) -> str:
+def misbuilt(
+    difference: str, got: Sequence[Any] = (), expected: Sequence[Any] = (), subject: Subject = GRADIENT_BY_HAND
+) -> GradReport:
+    """The report on a gradient whose structure differs from its argument's; ``got`` and ``expected`` are leaves."""
+    unchecked, hints = Verdict("unchecked", "the structure differs"), []
+    for a, b in zip(got, expected, strict=False):
+        mine, right = getattr(a, "shape", ()), getattr(b, "shape", ())
+        if mine != right and mine[::-1] == right:
+            hints.append("the shape is that of the transpose: transposed")
+        elif len(mine) > len(right) or (mine != right and len(mine) == len(right) and 1 in right):
+            hints.append("there is an axis too many: sum over what was broadcast")
+    verdicts = {"structure": Verdict("fail", difference), "algebra": unchecked, "precision": unchecked}
+    return GradReport(verdicts, {}, hints, subject)
+
+
+def headline_of(report: Mapping[str, Any]) -> str:
     """The headline of what ``to_dict`` made of a report."""
-    return "right" if told["ok"] else "unchecked" if told.get("headline") == "unchecked" else "NOT RIGHT"
+    return "right" if report["ok"] else "unchecked" if report.get("headline") == "unchecked" else "NOT RIGHT"
 
 
-def subject_of(told: Mapping[str, Any]) -> tuple[str, str]:
-    """What was judged in what ``to_dict`` made of a report, and by what."""
-    judged, _, judge = told.get("subject", SUBJECT).partition(" against ")
-    return judged, judge
+def subject_of(report: Mapping[str, Any]) -> Subject:
+    """The subject of what ``to_dict`` made of a report."""
+    return Subject(**report["subject"]) if "subject" in report else GRADIENT_BY_HAND
 
 
-def place(leaf: LeafReport) -> str:
-    """The element of a leaf that is worst."""
-    return f"{leaf.path}{list(leaf.index) if leaf.index else ''}"
+def values(hand: float, reference: float, subject: Subject, digits: int = 6) -> str:
+    """The two values of an element, and where they come from.
 
-
-def values(hand: float, reference: float, subject: str, digits: int = 6) -> str:
-    """The two values of an element, and what they are by.
-
-    >>> values(3.0, 2.0, "gradient by hand against autodiff"), values(3.0, 2.0, "autodiff against finite differences")
+    >>> values(3.0, 2.0, GRADIENT_BY_HAND), values(3.0, 2.0, Subject("autodiff", "finite differences"))
     ('3 by hand, 2 by autodiff', '3 by autodiff, 2 by finite differences')
     """
-    judged, _, judge = subject.partition(" against ")
-    by = "autodiff" if judged == "autodiff" else "hand"
-    return f"{hand:.{digits}g} by {by}, {reference:.{digits}g} by {judge or 'autodiff'}"
+    by = "autodiff" if subject.checked == "autodiff" else "hand"
+    return f"{hand:.{digits}g} by {by}, {reference:.{digits}g} by {subject.reference}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -262,16 +267,17 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _told_once(hints: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
-    """Hints, each with all the leaves that it holds for."""
-    named: dict[str, list[str]] = {}
-    for path, sentence in map(_of_leaf, hints, [leaves] * len(hints)):
-        named.setdefault(sentence, []).extend([path] if path else [])
-    return tuple(f"{listed(paths)}: {sentence}" if paths else sentence for sentence, paths in named.items())
+def _grouped(hints: Sequence[str], leaves: Collection[str]) -> tuple[str, ...]:
+    """Each hint once, with all the leaves that it is about."""
+    paths_of: dict[str, list[str]] = {}
+    for hint in hints:
+        path, sentence = _split(hint, leaves)
+        paths_of.setdefault(sentence, []).extend([path] if path else [])
+    return tuple(f"{listed(paths)}: {sentence}" if paths else sentence for sentence, paths in paths_of.items())
 
 
-def _of_leaf(hint: str, leaves: Collection[str]) -> tuple[str, str]:
-    """The leaf that a hint begins with, "" if with none, and the rest; of several leaves the first."""
+def _split(hint: str, leaves: Collection[str]) -> tuple[str, str]:
+    """The first leaf that a hint names at its beginning, "" if none, and the rest."""
     paths, _, sentence = hint.partition(": ")
     path = paths.split(", ")[0].split(" and ")[0]
     return (path, sentence) if sentence and path in leaves else ("", hint)
@@ -281,12 +287,5 @@ def _wrapped(head: str, text: str) -> list[str]:
     return textwrap.wrap(head + text, _COLUMNS, subsequent_indent=" " * len(head), break_on_hyphens=False)
 
 
-def _excess(leaf: LeafReport) -> float:
-    """Error over tolerance, where neither need be a finite number above zero."""
-    if leaf.ok:
-        return 0.0
-    return leaf.error / leaf.tolerance if 0 < leaf.tolerance < math.inf else math.inf
-
-
-def _plain(leaf: dict[str, Any]) -> dict[str, Any]:
+def _finite_only(leaf: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in leaf.items()}

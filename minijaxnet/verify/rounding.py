@@ -1,10 +1,10 @@
 """What rounding does to two rules, measured: first by moving the inputs, and where that leaves a doubt, everything.
 
-Moved by a few float64 roundings, the inputs change two right rules alike, while every rounding within them falls out
-anew: how far the difference of the two then moves is their rounding error, and the second difference of one rule,
+When the inputs move by a few float64 roundings, two right rules change alike, but every rounding within them is a new
+one: how far the difference of the two moves is their rounding error, and the second difference of one rule,
 ``f(x + d) - 2 f(x) + f(x - d)``, is its own. That takes no program but the two rules. Where it does not explain a
 difference, both rules are compiled once more with every rounding enlarged to a relative ``size`` far above float64's
-epsilon: how far the end then moves, over ``size``, is how much the program amplifies rounding errors.
+epsilon: how far the results then move, over ``size``, is how much the program amplifies rounding errors.
 """
 
 from collections.abc import Iterable
@@ -15,25 +15,24 @@ import numpy as np
 
 from minijaxnet.verify.compilation import EPSILON
 from minijaxnet.verify.estimates import typical_sizes
-from minijaxnet.verify.evaluation import Evaluation, moved_consts, narrow_constants, nearby, outputs
+from minijaxnet.verify.evaluation import Arrays, Evaluation, moved_consts, narrow_constants, nearby, outputs
 from minijaxnet.verify.perturbation import Perturbation
+from minijaxnet.verify.widening import largest
 
-Arrays = list[np.ndarray]
-
-# How many times what was seen at a few nearby points a rounding error may be.
-_SEEN = 64
-# The same for what comes in fewer digits than float64.
-_SEEN_NARROW = 32
+# A rounding error may be so many times the largest seen at a few nearby points; and so many times, of fewer digits.
+_SEEN, _SEEN_NARROW = 64, 32
 _PAIRS, _MORE_PAIRS = 2, 6
-# So small a share of what all leaves do to the objective is none.
+# So small a share of the largest effect on the objective counts as no effect.
 _NOTHING = 1e-40
-# Of the largest number around: what moves by more than this was no rounding, but a kink.
+# Of the largest number of all results: what moves by more than this was no rounding, but a kink.
 _KINK = 2.0**-30
 # Two sizes of enlarged roundings: what is smooth answers in proportion to both, a kink within reach does not.
 SIZES = (2.0**-40, 2.0**-24)
 _PROBES = 3
-# How many times its estimate by enlarged roundings an error may be: a random walk's, from a few walks.
+# An error may be so many times its estimate from a few runs with enlarged roundings.
 _ENLARGED = 1024
+# Two results of an iteration to a tolerance of its own may differ by so much of their size.
+ITERATED = 1e-6
 
 
 class Rounding(NamedTuple):
@@ -43,7 +42,7 @@ class Rounding(NamedTuple):
         apart: how far the difference of the two rules was seen to move.
         hand: the rounding error of the hand rule alone, the largest seen.
         reference: that of autodiff.
-        slope: how far one unit in the last place of float64 in all inputs moves autodiff's result.
+        input_ulp: how far one unit in the last place of float64 in all inputs moves autodiff's result.
         narrow: what half a unit in the last place of constants, numbers and callbacks of fewer digits does.
         narrow_kinds: what these are, and the relative size of their last digit.
         unrepeatable: how far the hand rule's results differ when it is called again.
@@ -52,7 +51,7 @@ class Rounding(NamedTuple):
     apart: Arrays
     hand: Arrays
     reference: Arrays
-    slope: Arrays
+    input_ulp: Arrays
     narrow: Arrays
     narrow_kinds: dict[str, float]
     unrepeatable: Arrays
@@ -60,55 +59,52 @@ class Rounding(NamedTuple):
 
 def measure_rounding(at: Evaluation) -> Rounding:
     """What is seen of rounding at a few points nearby."""
-    exact = (at.hand, at.reference or at.hand)
-    again = outputs(at.compiled, at.wide)[0]
-    zeros = [np.zeros_like(x) for x in at.hand]
-    seen = Rounding(zeros, zeros, zeros, zeros, zeros, {}, list(map(distance, again, at.hand)))
-    if any(x.any() for x in seen.unrepeatable):
-        again = outputs(at.compiled, at.wide)[0]
-        seen = seen._replace(unrepeatable=_larger(seen.unrepeatable, map(distance, again, at.hand)))
+    exact, zeros = (at.hand, at.reference or at.hand), [np.zeros_like(x) for x in at.hand]
+    unrepeatable = list(map(distance, outputs(at.compiled, at.wide)[0], at.hand))
+    if any(x.any() for x in unrepeatable):
+        unrepeatable = _larger(unrepeatable, map(distance, outputs(at.compiled, at.wide)[0], at.hand))
+    seen = Rounding(zeros, zeros, zeros, zeros, zeros, {}, unrepeatable)
     seen = _nearby(at, exact, seen, range(_PAIRS))
     if any((distance(h, r) > t).any() for h, r, t in zip(*exact, tolerances(at, seen), strict=True)):
         seen = _nearby(at, exact, seen, range(_PAIRS, _PAIRS + _MORE_PAIRS))
-    kinds = narrow_constants(at.compiled)
-    if kinds:
+    if kinds := narrow_constants(at.compiled):
         seen = seen._replace(narrow=_by_narrow(at, exact), narrow_kinds=kinds)
     return seen
 
 
 def tolerances(at: Evaluation, seen: Rounding) -> Arrays:
     """How far apart rounding can bring the two rules, for each element of each result."""
-    found = []
-    vanishing = [*[0.0] * at.problem.n_values, *_vanishing(at), *[0.0] * len(at.hand)][: len(at.hand)]
+    found, n = [], at.problem.n_values
+    vanishing = [*[0.0] * n, *_vanishing(at), *[0.0] * len(at.hand)][: len(at.hand)]
     for hand, reference, apart, narrow, again, least in zip(
         at.hand, at.reference or at.hand, seen.apart, seen.narrow, seen.unrepeatable, vanishing, strict=True
     ):
         size = np.maximum(_finite_size(hand), _finite_size(reference))
-        own = 1e-6 * np.max(size, initial=0.0) if at.problem.reference is None and at.compiled.iterates else 0.0
+        iterated = at.problem.reference is None and at.compiled.iterates
+        own = ITERATED * np.max(size, initial=0.0) if iterated else 0.0
         found.append(8 * EPSILON * size + _SEEN * apart + _SEEN_NARROW * narrow + 8 * again + own + least)
     return found
 
 
 def _vanishing(at: Evaluation) -> list[Any]:
-    """What is nothing in each gradient: its dtype has no number for it but 0, or it does next to nothing.
+    """How large an element of each gradient counts as nothing: its dtype rounds it to 0, or it has next to no effect.
 
-    That is 1e-40 of the most that any leaf does to the objective: such as a start where an iteration has converged.
+    Such as the gradient of the start of an iteration that has converged: 1e-40 of the largest effect of any leaf.
     """
     least = [min(float(jnp.finfo(dtype).smallest_subnormal), _NOTHING) for dtype in at.dtypes()]
-    if not at.problem.names:  # these are no gradients
+    if not at.problem.names:  # the results are no gradients
         return least
     both = [rule[at.problem.n_values :] for rule in (at.hand, at.reference or at.hand)]
-    sizes = [typical_sizes(x) for x in at.differentiated()]
-    pulls = [np.maximum(_finite_size(h), _finite_size(r)) * size for h, r, size in zip(*both, sizes, strict=True)]
-    most = max(float(np.max(pull, initial=0.0)) for pull in pulls)
+    sizes = list(map(typical_sizes, at.params()))
+    effects = [np.maximum(_finite_size(h), _finite_size(r)) * size for h, r, size in zip(*both, sizes, strict=True)]
+    most = max(float(np.max(effect, initial=0.0)) for effect in effects)
     return [np.maximum(few, _NOTHING * most / size) for few, size in zip(least, sizes, strict=True)]
 
 
 def enlarged_tolerances(at: Evaluation, seen: Rounding) -> Arrays:
     """The same, with the rounding error from programs whose roundings are enlarged."""
     at.tell("enlarging every rounding")
-    exact = outputs(at.compiled, at.wide, enlarged=True)
-    small, large = (_moved_by(at, exact, Perturbation(size=size)) for size in SIZES)
+    small, large = (_moved_by(at, Perturbation(size=size)) for size in SIZES)
     errors = [
         [EPSILON * np.minimum(a / SIZES[0], b / SIZES[1]) for a, b in zip(*rule, strict=True)]
         for rule in zip(small, large, strict=True)
@@ -121,9 +117,8 @@ def enlarged_tolerances(at: Evaluation, seen: Rounding) -> Arrays:
 
 def enlarged_errors(at: Evaluation, size: float) -> tuple[list[float], list[float]]:
     """How far enlarged roundings take each result of the two rules, at most."""
-    exact = outputs(at.compiled, at.wide, enlarged=True)
-    hand, reference = _moved_by(at, exact, Perturbation(size=size), seed=50)
-    return [float(np.max(x, initial=0.0)) for x in hand], [float(np.max(x, initial=0.0)) for x in reference]
+    hand, reference = _moved_by(at, Perturbation(size=size), seed=50)
+    return list(map(largest, hand)), list(map(largest, reference))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -135,8 +130,12 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _nearby(at: Evaluation, exact: tuple[Arrays, Arrays], seen: Rounding, pairs: range) -> Rounding:
     """More of what is seen, at points to both sides of this one."""
-    scale = max((float(np.max(_finite_size(x), initial=0.0)) for rule in exact for x in rule), default=0.0)
+    scale = max((largest(x) for rule in exact for x in rule), default=0.0)
     difference = _difference(*exact)
+
+    def no_kink(moved: np.ndarray) -> np.ndarray:
+        return np.where(np.isfinite(moved) & (moved <= _KINK * scale), moved, 0.0)
+
     for pair in pairs:
         sides = []
         for sign in (1.0, -1.0):
@@ -144,45 +143,40 @@ def _nearby(at: Evaluation, exact: tuple[Arrays, Arrays], seen: Rounding, pairs:
             consts = [nearby(rule.consts, seed, sign) for rule in (at.compiled.hand, at.compiled.reference)]
             hand, reference = outputs(at.compiled, nearby(at.wide, seed, sign), consts=consts)
             sides.append((hand, reference or hand))
-            apart = [
-                np.where(moved <= _KINK * scale, moved, 0.0)
-                for moved in map(distance, _difference(*sides[-1]), difference)
-            ]
-            slopes = [x / 4 for x in map(distance, sides[-1][1], exact[1])]  # moved by at most 8 epsilon
-            seen = seen._replace(apart=_larger(seen.apart, apart), slope=_larger(seen.slope, slopes))
+            apart = map(no_kink, map(distance, _difference(*sides[-1]), difference))
+            of_inputs = [x / 4 for x in map(distance, sides[-1][1], exact[1])]  # moved by at most 8 epsilon
+            seen = seen._replace(apart=_larger(seen.apart, apart), input_ulp=_larger(seen.input_ulp, of_inputs))
         own = []
         for i, middle in enumerate(exact):
             with np.errstate(invalid="ignore", over="ignore"):
                 second = [np.abs(a - b + (c - b)) for a, b, c in zip(sides[0][i], middle, sides[1][i], strict=True)]
-            own.append([np.where(np.isfinite(x) & (x <= _KINK * scale), x / 2, 0.0) for x in second])
+            own.append([no_kink(x) / 2 for x in second])
         seen = seen._replace(hand=_larger(seen.hand, own[0]), reference=_larger(seen.reference, own[1]))
     return seen
 
 
 def _by_narrow(at: Evaluation, exact: tuple[Arrays, Arrays]) -> Arrays:
-    """What half a unit in the last place does of whatever has fewer digits than float64, to the difference."""
+    """How far half a unit in the last place of all values with fewer digits than float64 moves the difference."""
     difference = _difference(*exact)
     most = [np.zeros_like(x) for x in difference]
     for probe in range(_PROBES):
         consts = [moved_consts(rule, at.seed + probe) for rule in (at.compiled.hand, at.compiled.reference)]
-        by = Perturbation(narrow=0.5, seed=np.uint32((at.seed + probe) % 2**32))
+        by = Perturbation(narrow=0.5, seed=(at.seed + probe) % 2**32)
         hand, reference = outputs(at.compiled, at.wide, by, consts)
         most = _larger(most, map(distance, _difference(hand, reference or hand), difference))
     return most
 
 
-def _moved_by(at: Evaluation, exact: tuple[Arrays, Arrays], by: Perturbation, seed: int = 0) -> tuple[Arrays, Arrays]:
-    """How far each rule's results move, at most."""
-    largest = ([np.zeros_like(x) for x in exact[0]], [np.zeros_like(x) for x in exact[1]])
+def _moved_by(at: Evaluation, by: Perturbation, seed: int = 0) -> tuple[Arrays, Arrays]:
+    """How far enlarged roundings move each rule's results, at most."""
+    exact = outputs(at.compiled, at.wide, enlarged=True)
+    hand, reference = ([np.zeros_like(x) for x in rule] for rule in exact)
     for probe in range(_PROBES):
-        moved = outputs(
-            at.compiled, at.wide, by._replace(seed=np.uint32((at.seed + seed + probe) % 2**32)), enlarged=True
-        )
-        largest = (
-            _larger(largest[0], map(distance, exact[0], moved[0])),
-            _larger(largest[1], map(distance, exact[1], moved[1])),
-        )
-    return largest
+        by = by._replace(seed=(at.seed + seed + probe) % 2**32)
+        moved = outputs(at.compiled, at.wide, by, enlarged=True)
+        hand = _larger(hand, map(distance, exact[0], moved[0]))
+        reference = _larger(reference, map(distance, exact[1], moved[1]))
+    return hand, reference
 
 
 def _difference(hand: Arrays, reference: Arrays) -> Arrays:

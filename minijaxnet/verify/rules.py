@@ -1,8 +1,8 @@
-"""The custom derivative rules within an objective: which there are, whether they are right, and which of them is not.
+"""The custom derivative rules within an objective: which there are, whether they are right, and which of them is wrong.
 
-A rule sits somewhere within a loss, at arguments that only the loss knows. The gradient of the loss with all of its
-rules is held against that without any; where these differ, each rule is put back alone, and the gradient is wrong again
-with those that are at fault.
+A rule is somewhere within a loss, at arguments that the loss computes. The gradient of the loss with all of its rules
+is compared with that without any; where these differ, each rule is put back alone, and the gradient is wrong again with
+those that are at fault.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 
 from minijaxnet._jaxpr import called, equations
 from minijaxnet.verify.check_vjp import RULES, vjp_checker
-from minijaxnet.verify.report import GradReport, listed
+from minijaxnet.verify.report import GradReport, Subject, listed
 
 _JAX = Path(jax.__file__).parent
 
@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
     Attributes:
         name: of the function.
-        file: where it is defined; "" if that is not known.
+        file: where it is defined; "" if that is unknown.
         line: in that file.
     """
 
@@ -44,7 +44,7 @@ class Rule(NamedTuple):
 
 
 def rules_in(function: Callable[..., Any], args: tuple[Any, ...]) -> list[Rule]:
-    """The custom derivative rules that a function comes by, those of JAX last; ``args`` give shapes alone.
+    """The custom derivative rules within a function, those of JAX last; only the shapes of ``args`` matter.
 
     >>> [rule.name for rule in rules_in(lambda x: jax.nn.relu(x) + jax.numpy.sin(x), (1.0,))]
     ['relu']
@@ -61,14 +61,14 @@ def rules_checker(
     seed: int = 0,
     tell: Callable[[str], None] = lambda stage: None,
 ) -> Callable[[tuple[Any, ...]], GradReport]:
-    """The check of the derivative rules within an objective, by its gradient; made ready as by ``grad_checker``.
+    """The check of the derivative rules within an objective, by its gradient; compiled as by ``grad_checker``.
 
     Args:
         objective: ``objective(params, *rest)``, a scalar, differentiated with respect to its first argument.
-        like: arguments of the shapes to come.
+        like: arguments of the shapes that will come.
         order: 2 to check the derivative of the gradient, too.
         seed: of random directions and signs.
-        tell: told what is being done.
+        tell: called with what is being done.
 
     Returns:
         ``check(args)``, a report whose first hints name the rules at fault.
@@ -104,7 +104,7 @@ def rules_checker(
             at_fault = suspects if len(suspects) == 1 else [rule for rule in suspects if is_wrong(rule, args)]
             hints = [f"the derivative rule at fault is that of {rule}" for rule in at_fault]
             hints = hints or [f"no derivative rule is wrong alone: {listed(list(map(str, suspects)))}"]
-        subject = f"gradient through derivative rules against {report.subject.partition(' against ')[2]}"
+        subject = Subject("gradient through derivative rules", report.subject.reference)
         return GradReport(report.verdicts, report.leaves, (*hints, *report.hints), subject)
 
     return checked
@@ -112,13 +112,13 @@ def rules_checker(
 
 def _with_only(function: Callable[..., Any], rule: Rule) -> Callable[..., Any]:
     """A function without its custom rules, but for one."""
-    from minijaxnet.verify.interpreter import interpret
+    from minijaxnet.verify.interpreter import Hooks, interpret
 
     @functools.wraps(function)
     def with_only(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        kept = lambda eqn: _rule_of(eqn) == rule  # noqa: E731
-        results = interpret(closed.jaxpr, closed.consts, jax.tree.leaves(args), wide=False, kept=kept)
+        hooks = Hooks(keeps=lambda eqn: _rule_of(eqn) == rule)
+        results = interpret(closed.jaxpr, closed.consts, jax.tree.leaves(args), wide=False, hooks=hooks)
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 
     return with_only

@@ -1,29 +1,33 @@
-"""Right and wrong gradients by hand, on which a gradient checker is judged.
+"""Right and wrong gradients by hand, on which a gradient checker is tested.
 
 No false alarm on ``RIGHT``, no miss on ``WRONG``, the leaf (and element) named, the slip explained, in every dtype.
 ``SURROGATES`` are wrong on purpose; in ``AUTODIFF_SUSPECT`` the rule is right and autodiff is not: mostly NaN.
-``BLIND`` is wrong by less than rounding leaves of the truth.
+``BLIND`` is wrong by less than rounding leaves of the truth. ``CODE`` is code as people write it, by kind.
 """
 
 from corpora import (
     arrays,
-    elementwise,
-    linear,
+    casts,
+    complex_numbers,
+    forms,
+    functions,
+    host,
+    kinks,
     losses,
     magnitudes,
     networks,
-    rules_elementwise,
-    rules_forms,
-    rules_layers,
-    sequences,
+    rules,
+    signatures,
+    slips,
+    unreferenced,
 )
 from corpora.kit import DTYPES, KINDS, WORKING, GradCase, Slip, Surrogate, VjpCase
-from corpora.rules_forms import SURROGATES
-from corpora.suspect import AUTODIFF_SUSPECT, BLIND
+from corpora.signatures import SURROGATES
 
 __all__ = [
     "AUTODIFF_SUSPECT",
     "BLIND",
+    "CODE",
     "DTYPES",
     "KINDS",
     "RIGHT",
@@ -37,18 +41,33 @@ __all__ = [
     "VjpCase",
 ]
 
-_MODULES = [
-    linear,
-    elementwise,
-    losses,
-    networks,
-    sequences,
-    arrays,
-    magnitudes,
-    rules_elementwise,
-    rules_layers,
-    rules_forms,
-]
-SUBJECTS = {module.__name__.removeprefix("corpora."): module.SUBJECT for module in _MODULES}
-RIGHT: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.right_ones]
-WRONG: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.wrong_ones]
+SUBJECTS = {
+    "functions": functions.CASES,
+    "magnitudes": magnitudes.CASES,
+    "arrays": arrays.CASES,
+    "losses": losses.CASES,
+    "networks": networks.CASES,
+    "rules": rules.CASES,
+    "signatures": signatures.CASES,
+}
+RIGHT: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.right]
+WRONG: list[GradCase | VjpCase] = [case for subject in SUBJECTS.values() for case in subject.wrong]
+AUTODIFF_SUSPECT: list[GradCase] = magnitudes.SUSPECT.right
+BLIND: list[GradCase] = magnitudes.BLIND.wrong
+CODE = {
+    "casts": casts.CASTS,
+    "closed over": casts.CLOSURES,
+    "computed beforehand": casts.BEFOREHAND,
+    "complex": complex_numbers.COMPLEX,
+    "host callbacks": host.CALLBACKS,
+    "kernels interpreted": host.INTERPRETED,
+    "kernels as they are": host.AS_THEY_ARE,
+    "autodiff not finite": kinks.NOT_FINITE,
+    "kinks": kinks.KINKS,
+    "surrogates": kinks.SURROGATES,
+    "static arguments": forms.STATIC,
+    "linear calls": forms.LINEAR,
+    "primitives of the new engine": forms.PRIMITIVES,
+    "no reference": unreferenced.UNREFERENCED,
+    "slips": slips.SLIPS,
+}

@@ -1,11 +1,13 @@
-"""What a case of the gradient corpus is, and how its arguments are drawn."""
+"""What a case of the corpora is, and how its arguments and its rules are made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import minijaxnet as mjn
 
 DTYPES = ("float32", "bfloat16", "float64")
 WORKING = ("float32", "bfloat16")
@@ -19,7 +21,7 @@ KINDS = {
     "one-sided",  # right only where x > 0
     "missing term",
     "element",  # one element or one slice
-    "cotangent",  # not linear in it, or deaf to it
+    "cotangent",  # not linear in it, or without it
     "second order",  # value and first derivative right
     "primal",  # the value that comes with the gradient
     "precision",  # right in exact arithmetic, useless in Slip.dtypes
@@ -42,28 +44,27 @@ class Slip(NamedTuple):
     """
 
     kind: str
-    leaf: str | None
+    leaf: str | None = ""
     index: tuple[int, ...] | None = None
     factor: float | None = None
     dtypes: tuple[str, ...] = DTYPES
 
 
 class GradCase(NamedTuple):
-    """A loss and its gradient by hand.
+    """A loss and its gradient by hand, at ``args(dtype)``.
 
-    The fields after ``slip`` serve whoever judges the case, not the checker. ``kink``: the arguments lie on one, where
-    any number between the slopes of the two sides is right. ``rounding``: what rounding may leave of the float64
+    The fields after ``slip`` serve the tests of the corpus, not the checker. ``kink``: the arguments lie on one, where
+    any number between the one-sided derivatives is right. ``rounding``: what rounding may leave of the float64
     comparison, in absolute terms. ``truth``: the gradient by a way other than autodiff, where autodiff loses digits.
-    ``traceable``: False where the rule works on NumPy arrays and cannot be jitted. ``keyed``: it draws from a key, so
-    that another dtype is another draw. ``clears``: JAX's caches must be cleared between float32 and float64: an index
-    that is a NumPy array of int64, traced in the one, is a TypeError in the other (JAX 0.10). ``dtypes``: those in
-    which loss and rule can be run.
+    ``traceable``: False where the rule works on NumPy arrays and cannot be jitted. ``clears``: JAX's caches must be
+    cleared between float32 and float64: an index that is a NumPy array of int64, traced in the one, is a TypeError in
+    the other (JAX 0.10). ``dtypes``: those in which loss and rule can be run.
     """
 
     name: str
     loss: Callable[..., Any]
-    gradient: Callable[..., Any]
     args: Callable[[Any], tuple]
+    gradient: Callable[..., Any]
     argnums: int = 0
     has_aux: bool = False
     has_value: bool = False
@@ -73,7 +74,6 @@ class GradCase(NamedTuple):
     rounding: float = 0.0
     truth: Callable[..., Any] | None = None
     traceable: bool = True
-    keyed: bool = False
     clears: bool = False
     dtypes: tuple[str, ...] = DTYPES
 
@@ -81,82 +81,116 @@ class GradCase(NamedTuple):
 class VjpCase(NamedTuple):
     """A function with a custom rule in it.
 
-    ``plain`` is the same function without its custom rules, for whoever judges the case. ``reference`` goes to the
+    ``plain`` is the same function without its custom rules, for the tests of the corpus. ``reference`` goes to the
     checker where it cannot take the rules out by itself.
     """
 
     name: str
-    fun: Callable[..., Any]
     plain: Callable[..., Any]
     args: Callable[[Any], tuple]
+    fun: Callable[..., Any]
     reference: Callable[..., Any] | None = None
     order: int = 1
     slip: Slip | None = None
     kink: bool = False
     rounding: float = 0.0
-    keyed: bool = False
     dtypes: tuple[str, ...] = DTYPES
 
 
 class Surrogate(NamedTuple):
-    """A rule wrong on purpose: with ``case.reference`` its gradient is right, without it the report has ``words``.
-
-    The value of ``case.fun`` is not that of its reference.
-    """
+    """A rule wrong on purpose: with ``case.reference`` its gradient is right, without it the report has ``words``."""
 
     case: VjpCase
-    words: tuple[str, ...]
+    words: str
 
 
-class Subject:
-    """The cases of one subject, right and wrong, all of one kind.
-
-    A wrong one is made from its twin, mostly a right one: the same function at the same arguments, with another rule.
-    """
+class Cases:
+    """Right and wrong rules of one subject."""
 
     def __init__(self, kind: type[GradCase] | type[VjpCase]) -> None:
-        self.kind, self.right_ones, self.wrong_ones = kind, [], []
+        self.kind, self.right, self.wrong = kind, [], []
 
-    def right(self, name: str, *fields: Any, **options: Any) -> Any:
-        case = self.kind(name, *fields, **options)
-        self.right_ones.append(case)
-        return case
+    def add(self, name: str, function: Any, args: Any, rule: Any = None, wrong: Mapping = {}, **options: Any) -> None:
+        """A function at arguments with its right rule, if there is one, and the wrong ones by what is wrong with each.
 
-    def wrong(self, name: str, twin: Any, rule: Callable[..., Any], slip: Slip, **options: Any) -> None:
-        options["gradient" if self.kind is GradCase else "fun"] = rule
-        self.wrong_ones.append(twin._replace(name=name, slip=slip, **options))
+        Of a wrong one there is ``(rule, slip)``, or ``(rule, slip, options)``, or a function that makes the first of
+        the right rule.
+        """
+        if rule is not None:
+            self.right.append(self.kind(name, function, args, rule, **options))
+        for what, given in wrong.items():
+            other, slip, *more = given(rule) if callable(given) else given
+            case = self.kind(f"{name}, {what}", function, args, other, **options)
+            self.wrong.append(case._replace(slip=slip, **(more[0] if more else {})))
 
-    def twin(self, plain: Callable, args: Callable[[Any], tuple], rule: Any = None, **options: Any) -> Any:
-        """A function at arguments, for wrong rules alone."""
-        return self.kind("", *((plain, rule) if self.kind is GradCase else (rule, plain)), args, **options)
 
-    # Of gradients only: what is done to one leaf of the twin's.
+# --- Code as people write it ------------------------------------------------------------------------------------------
 
-    def factor(self, name: str, twin: Any, leaf: str, factor: float, kind: str = "factor") -> None:
-        self.wrong(name, twin, but(twin.gradient, leaf, times(factor)), Slip(kind, leaf, factor=factor))
 
-    def element(self, name: str, twin: Any, leaf: str, index: tuple[int, ...], factor: float) -> None:
-        self.wrong(name, twin, but(twin.gradient, leaf, at(index, factor)), Slip("element", leaf, index))
+class Case(NamedTuple):
+    """A rule as people write it, at fixed arguments.
 
-    def transposed(self, name: str, twin: Any, leaf: str, change: Callable = jnp.transpose) -> None:
-        self.wrong(name, twin, but(twin.gradient, leaf, change), Slip("transposed", leaf))
+    ``fun`` is the loss where ``gradient`` is given, otherwise the function with rules in it. ``right``: whether the
+    rule is. ``hesitates``: of a right rule, that it may also be left unchecked. ``says``: what the reason of the
+    algebra has to mention. ``words``: a pattern that a hint on a wrong one must match, "" where there is nothing to
+    say. ``never``: one that no hint may match. ``x64``: run with float64 enabled.
+    """
 
-    def swapped(self, name: str, twin: Any, one: str, other: str) -> None:
-        def gradient(*args: Any) -> Any:
-            right = twin.gradient(*args)
-            return {**right, one: right[other], other: right[one]}
+    name: str
+    fun: Callable[..., Any]
+    args: tuple[Any, ...]
+    gradient: Callable[..., Any] | None = None
+    options: Mapping[str, Any] = {}
+    right: bool = True
+    hesitates: bool = False
+    says: str = ""
+    words: str = ""
+    never: str = ""
+    x64: bool = False
 
-        self.wrong(name, twin, gradient, Slip("swapped", None))
+    def report(self) -> mjn.GradReport:
+        with jax.enable_x64(self.x64):
+            if self.gradient is None:
+                return mjn.check_vjp(self.fun, self.args, **self.options)
+            return mjn.check_grad(self.fun, self.gradient, self.args, **self.options)
+
+
+class Code:
+    """The cases of one kind, right and wrong; of each only the first is not slow."""
+
+    def __init__(self) -> None:
+        self.cases: list[Case] = []
+
+    def grad(
+        self, name: str, loss: Callable, args: tuple, rule: Callable, wrong: Mapping[str, Callable] = {}, **more: Any
+    ) -> None:
+        """A loss with its right gradient by hand, and wrong ones by what is wrong with each."""
+        self._add(Case(name, loss, args, rule, **more), [(what, {"gradient": other}) for what, other in wrong.items()])
+
+    def rule(self, name: str, fun: Callable, args: tuple, wrong: Mapping[str, Callable] = {}, **more: Any) -> None:
+        """A function with a right rule in it, and with wrong ones."""
+        self._add(Case(name, fun, args, **more), [(what, {"fun": other}) for what, other in wrong.items()])
+
+    def slip(
+        self, name: str, fun: Any, hand: Any, args: tuple, words: str = "", never: str = "", **options: Any
+    ) -> None:
+        """A wrong rule of which a hint has something to say; ``hand`` is None where ``fun`` holds the rule."""
+        self.cases.append(Case(name, fun, args, hand, options, right=False, words=words, never=never))
+
+    def _add(self, case: Case, others: list[tuple[str, dict[str, Any]]]) -> None:
+        self.cases.append(case)
+        wrong = case._replace(right=False, hesitates=False, says="")
+        self.cases += [wrong._replace(name=f"{case.name}, {what}", **other) for what, other in others]
 
 
 # --- Arguments: given(maker, {"name": maker}, ...) is a function of the dtype ----------------------------------------
 
 
-def given(*makers: Any, seed: int = 0) -> Callable[[Any], tuple]:
+def given(*makers: Any) -> Callable[[Any], tuple]:
     """``args(dtype)``: every maker of the tree called in order with one generator; what is no maker stays as it is."""
 
     def args(dtype: Any) -> tuple:
-        draw = np.random.default_rng(seed)
+        draw = np.random.default_rng(0)
         return jax.tree.map(lambda make: make(draw, dtype) if callable(make) else make, makers)
 
     return args
@@ -172,24 +206,12 @@ def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Callable:
 
 def apart(*shape: int) -> Callable:
     """Eighths in random order around zero, no two equal, none zero, all exact in bfloat16 (up to 500 of them)."""
-
-    def make(draw: np.random.Generator, dtype: Any) -> jax.Array:
-        size = int(np.prod(shape))
-        return jnp.asarray((draw.permutation(size).reshape(shape) - size // 2 + 0.5) / 8, dtype)
-
-    return make
+    size = int(np.prod(shape))
+    return lambda draw, dtype: jnp.asarray((draw.permutation(size).reshape(shape) - size // 2 + 0.5) / 8, dtype)
 
 
 def exactly(values: Any) -> Callable:
     return lambda draw, dtype: jnp.asarray(np.asarray(values, np.float64), dtype)
-
-
-def positive_definite(n: int) -> Callable:
-    def make(draw: np.random.Generator, dtype: Any) -> jax.Array:
-        root = draw.normal(size=(n, n))
-        return jnp.asarray(root @ root.T / n + np.eye(n), dtype)
-
-    return make
 
 
 def integers(high: int, *shape: int) -> Callable:
@@ -207,6 +229,16 @@ def in_dtype(dtype: Any, make: Callable) -> Callable:
 
 def random_key(seed: int = 0) -> Callable:
     return lambda draw, dtype: jax.random.key(seed)
+
+
+def f32(*values: Any) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
+def drawn(*shape: int, seed: int = 0, low: float | None = None) -> np.ndarray:
+    """Normal numbers, or uniform ones from ``low`` to ``low + 1``."""
+    draw = np.random.default_rng(seed)
+    return np.float32(draw.normal(size=shape) if low is None else draw.uniform(low, low + 1, size=shape))
 
 
 # --- Rules -----------------------------------------------------------------------------------------------------------
@@ -228,12 +260,25 @@ def but(rule: Callable, leaf: str, change: Callable) -> Callable:
     return changed
 
 
-def times(factor: float) -> Callable:
-    return lambda value: factor * value
+def scaled(leaf: str, factor: float, kind: str = "factor") -> Callable:
+    """One leaf of a gradient times a factor."""
+    return lambda rule: (but(rule, leaf, lambda value: factor * value), Slip(kind, leaf, factor=factor))
 
 
-def at(index: Any, factor: float) -> Callable:
-    return lambda value: value.at[index].multiply(factor)
+def one_element(leaf: str, index: tuple[int, ...], factor: float) -> Callable:
+    """One element of a gradient times a factor."""
+    return lambda rule: (but(rule, leaf, lambda x: x.at[index].multiply(factor)), Slip("element", leaf, index))
+
+
+def transposed(leaf: str) -> Callable:
+    return lambda rule: (but(rule, leaf, jnp.transpose), Slip("transposed", leaf))
+
+
+def swapped(one: str, other: str) -> Callable:
+    def change(rule: Callable) -> tuple[Callable, Slip]:
+        return lambda *args: (lambda g: {**g, one: g[other], other: g[one]})(rule(*args)), Slip("swapped", None)
+
+    return change
 
 
 def summed(f: Callable) -> Callable:
@@ -242,19 +287,24 @@ def summed(f: Callable) -> Callable:
 
 
 def custom(plain: Callable, forward: Callable, backward: Callable, **options: Any) -> Callable:
-    """``plain`` with the rule ``(forward, backward)``, as ``custom_vjp`` wants them."""
-    fun = jax.custom_vjp(plain, **options)
+    """``plain`` with the rule ``(forward, backward)``; a new function, so that each has a rule of its own."""
+    fun = jax.custom_vjp(lambda *args: plain(*args), **options)
     fun.defvjp(forward, backward)
     return fun
 
 
-def custom_elementwise(plain: Callable, slope: Callable) -> Callable:
-    """``plain`` with the rule ``g * slope(x)``."""
-    return custom(plain, lambda x: (plain(x), x), lambda x, g: (g * slope(x),))
+def sine(backward: Callable = lambda x, c: jnp.cos(x) * c, forward: Callable = jnp.sin) -> Callable:
+    """The sine with a rule, a right one unless others are given."""
+    return custom(jnp.sin, lambda x: (forward(x), x), lambda x, c: (backward(x, c),))
 
 
-def custom_tangent(plain: Callable, tangent: Callable) -> Callable:
-    """``plain`` with the forward rule ``tangent(primals, tangents)``."""
-    fun = jax.custom_jvp(plain)
-    fun.defjvp(lambda primals, tangents: (plain(*primals), tangent(primals, tangents)))
+def elementwise(plain: Callable, slope: Callable) -> Callable:
+    """``plain`` with the rule ``c * slope(x)``."""
+    return custom(plain, lambda x: (plain(x), x), lambda x, c: (c * slope(x),))
+
+
+def tangent(plain: Callable, rule: Callable, **options: Any) -> Callable:
+    """``plain`` with the forward rule ``rule(primals, tangents)``."""
+    fun = jax.custom_jvp(lambda *args: plain(*args), **options)
+    fun.defjvp(lambda primals, tangents: (plain(*primals), rule(primals, tangents)))
     return fun

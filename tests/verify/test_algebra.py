@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kits.reports import check_grad_at, passes, states
+from kits.reports import check_grad_at, states
 
-import minijaxnet as mjn
 from minijaxnet import check_grad
 
 
@@ -24,36 +23,6 @@ def test_a_gradient_that_is_exactly_zero_has_no_room_for_error():
 # --- Kinks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_relu_raises_no_false_alarm_at_its_kink_or_beside_it():
-    params = {"weights": np.float32([[0.5, -1, 0.25], [1, 0.75, -2]])}, {"weights": np.float32([[1], [-2], [0.5]])}
-    x, zeros = np.array([[1.0, 2.0], [0.0, 3.0], [-1.0, 0.5]], np.float32), jax.tree.map(np.zeros_like, params)
-    one_hidden_node = {"weights": params[0]["weights"] * np.float32([1, 0, 1])}, params[1]
-    points = {
-        "nothing is zero": (params, x + np.float32(0.25)),
-        "inputs": (params, 0 * x),
-        "weights": (zeros, x),
-        "both": (zeros, 0 * x),
-        "one hidden node": (one_hidden_node, x),
-    }
-    points = {zero: (params, (x, np.float32([[1], [2], [3]]))) for zero, (params, x) in points.items()}
-    objective = mjn.objective(mjn.mlp((2, 3, 1), bias=False), mjn.mean_squared_error)
-    by_hand = mjn.mlp_gradient((2, 3, 1), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=False)
-    for zero, report in check_grad_at(objective, by_hand, points, has_value=True).items():
-        assert report.ok, f"{zero}\n{report}"
-        assert states(report, "primal") == passes("primal"), zero
-
-
-@pytest.mark.slow
-def test_the_lessons_network_is_right_at_the_lessons_points():
-    network = mjn.mlp((2, 2, 1), output_activation=jax.nn.relu, bias=False)
-    params = ({"weights": jnp.array([[2.0, 1.0], [1.0, 2.0]])}, {"weights": jnp.ones((2, 1))})
-    fns = {"activation": jax.nn.relu, "output_activation": jax.nn.relu, "bias": False}
-    by_hand = mjn.mlp_gradient((2, 2, 1), loss=mjn.mean_squared_error, **fns)
-    objective = mjn.objective(network, mjn.mean_squared_error)
-    assert check_grad(objective, by_hand, (params, mjn.lesson_points()), has_value=True).ok
-
-
 def test_a_kink_by_cancellation_raises_no_false_alarm_and_excuses_nothing_else():
     def loss(w, off):
         return jax.nn.relu(w[0] - w[1]) + jnp.sum(w**2)
@@ -63,24 +32,6 @@ def test_a_kink_by_cancellation_raises_no_false_alarm_and_excuses_nothing_else()
 
     points = {off: (np.ones(2, np.float32), np.float32(off)) for off in (0, 1e-5)}
     assert [report.ok for report in check_grad_at(loss, gradient, points).values()] == [True, False]
-
-
-def test_where_a_smooth_gradient_all_but_cancels_nothing_is_taken_for_a_kink():
-    def loss(w, x, off):
-        return jnp.sum(x[:, None] * jnp.tanh(w))
-
-    def gradient(w, x, off):
-        return (1 + off) * jnp.sum(x[:, None] * (1 - jnp.tanh(w) ** 2), axis=0)
-
-    args = np.float32([0.5, 1, -2]), np.float32([1, -0.9999])
-    points = {"right": (*args, np.float32(0)), "off by a hundred-millionth": (*args, np.float32(1e-8))}
-    reports = check_grad_at(loss, gradient, points)
-    assert {name: states(report, "algebra") for name, report in reports.items()} == {
-        "right": passes("algebra"),
-        "off by a hundred-millionth": {"algebra": "fail"},
-    }
-    for report in reports.values():
-        assert [leaf.note for leaf in report.leaves.values()] == [""]
 
 
 # --- Not finite -------------------------------------------------------------------------------------------------------
@@ -138,28 +89,6 @@ def test_beside_elements_that_are_not_finite_a_wrong_rule_is_not_called_right():
         worst = report.worst
         assert not report.ok
         assert worst is not None and (worst.index, worst.share_wrong) == ((1,), pytest.approx(1 / 3))
-
-
-def test_an_infinite_argument_leaves_something_unchecked():
-    def gradient(w, b, by_hand):
-        return jnp.where(by_hand > 0, by_hand, b)
-
-    b = np.float32([1, np.inf, 2])
-    points = {name: (np.ones(3, np.float32), b, np.float32([0, hand, 0])) for name, hand in (("b", 0), ("3", 3))}
-    right, wrong = check_grad_at(lambda w, b, by_hand: jnp.sum(w * b), gradient, points).values()
-    assert "unchecked" in states(right).values()
-    assert states(right, "algebra") != {"algebra": "fail"}
-    assert not wrong.ok
-    assert str(wrong)
-
-
-@pytest.mark.slow
-def test_at_the_edge_of_the_domain_a_right_rule_is_not_accused():
-    def loss(w):
-        return jnp.sum((1 - w) ** 1.5)
-
-    report = check_grad(loss, lambda w: -1.5 * (1 - w) ** 0.5, (np.float32([1, 0.5]),))
-    assert states(report)["algebra"] != "fail"
 
 
 # --- The oracle's word ------------------------------------------------------------------------------------------------

@@ -44,14 +44,6 @@ def test_a_gradient_of_another_structure_fails_structure_and_is_not_compared(gra
         raise AssertionError(report.verdicts["structure"].reason)
 
 
-@pytest.mark.parametrize("kind", [lambda loss: loss[None], lambda loss: None], ids=["shape (1,)", "None"])
-def test_a_loss_beside_the_gradient_that_is_no_scalar_fails(kind):
-    report = check_grad(cubes, lambda w: (kind(cubes(w)), cubes_gradient(w)), (ONES,), has_value=True)
-    assert not report.ok
-    assert states(report, "structure") == {"structure": "fail"}
-    assert "the value is not like the loss" in report.verdicts["structure"].reason
-
-
 # --- Which argument ---------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +56,7 @@ def product(a, b):
     [(0, "2"), (1, "3"), (-1, "3"), ((0, 1), "23"), ([0, 1], "23"), ((1, 0), "32"), ((-1,), "3")],
 )
 def test_argnums_choose_the_argument_or_several_in_any_order(argnums, expected):
-    """As the structure asked for tells, which needs nothing compiled."""
+    """As the expected structure shows, which needs nothing compiled."""
 
     def gradient(a, b):
         wrong = tuple(jnp.ones(int(n) + 5) for n in expected)
@@ -96,88 +88,47 @@ def test_argnums_that_name_no_argument_are_refused_by_name(argnums):
 
 # --- What is refused --------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize(
-    ("leaf", "complaint"),
-    [
-        (np.arange(3), "got dtype int32; expected a real floating dtype"),
-        (np.ones(3, bool), "got dtype bool; expected a real floating dtype"),
-    ],
-)
-def test_a_leaf_that_cannot_be_descended_on_is_refused_with_its_path(leaf, complaint):
-    with pytest.raises(TypeError, match=rf"args\[0\]\['n'\]: {complaint}"):
-        check_grad(lambda w: jnp.sum(w["w"]), lambda w: w, ({"w": ONES, "n": leaf},))
-
-
-def test_a_key_among_the_params_is_refused():
-    with pytest.raises(TypeError, match=r"args\[1\].*: got dtype key<fry>"):
-        check_grad(lambda w, key: jnp.sum(w), lambda w, key: w, (ONES, jax.random.key(0)), argnums=1)
-
-
-@pytest.mark.parametrize("order", [0, 3, True, "2"])
-def test_an_order_that_is_not_1_or_2_is_refused_by_name(order):
-    with pytest.raises(ValueError, match="order: got"):
-        check_grad(cubes, cubes_gradient, (ONES,), order=order)
-
-
-def test_args_that_are_not_a_tuple_are_refused_by_name():
-    with pytest.raises(TypeError, match=r"args: got a .*; expected a tuple"):
-        check_grad(cubes, cubes_gradient, ONES)
-
-
-@pytest.mark.parametrize("loss", [lambda w: w**3, lambda w: 3, lambda w: (cubes(w), w), lambda w: None])
-def test_a_function_that_is_no_scalar_loss_is_refused_by_name(loss):
-    with pytest.raises(TypeError, match=r"loss: got .*; expected a real floating scalar"):
-        check_grad(loss, cubes_gradient, (ONES,))
-
-
-@pytest.mark.parametrize("bad", [lambda w: cubes_gradient(w), lambda w: (1.0, 2.0, w), lambda w: None])
-def test_has_value_without_a_pair_is_refused_by_name(bad):
-    with pytest.raises(TypeError, match=r"gradient: got a .*; expected \(value, gradient\)"):
-        check_grad(cubes, bad, (ONES,), has_value=True)
-
-
-def test_a_tree_without_leaves_is_refused():
-    with pytest.raises(ValueError, match=r"args\[0\]: got a tree without leaves; expected something to differentiate"):
-        check_grad(lambda w: jnp.float32(1), lambda w: (), ((),))
+IN_TREE = {"w": ONES, "n": np.arange(3)}
+SECOND = {"a": [np.ones((2, 2)), np.diag([1.0, np.nan])]}
 
 
 @pytest.mark.parametrize(
-    ("args", "place"),
+    ("loss", "gradient", "args", "options", "complaint"),
     [
-        ((ONES, np.array([1.0, np.nan])), r"args\[1\]: got NaN at \[1\]"),
-        ((np.nan, ONES), r"args\[0\]: got NaN; expected"),
-        ((ONES, {"a": [np.ones((2, 2)), np.diag([1.0, np.nan])]}), r"args\[1\]\['a'\]\[1\]: got NaN at \[1, 1\]"),
+        (lambda w: jnp.sum(w["w"]), lambda w: w, (IN_TREE,), {}, r"args\[0\]\['n'\]: got dtype int32; expected a real"),
+        (
+            lambda w: jnp.sum(1.0 * w),
+            cubes_gradient,
+            (np.ones(3, bool),),
+            {},
+            r"args\[0\]: got dtype bool; expected a real floating dtype",
+        ),
+        (cubes, cubes_gradient, (ONES,), {"order": 3}, "order: got 3; expected 1 or 2"),
+        (cubes, cubes_gradient, (ONES,), {"order": True}, "order: got True; expected 1 or 2"),
+        (cubes, cubes_gradient, ONES, {}, "args: got a .*; expected a tuple"),
+        (lambda w: w**3, cubes_gradient, (ONES,), {}, "loss: got .*; expected a real floating scalar"),
+        (lambda w: 3, cubes_gradient, (ONES,), {}, "loss: got .*; expected a real floating scalar"),
+        (lambda w: (cubes(w), w), cubes_gradient, (ONES,), {}, "loss: got .*; expected a real floating scalar"),
+        (cubes, cubes_gradient, (ONES,), {"has_value": True}, r"gradient: got a .*; expected \(value, gradient\)"),
+        (cubes, lambda w: (1, 2, w), (ONES,), {"has_value": True}, r"gradient: got a .*; expected \(value, gradient\)"),
+        (
+            lambda w: jnp.float32(1),
+            lambda w: (),
+            ((),),
+            {},
+            r"args\[0\]: got a tree without leaves; expected something",
+        ),
+        (lambda w, b: cubes(w), cubes_gradient, (ONES, np.array([1, np.nan])), {}, r"args\[1\]: got NaN at \[1\]"),
+        (lambda w, b: cubes(w), cubes_gradient, (np.nan, ONES), {}, r"args\[0\]: got NaN; expected"),
+        (lambda w, b: cubes(w), cubes_gradient, (ONES, SECOND), {}, r"args\[1\]\['a'\]\[1\]: got NaN at \[1, 1\]"),
     ],
-    ids=["vector", "scalar", "in a tree"],
 )
-def test_nan_in_the_arguments_is_refused_with_its_place(args, place):
-    with pytest.raises(ValueError, match=place):
-        check_grad(lambda w, b: jnp.sum(w), lambda w, b: jnp.ones_like(w), args)
+def test_what_cannot_be_checked_is_refused_by_name(loss, gradient, args, options, complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        check_grad(loss, gradient, args, **options)
 
 
 # --- What is taken ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_integers_booleans_and_keys_in_the_other_arguments_are_carried_along():
-    def loss(w, batch, key):
-        kept = jax.random.bernoulli(key, 0.5, w.shape)
-        return jnp.sum(jnp.where(batch["mask"], (w * kept) ** 2, 0)[batch["index"]])
-
-    def gradient(w, batch, key):
-        kept = jax.random.bernoulli(key, 0.5, w.shape)
-        counts = jnp.zeros(w.shape, w.dtype).at[batch["index"]].add(1)
-        return jnp.where(batch["mask"], 2 * w * kept, 0) * counts * batch["factor"]
-
-    batch = {"mask": jnp.array([True, False] * 4), "index": jnp.array([0, 0, 2, 3, 4, 5, 6])}
-    points = {
-        name: (jnp.linspace(0.1, 1, 8), {**batch, "factor": jnp.float32(factor)}, jax.random.key(3))
-        for name, factor in {"right": 1, "a millionth too much": 1 + 1e-6}.items()
-    }
-    reports = check_grad_at(loss, gradient, points)
-    assert reports["right"].ok, str(reports["right"])
-    assert not reports["a millionth too much"].ok
 
 
 def test_numbers_leaves_without_elements_and_keys_are_arguments_as_well():

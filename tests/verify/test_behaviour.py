@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from corpora.kit import custom, sine
 from kits.reports import failures, passes, states, wrong_leaves
-from kits.rules import custom, sine
 
 from minijaxnet import check_grad, check_vjp
 
@@ -16,37 +16,26 @@ LITTLE = 1 + 1e-6
 
 # --- The sine with one of several backward rules, by an argument: one program for all of a table ----------------------
 
-USUAL = {
+RULES = {
     "right": lambda x, c: jnp.cos(x) * c,
     "a millionth": lambda x, c: LITTLE * jnp.cos(x) * c,
     "zeros": lambda x, c: 0 * x,
     "clipped far off": lambda x, c: jnp.cos(x) * jnp.clip(c, -64, 64),
-    "undefined at zeros": lambda x, c: jnp.cos(x) * c * (jnp.sum(c**2) / jnp.sum(c**2)),
     "clipped": lambda x, c: jnp.cos(x) * jnp.clip(c, -1, 1),
     "ignored": lambda x, c: jnp.cos(x),
     "of degree one, and yet no sum": lambda x, c: jnp.cos(x) * jnp.cbrt(jnp.sum(c**3)),
-}
-MORE = {
-    "squared": lambda x, c: jnp.cos(x) * c**2,
-    "without its sign": lambda x, c: jnp.cos(x) * jnp.abs(c),
-    "its sign alone": lambda x, c: jnp.cos(x) * jnp.sign(c),
-    "a constant added": lambda x, c: jnp.cos(x) * c + 1,
-    "a little constant added": lambda x, c: jnp.cos(x) * c + 1e-6,
-    "squashed where it is large": lambda x, c: jnp.cos(x) * jnp.where(jnp.abs(c) > 100, 0, c),
 }
 
 
 @functools.cache
 def report_on(slip, dtype="float32", seed=0):
-    table = USUAL if slip in USUAL else MORE
-
     def backward(kept, c):
         number, x = kept
-        return None, jnp.stack([back(x, c) for back in table.values()])[number].astype(c.dtype)
+        return None, jnp.stack([back(x, c) for back in RULES.values()])[number].astype(c.dtype)
 
     ruled = custom(lambda number, x: jnp.sin(x), lambda number, x: (jnp.sin(x), (number, x)), backward)
     with jax.enable_x64(dtype == "float64"):
-        x, number = jnp.asarray([0.3, -1.2, 2.0], dtype), np.int32([*table].index(slip))
+        x, number = jnp.asarray([0.3, -1.2, 2.0], dtype), np.int32([*RULES].index(slip))
         return check_vjp(lambda x, number: ruled(number, x), (x, number), seed=seed)
 
 
@@ -58,31 +47,9 @@ def test_a_millionth_in_a_custom_rule_is_found_in_every_dtype(dtype):
     assert wrong_leaves(report_on("a millionth", dtype)) == {"x"}
 
 
-def test_the_same_seed_gives_the_same_report():
-    assert report_on.__wrapped__("right").to_dict() == report_on("right").to_dict()
-
-
-@SLOW
-@pytest.mark.parametrize("seed", [1, 2**31])
-def test_a_verdict_does_not_hang_on_the_seed(seed):
-    assert report_on("right", seed=seed).ok
-    assert failures(report_on("a millionth", seed=seed)) == {"algebra"}
-    assert "linearity" in failures(report_on("clipped", seed=seed))
-
-
 @pytest.mark.parametrize(
     ("slip", "words"),
-    [
-        ("clipped", "linear"),
-        ("ignored", "ignores the cotangent"),
-        ("of degree one, and yet no sum", "linear"),
-        pytest.param("squared", "linear|too many", marks=SLOW),
-        pytest.param("without its sign", "linear", marks=SLOW),
-        pytest.param("its sign alone", "linear", marks=SLOW),
-        pytest.param("a constant added", "linear|constant", marks=SLOW),
-        pytest.param("a little constant added", "linear|constant", marks=SLOW),
-        pytest.param("squashed where it is large", "linear", marks=SLOW),
-    ],
+    [("clipped", "linear"), ("ignored", "ignores the cotangent"), ("of degree one, and yet no sum", "linear")],
 )
 def test_a_rule_that_is_not_linear_in_its_cotangent_fails_linearity_and_a_hint_says_how(slip, words):
     report = report_on(slip)
@@ -105,19 +72,6 @@ def test_a_rule_that_clips_as_its_reference_does_is_right_and_not_judged_on_line
     report = check_vjp(clipping(-0.5), (x,), reference=clipping(-0.5))
     assert report.ok and states(report, "linearity") == {"linearity": "unchecked"}, str(report)
     assert "algebra" in failures(check_vjp(clipping(-0.25), (x,), reference=clipping(-0.5)))
-
-
-def test_a_rule_that_breaks_down_at_a_cotangent_of_zeros_fails_linearity_alone():
-    report = report_on("undefined at zeros")
-    assert failures(report) == {"linearity"}
-    assert "zeros" in report.verdicts["linearity"].reason
-
-
-def test_a_rule_of_zeros_is_linear_and_wrong():
-    report = report_on("zeros")
-    assert failures(report) == {"algebra"}
-    assert states(report, "linearity") == passes("linearity")
-    assert report.hints[0].startswith("x: zero everywhere")
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
@@ -169,19 +123,6 @@ def test_a_right_gradient_that_hides_a_dependence_fails_second_order_alone():
     assert not report.ok
     assert not_passed(report) == ["second order"]
     assert len(report.hints) == 1 and "hides a dependence" in report.hints[0]
-
-
-@SLOW
-def test_a_custom_rule_that_hides_a_dependence_fails_second_order_alone():
-    hiding = custom(jnp.sin, lambda x: (jnp.sin(x), jax.lax.stop_gradient(jnp.cos(x))), lambda r, c: (r * c,))
-    tangent = jax.custom_jvp(lambda x: jnp.sin(x))
-    tangent.defjvp(lambda primals, tangents: (jnp.sin(primals[0]), jnp.cos(primals[0]) * tangents[0]))
-    assert check_vjp(hiding, (W,)).ok
-    report = check_vjp(hiding, (W,), order=2)
-    assert failures(report) == {"second order"}
-    assert any("hides a dependence" in hint for hint in report.hints)
-    for rule in (sine(), tangent):
-        assert states(check_vjp(rule, (W,), order=2), "second order") == passes("second order")
 
 
 def test_a_custom_rule_that_vmap_changes_fails_transforms_alone():

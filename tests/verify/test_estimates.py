@@ -26,7 +26,7 @@ from minijaxnet.verify.estimates import derivative
 def test_differences_agree_with_the_slope_and_with_nothing_beside_it(function, slope):
     estimate = derivative(function)
     size = abs(slope)
-    assert estimate.settles(size, 1e-5)
+    assert estimate.is_sharp(size, 1e-5)
     assert estimate.agrees(slope, size)
     assert abs(estimate.value - slope) <= 10 * estimate.error + 1e-7 * size
     assert not estimate.agrees(slope * 1.001, size)
@@ -47,7 +47,7 @@ def test_differences_beside_a_kink_settle_on_the_slope_that_is_there_or_not_at_a
     kink = side * 10.0**exponent  # nearer than the smallest difference is wide, a kink cannot be seen
     estimate = derivative(lambda x: max(x - kink, slope * (x - kink)))
     here = 1.0 if kink > 0 else slope
-    assert not estimate.settles(slope, 1e-5) or estimate.agrees(here, slope)
+    assert not estimate.is_sharp(slope, 1e-5) or estimate.agrees(here, slope)
 
 
 @pytest.mark.parametrize("function", [lambda x: math.nan, lambda x: math.inf, lambda x: math.inf if x > 0 else 0.0])
@@ -55,7 +55,7 @@ def test_differences_beside_a_kink_settle_on_the_slope_that_is_there_or_not_at_a
 def test_differences_that_are_not_finite_settle_nothing(function):
     estimate = derivative(function)
     assert estimate.error == math.inf
-    assert not estimate.settles(1e300, 1.0)
+    assert not estimate.is_sharp(1e300, 1.0)
     assert math.isnan(estimate.value)
 
 

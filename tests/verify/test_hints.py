@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.lax import stop_gradient
 
 from minijaxnet import check_grad, check_vjp
 from minijaxnet.verify.hints.slips import Wrong, explain, guess
@@ -67,15 +66,6 @@ def test_a_slip_that_is_none_of_the_usual_ones_has_no_name():
     assert hint_for(np.random.default_rng(9).normal(size=(4, 4))) == ""
 
 
-def test_a_set_for_an_add_is_named_by_its_index():
-    hand = TRUTH.copy()
-    hand[2] += np.array([1.0, 2.0, 3.0, 4.0])
-    hand[3] += np.array([4.0, 1.0, -3.0, 2.0])
-    arguments = {"index": np.array([2, 3, 1, 2, 3])}
-    slip = Wrong("[0]", hand, TRUTH, np.full((4, 4), 1e-14), hand != TRUTH, PARAMS, {}, arguments)
-    assert "repeated in index: set where add is meant" in explain(slip)
-
-
 # --- A change of autodiff's own program -------------------------------------------------------------------------------
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -87,24 +77,8 @@ def centred(x, axis=0):
     return jnp.sum(WEIGHTS * (x - jnp.mean(x, axis, keepdims=True)) ** 2)
 
 
-def standardised(x, fixed=lambda x: x):
-    """Sum of weighted columns, with statistics that may be taken as fixed."""
-    mean = fixed(jnp.mean(x, 0, keepdims=True))
-    scale = fixed(jnp.sqrt(jnp.mean((x - mean) ** 2, 0, keepdims=True) + 1))
-    return jnp.sum(WEIGHTS * (x - mean) / scale)
-
-
-def recurrent(w, x, fixed=lambda x: x):
-    """The last state of a recurrence, with the way back through the state's own factor cut or not."""
-    return jnp.sum(jax.lax.scan(lambda h, r: (jnp.tanh(fixed(w * h) + w * r), None), 0 * x[0], x)[0])
-
-
 def quadratic(x, a):
     return x @ a @ x
-
-
-def regression(w, x):
-    return jnp.sum(jnp.tanh(x @ w) ** 2)
 
 
 def along_the_other_axis(x):
@@ -116,7 +90,7 @@ def report_on(loss, gradient, *args):
     return check_grad(loss, gradient, tuple(ARGS[name] for name in args))
 
 
-ARGS = {"x": X, "row": X[0], "matrix": MATRIX, "column": MATRIX[0], "rate": 0.7}
+ARGS = {"x": X, "row": X[0], "matrix": MATRIX}
 
 
 SLOW = pytest.mark.slow
@@ -127,29 +101,8 @@ SLOW = pytest.mark.slow
     [
         (centred, along_the_other_axis, ["x"], "wrong axis: .* axis 1 where .* over axis 0"),
         (quadratic, lambda x, a: 2 * a @ x, ["row", "matrix"], "a term is missing.*as if they were equal"),
-        pytest.param(
-            standardised,
-            jax.grad(lambda x: standardised(x, stop_gradient)),
-            ["x"],
-            "sums and means: .* taken as fixed",
-            marks=SLOW,
-        ),
-        pytest.param(
-            recurrent,
-            jax.grad(lambda w, x: recurrent(w, x, stop_gradient)),
-            ["rate", "x"],
-            "a term is missing",
-            marks=SLOW,
-        ),
-        pytest.param(
-            regression,
-            lambda w, x: jax.grad(regression)(w, x[1:]),
-            ["column", "x"],
-            "a term is missing: the first of those summed over axis 0",
-            marks=SLOW,
-        ),
     ],
-    ids=["another axis", "as if symmetric", "statistics fixed", "nothing through time", "without the first point"],
+    ids=["another axis", "as if symmetric"],
 )
 def test_the_change_that_makes_autodiff_the_rule_is_named(loss, gradient, args, words):
     report = report_on(loss, gradient, *args)
@@ -172,42 +125,8 @@ def test_a_cotangent_that_is_ignored_is_named_by_its_output():
 
 
 @SLOW
-def test_a_row_of_an_embedding_that_is_set_twice_is_not_taken_for_any_slice():
-    index = np.array([0, 1, 2, 2])
-
-    def loss(table):
-        return jnp.sum(WEIGHTS[:4] * jnp.sin(table[index]))
-
-    def set_for_add(table):
-        return jnp.zeros_like(table).at[index].set(WEIGHTS[:4] * jnp.cos(table[index]))
-
-    @jax.custom_vjp
-    def looked_up(table, index):
-        return table[index]
-
-    looked_up.defvjp(
-        lambda table, index: (table[index], (table, index)),
-        lambda kept, c: (jnp.zeros_like(kept[0]).at[kept[1]].set(c), None),
-    )
-    assert "set where add is meant" in check_grad(loss, set_for_add, (X,)).hints[0]  # of an index that is no argument
-    assert "repeated in index: set where add is meant" in check_vjp(looked_up, (X, jnp.asarray(index))).hints[0]
-
-
-@SLOW
 def test_a_rule_that_is_wrong_everywhere_and_in_no_usual_way_has_no_hint():
-    assert check_grad(regression, lambda w, x: jnp.cos(17 * w) - x[0] ** 3, (X[0], X)).hints == ()
-
-
-@SLOW
-def test_the_second_order_names_the_leaf():
-    @jax.custom_jvp
-    def cube(x):
-        return x**3
-
-    cube.defjvp(lambda primals, tangents: (cube(primals[0]), 3 * stop_gradient(primals[0]) ** 2 * tangents[0]))
-    report = check_vjp(lambda tree: cube(tree["a"]) + tree["b"] ** 2, ({"a": X[0], "b": X[1]},), order=2)
-    assert report.verdicts["second order"].state == "fail"
-    assert "in tree['a']" in report.verdicts["second order"].reason
+    assert check_grad(centred, lambda x: jnp.cos(17 * x) - x**3, (X,)).hints == ()
 
 
 FIVE = np.array([-0.0635, 1.2492, 1.988, -0.0534, -0.2392])

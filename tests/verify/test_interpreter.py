@@ -80,11 +80,6 @@ def test_programs_carried_out_our_own_way_have_the_same_results(programs):
     chex.assert_trees_all_close(still, by_jax(programs, *VECTOR), rtol=1e-13)
 
 
-@pytest.mark.slow
-def test_programs_carried_out_without_moves_have_the_same_results():
-    chex.assert_trees_all_close(carried_out(everything, VECTOR), by_jax(everything, *VECTOR), rtol=1e-13)
-
-
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_programs_traced_with_few_digits_are_carried_out_with_all_of_them(dtype):
     found = carried_out(of_few_digits, VECTOR, dtype=jnp.dtype(dtype))

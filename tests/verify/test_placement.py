@@ -14,7 +14,6 @@ import minijaxnet as mjn
 from minijaxnet.verify.placement import _Copy, _how, _worst
 
 SETTING = """
-from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -29,16 +28,7 @@ there, batch = replicate(mesh, params), shard_batch(mesh, (x, y))
 def loss(p, b):
     return jnp.mean((b[0] @ p["w"] - b[1]) ** 2)
 
-def over_devices(function, loss=loss, mesh=mesh, axes="data"):
-    '''A rule that finds each device's own gradient, and makes one of them by a function of a leaf.'''
-    def rule(p, b):
-        return jax.tree.map(function, jax.grad(loss)(p, b))
-    return jax.shard_map(rule, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P(), check_vma=False)
-
-def mean(leaf):
-    return lax.pmean(leaf, "data")
-
-def told(report, state, *words):
+def check_text(report, state, *words):
     verdict = report.verdicts["placement"]
     assert verdict.state == state, report
     text = " ".join(str(report).split())
@@ -63,12 +53,12 @@ def inside(factor):
 USUAL = """
 from minijaxnet.verify import grad_checker, placement
 
-programs, compiled = [], placement.compile_together
-placement.compile_together = lambda lowered: programs.append(compiled(lowered)) or programs[-1]
+programs, compiled = [], placement.compile_all
+placement.compile_all = lambda lowered: programs.append(compiled(lowered)) or programs[-1]
 
 def each_device(p, b, which):
     own = jax.grad(loss)(p, b)["w"]
-    averaged, added = mean(own), lax.psum(own, "data")
+    averaged, added = lax.pmean(own, "data"), lax.psum(own, "data")
     first = jnp.where(lax.axis_index("data") == 0, averaged, own)
     return {"w": jnp.stack([averaged, own, first, added])[which]}
 
@@ -81,39 +71,26 @@ places = [jax.tree.leaves(program.input_shardings)[-2] for program in programs[0
 assert [len(place.device_set) for place in places] == [4, 4, 1] and not places[1].is_fully_replicated, places
 assert ["all-reduce" in program.as_text() for program in programs[0]] == [True, True, False]
 assert right.ok and right.to_dict()["verdicts"]["placement"]["state"] == "pass", right
-told(right, "pass", "over 4 devices both equal autodiff on one device")
+check_text(right, "pass", "over 4 devices both equal autodiff on one device")
 
 # The sum of a device's own points, and nobody else's: not even the copies agree.
 assert not forgotten.ok
-told(forgotten, "fail", "over 4 devices the gradient by hand is wrong in ['w'][", "a pmean was forgotten")
+check_text(forgotten, "fail", "over 4 devices the gradient by hand is wrong in ['w'][", "a pmean was forgotten")
 assert forgotten.worst.path == "['w']" and forgotten.verdicts["algebra"].state == "fail"
 
 # Right on the first device, which is the one that is looked at: nothing but the placement tells.
 assert not unequal.ok and unequal.verdicts["algebra"].state == "pass"
-told(unequal, "fail", "the devices' copies differ", "is wrong in ['w'][", "with the arguments on one device")
+check_text(unequal, "fail", "the devices' copies differ", "is wrong in ['w'][", "with the arguments on one device")
 assert "on device 0" not in unequal.verdicts["placement"].reason
-told(added, "fail", "summed over 4 devices (psum) where a mean is meant")
-print("all told")
+check_text(added, "fail", "summed over 4 devices (psum) where a mean is meant")
+print("done")
 """
 
 MORE = """
-# The mean of means is the mean only where all weigh the same.
-def weighted(p, b):
-    return jnp.sum(b[2] * (b[0] @ p["w"] - b[1]) ** 2) / jnp.sum(b[2])
-
-heavy = shard_batch(mesh, (x, y, np.arange(1, 9).astype(np.float32)))
-averages = mjn.check_grad(weighted, over_devices(mean, weighted), (there, heavy))
-assert not averages.ok
-told(averages, "fail", "the gradient by hand is wrong in ['w'][")
-
-# A rule in which nothing is said of devices, and whose fault is not their doing.
-plain = mjn.check_grad(loss, lambda p, b: jax.tree.map(jnp.negative, jax.grad(loss)(p, b)), (there, batch))
-told(plain, "unchecked", "the sign is wrong")
-
 # A custom rule within what each device does is taken out and found wrong.
 wrong = mjn.check_vjp(inside(2.0), (there, batch), argnums=0)
 assert not wrong.ok and wrong.verdicts["algebra"].state == "fail"
-told(wrong, "fail", "the gradient by hand is wrong in ", "twice what it should be")
+check_text(wrong, "fail", "the gradient by hand is wrong in ", "twice what it should be")
 
 def row_by_row(p, b):
     def rule(p, b):
@@ -125,24 +102,17 @@ def row_by_row(p, b):
 
 report = mjn.check_grad(loss, row_by_row, (there, batch))
 assert report.ok, report
-told(report, "pass")
+check_text(report, "pass")
 
 report = mjn.check_vjp(inside(1.0), (there, batch), argnums=0)
 assert report.ok, report
-told(report, "pass")
-
-# Two axes, of which one is forgotten.
-two = data_mesh(4, replicas=2)
-sides = NamedSharding(two, P(("replica", "data")))
-rule = over_devices(mean, mesh=two, axes=("replica", "data"))
-report = mjn.check_grad(loss, rule, (replicate(two, params), jax.device_put((x, y), sides)))
-told(report, "fail", "a pmean was forgotten")
+check_text(report, "pass")
 
 # Arguments that are divided themselves, integers and keys among them.
 parts = {"w": jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P("data")))}
 report = mjn.check_grad(lambda p: jnp.sum(p["w"] ** 3), lambda p: {"w": 3 * p["w"] ** 2}, (parts,))
 assert report.ok, report
-told(report, "pass")
+check_text(report, "pass")
 classes = shard_batch(mesh, (x, np.arange(8) % 2))
 
 def drawn(p, b, key):
@@ -150,35 +120,8 @@ def drawn(p, b, key):
 
 report = mjn.check_grad(drawn, jax.grad(drawn), (there, classes, replicate(mesh, jax.random.key(1))))
 assert report.ok, report
-told(report, "pass")
-
-# A partitioning by hand is not used at all on one device.
-from jax.experimental.custom_partitioning import custom_partitioning
-
-def partitioned(forgotten):
-    @custom_partitioning
-    def total(a):
-        return jnp.sum(a, axis=0)
-    def partition(mesh, arguments, result):
-        divided = arguments[0].sharding
-        def lowered(a):
-            part = jnp.sum(a, axis=0)
-            return part if forgotten or divided.spec[0] is None else lax.psum(part, divided.spec[0])
-        return mesh, lowered, NamedSharding(mesh, P()), (divided,)
-    total.def_partition(
-        partition=partition,
-        infer_sharding_from_operands=lambda mesh, arguments, result: NamedSharding(mesh, P()),
-        sharding_rule="i j -> j",
-    )
-    return lambda p, b: {"w": total(2 * b[0] * (b[0] @ p["w"] - b[1])[:, None]) / 8}
-
-reports = [mjn.check_grad(loss, partitioned(forgotten), (there, batch)) for forgotten in (False, True)]
-assert reports[0].ok and reports[1].verdicts["algebra"].state == "pass" and not reports[1].ok
-if reports[0].verdicts["placement"].state == "unchecked":  # JAX 0.10 traces it where float64 is off, and fails
-    told(reports[0], "unchecked", "can't be compiled in float64")
-else:
-    told(reports[1], "fail", "is wrong in ['w']", "a psum was forgotten")
-print("all told")
+check_text(report, "pass")
+print("done")
 """
 
 
@@ -187,7 +130,7 @@ def test_each_slip_over_devices_is_found_and_right_rules_pass(code):
     flags = FLAGS | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     call = [sys.executable, "-c", textwrap.dedent(SETTING + code)]
     done = subprocess.run(call, env=os.environ | flags, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (0, "all told\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def test_arguments_on_one_device_have_no_verdict_on_placement():
@@ -227,9 +170,6 @@ def test_the_worst_element_is_that_of_the_whole_on_the_device_that_has_it():
     assert _worst(halves, TRUTH, TOLERANCE) is None
     halves[1].values[1] = 5e-12
     assert _worst(halves, TRUTH, TOLERANCE) == (1, (3,), 5e-12, 0.0)
-    halves[0].values[0] = np.nan
-    fault = _worst(halves, TRUTH, TOLERANCE)
-    assert fault is not None and (fault.device, fault.place) == (0, (0,))
     # Where autodiff itself is not finite there is nothing to be held against.
     unknown = np.where(np.arange(4) == 0, np.nan, TRUTH)
     fault = _worst(halves, unknown, TOLERANCE)

@@ -1,40 +1,14 @@
-"""Rounding is no slip, and a rule that rounds far worse than autodiff is told so."""
+"""Rounding is no slip, and a rule that rounds far worse than autodiff fails."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from corpora.kit import sine
 from kits.marks import SLOW
-from kits.reports import check_grad_at, failures, passes, states
-from kits.rules import sine
+from kits.reports import failures, passes, states
 
-import minijaxnet as mjn
 from minijaxnet import check_grad, check_vjp
-
-SURE = (10.0, 20.0, 30.0)
-
-
-@pytest.mark.slow
-def test_a_classifier_that_is_sure_and_right_has_a_right_gradient():
-    reports = check_grad_at(
-        lambda z: mjn.softmax_cross_entropy(z, jnp.arange(3)),
-        lambda z: (jax.nn.softmax(z) - jnp.eye(3)) / 3,
-        {logit: (np.float32([[logit, 0, -1], [0, logit, 1], [-1, 0.5, logit]]),) for logit in SURE},
-    )
-    for logit, report in reports.items():
-        assert report.ok, f"{logit}\n{report}"
-
-
-@pytest.mark.slow
-def test_a_rule_more_precise_than_autodiff_is_right():
-    # The surprise at a yes as books write it, which cancels where the answer is sure.
-    reports = check_grad_at(
-        lambda z: jnp.mean(jnp.logaddexp(z, 0) - z),
-        lambda z: -jax.nn.sigmoid(-z) / 2,
-        {logit: (np.float32([logit, logit + 1]),) for logit in SURE},
-    )
-    for logit, report in reports.items():
-        assert report.ok, f"{logit}\n{report}"
 
 
 def test_a_rule_more_precise_than_autodiff_has_a_ratio_below_1():
@@ -75,18 +49,6 @@ def test_a_rule_that_is_right_but_unstable_fails_precision_and_not_algebra(loss,
         "precision": "fail",
     }, str(report)
     assert f"far less precise than autodiff in {'wz'[len(args) == 2]}" in report.verdicts["precision"].reason
-
-
-@pytest.mark.slow
-def test_an_unstable_rule_fails_precision_beside_a_key_too():
-    def loss(w, key):
-        return jnp.sum((w[1:] + jax.random.normal(key, (3,))) ** 2)
-
-    def by_hand(w, key):
-        return jnp.concatenate([jnp.zeros(1, w.dtype), detour(w)[1:] + 2 * jax.random.normal(key, (3,))])
-
-    report = check_grad(loss, by_hand, (np.float32([4096, 1.1, 1.3, -0.7]), jax.random.key(0)))
-    assert states(report)["precision"] == "fail", str(report)
 
 
 def test_a_custom_rule_that_is_right_but_unstable_fails_precision_alone():

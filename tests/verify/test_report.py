@@ -9,6 +9,7 @@ import pytest
 from kits.reports import check_grad_at
 
 from minijaxnet.verify import GradientMismatch, GradReport, LeafReport, Verdict, check_grad
+from minijaxnet.verify.report import GRADIENT_BY_HAND, Subject
 
 
 def bowls(w, factor):
@@ -51,59 +52,51 @@ def leaf(path, hand=2.0, reference=1.0, **more):
     return LeafReport(path, (3,), abs(hand - reference), 1e-13, 1e-12, (0,), hand, reference, **more)
 
 
-def told(*leaves, hints=(), subject="gradient by hand against autodiff", **states):
+def report_of(*leaves, hints=(), subject=GRADIENT_BY_HAND, **states):
     verdicts = {name: Verdict(state, f"so {name} is") for name, state in states.items()}
     return GradReport(verdicts, {each.path: each for each in leaves}, hints, subject)
 
 
 def test_where_nothing_was_judged_the_headline_says_unchecked():
-    unchecked = told(structure="pass", algebra="unchecked")
+    unchecked = report_of(structure="pass", algebra="unchecked")
     assert str(unchecked).splitlines()[0] == "gradient by hand against autodiff: unchecked"
     assert unchecked.to_dict()["headline"] == "unchecked" and not unchecked.ok
-    assert told(structure="pass", algebra="unchecked", linearity="fail").headline == "NOT RIGHT"
+    assert report_of(structure="pass", algebra="unchecked", linearity="fail").headline == "NOT RIGHT"
 
 
 def test_a_hint_that_holds_for_several_leaves_is_told_once():
     leaves = [leaf(name, share_wrong=1.0) for name in "abcde"]
     hints = ("a: twice", "b: twice", "psum: forgotten", "c: thrice", "d: twice", "e: twice")
-    found = told(*leaves, hints=hints, algebra="fail")
+    found = report_of(*leaves, hints=hints, algebra="fail")
     assert found.hints == ("a, b, d and 1 more: twice", "psum: forgotten", "c: thrice")
 
 
 def test_the_two_sides_go_by_their_names():
-    by_hand = told(leaf("w", share_wrong=1.0, precision_ratio=2.0), algebra="fail")
+    by_hand = report_of(leaf("w", share_wrong=1.0, precision_ratio=2.0), algebra="fail")
     assert "worst: w[0]: 2 by hand, 1 by autodiff; " in str(by_hand)
     assert "rounding / autodiff's" in str(by_hand)
-    differences = told(leaf("w", share_wrong=1.0), algebra="fail", subject="autodiff against finite differences")
+    differences = report_of(
+        leaf("w", share_wrong=1.0), algebra="fail", subject=Subject("autodiff", "finite differences")
+    )
     assert "worst: w[0]: 2 by autodiff, 1 by finite differences; " in str(differences)
     assert "rounding / autodiff's" not in str(differences)
-
-
-def test_last_places_are_counted_only_where_the_reference_is_not_tiny_against_its_leaf():
-    w = np.float32([1e-30, 1.0])
-    found = {
-        k: check_grad(lambda w: jnp.sum(w**2), lambda w, k=k: (2 * w).at[k].add(0.5), (w,)) for k in (0, 1)
-    }  # fmt: skip
-    assert "ulps" not in str(found[0])
-    assert "off by 2.1e+06 ulps" in str(found[1])
-    assert [report.worst.index for report in found.values()] == [(0,), (1,)]
 
 
 @pytest.mark.parametrize(
     ("report", "line"),
     [
-        (told(leaf("w", 9.0, 27.0, share_wrong=1.0), algebra="fail"), "w[0]: 9 by hand, 27 by autodiff"),
+        (report_of(leaf("w", 9.0, 27.0, share_wrong=1.0), algebra="fail"), "w[0]: 9 by hand, 27 by autodiff"),
         (
-            told(
-                leaf("far", 9.0, share_wrong=1.0),
-                leaf("near", share_wrong=1.0),
-                hints=("near: twice",),
-                algebra="fail",
+            report_of(
+                leaf("far", 9.0, share_wrong=1.0), leaf("near", share_wrong=1.0), hints=("near: twice",), algebra="fail"
             ),
             "near[0]: 2 by hand, 1 by autodiff: twice",
         ),
-        (told(leaf("w"), structure="pass", linearity="fail", hints=("a hint",)), "linearity: so linearity is: a hint"),
-        (told(structure="pass", algebra="unchecked"), "algebra: so algebra is"),
+        (
+            report_of(leaf("w"), structure="pass", linearity="fail", hints=("a hint",)),
+            "linearity: so linearity is: a hint",
+        ),
+        (report_of(structure="pass", algebra="unchecked"), "algebra: so algebra is"),
     ],
     ids=["a leaf", "the leaf with a hint", "no leaf", "unchecked"],
 )
@@ -145,9 +138,3 @@ def test_a_report_as_a_dict_survives_json():
     assert leaf["blind"] >= leaf["tolerance"] > 0
     assert leaf["error"] > leaf["tolerance"]
     assert found["hints"] == list(report("wrong").hints) and report("wrong").hints
-
-
-def test_a_report_with_infinite_errors_as_a_dict_survives_json():
-    found = json.loads(json.dumps(report("infinite").to_dict(), allow_nan=False))
-    assert found["leaves"]["['a']"]["error"] is None
-    assert found["ok"] is False

@@ -1,18 +1,18 @@
-"""A sum over another axis, over its blocks, or left out: all such changes of a gradient's program in one program.
+"""A sum over another axis, or left out: all such changes of a gradient's program in one program.
 
-Each sum stays in the shape of what is summed, as far as what follows bears that: whatever axes it goes over, the shapes
-are the same, and a number can choose.
+Each sum stays in the shape of what is summed, as long as the following operations allow it: whatever axes it goes over,
+the shapes are the same, and a number can choose.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet.verify.hints.changes import FORGETTABLE, listed, subsets, where
-from minijaxnet.verify.interpreter import Instead, bind
+from minijaxnet.verify.interpreter import bind
 
 _RESHAPES = frozenset("broadcast_in_dim expand_dims reshape squeeze".split())
 _ELEMENTWISE = FORGETTABLE | set(
@@ -22,20 +22,19 @@ _ELEMENTWISE = FORGETTABLE | set(
 
 
 class Kept(NamedTuple):
-    """A sum in the shape of what was summed, and the axes along which it was to be the same."""
+    """A sum in the shape of what was summed, and the axes along which it is constant in the right program."""
 
     full: Any
     axes: tuple[int, ...]
 
 
 class Way(NamedTuple):
-    """How a group of sums goes wrong: in words, over which axes, times what, in how many blocks of the axis."""
+    """How a group of sums goes wrong: in words, over which axes, times what."""
 
     words: str
     group: list[Any]
     axes: tuple[int, ...]
-    factor: float
-    blocks: int
+    factor: float = 1.0
 
 
 def ways(operations: list[Any]) -> list[Way]:
@@ -55,21 +54,17 @@ def ways(operations: list[Any]) -> list[Way]:
 def _ways_of(group: list[Any]) -> Iterator[Way]:
     shape, right = group[0].invars[0].aval.shape, tuple(group[0].params["axes"])
     softmax, place = any(eqn.primitive.name == "reduce_max" for eqn in group), where(group[0])
-    n = shape[right[0]]
-    blocks = [b for b in range(2, n) if n % b == 0][:4] if len(right) == 1 else []
     if not softmax:
-        yield Way(f"a sum over axis {listed(right)} is left out{place}", group, (), 1.0, 1)
+        yield Way(f"a sum over axis {listed(right)} is left out{place}", group, ())
     for axes, what in itertools.product(subsets(len(shape)), ("softmax",) if softmax else ("mean", "sum")):
-        sizes = [np.prod([shape[a] for a in some]) for some in (right, axes)]
         if axes != right:
-            words = f"the wrong axis: a {what} over axis {listed(axes)} where it should be over axis {listed(right)}"
-            yield Way(f"{words}{place}", group, axes, float(sizes[0] / sizes[1]) if what == "mean" else 1.0, 1)
-        for b in blocks if axes == right else ():
-            words = f"a {what} is over each of {b} blocks of axis {listed(right)} where it should be over all of it"
-            yield Way(f"{words}{place}", group, right, float(b) if what == "mean" else 1.0, b)
+            words = f"a {what} over axis {listed(axes)} where it should be over axis {listed(right)}"
+            sizes = [np.prod([shape[a] for a in some]) for some in (right, axes)]
+            factor = float(sizes[0] / sizes[1]) if what == "mean" else 1.0
+            yield Way(f"the wrong axis: {words}{place}", group, axes, factor)
 
 
-def over_others(plans: list[Way], which: Any) -> Instead:
+def over_others(plans: list[Way], which: Any) -> Callable[[Any, list[Any]], list[Any] | None]:
     """What to do instead of each operation when a number says which of the ways to go."""
     members = {id(eqn) for plan in plans for eqn in plan.group}
 
@@ -86,20 +81,15 @@ def _reduced(eqn: Any, x: Any, plans: list[Way | None], which: Any) -> Kept:
     """A sum or a maximum in the shape of its operand, the way that the number says."""
     right, reduce = tuple(eqn.params["axes"]), jnp.max if eqn.primitive.name == "reduce_max" else jnp.sum
     over = np.array([[a in (plan.axes if plan else right) for a in range(x.ndim)] for plan in plans])
-    factors, blocks = np.array([(plan.factor, plan.blocks) if plan else (1.0, 1) for plan in plans]).T
+    factors = np.array([plan.factor if plan else 1.0 for plan in plans])
     total = x
     for a in range(x.ndim):
         total = jnp.where(jnp.asarray(over)[which, a], reduce(total, axis=a, keepdims=True), total)
-    for b in sorted({*blocks.astype(int).tolist()} - {1}):
-        (axis,) = right
-        parts = x.reshape(*x.shape[:axis], b, -1, *x.shape[axis + 1 :])
-        part = jnp.broadcast_to(reduce(parts, axis=axis + 1, keepdims=True), parts.shape).reshape(x.shape)
-        total = jnp.where(jnp.asarray(blocks)[which] == b, part, total)
     return Kept(total * jnp.asarray(factors)[which] if reduce is jnp.sum else total, right)
 
 
 def _followed(eqn: Any, operands: list[Any]) -> list[Any] | None:
-    """An operation on what is kept in the shape of what was summed, in that shape as far as it can be."""
+    """An operation on what is kept in the shape of what was summed, in that shape as long as it can be."""
     kept = [x for x in operands if isinstance(x, Kept)]
     if not kept:
         return None

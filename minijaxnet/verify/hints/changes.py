@@ -1,91 +1,111 @@
 """What might be done by mistake instead of an operation: a result of the same shape and dtype, and its sentence."""
 
+import enum
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import is_literal
-from minijaxnet.verify.interpreter import bind
+from minijaxnet.verify.interpreter import SCATTER_PARAMS, bind
 
 # Operations whose names say little to whoever wrote ``x**2``.
 _WORDS = {"integer_pow": "a power", "square": "a square", "rsqrt": "one over a square root", "logistic": "a sigmoid"}
 FORGETTABLE = frozenset("exp log tanh logistic sqrt rsqrt square integer_pow log1p sin cos erf".split())
 
-Change = tuple[str, Callable[[list[Any]], Any]]
+
+class Rank(enum.IntEnum):
+    """Which changes are tried before others, and so are named where several give the same numbers."""
+
+    TWICE = enum.auto()
+    BOUND = enum.auto()
+    TRANSPOSED = enum.auto()
+    MASK = enum.auto()
+    INDEX = enum.auto()
+    STATE = enum.auto()
+    SIGN = enum.auto()
+    FACTOR = enum.auto()
+    DIVISION = enum.auto()
+    OTHER = enum.auto()
+    ONE = enum.auto()
+
+
+class Change(NamedTuple):
+    """A change of an operation: in words, what it makes of the operands, and when it is tried."""
+
+    words: str
+    result: Callable[..., Any]
+    rank: Rank = Rank.OTHER
 
 
 def changes(eqn: Any) -> Iterator[Change]:
-    """The changes of one operation, each with what it makes of the operands."""
+    """The changes of one operation."""
     if len(eqn.outvars) != 1 or not is_real(eqn.outvars[0]):
         return
-    name = eqn.primitive.name
-    out, shapes = eqn.outvars[0].aval.shape, [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
-    if name in _PLAIN:
-        for sentence, change in _PLAIN[name]:
-            yield sentence, lambda x, change=change: change(*x) + jnp.zeros(out)
-    elif name in FORGETTABLE:
-        yield f"{_WORDS.get(name, name)} is forgotten", lambda x: x[0]
-        yield f"a factor is missing: {_WORDS.get(name, name)}", lambda x: jnp.ones(out)
+    name, out = eqn.primitive.name, eqn.outvars[0].aval.shape
+    shapes = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+    for words, result, rank in _ARITHMETIC.get(name, ()):
+        yield Change(words, lambda x, result=result: result(*x) + jnp.zeros(out), rank)
+    if name in FORGETTABLE:
+        yield Change(f"{_WORDS.get(name, name)} is forgotten", lambda x: x[0])
+        yield Change(f"a factor is missing: {_WORDS.get(name, name)}", lambda x: jnp.ones(out))
     elif name == "rev":
-        yield "a reversal of the order is forgotten", lambda x: x[0]
+        yield Change("a reversal of the order is forgotten", lambda x: x[0])
     elif name == "transpose" and shapes[0] == out:
-        yield "transposed on the way", lambda x: x[0]
+        yield Change("transposed on the way", lambda x: x[0], Rank.TRANSPOSED)
     elif name == "dot_general":
         yield from _of_product(eqn, shapes)
-    elif name in ("reduce_sum", "reduce_max"):
-        yield from _of_reduction(eqn, shapes[0])
+    elif name == "reduce_sum":
+        yield from _of_sum(eqn, shapes[0])
     elif name in ("max", "min"):
         for k, atom in enumerate(eqn.invars):
-            sentence = f"a mask is forgotten: the rule does not heed a {name}imum"
+            words, rank = f"a mask is forgotten: the rule ignores a {name}imum", Rank.MASK
             if is_literal(atom) and atom.val:  # such as the least number to divide by
-                sentence = f"a factor is missing: what is at {'least' if name == 'max' else 'most'} {atom.val:g}"
-            yield sentence, lambda x, k=k: x[k] + jnp.zeros(out)
+                words = f"a factor is missing: what is at {'least' if name == 'max' else 'most'} {atom.val:g}"
+                rank = Rank.BOUND
+            yield Change(words, lambda x, k=k: x[k] + jnp.zeros(out), rank)
     elif name == "select_n" and len(shapes) == 3:
-        sentence = "a mask is forgotten: the rule takes one side of a choice everywhere"
-        yield from ((sentence, lambda x, k=k: x[k] * jnp.ones(out)) for k in (1, 2))
-    elif name == "conv_general_dilated":
-        yield from _of_convolution(eqn, shapes)
+        words = "a mask is forgotten: the rule takes one side of a choice everywhere"
+        yield from (Change(words, lambda x, k=k: x[k] * jnp.ones(out), Rank.MASK) for k in (1, 2))
     elif name in ("cumsum", "cumprod", "cummax"):
         reverse = {**eqn.params, "reverse": not eqn.params["reverse"]}
-        yield f"{name} runs the wrong way along its axis", lambda x: eqn.primitive.bind(*x, **reverse)
+        yield Change(f"{name} runs the wrong way along its axis", lambda x: eqn.primitive.bind(*x, **reverse))
         if name == "cumsum":
-            sentence = "a term is missing: a cumulative sum is without its own element"
-            yield sentence, lambda x: bind(eqn, x)[0] - x[0]
+            words = "a term is missing: a cumulative sum is without its own element"
+            yield Change(words, lambda x: bind(eqn, x)[0] - x[0])
     elif name in ("gather", "scatter-add", "scatter_add"):
         yield from _of_index(eqn, shapes)
 
 
-_PLAIN: dict[str, list[tuple[str, Callable[..., Any]]]] = {
-    "add": [
-        ("a term is missing: autodiff adds two where the rule has the first", lambda a, b: a),
-        ("a term is missing: autodiff adds two where the rule has the second", lambda a, b: b),
-        ("a sign is wrong: a difference where a sum is meant", lambda a, b: a - b),
+_SUM = [
+    Change("a term is missing: autodiff adds two where the rule has the first", lambda a, b: a),
+    Change("a term is missing: autodiff adds two where the rule has the second", lambda a, b: b),
+    Change("a sign is wrong: a difference where a sum is meant", lambda a, b: a - b, Rank.SIGN),
+]
+_TWICE = "a term is missing: autodiff adds two where the rule has twice the"
+_UNMULTIPLIED = "a factor is missing: autodiff multiplies where the rule does not"
+_ARITHMETIC: dict[str, list[Change]] = {
+    "add": _SUM,
+    "add_any": [
+        *_SUM,
+        Change(f"{_TWICE} first, as if they were equal", lambda a, b: 2 * a, Rank.TWICE),
+        Change(f"{_TWICE} second, as if they were equal", lambda a, b: 2 * b, Rank.TWICE),
     ],
     "sub": [
-        ("a term is missing: the one that is subtracted", lambda a, b: a),
-        ("a term is missing: the one that something is subtracted from", lambda a, b: -b),
-        ("a sign is wrong: a sum where a difference is meant", lambda a, b: a + b),
+        Change("a term is missing: the one that is subtracted", lambda a, b: a),
+        Change("a term is missing: the one that something is subtracted from", lambda a, b: -b),
+        Change("a sign is wrong: a sum where a difference is meant", lambda a, b: a + b, Rank.SIGN),
     ],
-    "mul": [
-        ("a factor is missing: autodiff multiplies where the rule does not", lambda a, b: a),
-        ("a factor is missing: autodiff multiplies where the rule does not", lambda a, b: b),
-    ],
+    "mul": [Change(_UNMULTIPLIED, lambda a, b: a, Rank.FACTOR), Change(_UNMULTIPLIED, lambda a, b: b, Rank.FACTOR)],
     "div": [
-        ("a division is missing", lambda a, b: a),
-        ("a division is the wrong way around", lambda a, b: b / a),
+        Change("a division is missing", lambda a, b: a, Rank.DIVISION),
+        Change("a division is the wrong way around", lambda a, b: b / a),
     ],
-    "neg": [("a sign is wrong", lambda a: a)],
+    "neg": [Change("a sign is wrong", lambda a: a, Rank.SIGN)],
 }
-_TWICE = "a term is missing: autodiff adds two where the rule has twice the"
-_PLAIN["add_any"] = [
-    *_PLAIN["add"],
-    (f"{_TWICE} first, as if they were equal", lambda a, b: 2 * a),
-    (f"{_TWICE} second, as if they were equal", lambda a, b: 2 * b),
-]
 
 
 def _of_product(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
@@ -94,74 +114,47 @@ def _of_product(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
         own = [axis for axis in range(len(shape)) if axis not in batch]
         for i, j in itertools.combinations(own, 2):
             if shape[i] == shape[j] > 1:
-                sentence = "transposed on the way: a square matrix is in a product the other way around"
-                yield (
-                    sentence,
-                    lambda x, side=side, i=i, j=j: bind(
-                        eqn, [jnp.swapaxes(y, i, j) if k == side else y for k, y in enumerate(x)]
-                    )[0],
-                )
+
+                def swapped(x: list[Any], side: int = side, i: int = i, j: int = j) -> Any:
+                    return bind(eqn, [jnp.swapaxes(y, i, j) if k == side else y for k, y in enumerate(x)])[0]
+
+                words = "transposed on the way: a square matrix is in a product the other way around"
+                yield Change(words, swapped, Rank.TRANSPOSED)
     for axis, end in itertools.product(contracted[0], (0, -1)):
-        yield _forgotten(axis, end), lambda x, axis=axis, end=end: bind(eqn, [_dropped(x[0], axis, end), x[1]])[0]
+        less = lambda x, axis=axis, end=end: bind(eqn, [_dropped(x[0], axis, end), x[1]])[0]  # noqa: E731
+        yield Change(_forgotten(axis, end), less)
 
 
-def _of_reduction(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
-    if eqn.primitive.name != "reduce_sum":
-        return
-    right = tuple(eqn.params["axes"])
+def _of_sum(eqn: Any, shape: tuple[int, ...]) -> Iterator[Change]:
+    right, out = tuple(eqn.params["axes"]), eqn.outvars[0].aval.shape
     for one in (1.0, -1.0):
-        sentence = "a factor is missing, or a term: a sum is taken as 1"
-        yield sentence, lambda x, one=one: jnp.full(eqn.outvars[0].aval.shape, one)
+        words = "a factor is missing, or a term: a sum is taken as 1"
+        yield Change(words, lambda x, one=one: jnp.full(out, one), Rank.ONE)
     for axis, end in itertools.product(right, (0, -1)):
-        yield _forgotten(axis, end), lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)
+        less = lambda x, axis=axis, end=end: jnp.sum(_dropped(x[0], axis, end), axis=right)  # noqa: E731
+        yield Change(_forgotten(axis, end), less)
     for axes in subsets(len(shape)):
-        if tuple(n for k, n in enumerate(shape) if k not in axes) == eqn.outvars[0].aval.shape:
+        if tuple(n for k, n in enumerate(shape) if k not in axes) == out:
             words = f"axis {listed(axes)} where it should be summed over axis {listed(right)}"
             if axes != right:
-                yield f"the wrong axis: summed over {words}", lambda x, axes=axes: jnp.sum(x[0], axis=axes)
-            yield f"a mean for a sum: averaged over {words}", lambda x, axes=axes: jnp.mean(x[0], axis=axes)
-
-
-def _of_convolution(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
-    """Without a dilation or a stride, padded so that the shape stays."""
-    numbers = eqn.params["dimension_numbers"]
-    out, left, right = (
-        [shape[k] for k in spec[2:]]
-        for shape, spec in zip(
-            (eqn.outvars[0].aval.shape, *shapes), (numbers.out_spec, numbers.lhs_spec, numbers.rhs_spec), strict=True
-        )
-    )
-    for forgotten in ("window_strides", "lhs_dilation", "rhs_dilation"):
-        if all(n == 1 for n in eqn.params[forgotten]):
-            continue
-        params = {**eqn.params, forgotten: tuple(1 for _ in out)}
-        steps = [params[key] for key in ("window_strides", "lhs_dilation", "rhs_dilation")]
-        padding = []
-        for n, a, b, (low, high), stride, of_left, of_right in zip(
-            out, left, right, eqn.params["padding"], *steps, strict=True
-        ):
-            total = (n - 1) * stride + (b - 1) * of_right - (a - 1) * of_left
-            before = round(low * total / (low + high)) if low + high else total // 2
-            padding.append((before, total - before))
-        params["padding"] = tuple(padding)
-        sentence = "the dilation or the stride of a convolution is forgotten"
-        yield sentence, lambda x, params=params: eqn.primitive.bind(*x, **params)
+                yield Change(f"the wrong axis: summed over {words}", lambda x, axes=axes: jnp.sum(x[0], axis=axes))
+            yield Change(f"a mean for a sum: averaged over {words}", lambda x, axes=axes: jnp.mean(x[0], axis=axes))
 
 
 def _of_index(eqn: Any, shapes: list[tuple[int, ...]]) -> Iterator[Change]:
     operand, index, params = shapes[0], shapes[1], eqn.params
-    if eqn.primitive.name != "gather":
-        keys = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        options = {key: params[key] for key in keys}
-        yield "set where add is meant: an index that is repeated", lambda x: lax.scatter(*x, **options)
-    numbers = params["dimension_numbers"]
-    axes = numbers.start_index_map if eqn.primitive.name == "gather" else numbers.scatter_dims_to_operand_dims
+    numbers, gathers = params["dimension_numbers"], eqn.primitive.name == "gather"
+    if not gathers:
+        options = {key: params[key] for key in SCATTER_PARAMS}
+        words = "set where add is meant: an index that is repeated"
+        yield Change(words, lambda x: lax.scatter(*x, **options), Rank.INDEX)
+    axes = numbers.start_index_map if gathers else numbers.scatter_dims_to_operand_dims
     if len(axes) == 1 and len(index) > 1 and index[-2] == operand[axes[0]]:
-        sentence = "an index is used where its inverse is meant, as the order of a sort"
-        yield (
-            sentence,
-            lambda x: bind(eqn, [x[0], jnp.argsort(x[1], axis=-2).astype(x[1].dtype), *x[2:]])[0],
-        )
+
+        def inverted(x: list[Any]) -> Any:
+            return bind(eqn, [x[0], jnp.argsort(x[1], axis=-2).astype(x[1].dtype), *x[2:]])[0]
+
+        yield Change("an index is used where its inverse is meant, as the order of a sort", inverted, Rank.INDEX)
 
 
 def subsets(n: int) -> Iterator[tuple[int, ...]]:
@@ -202,11 +195,10 @@ _MADE = {
 
 
 def where(eqn: Any) -> str:
-    """The line of the user's that an operation comes from, if it can be had."""
+    """The line of the user's code that an operation comes from, if JAX has it."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
-        library = any(part in frame.file_name for part in ("site-packages", "minijaxnet/verify", "<frozen"))
-        if not library:
+        if not any(part in frame.file_name for part in ("site-packages", "minijaxnet/verify", "<frozen")):
             return f" (autodiff of {frame.file_name.rsplit('/', 1)[-1]}:{frame.line_num}, {frame.function_name})"
     return ""
 

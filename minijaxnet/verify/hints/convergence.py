@@ -1,7 +1,7 @@
 """Had an iteration converged? If not, its implicit gradient is not yet that of what the loop returns.
 
-Every loop that carries a state and nothing else is carried on for more rounds. Where the two rules then come together,
-the rule was judged too early. An unrolled loop can't be seen.
+Every loop that carries a state and nothing else is continued for more rounds. Where the two rules then agree, the rule
+was checked too early. An unrolled loop can't be recognized.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,25 +13,24 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import inner_programs
-from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.compilation import Traced, compile_together
+from minijaxnet.verify.comparison import Comparison
+from minijaxnet.verify.compilation import Traced, compile_all
 from minijaxnet.verify.evaluation import Evaluation, on_host
 from minijaxnet.verify.finite_differences import by_finite_differences
-from minijaxnet.verify.interpreter import Loops, interpret
-from minijaxnet.verify.problem import of_moved, only
+from minijaxnet.verify.interpreter import Hooks, interpret
 
 _MORE = 300
 _LOOPS = ("scan", "while")
 
 
-def not_converged(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """A hint where loops carried on bring the two rules together; none where they do not."""
+def not_converged(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
+    """A hint where more rounds of the loops make the two rules agree."""
     rules = (at.compiled.hand, at.compiled.objective)
     if not any(_outermost(rule.program) for rule in rules if rule.program is not None) or rules[0].program is None:
         return []
     try:
-        moved, hand, reference = _carried_on(at)
-    except Exception:  # what can't be carried on, or not differentiated then: no hint is lost
+        moved, hand, reference = _continued(at)
+    except Exception:  # a loop that can't be continued, or not differentiated then: there is no hint
         return []
     before = max(_apart(c.hand, c.reference) for c in compared)
     after = max(_apart(h, r) for h, r in zip(hand, reference, strict=True))
@@ -43,8 +42,8 @@ def not_converged(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
     ]
 
 
-def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
-    """How far one more round moves a state, and both gradients when the loops go on."""
+def _continued(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarray]]:
+    """How far one more round moves a state, and both gradients when the loops are continued."""
     hand, objective, first = at.compiled.hand, at.compiled.objective, at.problem.n_values
 
     def both(hand_consts: Any, consts: Any, leaves: Sequence[Any]) -> Any:
@@ -52,14 +51,14 @@ def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarra
         value, more = _with_more(objective, consts, leaves)
         if at.problem.reference is None:
             return results, [], moves + more, value[0]
-        loss = of_moved(lambda *leaves: _with_more(objective, consts, leaves)[0][0], leaves, at.problem.moved)
-        return results, jax.grad(loss)(only(leaves, at.problem.moved)), moves + more, value[0]
+        loss = lambda *leaves: _with_more(objective, consts, leaves)[0][0]  # noqa: E731
+        return results, jax.grad(loss, tuple(range(at.problem.n_params)))(*leaves), moves + more, value[0]
 
-    (program,) = compile_together([jax.jit(both).lower(hand.consts, objective.consts, at.wide)])
-    results, slopes, moves, _ = program(hand.consts, objective.consts, at.wide)
-    moved, results = max(map(float, moves)), on_host(at.problem, results)
+    (program,) = compile_all([jax.jit(both).lower(hand.consts, objective.consts, at.wide)])
+    results, gradients, moves, _ = program(hand.consts, objective.consts, at.wide)
+    moved, results = max(map(float, moves)), on_host(results, first)
     if at.problem.reference is not None:
-        return moved, results[first:], on_host(at.problem._replace(n_values=0), slopes)
+        return moved, results[first:], on_host(gradients, 0)
 
     def value(consts: Any, leaves: Sequence[Any]) -> Any:
         return program(hand.consts, consts, leaves)[3]
@@ -69,7 +68,7 @@ def _carried_on(at: Evaluation) -> tuple[float, list[np.ndarray], list[np.ndarra
 
 
 def _with_more(rule: Traced, consts: Any, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The results of a program whose loops go on, and how far one round moves each, relative to its size."""
+    """The results of a program whose loops are continued, and how far one round moves each, relative to its size."""
     mine, moves = {id(eqn) for eqn in _outermost(rule.program)}, []
 
     def ended(eqn: Any, operands: list[Any], results: list[Any], one_more: Any) -> list[Any]:
@@ -82,7 +81,7 @@ def _with_more(rule: Traced, consts: Any, leaves: Sequence[Any]) -> tuple[list[A
             moves.append(lax.stop_gradient(step / size))
         return lax.fori_loop(0, _MORE, lambda _, carry: one_more(carry), results)
 
-    return interpret(rule.program, consts, leaves, loops=Loops(ended=ended)), moves
+    return interpret(rule.program, consts, leaves, hooks=Hooks(ended=ended)), moves
 
 
 def _outermost(program: Any) -> list[Any]:

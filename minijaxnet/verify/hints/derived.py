@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from minijaxnet.verify.evaluation import Evaluation
 from minijaxnet.verify.hints.changes import is_real
-from minijaxnet.verify.interpreter import Instead, Loops, bind, interpret
-from minijaxnet.verify.problem import of_moved, only
+from minijaxnet.verify.interpreter import Hooks, bind, interpret
 
 _RULES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "div": lambda g, y, a, b: (_summed_to(g / b, a), -_summed_to(g * y, b) / b),
@@ -35,19 +34,17 @@ def by_people(at: Evaluation) -> Any:
         return [function(*operands)]
 
     try:
-        return jax.make_jaxpr(slopes(at, instead))(at.compiled.objective.consts, at.wide)
+        return jax.make_jaxpr(gradients(at, Hooks(instead)))(at.compiled.objective.consts, at.wide)
     except Exception:  # no reverse mode through a loop: no hint is lost
         return None
 
 
-def slopes(at: Evaluation, instead: Instead, loops: Loops = Loops()) -> Callable[[Any, Any], list[Any]]:  # noqa: B008
+def gradients(at: Evaluation, hooks: Hooks) -> Callable[[Any, Any], list[Any]]:
     """The gradients of the objective, some of it done otherwise, as a function of its constants and the arguments."""
 
     def gradients(consts: Any, leaves: Any) -> list[Any]:
-        def value(*leaves: Any) -> Any:
-            return interpret(at.compiled.objective.program, consts, leaves, instead=instead, loops=loops)[0]
-
-        return jax.grad(of_moved(value, leaves, at.problem.moved))(only(leaves, at.problem.moved))
+        value = lambda *leaves: interpret(at.compiled.objective.program, consts, leaves, hooks=hooks)[0]  # noqa: E731
+        return list(jax.grad(value, tuple(range(at.problem.n_params)))(*leaves))
 
     return gradients
 

@@ -2,11 +2,13 @@
 
 Three kinds of change are tried: a value of the function taken as fixed, so that nothing flows back through it; an
 operation of the gradient's program done otherwise; a sum over another axis. All changes of a kind are in one compiled
-program: a number tells it which to make.
+program, with a number as an argument that says which to make.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,86 +16,63 @@ import numpy as np
 from jax import lax
 
 from minijaxnet._jaxpr import equations, is_literal
-from minijaxnet.verify.compared import Compared
-from minijaxnet.verify.compilation import compile_together
+from minijaxnet._trees import is_keys
+from minijaxnet.verify.comparison import Comparison
+from minijaxnet.verify.compilation import compile_all
 from minijaxnet.verify.evaluation import Evaluation, outputs
 from minijaxnet.verify.hints.axes import over_others, settled, ways
-from minijaxnet.verify.hints.changes import changes, in_words, is_real, where
-from minijaxnet.verify.hints.derived import by_people, slopes
+from minijaxnet.verify.hints.changes import Change, Rank, changes, in_words, is_real, where
+from minijaxnet.verify.hints.derived import by_people, gradients
 from minijaxnet.verify.hints.slips import Wrong, explain, guess
-from minijaxnet.verify.interpreter import Loops, bind, interpret
-from minijaxnet.verify.numbers import as_real
+from minijaxnet.verify.interpreter import Hooks, bind, interpret
+from minijaxnet.verify.widening import as_real, largest
 
 _MOST_OPERATIONS = 400
 _MOST_CHANGES = 600
 _MOST_ROUNDS = 16
-# Beginnings of the sentences that are tried before others, in this order, and of those that are tried last.
-_LIKELY = (
-    "a term is missing: autodiff adds two where the rule has twice",
-    "a factor is missing: what is",
-    "transposed",
-    "a mask is forgotten",
-    "set where",
-    "an index",
-    "the dilation",
-    "a state",
-    "a sign is wrong",
-    "a factor is missing: autodiff",
-    "a division is missing",
-)
-_UNLIKELY = "a factor is missing, or a term: a sum is taken as 1"
 Tried = Iterator[tuple[str, Sequence[Any]]]
 
 
-def explained(at: Evaluation, compared: Sequence[Compared]) -> list[str]:
-    """How the wrong leaves are wrong, as far as the usual slips explain it; a slip that explains several is told once.
-
-    The leaves are named in the order in which autodiff's backward pass comes to them: a slip precedes what follows.
-    """
+def explained(at: Evaluation, compared: Sequence[Comparison]) -> list[str]:
+    """How each wrong leaf is wrong, as far as a slip explains it."""
     slips = _wrong_leaves(at, compared)
-    told = _covering(slips, _without_a_cotangent(at), slips.keys()) if slips else {}
+    found = _covering(slips, _without_a_cotangent(at), slips.keys()) if slips else {}
     for leaf, slip in slips.items():
-        if leaf not in told and (sentence := explain(slip)):
-            told[leaf] = sentence
-    if open_leaves := slips.keys() - told.keys():
-        found = _covering(slips, _changed(at), open_leaves)
-        one_for_all = len(found) == len(slips) and len(set(found.values())) == 1
-        told = found if one_for_all else found | told
-    told |= {leaf: sentence for leaf in slips.keys() - told.keys() if (sentence := guess(slips[leaf]))}
-    named: dict[str, list[str]] = {}
-    for leaf in slips:
-        if leaf in told:
-            named.setdefault(told[leaf], []).append(slips[leaf].path)
-    return [f"{', '.join(paths)}: {sentence}" for sentence, paths in named.items()]
+        if leaf not in found and (sentence := explain(slip)):
+            found[leaf] = sentence
+    if unexplained := slips.keys() - found.keys():
+        by_change = _covering(slips, _changed(at), unexplained)
+        one_for_all = len(by_change) == len(slips) and len(set(by_change.values())) == 1
+        found = by_change if one_for_all else by_change | found
+    found |= {leaf: sentence for leaf in slips.keys() - found.keys() if (sentence := guess(slips[leaf]))}
+    return [f"{slip.path}: {found[leaf]}" for leaf, slip in slips.items() if leaf in found]
 
 
-def _wrong_leaves(at: Evaluation, compared: Sequence[Compared]) -> dict[int, Wrong]:
+def _wrong_leaves(at: Evaluation, compared: Sequence[Comparison]) -> dict[int, Wrong]:
+    """The wrong leaves, in the order in which autodiff's backward pass comes to them: a slip precedes what follows."""
     truths = {c.name: c.reference for c in compared}
-    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in at.wide]
-    named = zip(at.problem.paths, at.wide, is_key, strict=True)
-    arguments = {path: as_real(x) for path, x, key in named if not key}
+    named = zip(at.problem.paths, at.wide, strict=True)
+    arguments = {path: as_real(x) for path, x in named if not is_keys(x)}
     coarse = 1e-6 if at.compiled.notes else 0.0  # where not all is in float64
+    program, params, dtypes = at.compiled.reference.program, at.params(), at.dtypes()
+    made = {var: k for k, eqn in enumerate(program.eqns) for var in eqn.outvars}
+    order = [-1 if is_literal(atom) else made.get(atom, -1) for atom in program.outvars[at.problem.n_values :]]
     slips = {}
-    program, points, dtypes = at.compiled.reference.program, at.differentiated(), at.dtypes()
-    made = {var: k for k, eqn in enumerate(program.eqns) for var in eqn.outvars} if program is not None else {}
-    atoms = program.outvars[at.problem.n_values :] if program is not None else [None] * len(compared)
-    order = [-1 if atom is None or is_literal(atom) else made.get(atom, -1) for atom in atoms]
     for i in sorted(range(len(compared)), key=order.__getitem__):
         c = compared[i]
         if c.wrong.any():
             others = {name: truth for name, truth in truths.items() if name != c.name}
             pairs = bool(jnp.issubdtype(dtypes[i], jnp.complexfloating))
-            largest = np.max(np.abs(c.reference), initial=0.0, where=np.isfinite(c.reference))
-            tolerance = c.tolerance + coarse * largest
-            slips[i] = Wrong(c.name, c.hand, c.reference, tolerance, c.wrong, points[i], others, arguments, pairs)
+            tolerance = c.tolerance + coarse * largest(c.reference)
+            slips[i] = Wrong(c.name, c.hand, c.reference, tolerance, c.wrong, params[i], others, arguments, pairs)
     return slips
 
 
 def _covering(slips: Mapping[int, Wrong], tried: Tried, needed: Set[int]) -> dict[int, str]:
     """For each leaf the sentence that gives its numbers, and those of most others; the search ends with all needed."""
     reached: list[tuple[str, set[int]]] = []
-    for sentence, gradients in tried:
-        leaves = {i for i, slip in slips.items() if slip.equal(as_real(np.conj(gradients[i])), slip.hand)}
+    for sentence, results in tried:
+        leaves = {i for i, slip in slips.items() if slip.equal(as_real(np.conj(results[i])), slip.hand)}
         reached += [(sentence, leaves)] if leaves else []
         if needed <= leaves:
             break
@@ -105,9 +84,10 @@ def _covering(slips: Mapping[int, Wrong], tried: Tried, needed: Set[int]) -> dic
 
 def _without_a_cotangent(at: Evaluation) -> Tried:
     """The gradients when one of several cotangents is forgotten."""
-    cotangents = at.problem.cotangents
-    for i, place in enumerate(cotangents if len(cotangents) > 1 else []):
-        leaves = [0 * x if k == place else x for k, x in enumerate(at.wide)]
+    n = at.problem.n_cotangents
+    for i in range(n if n > 1 else 0):
+        leaves = list(at.wide)
+        leaves[i - n] = 0 * leaves[i - n]
         yield f"the cotangent of output {i} is ignored", outputs(at.compiled, leaves)[1][at.problem.n_values :]
 
 
@@ -119,63 +99,66 @@ def _changed(at: Evaluation) -> Tried:
         yield from _over_another_axis(at, program)
 
 
+class _Fixed(NamedTuple):
+    """What is taken as fixed, in words: values by their operation, and a loop's state at some of its steps."""
+
+    words: str
+    values: Set[int]
+    steps: Mapping[int, np.ndarray]
+
+
 def _taken_as_fixed(at: Evaluation) -> Tried:
     """The gradients when one value within the function, all its sums, or a loop's state are taken as fixed."""
-    operations = _operations(at.compiled.objective.program)[::-1]  # the last of a chain says best what is fixed
-    places = [eqn for eqn in operations if len(eqn.outvars) == 1 and is_real(eqn.outvars[0])]
-    scans = [eqn for eqn in operations if eqn.primitive.name == "scan"]
-    numbers = {id(eqn): number for number, eqn in enumerate(places)}
-    sums = {id(eqn) for eqn in places if eqn.primitive.name == "reduce_sum" and eqn.outvars[0].aval.shape}
-    how = "a term is missing: nothing flows back through"
-    sentences = [f"{how} {in_words(eqn)}, which is taken as fixed{where(eqn)}" for eqn in places]
-    sentences += [f"{how} the sums and means: these statistics are taken as fixed"] if len(sums) > 1 else []
-    first_round = {}
-    for eqn in scans:
-        first_round[id(eqn)] = len(sentences)
-        words = ["the state of a loop, which is taken as fixed in each round"]
-        words += [f"the first {k} rounds of a loop" for k in _rounds(eqn)]
-        words += [f"more than {k} rounds of a loop" for k in _rounds(eqn)]
-        sentences += [f"{how} {what}{where(eqn)}" for what in words]
+    plans = list(_fixed_plans(_operations(at.compiled.objective.program)[::-1]))  # the last of a chain says best what
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
+    def with_fixed(consts: Any, leaves: Any, which: Any) -> list[Any]:
         def fixed(value: Any, when: Any) -> Any:
             inexact = jnp.issubdtype(value.dtype, jnp.inexact)
             return jnp.where(when, lax.stop_gradient(value), value) if inexact else value
 
         def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
-            if id(eqn) not in numbers:
-                return None
-            (result,) = bind(eqn, operands)
-            together = (which == len(numbers)) if id(eqn) in sums and len(sums) > 1 else False
-            return [fixed(result, (which == numbers[id(eqn)]) | together)]
+            mine = [which == k for k, plan in enumerate(plans) if id(eqn) in plan.values]
+            return [fixed(bind(eqn, operands)[0], functools.reduce(operator.or_, mine))] if mine else None
 
         def carried(eqn: Any, step: Any, carry: list[Any]) -> list[Any]:
-            if (start := first_round.get(id(eqn))) is None:
-                return carry
-            step = eqn.params["length"] - 1 - step if eqn.params["reverse"] else step
-            n, k = len(_rounds(eqn)), which - start
-            now = (k == 0) | ((k > 0) & (k <= n) & (k == step)) | ((k > n) & (k <= 2 * n) & (step % (k - n) == 0))
-            return [fixed(x, now) for x in carry]
+            never = np.zeros(eqn.params["length"], bool)
+            when = jnp.asarray([plan.steps.get(id(eqn), never) for plan in plans])[which, step]
+            return [fixed(x, when) for x in carry]
 
-        return slopes(at, instead, Loops(carried=carried if scans else None))(consts, leaves)
+        loops = any(plan.steps for plan in plans)
+        return gradients(at, Hooks(instead, carried=carried if loops else None))(consts, leaves)
 
-    yield from _one_by_one(at, sentences, gradients)
+    yield from _one_by_one(at, [plan.words for plan in plans], with_fixed)
 
 
-def _rounds(eqn: Any) -> range:
-    return range(1, min(eqn.params["length"], _MOST_ROUNDS))
+def _fixed_plans(operations: Sequence[Any]) -> Iterator[_Fixed]:
+    how = "a term is missing: nothing flows back through"
+    places = [eqn for eqn in operations if len(eqn.outvars) == 1 and is_real(eqn.outvars[0])]
+    for eqn in places:
+        yield _Fixed(f"{how} {in_words(eqn)}, which is taken as fixed{where(eqn)}", {id(eqn)}, {})
+    sums = {id(eqn) for eqn in places if eqn.primitive.name == "reduce_sum" and eqn.outvars[0].aval.shape}
+    if len(sums) > 1:
+        yield _Fixed(f"{how} the sums and means: these statistics are taken as fixed", sums, {})
+    for eqn in operations:
+        if eqn.primitive.name == "scan":
+            steps, rounds = np.arange(eqn.params["length"]), range(1, min(eqn.params["length"], _MOST_ROUNDS))
+            steps = steps[::-1] if eqn.params["reverse"] else steps
+            ways = [("the state of a loop, which is taken as fixed in each round", steps >= 0)]
+            ways += [(f"the first {k} rounds of a loop", steps == k) for k in rounds]
+            ways += [(f"more than {k} rounds of a loop", steps % k == 0) for k in rounds]
+            yield from (_Fixed(f"{how} {what}{where(eqn)}", set(), {id(eqn): mask}) for what, mask in ways)
 
 
 def _otherwise(at: Evaluation, program: Any) -> Tried:
     """The gradients when one operation of their program is done otherwise."""
     operations = list(equations(program))[::-1]  # the backward pass comes last, and is where slips are made
     candidates = [(eqn, change) for eqn in operations for change in (*changes(eqn), *_other_states(eqn))]
-    candidates = sorted(candidates, key=lambda each: _rank(each[1][0]))[:_MOST_CHANGES]
+    candidates = sorted(candidates, key=lambda each: each[1].rank)[:_MOST_CHANGES]
     mine: dict[int, list[tuple[int, Callable[[list[Any]], Any]]]] = {}
-    for number, (eqn, (_, change)) in enumerate(candidates):
-        mine.setdefault(id(eqn), []).append((number, change))
+    for number, (eqn, change) in enumerate(candidates):
+        mine.setdefault(id(eqn), []).append((number, change.result))
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
+    def changed(consts: Any, leaves: Any, which: Any) -> list[Any]:
         def instead(eqn: Any, operands: list[Any]) -> list[Any] | None:
             if id(eqn) not in mine:
                 return None
@@ -186,23 +169,17 @@ def _otherwise(at: Evaluation, program: Any) -> Tried:
 
         def ended(eqn: Any, operands: list[Any], results: list[Any], one_more: Any) -> list[Any]:
             for number, change in mine.get(id(eqn), ()):
-                changed = change([operands, results])
-                results = [jnp.where(which == number, a, b) for a, b in zip(changed, results, strict=True)]
+                others = change([operands, results])
+                results = [jnp.where(which == number, a, b) for a, b in zip(others, results, strict=True)]
             return results
 
-        loops = Loops(ended=ended)
-        return interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead, loops=loops)
+        hooks = Hooks(instead, ended=ended)
+        return interpret(program.jaxpr, program.consts, [*consts, *leaves], hooks=hooks)
 
-    sentences = [f"{sentence}{where(eqn)}" for eqn, (sentence, _) in candidates]
-    yield from _one_by_one(at, sentences, gradients)
-
-
-def _rank(sentence: str) -> int:
-    ranks = (k for k, beginning in enumerate(_LIKELY) if sentence.startswith(beginning))
-    return next(ranks, len(_LIKELY) + sentence.startswith(_UNLIKELY))
+    yield from _one_by_one(at, [f"{change.words}{where(eqn)}" for eqn, change in candidates], changed)
 
 
-def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:
+def _other_states(eqn: Any) -> Iterator[Change]:
     """Where a scan keeps its state of each round for the backward pass: the state of the round before, or after."""
     if eqn.primitive.name != "scan":
         return
@@ -223,7 +200,8 @@ def _other_states(eqn: Any) -> Iterator[tuple[str, Callable[[list[Any]], Any]]]:
                 other = jnp.concatenate([states[1:], edge] if ahead else [edge, states[:-1]])
                 return [other if i == kept else y for i, y in enumerate(results)]
 
-            yield f"a state of a loop is that of the round {'after' if atom is start else 'before'}", change
+            words = f"a state of a loop is that of the round {'after' if atom is start else 'before'}"
+            yield Change(words, change, Rank.STATE)
 
 
 def _over_another_axis(at: Evaluation, program: Any) -> Tried:
@@ -233,19 +211,19 @@ def _over_another_axis(at: Evaluation, program: Any) -> Tried:
         return
     plans = ways(operations)[:_MOST_CHANGES]
 
-    def gradients(consts: Any, leaves: Any, which: Any) -> list[Any]:
-        instead = over_others(plans, which)
-        results = interpret(program.jaxpr, program.consts, [*consts, *leaves], instead=instead)
+    def over_other_axes(consts: Any, leaves: Any, which: Any) -> list[Any]:
+        hooks = Hooks(over_others(plans, which))
+        results = interpret(program.jaxpr, program.consts, [*consts, *leaves], hooks=hooks)
         return [settled(x, atom) for x, atom in zip(results, program.jaxpr.outvars, strict=True)]
 
-    yield from _one_by_one(at, [plan.words for plan in plans], gradients)
+    yield from _one_by_one(at, [plan.words for plan in plans], over_other_axes)
 
 
 def _one_by_one(at: Evaluation, sentences: Sequence[str], gradients: Callable[..., list[Any]]) -> Tried:
     """What each change gives, one after another, by one compiled program; nothing where it can't be had."""
     consts = at.compiled.objective.consts
     try:
-        (program,) = compile_together([jax.jit(gradients).lower(consts, at.wide, np.int32(0))] if sentences else [None])
+        (program,) = compile_all([jax.jit(gradients).lower(consts, at.wide, np.int32(0))] if sentences else [None])
     except Exception:  # no reverse mode through a loop, or a shape that the change does not bear: no hint is lost
         return
     for number, sentence in enumerate(sentences):

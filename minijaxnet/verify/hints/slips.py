@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# So many slices, at most, are looked for in another order.
+# Slices in another order are searched for among so many, at most.
 _MOST_SLICES = 64
-# So many elements that agree are no chance.
+# So many elements do not agree by chance.
 _EVIDENCE = 4
 
 
@@ -58,11 +58,11 @@ def explain(slip: Wrong) -> str:
 
 
 def guess(slip: Wrong) -> str:
-    """A sentence that fits the difference though it can't be told from others, for when nothing else explains it."""
+    """A sentence that fits the difference though others would, too; for when nothing else explains it."""
     with np.errstate(all="ignore"):
         tried = (
             _reordered(slip),
-            _repeated_index(slip, told_apart=False),
+            _repeated_index(slip, some_once=False),
             _one_slice(slip),
             _far_or_near(slip),
             _constant(slip),
@@ -86,35 +86,38 @@ def _zero(slip: Wrong) -> str:
 
 
 def _factor(slip: Wrong) -> str:
-    size = np.sum(slip.reference * slip.reference)
     if not (np.abs(slip.reference) > slip.tolerance).any() or not np.isfinite(slip.hand).all():
         return ""
-    c = float(np.sum(slip.hand * slip.reference) / size)
-    if not c or (slip.hand.size == 1 and not _named_factor(c, slip)):
+    c = float(np.sum(slip.hand * slip.reference) / np.sum(slip.reference * slip.reference))
+    name = _named_factor(c, slip)
+    if not c or not slip.equal(slip.hand / c, slip.reference) or (slip.hand.size == 1 and not name):
         return ""
-    return (_named_factor(c, slip) or _unnamed_factor(c)) if slip.equal(slip.hand / c, slip.reference) else ""
-
-
-def _unnamed_factor(c: float) -> str:
-    if abs(c - 1) < 1e-9:
+    if not name and abs(c - 1) < 1e-9:
         return f"all of it is off by {abs(c - 1):.1e} of itself: a constant of too few digits"
-    return f"{c:.10g} times what it should be"
+    return name or f"{c:.10g} times what it should be"
 
 
 def _named_factor(c: float, slip: Wrong) -> str:
-    named = {-1.0: "the sign is wrong: a factor -1"}
+    def is_it(value: float) -> bool:
+        return abs(c - value) <= 1e-9 * abs(value)
+
+    if is_it(-1.0):
+        return "the sign is wrong: a factor -1"
     lengths = {n: path for path, x in slip.arguments.items() for n in _lengths(x.shape) if n > 2}
-    for (n, path), sign in itertools.product(sorted(lengths.items()), (1, -1)):
-        minus, size = "-" if sign < 0 else "", f"a size of {path}"
-        named.setdefault(
-            sign * n, f"{sign * n} times too large: a factor n = {n}, perhaps {size}: a sum where a mean is meant"
-        )
-        named.setdefault(sign / n, f"a factor {minus}1/n = {minus}1/{n}, perhaps {size}: a mean where a sum is meant")
-    named.setdefault(2.0, "twice what it should be: a factor 2")
-    named.setdefault(0.5, "half of what it should be: a factor 1/2")
-    for value in (-2, -0.5, 4, 0.25):
-        named.setdefault(value, f"{value:g} times what it should be: a factor {value:g}")
-    return next((words for value, words in named.items() if abs(c - value) <= 1e-9 * abs(value)), "")
+    for n, path in sorted(lengths.items()):
+        size = f"perhaps a size of {path}"
+        if is_it(n) or is_it(-n):
+            return f"{c:.0f} times too large: a factor n = {n}, {size}: a sum where a mean is meant"
+        if is_it(1 / n) or is_it(-1 / n):
+            minus = "-" if c < 0 else ""
+            return f"a factor {minus}1/n = {minus}1/{n}, {size}: a mean where a sum is meant"
+    words = {2.0: "twice what it should be: a factor 2", 0.5: "half of what it should be: a factor 1/2"}
+    named = (
+        words.get(v, f"{v:g} times what it should be: a factor {v:g}")
+        for v in (2.0, 0.5, -2, -0.5, 4, 0.25)
+        if is_it(v)
+    )
+    return next(named, "")
 
 
 def _lengths(shape: tuple[int, ...]) -> Iterator[int]:
@@ -149,8 +152,8 @@ def _reordered(slip: Wrong) -> str:
         order = np.argmin(np.abs(mine[:, None] - theirs), axis=1) if len(hand) <= _MOST_SLICES else []
         if len(np.unique(order)) == len(hand) > 1 and hand.size >= _EVIDENCE:
             if slip.equal(slip.hand, np.moveaxis(right[order], 0, axis)):
-                shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
-                return f"in another order along axis {axis}: in the places of 0, 1, ... are the values of {shown}"
+                first = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
+                return f"in another order along axis {axis}: in the places of 0, 1, ... are the values of {first}"
     return ""
 
 
@@ -193,8 +196,8 @@ def _far_or_near(slip: Wrong) -> str:
     return ""
 
 
-def _repeated_index(slip: Wrong, *, told_apart: bool = True) -> str:
-    """Wrong in the rows of repeated indices; ``told_apart``: and right in a row whose index comes once."""
+def _repeated_index(slip: Wrong, *, some_once: bool = True) -> str:
+    """Wrong in the rows of repeated indices; ``some_once``: and right in a row whose index comes once."""
     if not slip.hand.ndim or not slip.wrong.any():
         return ""
     rows = np.asarray(slip.wrong.reshape(len(slip.wrong), -1).any(axis=1))
@@ -202,7 +205,7 @@ def _repeated_index(slip: Wrong, *, told_apart: bool = True) -> str:
         if x.size > 1 and np.array_equal(x, np.round(x)) and x.min() >= 0 and x.max() < len(rows):
             count = np.bincount(x.astype(int).ravel(), minlength=len(rows))
             repeated = count > 1
-            if told_apart and not (count == 1).any():
+            if some_once and not (count == 1).any():
                 continue
             if repeated.any() and not rows[~repeated].any() and rows[repeated].all():
                 return f"wrong in the rows whose index is repeated in {path}: set where add is meant"
