@@ -210,7 +210,7 @@ def differences_of(header: Header, like: PyTree) -> str:
 def _differences(got: Header, expected: Header) -> str:
     """Node by node, in the template's order; what a container's kind explains comes after it."""
 
-    def shown(header: Header, name: str) -> str:
+    def described(header: Header, name: str) -> str:
         kind = header.kinds.get(name, "nothing")
         if name not in header.arrays:
             return kind
@@ -218,8 +218,8 @@ def _differences(got: Header, expected: Header) -> str:
         return f"{kind}[{','.join(map(str, shape[:-1] if _has_inner_axis(kind) else shape))}]"
 
     names = dict.fromkeys([*expected.kinds, *got.kinds])
-    shown_pairs = ((name, shown(got, name), shown(expected, name)) for name in names)
-    found = [f"{name}: got {a}; expected {b}" for name, a, b in shown_pairs if a != b]
+    pairs = ((name, described(got, name), described(expected, name)) for name in names)
+    found = [f"{name}: got {a}; expected {b}" for name, a, b in pairs if a != b]
     found[5:] = [f"and {len(found) - 5} more"] if found[5:] else []
     if found and "DescentState" in (got.kinds["tree"], expected.kinds["tree"]):
         found.append("(load_params takes weights from the checkpoint of a whole state, and from that of weights)")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -80,7 +81,7 @@ def transforms(at: Evaluation) -> Verdict:
     for i, x in enumerate(near[: problem.n_params]):
         near[i] = x * (1 + 2.0**-10 * draw.choice((-1.0, 1.0), size=x.shape))
     axes = mapped_axes(compiled.hand, at.wide)
-    both = compiled.mapped.program(stacked(at.wide, near, axes))
+    both = jax.device_get(compiled.mapped.program(stacked(at.wide, near, axes)))
     for k, alone in enumerate((at.hand, outputs(compiled, near)[0])):
         got = on_host([x[k] for x in both], problem.n_values)
         for i, name in enumerate(problem.names, start=problem.n_values):

@@ -11,7 +11,8 @@ from kits.lines import RIGHT, line
 from kits.timings import comparison
 
 import minijaxnet as mjn
-from minijaxnet.bench import Interval, machine, roofline, step_cost
+from minijaxnet._machine import description
+from minijaxnet.bench import Interval, roofline, step_cost
 from minijaxnet.cli import main
 from minijaxnet.verify import GradReport, Verdict
 
@@ -28,7 +29,6 @@ def bench(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minijaxnet.cli.bench.time_step", timed)
-    monkeypatch.setattr(machine, "_commit", lambda: "a commit")
     for name, few in (("_SIDES", (4,)), ("_ARRAYS", (2**10,)), ("_BLOCK_S", 0.001)):
         monkeypatch.setattr(roofline, name, few)
 
@@ -41,7 +41,7 @@ def bench(tmp_path, monkeypatch, capsys):
 
 
 def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_saved(bench, tmp_path, monkeypatch):
-    comparison(dict.fromkeys(ARMS, 1), machine=machine.machine()).save(tmp_path / "then.json")
+    comparison(dict.fromkeys(ARMS, 1), machine=description()).save(tmp_path / "then.json")
     calls = []
     monkeypatch.setattr(
         "minijaxnet.cli.bench.checked_devices", lambda text, batch: [1, int(text)] if text > "1" else []
@@ -64,7 +64,7 @@ def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_sa
     assert "measured peak" not in out, "there is no matrix product"
     assert all(len(row) <= 110 for row in out.splitlines())
     saved = json.loads((tmp_path / "now.json").read_text())
-    assert list(saved["arms"]) == ARMS and saved["baseline"] == ARMS[1] and saved["machine"]["jax"]
+    assert list(saved["arms"]) == ARMS and saved["baseline"] == ARMS[1] and saved["machine"]["versions"]["jax"]
     assert "now over then" in out and "(a fixed workload)" in out and "written to now.json" in out
     assert "\na table of devices\n" in out and calls == [([1, 2], {"seconds": 0.001, "same_result": True})]
 

@@ -150,7 +150,7 @@ def test_what_has_come_to_something_is_kept_when_its_end_fails(sweep, monkeypatc
     def fails(*arguments, **options):
         raise KeyboardInterrupt(signal.SIGTERM)
 
-    monkeypatch.setattr("minijaxnet.cli.sweep.shutil.rmtree", fails)
+    monkeypatch.setattr("minijaxnet.cli.sweep_report.shutil.rmtree", fails)
     code, _, _, folder = sweep(*BLOCKWISE)
     assert code == 143
     assert (folder / "sweep.npz").exists() and (folder / "result.json").exists()
