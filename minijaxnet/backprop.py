@@ -2,20 +2,20 @@
 
 Notation: a dense layer computes ``z = h @ W + b`` and ``h' = f(z)`` for a whole batch, one point a row. ``delta`` is
 the derivative of the loss with respect to z, of z's shape. The backward pass carries delta from the loss to the input
-and reads off each layer's gradient on the way (Rumelhart, Hinton and
-Williams, 1986; Goodfellow et al., 2016, section 6.5).
+and finds each layer's gradient on the way (Rumelhart, Hinton and Williams, 1986; Goodfellow et al., 2016, section 6.5).
+How a batch lies in memory, and the dense layer's own rules, are in ``columns.py``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from minijaxnet._checks import pair
 from minijaxnet._types import Params, PyTree, ValueAndGradient
+from minijaxnet.columns import faster_layout
 from minijaxnet.losses import Loss, binary_cross_entropy, mean_squared_error, softmax_cross_entropy
 from minijaxnet.network import Activation, check_sizes
 
@@ -90,93 +90,7 @@ _LOSS_DERIVATIVES: dict[Any, Callable[[jax.Array, Any], jax.Array]] = {
 }
 
 
-# --- The dense layer, in two layouts, and the network made of them --------------------------------------------------
-
-
-class DenseGradients(NamedTuple):
-    """What the backward pass of a dense layer yields."""
-
-    params: dict[str, jax.Array]
-    x: jax.Array
-
-
-class Layout(NamedTuple):
-    """How a batch lies in memory, with the dense layer in that layout.
-
-    ``z_ij = sum_k x_ik W_kj + b_j`` for point i, hence
-
-    - ``dL/dW_kj = sum_i x_ik delta_ij``,
-    - ``dL/db_j = sum_i delta_ij``,
-    - ``dL/dx_ik = sum_j delta_ij W_kj``.
-
-    As products, with the points as rows (``BATCH_FIRST``) or as columns (``FEATURES_FIRST``):
-
-    ============== ================= ================
-    gradient       points as rows    points as columns
-    ============== ================= ================
-    z              ``x W + b``       ``W^T x + b``
-    dL/dW          ``x^T delta``     ``x delta^T``
-    dL/dx          ``delta W^T``     ``W delta``
-    ============== ================= ================
-
-    XLA's product on a CPU is slow with a transposed left side, so that one is written out beforehand: with points as
-    rows the activations; with points as columns the data, and the weights, which do not grow with the batch. Autodiff
-    of ``x @ W`` is left with ``x^T delta``.
-
-    Attributes:
-        turn: from rows to this layout, and back.
-        forward: ``(params, x) -> z``.
-        backward: ``(params, x, delta) -> DenseGradients``, ``delta = dL/dz``; gradients have the dtype
-            of what they belong to.
-    """
-
-    turn: Callable[[jax.Array], jax.Array]
-    forward: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
-    backward: Callable[[dict[str, jax.Array], jax.Array, jax.Array], DenseGradients]
-
-
-def _transposed(matrix: jax.Array) -> jax.Array:
-    """The transpose in memory, where XLA would make it part of the product again.
-
-    Not so for a tiny one: XLA makes one function of a tiny network's whole loop, if nothing stands in the way.
-    """
-    return matrix.T if matrix.size < 256 else lax.optimization_barrier(matrix.T)
-
-
-def _rows_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    z = x @ params["weights"]
-    return z + params["bias"][None, :] if "bias" in params else z
-
-
-def _rows_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseGradients:
-    gradients = {"weights": _transposed(x) @ delta, "bias": jnp.sum(delta, axis=0)}
-    return DenseGradients(_like(params, gradients), delta @ params["weights"].T)
-
-
-def _columns_forward(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    z = _transposed(params["weights"]) @ x
-    return z + params["bias"][:, None] if "bias" in params else z
-
-
-def _columns_backward(params: dict[str, jax.Array], x: jax.Array, delta: jax.Array) -> DenseGradients:
-    gradients = {"weights": x @ delta.T, "bias": jnp.sum(delta, axis=1)}
-    return DenseGradients(_like(params, gradients), params["weights"] @ delta)
-
-
-def _like(params: dict[str, jax.Array], gradients: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: gradients[name].astype(leaf.dtype) for name, leaf in params.items()}
-
-
-BATCH_FIRST = Layout(lambda x: x, _rows_forward, _rows_backward)
-FEATURES_FIRST = Layout(_transposed, _columns_forward, _columns_backward)
-
-
-def faster_layout(points: int, sizes: Sequence[int]) -> Layout:
-    """Features first, unless the points are so few that turning the weights costs more than it gains.
-
-    Measured on a CPU: on 64-512-10 features first took 1.13 of autodiff's time with 32 points, 0.66 with 64.
-    """
-    return FEATURES_FIRST if points >= min(64, max(sizes)) else BATCH_FIRST
+# --- The network ---------------------------------------------------------------------------------------------------
 
 
 def mlp_gradient(

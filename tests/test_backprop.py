@@ -10,7 +10,7 @@ import pytest
 from kits.marks import SLOW
 
 import minijaxnet as mjn
-from minijaxnet import backprop
+from minijaxnet import backprop, columns
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "identity": jax.nn.identity}
 LOSSES = {
@@ -19,7 +19,7 @@ LOSSES = {
     "softmax, one-hot": mjn.softmax_cross_entropy,
     "binary": mjn.binary_cross_entropy,
 }
-LAYOUTS = {"rows": backprop.BATCH_FIRST, "columns": backprop.FEATURES_FIRST}
+LAYOUTS = {"rows": columns.BATCH_FIRST, "columns": columns.FEATURES_FIRST}
 WIDTHS = (3, 4)  # unequal, so that a transposed product fails; only two, with 4 the last, so that little is compiled
 POINTS = 5
 # An element passes through a handful of roundings a layer, each relative to the largest terms summed there. Measured on
@@ -81,7 +81,7 @@ def check_gradients(networks, dtype, compiled=jax.jit):
 
 @pytest.mark.parametrize("layout", ["columns", SLOW("rows")])
 def test_the_gradient_by_hand_is_autodiffs_in_either_layout(layout, monkeypatch):
-    assert backprop.faster_layout(POINTS, WIDTHS) is backprop.FEATURES_FIRST  # what the other tests run
+    assert backprop.faster_layout(POINTS, WIDTHS) is columns.FEATURES_FIRST  # what the other tests run
     monkeypatch.setattr(backprop, "faster_layout", lambda points, sizes: LAYOUTS[layout])
     with jax.enable_x64(True):
         check_gradients([("tanh", "sigmoid", "softmax, classes", 2, True)], "float64")

@@ -17,7 +17,7 @@ FLOORS = [
     {"_types"},
     {"_files", "_jaxpr", "_loops", "_machine", "_reads", "_tables", "_trees"},
     {"_checks", "_programs", "goal"},
-    {"network", "data"},
+    {"columns", "network", "data"},
     {"losses", "custom_gradient"},
     {"backprop", "descent", "batches", "experiment"},
     {"descent_optax", "history", "landscape", "parallel", "streams"},

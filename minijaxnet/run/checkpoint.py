@@ -48,9 +48,8 @@ def save_checkpoint(path: str | Path, tree: PyTree, *, step: int) -> None:
     The file is on the disk when this returns. If a full disk or a kill ends it, the path holds what it held before, or
     all that is new. Bits are stored as they are, NaN too. Where several processes run one program, one of them saves.
 
-    It is a safetensors file, with a SHA-256 over names, kinds, dtypes, shapes, step and data in its metadata; other
-    programs can read it. Python numbers are stored as float64, int64, bool or complex128, and anything that safetensors
-    has no dtype for as bytes.
+    It is a safetensors file, which other programs can read, with a SHA-256 over all that it says. Python numbers are
+    stored as float64, int64, bool or complex128, and what safetensors has no dtype for as bytes.
 
     Args:
         path: of the file; its folder must be there.
