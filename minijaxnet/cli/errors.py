@@ -1,4 +1,4 @@
-"""How the command line says what went wrong: one sentence, and the user's own lines where it happened in them."""
+"""The errors of the command line: one sentence, and the lines of the user's own code that led to it."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ class UsageError(ValueError):
 
 
 def show_error(error: Exception) -> int:
-    """Print an error and return the exit code 2; raise it again if it is none that a user can mend.
+    """Print an error and return the exit code 2; raise it again if it is an error of the program.
 
-    A ``ValueError`` and its kin name the argument, what it got and what it expected. The lines of the user's own files
-    that led there are shown with it; those of libraries are not, unless ``MINIJAXNET_TRACEBACK`` is set.
+    A ``ValueError`` or a similar one names the argument, what it got and what it expected. The lines of the user's own
+    files that led to it follow; those of libraries do not, unless ``MINIJAXNET_TRACEBACK`` is set.
     """
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     if os.environ.get("MINIJAXNET_TRACEBACK") or not (own or isinstance(error, _EXPECTED)):
@@ -35,8 +35,8 @@ def show_error(error: Exception) -> int:
     return 2
 
 
-def show_and_leave(error: Exception) -> NoReturn:
-    """The same for one of several processes, which ends at once: the others may wait for it."""
+def show_error_and_leave(error: Exception) -> NoReturn:
+    """Print the error of one of several processes, and end it at once, since the others may wait for it."""
     if is_lost(error):
         print(f"minijaxnet: another process of this run is gone: {str(error).splitlines()[0]}", file=sys.stderr)
         leave(LOST)

@@ -1,5 +1,6 @@
-"""The flags of the verbs: settings, and the experiment's own numbers, with its defaults."""
+"""The flags of each verb that takes an experiment; numbers of the experiment's own functions are added to them."""
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class PlaceFlags:
     """On a GPU: only kernels that return the same bits each time, which may take longer."""
 
 
-# What one start is told and the next one anew: no settings of the run.
+# Given at each start, and not among the settings of a run.
 EACH_START = ("coordinator", "num_processes", "process_id", "heartbeat_seconds", "resume_latest")
 
 
@@ -104,8 +105,6 @@ class BenchFlags:
     """Numbers of devices, such as 1,2,4, over which the batch is divided in turn."""
     deterministic: bool = False
     """On a GPU: only kernels that return the same bits each time; compare with and without."""
-    peak: bool = False
-    """Print only the peak memory of a step on its device, as observed; not known on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +140,19 @@ class SweepFlags(PlaceFlags):
 
 
 def place_flags_of(arguments: Sequence[str]) -> PlaceFlags:
-    """The devices and processes of a run: needed before an experiment is loaded, which may ask JAX for a device.
+    """The flags for devices and processes, which count before an experiment is loaded: it may ask JAX for a device.
 
-    What is no number is left to the parser, which says so.
+    Of several numbers of devices it is the largest. What is not a number is left to the parser, which refuses it.
 
-    >>> place_flags_of(["--seed", "3", "--devices", "4"]).devices, place_flags_of(["--process_id=2"]).process_id
+    >>> place_flags_of(["--seed", "3", "--devices", "1,4,2"]).devices, place_flags_of(["--process_id=2"]).process_id
     (4, 2)
     """
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    pairs = {name.replace("_", "-"): text for name, text in itertools.pairwise(words) if name.startswith("--")}
-    texts = {field.name: pairs.get(f"--{field.name.replace('_', '-')}") for field in dataclasses.fields(PlaceFlags)}
-    said: dict[str, Any] = {name: int(text) for name, text in texts.items() if text and text.lstrip("-").isdecimal()}
-    said |= {name: texts[name] for name in ("coordinator",) if texts[name] is not None}
-    said |= {"devices": "all"} if texts["devices"] == "all" else {}
-    said |= {"deterministic": True} if "--deterministic" in words else {}
-    return PlaceFlags(**said)
+    texts = {name[2:].replace("-", "_"): text for name, text in itertools.pairwise(words) if name.startswith("--")}
+    flags: dict[str, Any] = {"deterministic": "--deterministic" in words}
+    for name in ("devices", "processes", "num_processes", "process_id", "heartbeat_seconds"):
+        with contextlib.suppress(KeyError, ValueError):
+            flags[name] = max(map(int, texts[name].split(",")))
+    if texts.get("devices") == "all":
+        flags["devices"] = "all"
+    return PlaceFlags(coordinator=texts.get("coordinator"), **flags)

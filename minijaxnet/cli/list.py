@@ -4,32 +4,23 @@ import ast
 from collections.abc import Sequence
 from pathlib import Path
 
-from minijaxnet.cli.errors import UsageError
+from minijaxnet.cli.parsing import parse_folder
+
+_SUMMARY = "List the experiments of a folder (experiments, if left out) and of the folders in it."
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line an experiment; nothing in the folder is run."""
-    if {"-h", "--help"} & set(arguments):
-        print("usage: minijaxnet list [FOLDER]\n")
-        print("Show the experiments of a folder (experiments, if left out) and of the folders in it.")
-        return 0
-    if len(arguments) > 1:
-        raise UsageError(f"list: got {' '.join(arguments)}; expected one folder at most")
-    folder = Path(arguments[0] if arguments else "experiments")
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "is not there"
-        raise UsageError(f"list: got {folder}; expected a folder, but {folder.absolute()} {what}")
+    """Print a line for each experiment; nothing in the folder is run."""
+    folder = parse_folder("list", arguments, _SUMMARY, "experiments")
     rows = [row for path in sorted(folder.glob("*.py")) if (row := _describe(path))]
     rows += [row for path in sorted(folder.glob("*/*.py")) if (row := _describe(path, only_experiments=True))]
-    if not rows:
-        print(f"{folder}: no experiments")
-        return 0
-    print("\n".join(f"{call:<{max(len(r[0]) for r in rows)}}  {summary}" for call, summary in rows))
+    width = max((len(command) for command, _ in rows), default=0)
+    print("\n".join(f"{command:<{width}}  {summary}" for command, summary in rows) or f"{folder}: no experiments")
     return 0
 
 
 def _describe(path: Path, *, only_experiments: bool = False) -> tuple[str, str] | None:
-    """How to call a file and its summary; None if it is not meant to be called, or not an experiment."""
+    """The command that runs a file, and its summary; None if it is neither an experiment nor a script."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError) as error:

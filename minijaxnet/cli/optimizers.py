@@ -1,14 +1,14 @@
-"""The steps of an experiment: its own, by its optimizer's name, and the rivals that it is timed against."""
+"""The optimizer of an experiment, and the rivals that its step is timed against."""
 
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minijaxnet._types import Objective, Params, PyTree
 from minijaxnet.bench import StepComparison, compare_steps
-from minijaxnet.cli.parsing import numbers_in
+from minijaxnet.cli.parsing import parse_numbers
 from minijaxnet.cli.request import Request
 from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.descent import Descent, gradient_descent
@@ -25,7 +25,7 @@ def differentiated(experiment: Experiment) -> Callable[..., Any]:
 
 
 class Optimizer(NamedTuple):
-    """Which optimizer, and with which numbers.
+    """An optimizer by its name, and its numbers.
 
     Attributes:
         name: "gd", "own" for the experiment's own, or that of an optimizer of optax.
@@ -46,89 +46,94 @@ class Optimizer(NamedTuple):
     def descent(self, objective: Objective, learning_rate: Any) -> Descent:
         """The descent by it.
 
-        The rate of ``polyak_sgd`` is the largest that it may take; a transformation that is given whole has its own.
+        The rate of ``polyak_sgd`` is the largest that it may take; a transformation has its own.
 
         Raises:
-            ValueError: no optimizer has that name, and the nearest ones are named; or none of its options has one.
+            ValueError: no optimizer has that name (near names are suggested), or it has no such option.
         """
-        plain = gradient_descent(objective, learning_rate)  # the same check of the rate for all
+        plain = gradient_descent(objective, learning_rate)  # which checks the rate, for all optimizers
         if self.name == "gd":
             if self.options:
                 raise ValueError(f"optimizer: gd takes no {', '.join(self.options)}; expected one of optax, as sgd")
             return plain
-        if self.name == OWN:
-            return optax_descent(objective, self._own(learning_rate))
-        try:
-            import optax
-        except ImportError:
-            raise ImportError(
-                f'optimizer: got {self.name!r}, but optax is not installed: pip install "minijaxnet[optax]"'
-            ) from None
-        makers = {name: maker for name, maker in vars(optax).items() if name[0] != "_" and _takes_rate(maker)}
-        if self.name not in makers:
-            near = difflib.get_close_matches(self.name, ["gd", *makers], n=3, cutoff=0.5)
-            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-            raise ValueError(f"optimizer: got {self.name!r}; expected gd or the name of an optimizer of optax{hint}")
-        known = inspect.signature(makers[self.name]).parameters
-        rate = next(name for name in _RATES if name in known)
-        others = [name for name in known if name != rate]
-        if unknown := [name for name in self.options if name not in others]:
-            raise ValueError(f"optimizer: {self.name} takes no {unknown[0]!r}; expected some of {', '.join(others)}")
-        return optax_descent(objective, makers[self.name](**{rate: learning_rate}, **self.options))
-
-    def _own(self, learning_rate: Any) -> Any:
-        if self.own is None:
-            raise ValueError(f"optimizer: got {OWN!r}; expected an experiment with one, Experiment(optimizer=...)")
-        if is_transformation(self.own):
-            if self.options:
-                got = ", ".join(self.options)
-                raise ValueError(f"optimizer: got {got}; expected an optimizer(learning_rate, *, {got}=...) of its own")
-            return self.own
-        known = optimizer_options(self.own)
-        if unknown := [name for name in self.options if name not in known]:
-            few = ", ".join(known) or "none"
-            raise ValueError(f"optimizer: its own takes no {unknown[0]!r}; expected some of its numbers: {few}")
-        signature = inspect.signature(self.own)
-        options = {**({"steps": self.steps} if "steps" in signature.parameters else {}), **self.options}
-        try:
-            signature.bind(learning_rate, **options)
-        except TypeError as error:
-            raise TypeError(f"optimizer: {error}; expected optimizer(learning_rate, *, steps, ...)") from None
-        found = self.own(learning_rate, **options)
-        if not is_transformation(found):
-            raise TypeError(f"optimizer: it returns a {type(found).__name__}; expected a transformation of optax")
-        return found
+        made = _own(self, learning_rate) if self.name == OWN else _of_optax(self, learning_rate)
+        return optax_descent(objective, made)
 
 
-def optimizer_of(experiment: Experiment, name: str, steps: int, options: Mapping[str, Any] | None = None) -> Optimizer:
-    """An optimizer by its name; of the experiment's own the numbers are its defaults where none are given."""
-    known = optimizer_options(experiment.optimizer) if name == OWN else {}
-    return Optimizer(name, {**known, **(options or {})}, experiment.optimizer, steps)
-
-
-def own_arguments(request: Request) -> Mapping[str, Any]:
-    """What the experiment's own optimizer takes, where that is the one."""
-    own = request.experiment.optimizer if request.flags.optimizer == OWN else None
-    return {} if own is None or is_transformation(own) else inspect.signature(own).parameters
-
-
-def optimizer_of_request(request: Request) -> Optimizer:
-    """That of a run."""
-    flags, is_own = request.flags, request.flags.optimizer == OWN
-    if is_own and is_transformation(request.experiment.optimizer):
-        if flags.learning_rate != request.experiment.defaults.learning_rate:
-            expected = "none, since the experiment's optimizer is a transformation that has its own"
-            raise ValueError(f"learning_rate: got {flags.learning_rate:g}; expected {expected}")
-    options = request.optimizer if is_own else {}
-    return optimizer_of(request.experiment, flags.optimizer, flags.steps, options | numbers_in(flags.optimizer_options))
+def _of_optax(optimizer: Optimizer, learning_rate: Any) -> Any:
+    try:
+        import optax
+    except ImportError:
+        how = 'pip install "minijaxnet[optax]"'
+        raise ImportError(f"optimizer: got {optimizer.name!r}, but optax is not installed: {how}") from None
+    makers = {name: maker for name, maker in vars(optax).items() if name[0] != "_" and _takes_rate(maker)}
+    if optimizer.name not in makers:
+        near = difflib.get_close_matches(optimizer.name, ["gd", *makers], n=3, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"optimizer: got {optimizer.name!r}; expected gd or the name of an optimizer of optax{hint}")
+    parameters = inspect.signature(makers[optimizer.name]).parameters
+    rate = next(name for name in _RATES if name in parameters)
+    _check_options(optimizer.name, optimizer.options, [name for name in parameters if name != rate])
+    return makers[optimizer.name](**{rate: learning_rate}, **optimizer.options)
 
 
 def _takes_rate(maker: Any) -> bool:
     if not inspect.isfunction(maker):
         return False
-    known = inspect.signature(maker).parameters
-    needed = {name for name, parameter in known.items() if parameter.default is parameter.empty}
-    return any(name in known and needed <= {name} for name in _RATES)
+    parameters = inspect.signature(maker).parameters
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    return any(name in parameters and required <= {name} for name in _RATES)
+
+
+def _own(optimizer: Optimizer, learning_rate: Any) -> Any:
+    own, options = optimizer.own, dict(optimizer.options)
+    if own is None:
+        raise ValueError(f"optimizer: got {OWN!r}; expected an experiment with one, Experiment(optimizer=...)")
+    if is_transformation(own):
+        if options:
+            got = ", ".join(options)
+            raise ValueError(f"optimizer: got {got}; expected an optimizer(learning_rate, *, {got}=...) of its own")
+        return own
+    _check_options("its own", options, [*optimizer_options(own)])
+    signature = inspect.signature(own)
+    if "steps" in signature.parameters:
+        options["steps"] = optimizer.steps
+    try:
+        signature.bind(learning_rate, **options)
+    except TypeError as error:
+        raise TypeError(f"optimizer: {error}; expected optimizer(learning_rate, *, steps, ...)") from None
+    made = own(learning_rate, **options)
+    if not is_transformation(made):
+        raise TypeError(f"optimizer: it returns a {type(made).__name__}; expected a transformation of optax")
+    return made
+
+
+def _check_options(optimizer: str, options: Mapping[str, Any], possible: Sequence[str]) -> None:
+    if unknown := [name for name in options if name not in possible]:
+        expected = f"some of {', '.join(possible)}" if possible else "none"
+        raise ValueError(f"optimizer: {optimizer} takes no {unknown[0]!r}; expected {expected}")
+
+
+def optimizer_of(experiment: Experiment, name: str, steps: int, options: Mapping[str, Any]) -> Optimizer:
+    """An optimizer by its name; options of the experiment's own that are not given have its defaults."""
+    defaults = optimizer_options(experiment.optimizer) if name == OWN else {}
+    return Optimizer(name, {**defaults, **options}, experiment.optimizer, steps)
+
+
+def optimizer_of_request(request: Request) -> Optimizer:
+    """The optimizer of a run."""
+    experiment, flags, is_own = request.experiment, request.flags, request.flags.optimizer == OWN
+    if is_own and is_transformation(experiment.optimizer) and flags.learning_rate != experiment.defaults.learning_rate:
+        expected = "none, since the experiment's optimizer is a transformation that has its own"
+        raise ValueError(f"learning_rate: got {flags.learning_rate:g}; expected {expected}")
+    options = (request.optimizer if is_own else {}) | parse_numbers(flags.optimizer_options)
+    return optimizer_of(experiment, flags.optimizer, flags.steps, options)
+
+
+def own_parameters(experiment: Experiment, name: str) -> Sequence[str]:
+    """The names of what the experiment's own optimizer takes; none if another one is used."""
+    own = experiment.optimizer if name == OWN else None
+    return [] if own is None or is_transformation(own) else [*inspect.signature(own).parameters]
 
 
 def compare_with_rivals(

@@ -1,17 +1,36 @@
-"""What came out of a run, in words and in JSON."""
+"""The outcome of a run: printed, and written into its folder, with what is measured after the descent."""
 
+import contextlib
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
+
+from minijaxnet._files import naming
 from minijaxnet._tables import significant, text_table
+from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison
+from minijaxnet.cli.optimizers import compare_with_rivals, differentiated
+from minijaxnet.cli.report import PAGE, write_page_of_outcome
+from minijaxnet.cli.setup import Setup
+from minijaxnet.cli.start import first_batch
+from minijaxnet.descent import DescentState
 from minijaxnet.experiment import Experiment
 from minijaxnet.goal import goal_of
 from minijaxnet.history import DIVERGED, STOPPED_EARLY
+from minijaxnet.parallel.processes import to_host
+from minijaxnet.report.record import Trained
 from minijaxnet.run import FitResult
-from minijaxnet.run.folder import BEST
+from minijaxnet.run.checkpoint import write_checkpoint
+from minijaxnet.run.diagnose import diagnose
+from minijaxnet.run.folder import BEST, COMPARISON, PARAMS, RESULT, write_json
+from minijaxnet.streams import is_read
 from minijaxnet.verify import GradReport
+
+Say = Callable[[str], None]
+Check = Callable[[], GradReport | None]
 
 WRONG = "its gradient is wrong, as the report says; --unchecked descends all the same"
 
@@ -21,9 +40,98 @@ def exit_code(result: FitResult) -> int:
     return 128 + result.interrupted if result.interrupted else int(result.status == DIVERGED)
 
 
-def summary(experiment: Experiment, result: FitResult, held_out: Iterable[str], keep_best: str | None) -> str:
+def is_right(report: GradReport | None) -> bool:
+    """Whether nothing by hand is wrong."""
+    return report is None or report.ok
+
+
+def report_outcome(setup: Setup, result: FitResult, check: Check, folder: Path, say: Say) -> int:
+    """Print and write the result, the check, the times of the step and a page; the exit code."""
+    experiment, flags = setup.request.experiment, setup.request.flags
+    state, diverged = to_host(result.state), result.status == DIVERGED
+    write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
+    _write_timing(folder, result)
+    say(_summary(experiment, result, setup.start.held_out, flags.keep_best))
+    report = None if result.interrupted else check()
+    if report is not None:
+        say(f"\n{report}")
+    if wrong := not (is_right(report) or flags.unchecked):
+        say(f"\nThe result cannot be relied on: {WRONG}.")
+    write_json(folder / RESULT, _result_json(result, report))  # from here on the run is done
+    if setup.has_share:
+        say("what follows is of the points of process 0 alone")
+    if diverged and flags.diagnose:
+        with _on_the_side("not diagnosed", say):
+            say(f"\n{_diagnosis(setup, state)}")
+    if not (result.interrupted or diverged) and flags.bench_seconds > 0:
+        with _on_the_side("not timed", say):
+            _compare_step(setup, result, folder, say)
+    if flags.report:
+        with _on_the_side(f"no {PAGE}", say):
+            say(_write_page(setup, state, result, folder))
+    say(f"\nwritten to {folder}")
+    if result.interrupted:
+        say(f"minijaxnet resume {folder} goes on")
+    elif diverged:
+        say(f"hint: try a smaller learning rate: --learning-rate {flags.learning_rate / 10:g}")
+    return exit_code(result) or int(wrong)
+
+
+@contextlib.contextmanager
+def _on_the_side(failed: str, say: Say) -> Iterator[None]:
+    """If a measurement beside the descent fails, that is printed, and the exit code stays that of the descent."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{failed}: {error if isinstance(error, ValueError | ImportError) else f'{type(error).__name__}: {error}'}")
+
+
+def _diagnosis(setup: Setup, state: DescentState) -> Any:
+    """The first operation of the next step whose result is not finite."""
+    train, batch_size = setup.start.train, setup.request.flags.batch_size
+    if is_read(train):
+        batch = next(iter(train(int(state.step))))
+    elif batch_size is None or setup.has_share:
+        batch = train
+    else:
+        order = minibatches_of(train, batch_size)
+        batch = order.at(order.draw((train, setup.start.order_key), state.step, 1, 1), 0)
+    key = setup.start.draw_key
+    extra = () if key is None else (jax.random.fold_in(key, state.step),)
+    return diagnose(differentiated(setup.request.experiment), state.params, batch, *extra)
+
+
+def _compare_step(setup: Setup, result: FitResult, folder: Path, say: Say) -> None:
+    """Time the step against its rivals, if there are any."""
+    flags, start = setup.request.flags, setup.start
+    comparison = compare_with_rivals(
+        setup.request.experiment,
+        setup.optimizer,
+        flags.learning_rate,
+        start.params,
+        first_batch(setup.batch, flags.batch_size),
+        start.draw_key,
+        seconds=flags.bench_seconds,
+    )
+    if comparison is not None:
+        say(f"\n{comparison}")
+        _write_timing(folder, result, comparison)
+        with naming(folder / COMPARISON, "file not written"):
+            comparison.save(folder / COMPARISON)
+
+
+def _write_page(setup: Setup, state: DescentState, result: FitResult, folder: Path) -> str:
+    """Write the page; where it is."""
+    start, params, notes = setup.start, state.params, []
+    if (best := result.best) is not None:
+        params, notes = to_host(best.params), [f"Pictures of weights are of the best ones, step {best.step:,}"]
+    trained = Trained(setup.request.experiment, params, setup.batch, start.held_out["test"], start.draw_key)
+    return write_page_of_outcome(folder, trained, notes)
+
+
+def _summary(experiment: Experiment, result: FitResult, held_out: Iterable[str], keep_best: str | None) -> str:
     """How a descent ended, and its loss and metrics."""
-    lines = [f"\n{_how_it_ended(result)}", "", _metrics_table("at the end", experiment, result.rows[-1], held_out)]
+    lines = [f"\n{_ending(result)}", "", _metrics_table("at the end", experiment, result.rows[-1], held_out)]
     if result.best is not None and keep_best is not None:
         value, step = significant(result.best.value), f"{result.best.step:,}"
         lines += ["", f"{goal_of(keep_best)}: {value} at step {step}, kept in {BEST}"]
@@ -34,7 +142,7 @@ def summary(experiment: Experiment, result: FitResult, held_out: Iterable[str], 
     return "\n".join(lines)
 
 
-def _how_it_ended(result: FitResult) -> str:
+def _ending(result: FitResult) -> str:
     taken, steps = result.steps_taken, int(result.trace.steps_taken)
     if result.interrupted:
         how = f"stopped by {signal.Signals(result.interrupted).name} after {taken:,} steps"
@@ -50,7 +158,7 @@ def _how_it_ended(result: FitResult) -> str:
 
 
 def _row_of_best(result: FitResult) -> dict[str, Any]:
-    """What was logged where the weights were best; empty if that was before this process."""
+    """The logged row of the best parameters; empty if an earlier process logged it."""
     step = -1 if result.best is None else result.best.step
     return next((row for row in result.rows if row["step"] == step), {})
 
@@ -63,8 +171,8 @@ def _metrics_table(title: str, experiment: Experiment, row: dict[str, Any], held
     return text_table((title, *batches), lines)
 
 
-def result_json(result: FitResult, report: GradReport | None) -> dict[str, Any]:
-    """What came out, without a clock in it: the same for the same numbers."""
+def _result_json(result: FitResult, report: GradReport | None) -> dict[str, Any]:
+    """The result without clock times: the same for the same numbers."""
     return {
         "status": "INTERRUPTED" if result.interrupted else result.status.name,
         "steps_taken": result.steps_taken,
@@ -74,11 +182,11 @@ def result_json(result: FitResult, report: GradReport | None) -> dict[str, Any]:
     }
 
 
-def timing_json(result: FitResult, comparison: StepComparison | None) -> dict[str, Any]:
-    """How long it took."""
+def _write_timing(folder: Path, result: FitResult, comparison: StepComparison | None = None) -> None:
     taken = int(result.trace.steps_taken)
-    return {
+    timing = {
         "compile_s": result.compile_s,
         "step_us": 1e6 * result.run_s / taken if taken else None,
         "step_comparison": None if comparison is None else comparison.to_dict(),
     }
+    write_json(folder / "timing.json", timing)

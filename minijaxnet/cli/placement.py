@@ -1,71 +1,26 @@
-"""Over how many devices and in how many processes a run goes, and where its arrays lie."""
+"""The devices of a run, the placement of its arrays on them, and the agreement of its processes."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from minijaxnet._machine import choose_deterministic
 from minijaxnet._types import PyTree
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, PlaceFlags
-from minijaxnet.cli.launcher import launch
 from minijaxnet.cli.request import Request
-from minijaxnet.descent import Descent, DescentState
 from minijaxnet.experiment import loads_its_share
-from minijaxnet.parallel import divide_cpu, initialize, on_mesh, replicate, shard_batch
+from minijaxnet.parallel import replicate, shard_batch
 from minijaxnet.parallel.mesh import DATA, check_divides, data_mesh
-from minijaxnet.parallel.processes import all_gather, all_gather_texts, broadcast, broadcast_arrays
+from minijaxnet.parallel.processes import all_gather_texts, broadcast
 from minijaxnet.run import code
 from minijaxnet.run.folder import environment
 from minijaxnet.streams import is_read
 
-# What may be another in each process.
+# The settings that each process may have differently.
 _OWN = {"runs", "processes", *EACH_START}
-
-
-def launched(verb: str, arguments: Sequence[str], flags: PlaceFlags) -> int | None:
-    """Run a verb in processes of its own, if the flags say so: the exit code; None if this process is to run it."""
-    for name in ("processes", "heartbeat_seconds"):
-        if (value := getattr(flags, name)) < 1:
-            raise UsageError(f"{name}: got {value}; expected at least 1")
-    if flags.processes in (1, flags.num_processes):  # this process is one of them
-        return None
-    if flags.coordinator is not None:
-        raise UsageError(f"processes: got {flags.processes}, and a coordinator; expected one of the two")
-    return launch([verb, *arguments], flags.processes)
-
-
-def join(flags: PlaceFlags) -> None:
-    """Take this process's place among the others, before anything asks JAX for a device.
-
-    Raises:
-        UsageError: devices that the processes do not divide, or another number of them in each.
-    """
-    if flags.deterministic:
-        choose_deterministic()
-    count = flags.num_processes or 1
-    if isinstance(flags.devices, int):
-        if flags.devices % count:
-            raise UsageError(f"devices: got {flags.devices}; expected a multiple of {count}, the processes")
-        divide_cpu(flags.devices // count)
-    if flags.coordinator is None:
-        return
-    address = None if flags.coordinator == "auto" else flags.coordinator
-    initialize(
-        address,
-        num_processes=flags.num_processes,
-        process_id=flags.process_id,
-        timeout_s=max(60, 2 * flags.heartbeat_seconds),  # who is started again may have noticed sooner than the others
-        heartbeat_s=flags.heartbeat_seconds,
-    )
-    each = [len(jax.local_devices(process)) for process in range(jax.process_count())]
-    if len(set(each)) > 1:
-        raise UsageError(f"devices: got {', '.join(map(str, each))} in the processes; expected as many in each")
-    all_gather([0])  # the first time they wait for one another but for half a minute: now, not when each has its data
 
 
 def agree(request: Request, data_sha256: str) -> str:
@@ -131,42 +86,31 @@ def described(mesh: Mesh | None) -> str:
     return f"{mesh.size} devices{f' in {count} processes' if count > 1 else ''} ({kind}{shared})"
 
 
-def divided(mesh: Mesh | None, descent: Descent) -> Descent:
-    """The descent, with each batch divided over the devices."""
-    return descent if mesh is None else on_mesh(mesh, descent)
-
-
-def everywhere(mesh: Mesh | None, tree: PyTree) -> Any:
-    """Arrays of which each process has the same, on each device."""
-    return tree if mesh is None else replicate(mesh, tree)
-
-
-def placed_start(mesh: Mesh | None, start: DescentState) -> DescentState:
-    """Where all processes start: the first one's start, for others may have rounded otherwise."""
-    return start if mesh is None else replicate(mesh, broadcast_arrays(start, start))
-
-
 def placed_data(
-    mesh: Mesh | None, request: Request, train: PyTree, held_out: dict[str, Any]
+    mesh: Mesh | None, train: PyTree, held_out: dict[str, Any], batch_size: int | None, *, shares: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """The data where the descent runs: the points divided, or for minibatches all of them on each device.
+    """The data on the devices: the points divided, or for minibatches all of them on each device.
 
-    A process that loads its own share of the points has no others: then these are divided for minibatches, too.
+    Args:
+        mesh: the devices; None for a single one.
+        train: the training data, or the function that reads its batches.
+        held_out: the other batches, by their names.
+        batch_size: points in a minibatch; None for all.
+        shares: whether each process loads its own share of the points, which is divided for minibatches, too.
 
     Raises:
         ValueError: points or a batch size that the devices do not divide; a batch size of batches that are read.
     """
-    if is_read(train) and request.flags.batch_size is not None:
+    if is_read(train) and batch_size is not None:
         got = "got a function that reads batches, and batch_size, too"
         raise ValueError(f"data: {got}; expected an array or a tree of them")
     if mesh is None or is_read(train):
         return train, held_out if mesh is None else replicate(mesh, held_out)
-    size = request.flags.batch_size
-    if size is not None:
-        check_divides("batch_size", size, mesh.size)
-    if loads_its_share(request.experiment):
+    if batch_size is not None:
+        check_divides("batch_size", batch_size, mesh.size)
+    if shares:
         return shard_batch(mesh, train), {name: shard_batch(mesh, batch) for name, batch in held_out.items()}
-    if size is not None:
+    if batch_size is not None:
         return replicate(mesh, train), replicate(mesh, held_out)
     points = len(jax.tree.leaves(train)[0])
     check_divides("batch", points, mesh.size, unit=" points")

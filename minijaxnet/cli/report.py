@@ -9,7 +9,7 @@ import jax
 
 from minijaxnet._files import replace_file
 from minijaxnet._trees import cast_floats
-from minijaxnet.cli.request import request_of_run
+from minijaxnet.cli.run_folder import request_of_run
 from minijaxnet.cli.start import batches_of, draws, keys_of
 from minijaxnet.load import OtherCode, load_params
 from minijaxnet.report.page import Page, html_page
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def leave_report(folder: Path, trained: Trained, notes: Sequence[str] = ()) -> str:
-    """Write the page of a run that has just ended into its folder, and say where."""
+def write_page_of_outcome(folder: Path, trained: Trained, notes: Sequence[str] = ()) -> str:
+    """Write the page of a run that has just ended into its folder; a line that says where."""
     record = read_record(folder, ended=True)._replace(trained=trained, notes=notes)
     return _write(run_page(record), folder / PAGE)
 

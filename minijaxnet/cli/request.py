@@ -1,35 +1,34 @@
-"""What the command line was asked for, and the run folder in which that is written down."""
+"""A command as a request: its experiment, the flags of its verb, and the numbers of the experiment's own functions."""
 
-import contextlib
+import ast
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from minijaxnet._files import read_json
+from minijaxnet._checks import check_count
 from minijaxnet.cli.errors import UsageError
-from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
-from minijaxnet.cli.parsing import defaults_of
-from minijaxnet.experiment import Experiment, load_experiment
-from minijaxnet.load import own_file
-from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, write_beginning
-from minijaxnet.run.log import METRICS, read_rows
+from minijaxnet.cli.flags import PlaceFlags, SweepFlags, place_flags_of
+from minijaxnet.cli.launcher import join, launch_if_needed
+from minijaxnet.cli.parsing import command_line, split_path
+from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options, optimizer_options
+
+# The least that a whole number may be.
+_LEAST = {"steps": 0, "log_every": 1, "checkpoint_every": 1, "batch_size": 1, "block": 1, "seeds": 1}
 
 
 class Request(NamedTuple):
-    """What ``run`` or ``sweep`` is to do.
+    """What a verb is to do with an experiment.
 
     Attributes:
-        verb: which of them.
+        verb: its name.
         file: of the experiment.
         experiment: as the file defines it.
-        flags: the verb's settings.
-        init: the numbers for the experiment's ``init``; texts, ranges, for a sweep.
+        flags: of the verb.
+        init: the numbers for the experiment's ``init``; for a sweep texts, each a range.
         data: the numbers for its ``data``.
-        optimizer: those of its own optimizer, or of one of optax; texts, ranges, for a sweep.
-        changed: which flags have changed since it was started; its rows show them.
+        optimizer: the numbers for its own optimizer; for a sweep texts, each a range.
+        changed: the flags that were changed when the run was resumed, and that its rows show.
     """
 
     verb: str
@@ -42,85 +41,101 @@ class Request(NamedTuple):
     changed: tuple[str, ...] = ()
 
 
-# Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.
-OpenFolder = Callable[[str], contextlib.AbstractContextManager[Path]]
+def read_request(verb: str, flags_class: type[Any], arguments: Sequence[str], description: str = "") -> Request | int:
+    """The request of a command, or the exit code of the processes that were launched for it.
 
-
-@contextlib.contextmanager
-def new_folder(request: Request, name: str, data_sha256: str) -> Iterator[Path]:
-    """A new run folder, which goes again if what runs in it fails before there is anything to keep."""
-    folder = create_run_folder(request.flags.runs, name)
-    try:
-        defaults = defaults_of(type(request.flags), request.experiment, ranges=request.verb == "sweep")
-        config = {"file": request.file} | _settings(request)
-        config |= {"data_sha256": data_sha256, "defaults": defaults}
-        write_beginning(folder, config, request.file, request.experiment.files)
-        yield folder
-    except BaseException:
-        if not worth_keeping(folder):
-            shutil.rmtree(folder)
-        raise
-
-
-def _settings(request: Request) -> dict[str, Any]:
-    """What tells a request from others."""
-    return {
-        "verb": request.verb,
-        "file_here": str(Path(request.file).resolve()),
-        "experiment": request.experiment.name,
-        "flags": {name: value for name, value in dataclasses.asdict(request.flags).items() if name not in EACH_START},
-        "init": request.init,
-        "data": request.data,
-        "optimizer": request.optimizer,
-    }
-
-
-def latest_run_like(request: Request) -> str | None:
-    """The folder of the latest run of the same request; None if there is none."""
-    settings = plain(_settings(request))
-    configs = Path(request.flags.runs).glob(f"{request.experiment.name}-*/{CONFIG}")
-    like = [path for path in configs if (config := read_json(path)) | settings == config]
-    return str(max(like, key=lambda path: path.stat().st_mtime_ns).parent) if like else None
-
-
-def request_of_run(folder: Path, config: dict[str, Any], *, trust: bool = False, changed: bool = False) -> Request:
-    """The request of a run, by its config, with the experiment as its file now has it.
-
-    The file is run only if it is the user's own: the same code as the run was started with, by this user.
-
-    Args:
-        folder: of the run.
-        config: as it stands there.
-        trust: as for ``own_file``, like ``changed``.
-        changed: whether the code may have changed.
-
-    Raises:
-        ValueError: what ``own_file`` raises, or the config is of no run.
+    Devices are chosen before the experiment is loaded, since that may ask JAX for one.
     """
-    file = own_file(folder, config, trust=trust, changed=changed)
-    experiment = load_experiment(file)
-    try:
-        flags = (SweepFlags if config["verb"] == "sweep" else RunFlags)(**config["flags"])
-    except TypeError as error:
-        raise UsageError(f"{folder / CONFIG}: got {error}; expected the settings of a run") from None
-    return Request(
-        config["verb"],
-        file,
-        experiment,
-        flags,
-        config["init"],
-        config["data"],
-        config.get("optimizer", {}),
-        changed_flags(config),
+    file, rest = split_path(verb, arguments, "the file of an experiment")
+    place = place_flags_of(rest)
+    if not issubclass(flags_class, PlaceFlags):
+        place = PlaceFlags(place.devices, deterministic=place.deterministic)
+    if file is not None and (code := launch_if_needed([verb, *arguments], place)) is not None:
+        return code
+    join(place)
+    experiment = None if file is None else load_experiment(file)
+    parsed = parse(verb, flags_class, file or "FILE", experiment, rest, description)
+    assert file is not None and experiment is not None, "without a file only help is printed"
+    return Request(verb, file, experiment, *parsed)
+
+
+def parse(
+    verb: str,
+    flags_class: type[Any],
+    file: str,
+    experiment: Experiment | None,
+    arguments: Sequence[str],
+    description: str = "",
+) -> tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The flags of a verb, and the numbers of the experiment's ``init``, ``data`` and optimizer."""
+    import tyro  # 80 ms: imported where used
+
+    defaults = defaults_of(flags_class, experiment)
+    flags, init, optimizer = defaults["flags"], defaults["init"], defaults["optimizer"]
+    data = {f"data_{name}": value for name, value in defaults["data"].items()}
+    taken = flags | data
+    for of, own in (("init", init), ("optimizer", optimizer)):
+        if clash := sorted(taken.keys() & own.keys()):
+            raise UsageError(f"{of}: its number {clash[0]!r} has the name of a flag of {verb}; expected another name")
+        taken |= own
+    own, sweeps = [], issubclass(flags_class, SweepFlags)
+    for part, about in ((init, _RANGE if sweeps else None), (data, None), (optimizer, _RANGE if sweeps else None)):
+        for name, value in part.items():
+            annotation = Annotated[type(value), tyro.conf.arg(help=about)]
+            own.append((name, annotation, dataclasses.field(default=value)))
+    flags_type = dataclasses.make_dataclass("Flags", own, bases=(flags_class,), frozen=True, kw_only=True)
+    parsed = command_line(
+        flags_type,
+        prog=f"minijaxnet {verb} {file}",
+        description=_summary(file) if experiment else description or f"{verb.capitalize()} the experiment of a file.",
+        default=flags_type(**flags),
+        args=list(arguments),
+    )
+    values = dataclasses.asdict(parsed)
+    _check_numbers(values)
+    return (
+        flags_class(**{name: values[name] for name in flags}),
+        {name: values[name] for name in init},
+        {name.removeprefix("data_"): values[name] for name in data},
+        {name: values[name] for name in optimizer},
     )
 
 
-def changed_flags(config: dict[str, Any]) -> tuple[str, ...]:
-    """The flags by which a run has gone on otherwise than it was started, that its rows show."""
-    names = {name for change in config.get("changes", ()) for name in change}
-    return tuple(name for name in ("learning_rate", "batch_size") if name in names)
+_RANGE = "A RANGE, as for --learning-rate."
 
 
-def worth_keeping(folder: Path) -> bool:
-    """Whether a run has come to anything yet."""
-    return bool(read_rows(folder / METRICS)) or (folder / BLOCKS).exists() or (folder / RESULT).exists()
+def defaults_of(flags_class: type[Any], experiment: Experiment | None) -> dict[str, dict[str, Any]]:
+    """The defaults of a verb's ``flags`` and of the numbers of ``init``, ``data`` and ``optimizer``."""
+    flags: dict[str, Any] = dataclasses.asdict(flags_class())
+    if experiment is None:
+        return {"flags": flags, "init": {}, "data": {}, "optimizer": {}}
+    init, data = number_options(experiment.init), number_options(experiment.data)
+    optimizer = optimizer_options(experiment.optimizer)
+    settings = dataclasses.asdict(experiment.defaults)
+    if ranges := issubclass(flags_class, SweepFlags):
+        settings |= {name: str(settings[name] or "all") for name in ("learning_rate", "batch_size")}
+        init, optimizer = ({name: str(value) for name, value in part.items()} for part in (init, optimizer))
+    if ranges or issubclass(flags_class, Settings):
+        flags |= {name: value for name, value in settings.items() if name in flags}
+    return {"flags": flags, "init": dict(init), "data": dict(data), "optimizer": dict(optimizer)}
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    """Refuse numbers that no run can use, before anything is printed."""
+    for name, least in _LEAST.items():
+        if isinstance(value := values.get(name), int):
+            check_count(name, value, least=least)
+    for name in ("bench_seconds", "checkpoint_seconds"):
+        if not 0 <= values.get(name, 0) < float("inf"):
+            raise ValueError(f"{name}: got {values[name]}; expected a finite number, at least 0")
+    if not values.get("until_flat", 0) >= 0:
+        raise ValueError(f"until_flat: got {values['until_flat']}; expected a gradient norm, at least 0")
+    if not 0 < values.get("seconds", 1) < float("inf"):
+        raise ValueError(f"seconds: got {values['seconds']}; expected a positive number")
+    if empty := [name for name in ("runs", "save", "since") if values.get(name) == ""]:
+        raise ValueError(f"{empty[0]}: got ''; expected a path")
+
+
+def _summary(file: str) -> str:
+    docstring = ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8")))
+    return (docstring or "Run an experiment.").splitlines()[0]

@@ -1,4 +1,4 @@
-"""What is said while something takes long: lines as they come, and on a terminal what is being done, for how long."""
+"""What is shown while something takes long, and standard streams that never end it."""
 
 import contextlib
 import io
@@ -7,74 +7,92 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from minijaxnet._tables import significant
+from minijaxnet.run.log import Progress
+
 
 class Screen(NamedTuple):
-    """Where to say things.
+    """Functions that print.
 
     Attributes:
         say: prints a line, at once.
-        tell: shows what is being done, on a terminal; nothing elsewhere.
+        show_stage: shows what is being done, on a terminal; nothing elsewhere.
     """
 
     say: Callable[[str], None]
-    tell: Callable[[str], None]
+    show_stage: Callable[[str], None]
 
 
 @contextlib.contextmanager
 def screen() -> Iterator[Screen]:
-    """The screen that standard output is, or is not."""
+    """Standard output, with a line for the current stage if it is a terminal."""
     if not sys.stdout.isatty():
-        yield Screen(lambda text: print(text, flush=True), lambda doing: None)
+        yield Screen(lambda text: print(text, flush=True), lambda stage: None)
         return
     from rich.console import Console  # 50 ms: imported where used
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=sys.stdout)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as status:
+    with Bar(*columns, console=console, transient=True) as status:
         task = status.add_task("", total=None)
         yield Screen(
             lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-            lambda doing: status.reset(task, description=doing, total=None),
+            lambda stage: status.reset(task, description=stage, total=None),
+        )
+
+
+@contextlib.contextmanager
+def progress_bar(steps: int) -> Iterator[Callable[[Progress], None]]:
+    """A bar with loss, speed and time left, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    text = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} steps/s  left")
+    columns = (BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("descent", total=steps, loss="-", speed="-")
+        yield lambda progress: bar.update(
+            task,
+            completed=progress.step,
+            loss=significant(progress.loss),
+            speed=f"{progress.steps_per_s:,.0f}",
         )
 
 
 @contextlib.contextmanager
 def patient_streams() -> Iterator[None]:
-    """Standard output and errors that never end what is being done.
+    """Standard output and errors whose failure ends nothing.
 
-    What their encoding lacks is replaced. Where nobody reads them any more, as after ``| head``, what is said is lost.
+    A stream that was closed (``2>&-``) leads nowhere: otherwise the next file that is opened would receive its text.
+    Text that nobody reads any more, as after ``| head``, is lost. Characters that the encoding lacks are replaced.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="replace"))
+    redirects = {"stdout": contextlib.redirect_stdout, "stderr": contextlib.redirect_stderr}
     with contextlib.ExitStack() as stack:
-        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+        for name, redirect in redirects.items():
             stream = getattr(sys, name)
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
-                stack.enter_context(redirect(_Patient(stream)))  # pyright: ignore[reportArgumentType]
-                stack.callback(sys.__dict__[name].flush)
+            if stream is getattr(sys, f"__{name}__"):  # and not replaced by a notebook, say
+                raw = io.BufferedWriter(_Patient(stream.fileno(), "w", closefd=False))
+                errors = "replace" if name == "stdout" else "backslashreplace"
+                patient = io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=stream.line_buffering)
+                stack.enter_context(redirect(patient))
+                stack.callback(patient.flush)
         yield
 
 
-class _Patient:
-    """A text stream whose reader may go."""
+class _Patient(io.FileIO):
+    """A file whose reader may go."""
 
-    def __init__(self, stream: io.TextIOWrapper):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        return self._unless_gone(self._stream.write, text) or len(text)
-
-    def flush(self) -> None:
-        self._unless_gone(self._stream.flush)
-
-    def _unless_gone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def write(self, data: Any) -> int:
         try:
-            return function(*arguments)
+            return super().write(data)
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-            return None
+            return len(data)

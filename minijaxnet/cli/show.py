@@ -6,9 +6,9 @@ from typing import Any
 
 from minijaxnet._files import read_json
 from minijaxnet._tables import printable, significant, text_table
-from minijaxnet.cli.checks import CHECKED, checked_in, conclusion_of
-from minijaxnet.cli.errors import UsageError
-from minijaxnet.run.folder import RESULT, read_config, run_state
+from minijaxnet.cli.checks import CHECKED, count_of, read_checked
+from minijaxnet.cli.parsing import parse_folder
+from minijaxnet.run.folder import ENVIRONMENT, RESULT, read_config, run_state
 from minijaxnet.run.log import METRICS, read_rows
 from minijaxnet.verify.report import headline_of, subject_of
 
@@ -16,52 +16,48 @@ _MOST_ROWS = 12
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what a run was asked for, where it ran, how it stands and what it has logged."""
-    if {"-h", "--help"} & set(arguments):
-        print("usage: minijaxnet show RUN\n\nShow the run of a folder.")
-        return 0
-    if len(arguments) != 1:
-        raise UsageError(f"show: got {' '.join(arguments) or 'nothing'}; expected the folder of one run")
-    folder = Path(arguments[0])
-    if (folder / CHECKED).is_file():
-        told = read_json(folder / CHECKED)
-        found = checked_in(told)
-        print(f"{folder}: check {told.get('file', '')}: {conclusion_of([how for *_, how in found])}\n")
-        print(text_table(("judged", "dtype", "point", "verdict"), found))
-        return 0
-    config, environment, result = (
-        read_config(folder),
-        read_json(folder / "environment.json"),
-        read_json(folder / RESULT),
-    )
+    """Print the settings of a run, where it ran, its state and what it has logged."""
+    folder = parse_folder("show", arguments, "Show the run of a folder.")
+    text = _check(folder) if (folder / CHECKED).is_file() else _run(folder)
+    print(printable(text, keep="\n"))
+    return 0
+
+
+def _check(folder: Path) -> str:
+    content = read_json(folder / CHECKED)
+    rows = read_checked(content)
+    count = count_of([headline for *_, headline in rows])
+    table = text_table(("checked", "dtype", "point", "verdict"), rows)
+    return f"{folder}: check {content.get('file', '')}: {count}\n\n{table}"
+
+
+def _run(folder: Path) -> str:
+    config, environment = read_config(folder), read_json(folder / ENVIRONMENT)
     settings = config["flags"] | config["init"] | {f"data_{name}": value for name, value in config["data"].items()}
-    versions, devices = environment.get("versions"), environment.get("devices")
-    said = _pairs(settings)
-    on = ", ".join(map(str, devices)) if isinstance(devices, list) else ""
+    names = environment.get("devices")
+    devices = ", ".join(map(str, names)) if isinstance(names, list) else ""
     lines = [
-        f"{folder}: {run_state(folder)}\n{config['verb']} {config.get('file')}: {said}",
-        f"on {on}; {_pairs(versions)}",
+        f"{folder}: {run_state(folder)}",
+        f"{config['verb']} {config.get('file')}: {_pairs(settings)}",
+        f"on {devices}; {_pairs(environment.get('versions'))}",
     ]
+    result, rows = read_json(folder / RESULT), read_rows(folder / METRICS)
     if "error" in result:
         lines.append(f"\n{result['error']}")
-    rows = read_rows(folder / METRICS)
-    shown = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
-    if shown:
-        names = [name for name in shown[0] if name != "step"]
-        cells = [(f"{row['step']:,}", *(significant(row.get(name, float("nan"))) for name in names)) for row in shown]
+    if rows:
+        few = rows if len(rows) <= _MOST_ROWS else [*rows[: -1 : -(-len(rows) // _MOST_ROWS)], rows[-1]]
+        names = [name for name in few[0] if name != "step"]
+        cells = [(f"{row['step']:,}", *(significant(row.get(name, float("nan"))) for name in names)) for row in few]
         lines.append(f"\n{text_table(('step', *names), cells)}")
     if check := result.get("gradient_check"):
         try:
             lines.append(f"\n{subject_of(check)[0]}: {headline_of(check)}")
-        except Exception:
+        except Exception:  # the folder may be damaged, or somebody else's
             lines.append(f"\n{folder / RESULT}: got another gradient_check; expected that of a run")
-    print(printable("\n".join(lines), keep="\n"))
-    return 0
+    return "\n".join(lines)
 
 
 def _pairs(values: Any) -> str:
-    return (
-        ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-        if isinstance(values, dict)
-        else ""
-    )
+    if not isinstance(values, dict):
+        return ""
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

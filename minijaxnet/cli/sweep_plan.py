@@ -1,4 +1,4 @@
-"""What a sweep is to run: the numbers that its flags stand for, its axes, and the function of one descent."""
+"""The plan of a sweep: the numbers of its flags, its axes, and the function of one descent."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -9,19 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import cast_floats
-from minijaxnet._types import PyTree
-from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.optimizers import differentiated, optimizer_of
-from minijaxnet.cli.parsing import options_in
+from minijaxnet.cli.parsing import parse_options, parse_range, whole_numbers
 from minijaxnet.cli.request import Request
-from minijaxnet.cli.start import draws, keys_of
+from minijaxnet.cli.start import Start, keys_of
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import OWN, number_options, optimizer_options
 from minijaxnet.loop import descend, descend_minibatches
 
 
 class Plan(NamedTuple):
-    """What a sweep is to run.
+    """The numbers and the programs of a sweep.
 
     Attributes:
         values: the numbers of each name.
@@ -54,7 +52,7 @@ def plan_of(request: Request) -> Plan:
         ValueError: no seeds; an optimizer, one of its options or a rate that cannot be.
     """
     flags, experiment = request.flags, request.experiment
-    options = (request.optimizer if flags.optimizer == OWN else {}) | options_in(flags.optimizer_options)
+    options = (request.optimizer if flags.optimizer == OWN else {}) | parse_options(flags.optimizer_options)
     texts = {"learning_rate": flags.learning_rate} | request.init | options
     values: dict[str, list[Any]] = {name: parse_range(name, text) for name, text in texts.items()}
     if flags.seeds < 1:
@@ -65,13 +63,13 @@ def plan_of(request: Request) -> Plan:
     own_numbers = number_options(experiment.init) | optimizer_options(experiment.optimizer)
     for name, own in own_numbers.items():
         if name in values and isinstance(own, int):
-            values[name] = _whole(name, values[name])
+            values[name] = whole_numbers(name, values[name])
     program_axes = {name: values[name] for name in options if isinstance(values[name][0], int)}
     for name in ("learning_rate", *options):
         if len(values[name]) > 1 and not _can_be_traced(request, values, name, tuple(options)):
             program_axes[name] = values[name]
     if flags.batch_size != "all":
-        program_axes["batch_size"] = _whole("batch_size", parse_range("batch_size", flags.batch_size))
+        program_axes["batch_size"] = whole_numbers("batch_size", parse_range("batch_size", flags.batch_size))
     axes = {name: np.array(some) for name, some in values.items() if len(some) > 1 and name not in program_axes}
     axes["seed"] = np.arange(flags.seeds, dtype=np.uint32)
     return Plan(values, tuple(options), axes, program_axes)
@@ -100,9 +98,7 @@ def _can_be_traced(request: Request, values: dict[str, list[Any]], name: str, op
     return True
 
 
-def run_of(
-    request: Request, plan: Plan, program: dict[str, Any], train: PyTree, held_out: dict[str, PyTree]
-) -> Callable[..., dict[str, Any]]:
+def run_of(request: Request, plan: Plan, program: dict[str, Any], start: Start) -> Callable[..., dict[str, Any]]:
     """``run(seed, **numbers)``, one descent of a program: its trace, and the loss and metrics where it ended."""
     experiment, flags = request.experiment, request.flags
     fixed = {name: some[0] for name, some in plan.values.items() if len(some) == 1} | program
@@ -114,46 +110,18 @@ def run_of(
         params = experiment.init(start_key, **{name: numbers[name] for name in request.init})
         params = cast_floats(params, jnp.dtype(flags.precision))
         descent = _descent(request, numbers, plan.options)
-        key = draw_key if draws(experiment.objective) else None
+        key = None if start.draw_key is None else draw_key
         state = descent.init(params, key)
         rest = {"steps": flags.steps, "until_flat": flags.until_flat}
         if batch_size is None:
-            state, trace = descend(descent, state, train, **rest)
+            state, trace = descend(descent, state, start.train, **rest)
         else:
-            state, trace = descend_minibatches(descent, state, train, order_key, batch_size=batch_size, **rest)
+            state, trace = descend_minibatches(descent, state, start.train, order_key, batch_size=batch_size, **rest)
         extra = () if key is None else (key,)
         metrics = {}
-        for of, batch in held_out.items():
+        for of, batch in start.held_out.items():
             metrics[f"{of}_loss"] = experiment.objective(state.params, batch, *extra)
             metrics |= {f"{of}_{name}": metric(state.params, batch) for name, metric in experiment.metrics.items()}
-        return {"trace": trace, "loss": experiment.objective(state.params, train, *extra), "metrics": metrics}
+        return {"trace": trace, "loss": experiment.objective(state.params, start.train, *extra), "metrics": metrics}
 
     return run
-
-
-def parse_range(name: str, text: str) -> list[float]:
-    """The numbers that a flag stands for: one, several with commas, or ``from:to:count``, evenly or by even factors.
-
-    >>> parse_range("rate", "0.1,0.3"), parse_range("rate", "0:1:3"), parse_range("rate", "1:100:3log")
-    ([0.1, 0.3], [0.0, 0.5, 1.0], [1.0, 10.0, 100.0])
-    """
-    try:
-        if ":" not in text:
-            numbers = [float(part) for part in text.split(",")]
-        else:
-            first, last, count = text.split(":")
-            spaced = np.geomspace if count.endswith("log") else np.linspace
-            numbers = spaced(float(first), float(last), int(count.removesuffix("log"))).tolist()
-    except ValueError:
-        numbers = []
-    if not numbers or not np.isfinite(numbers).all():
-        raise UsageError(
-            f"{name}: got {text!r}; expected a number, several with commas, or from:to:count, such as 1e-3:1:16log"
-        )
-    return numbers
-
-
-def _whole(name: str, numbers: Sequence[float]) -> list[int]:
-    if broken := [number for number in numbers if number != int(number)]:
-        raise UsageError(f"{name}: got {broken[0]:g}; expected whole numbers")
-    return [int(number) for number in numbers]

@@ -112,7 +112,7 @@ def command_of(config: Mapping[str, Any]) -> str:
     'minijaxnet run a.py --steps 3'
     """
     flags, defaults = [], config.get("defaults", {})
-    for part, prefix in (("flags", ""), ("init", ""), ("data", "data-")):
+    for part, prefix in (("flags", ""), ("init", ""), ("optimizer", ""), ("data", "data-")):
         usual = defaults.get(part, {})
         for name, value in config.get(part, {}).items():
             if value != usual[name] if name in usual else value not in (None, ""):

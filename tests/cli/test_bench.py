@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import textwrap
-from types import SimpleNamespace
 
 import pytest
 from kits.lines import RIGHT, line
@@ -12,7 +11,7 @@ from kits.timings import comparison
 
 import minijaxnet as mjn
 from minijaxnet._machine import description
-from minijaxnet.bench import Interval, roofline, step_cost
+from minijaxnet.bench import Interval, roofline
 from minijaxnet.cli import main
 from minijaxnet.verify import GradReport, Verdict
 
@@ -57,7 +56,9 @@ def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_sa
     for words in ("trace", "compile", "(latency)", "(fused)", *ARMS):
         assert words in out
     answer = out.splitlines()[2]
-    assert answer.startswith("By hand ") and "autodiff" in answer and answer.endswith("."), "the answer comes first"
+    assert answer.startswith("By hand takes ") and "autodiff" in answer and answer.endswith("."), (
+        "the answer comes first"
+    )
     assert ", right, as precise, " in answer and answer.endswith(" memory.")
     for words in ("one native function", "other FLOPs, float32", "nearest limit:"):
         assert words in out
@@ -98,32 +99,7 @@ def test_what_cannot_be_done_is_an_error_before_anything_is_timed(bench, flags, 
     assert code == 2 and words in err and "latency" not in out
 
 
-# --- Devices ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_peak_is_that_of_the_device_and_a_process_of_its_own_is_asked_for_it(bench, monkeypatch):
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
-    code, out, _ = bench(line(RIGHT), "--peak")
-    assert (code, out) == (0, "the device does not tell its memory\n")
-    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
-    monkeypatch.setattr("minijaxnet.cli.bench._peak", lambda *step: 12_345)
-    assert bench(line(RIGHT), "--peak")[:2] == (0, "12345\n")
-    calls = []
-
-    def started(args, env, **options):
-        calls.append(args)
-        return SimpleNamespace(stdout="12345\n", stderr="")
-
-    monkeypatch.setattr(
-        "minijaxnet.cli.bench.step_cost", lambda *step: step_cost(*step)._replace(process_peak_bytes=99_999)
-    )
-    monkeypatch.setattr("minijaxnet.cli.bench.subprocess.run", started)
-    code, out, _ = bench(line(RIGHT))
-    assert "peak bytes of a step, observed in a process of its own: 12,345" in out
-    assert calls[0][3:] == ["minijaxnet", "bench", "it.py", "--seconds", "0.001", "--peak"]
-
-
 def test_deterministic_kernels_are_chosen_before_jax_is_asked_for_anything(bench, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert bench(line(RIGHT), "--peak", "--deterministic")[0] == 0
+    assert bench(line(RIGHT), "--since", "none.json", "--deterministic")[0] == 2
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"

@@ -9,8 +9,8 @@ import pytest
 from kits.lines import RIGHT, line
 from kits.marks import slow
 
-from minijaxnet.cli import check as verb
 from minijaxnet.cli import main
+from minijaxnet.cli.check import POINTS
 
 
 @pytest.fixture
@@ -43,30 +43,36 @@ def test_a_gradient_is_checked_at_all_points_in_three_dtypes_and_it_is_said_wher
     code, out, _ = check(line(slope), "--steps", "5", "--start", "0.25", *only)
     assert code == (1 if wrong else 0)
     rows = {row.split("  ")[0]: row for row in out.splitlines()}
-    for point in verb._POINTS:
+    for point in POINTS:
         assert rows[point].count("right") == (0 if point == wrong else len(precisions))
         assert rows[point].count("NOT RIGHT") == (len(precisions) if point == wrong else 0)
-        assert all((f"--- {point}, {precision}" in out) == (point == wrong) for precision in precisions)
+        assert all(
+            (f"--- gradient by hand, {point}, {precision}" in out) == (point == wrong) for precision in precisions
+        )
     wrong_ones, count = len(precisions) * (1 if wrong else 0), 7 * len(precisions)
     end = f", NOT RIGHT at {wrong_ones}" if wrong else ""
-    assert f"\nline: right at {count - wrong_ones}{end} of {count} points" in out
+    assert f"\nline: right at {count - wrong_ones}{end} of {count} verdicts" in out
     (folder,) = (tmp_path / "runs").iterdir()
-    found = json.loads((folder / "check.json").read_text())["reports"]["gradient by hand"]
-    assert tuple(found) == precisions
-    assert found["bfloat16"]["zeros"]["verdicts"]["algebra"]["state"] == "pass"
+    reports = json.loads((folder / "check.json").read_text())["reports"]
+    assert [(each["dtype"], each["point"]) for each in reports] == [(p, at) for p in precisions for at in POINTS]
+    assert all(
+        each["check"] == "gradient by hand" and each["report"]["ok"] for each in reports if each["point"] != wrong
+    )
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 
 
 def test_quick_is_the_start_in_one_dtype(check):
     code, out, _ = check(line(RIGHT), "--quick", "--start", "0.25", "--precision", "float64")
-    assert code == 0 and out.startswith("line: 1 point in float64\n") and "start, float64: right" in out
-    assert "line: right at 1 of 1 point\n" in out
+    assert (
+        code == 0 and out.startswith("line: 1 point in float64\n") and "gradient by hand, start, float64: right" in out
+    )
+    assert "line: right at 1 of 1 verdict\n" in out
 
 
 def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):
     code, out, _ = check(line(RIGHT, by_hand=""))
     assert code == 0
-    assert "line: nothing was judged, for there is nothing by hand: no value_and_gradient=" in out
+    assert "line: nothing was checked, since nothing is by hand: no value_and_gradient=" in out
     assert "right at" not in out and not (tmp_path / "runs").exists()
 
 
@@ -86,7 +92,7 @@ def test_a_wrong_rule_within_the_loss_is_found_and_named(check):
     code, out, _ = check(text, "--quick")
     assert code == 1
     assert re.search(
-        r"start, float32: NOT RIGHT: params\['w'\]: .*: the derivative rule at fault is that of squash", out
+        r"\(squash\), start, float32: NOT RIGHT: params\['w'\]: .*: the derivative rule at fault is that of squash", out
     )
     assert "derivative rules (squash) against autodiff" in out
 
@@ -130,22 +136,22 @@ def test_a_function_of_the_current_folder_without_a_rule_is_held_against_finite_
     ("arguments", "complaint"),
     [
         (["jax.nn:relu"], 'expected --args with its arguments, as in --args "jnp.ones(3), 2.0"'),
-        (["jax.nn:rely", "--args", "1.0"], "the module jax.nn has no 'rely'; did you mean relu?; expected package."),
-        (["math:pi", "--args", "1.0"], "math:pi is a float; expected a function"),
-        (["a/b.py:f", "--args", "1.0"], "check: got a/b.py:f; expected package.module:function\n"),
         (
-            ["jax.nn.relu", "--args", "1.0"],
-            "there is no file jax.nn.relu; expected a Python file, or package.module:fun",
+            ["jax.nn:rely", "--args", "1.0"],
+            "expected package.module:function, but module 'jax.nn' has no attribute 're",
         ),
-        (["no.such.module:f", "--args", "1.0"], "there is no module no, neither in the current folder nor where"),
+        (["math:pi", "--args", "1.0"], "fun: got 3.141592653589793; expected a function\nmath:pi was called with"),
+        (["a/b.py:f", "--args", "1.0"], "check: got a/b.py:f; expected package.module:function, but the module a/b.py"),
+        (["jax.nn.relu", "--args", "1.0"], "there is no file jax.nn.relu; expected a Python file, or package."),
+        (["no.such.module:f", "--args", "1.0"], "does not import:\nModuleNotFoundError: No module named 'no'\n"),
         (["jax.nn:relu", "--args", "jnp.ones("], "--args: got 'jnp.ones(': "),
-        (["jax.nn:relu", "--args", "1.0, 2.0"], "--args: got 2 arguments for relu(x"),
-        (["jax.nn:relu", "--args", "3"], "without a floating number; expected one at least"),
+        (["jax.nn:relu", "--args", "1.0, 2.0"], "too many positional arguments"),
+        (["jax.nn:relu", "--args", "3"], "args: got no floating leaf; expected one at least"),
         (["jax.numpy:dot", "--args", "jnp.ones(2), jnp.ones(3)"], "called with --args: float32[2], float32[3]"),
         (["no/such/file.py"], "there is no such file"),
         (["--steps", "3"], "expected the file of an experiment first"),
-        (["it.py", "--args", "1.0"], "--args: got '1.0' for it.py, an experiment; expected it for a function by its n"),
-        (["small.py"], "small.py: gradient: got nothing; expected a function"),
+        (["it.py", "--args", "1.0"], "--args: got '1.0' for it.py, an experiment; expected it for a function"),
+        (["small.py"], "loss: got 3; expected a function"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(arguments, complaint, tmp_path, monkeypatch, capsys):
@@ -167,7 +173,7 @@ def test_a_module_that_does_not_import_is_named_with_its_line(line, complaint, t
     (tmp_path / "broken_by_hand.py").write_text(f"{line}\n")
     assert main(["check", "broken_by_hand:f", "--args", "1.0"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("minijaxnet: error: check: the module broken_by_hand does not import:\n")
+    assert "expected package.module:function, but the module broken_by_hand does not import:\n" in err
     assert complaint in err and line in err and "importlib" not in err
 
 

@@ -69,11 +69,11 @@ def test_each_is_told_its_place_and_the_first_alone_speaks(launched, capfd):
     [
         (("sys.exit(0)", "sys.exit(1)"), 1, ""),
         (("sys.exit(143)", "sys.exit(143)"), 143, ""),
-        ((SLEEPS, SAYS), 2, "minijaxnet: process 1 failed with exit code 2; it said:\nminijaxnet: error: no data\n"),
+        ((SLEEPS, SAYS), 2, "minijaxnet: process 1 failed with exit code 2; its errors:\nminijaxnet: error: no data\n"),
         ((SLEEPS, KILLED), 3, "minijaxnet: process 1 was ended by SIGKILL\n"),
         # What others make of it is not why: they lost a process, or JAX aborted them.
         ((LOST, LATER + KILLED), 3, "minijaxnet: process 1 was ended by SIGKILL\n"),
-        ((ABORTS, LOST, LATER + SAYS), 2, "minijaxnet: process 2 failed with exit code 2; it said:\n"),
+        ((ABORTS, LOST, LATER + SAYS), 2, "minijaxnet: process 2 failed with exit code 2; its errors:\n"),
         ((LOST, LATER + "sys.exit(3)"), 3, "minijaxnet: process 0 failed with exit code 3\n"),
     ],
 )

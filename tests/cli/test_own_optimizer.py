@@ -117,7 +117,7 @@ def test_a_name_stands_for_optaxs_optimizer_and_its_numbers_are_options(name, op
         ("None", ["--optimizer", "adam", "--optimizer-options", "c1=0.8"], "adam takes no 'c1'; expected some of b1"),
         ("None", ["--optimizer", "adam", "--optimizer-options", "learning_rate=1"], "adam takes no 'learning_rate'"),
         ("lambda learning_rate: 3", [], "optimizer: it returns a int; expected a transformation of optax"),
-        ("optimizer", ["--optimizer-options", "b1=0.8"], "its own takes no 'b1'; expected some of its numbers: decay"),
+        ("optimizer", ["--optimizer-options", "b1=0.8"], "its own takes no 'b1'; expected some of decay"),
         ("lambda *, steps: optax.sgd(0.1)", [], "optimizer: too many positional arguments; expected optimizer("),
         ("'adam'", [], "optimizer: got str; expected a transformation of optax"),
         ("lambda learning_rate, *, start=1.0: optax.sgd(start)", [], "'start' has the name of a flag"),

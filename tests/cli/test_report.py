@@ -208,7 +208,7 @@ def test_without_matplotlib_there_is_no_page_and_it_is_said_what_to_install(fold
         monkeypatch.setitem(sys.modules, name, None)
     (folder / "report.html").unlink()
     with pytest.raises(ImportError, match=r'pictures need matplotlib: pip install "minijaxnet\[plot\]"'):
-        report.leave_report(folder, record.trained)
+        report.write_page_of_outcome(folder, record.trained)
     assert not (folder / "report.html").exists()
 
 
