@@ -130,12 +130,6 @@ def optimizer_of_request(request: Request) -> Optimizer:
     return optimizer_of(experiment, flags.optimizer, flags.steps, options)
 
 
-def own_parameters(experiment: Experiment, name: str) -> Sequence[str]:
-    """The names of what the experiment's own optimizer takes; none if another one is used."""
-    own = experiment.optimizer if name == OWN else None
-    return [] if own is None or is_transformation(own) else [*inspect.signature(own).parameters]
-
-
 def compare_with_rivals(
     experiment: Experiment,
     optimizer: Optimizer,
@@ -146,9 +140,10 @@ def compare_with_rivals(
     *,
     seconds: float,
 ) -> StepComparison | None:
-    """An experiment's own step, the first arm, against its rivals: autodiff where it is by hand, and optax's plain one.
+    """An experiment's own step, the first arm, against its rivals; None where there is none.
 
-    The baseline is autodiff where there is a gradient by hand. None where there is no rival.
+    The rivals are autodiff, which is the baseline, if the gradient is by hand, and plain gradient descent of optax, or
+    ours where the optimizer is another one.
     """
     own, autodiff = str(optimizer), f"{optimizer}, autodiff"
     arms = {own: optimizer.descent(experiment.objective, learning_rate)}
@@ -162,12 +157,5 @@ def compare_with_rivals(
         arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, learning_rate)
     if len(arms) < 2:
         return None
-    return compare_steps(
-        arms,
-        params,
-        batch,
-        baseline=autodiff if autodiff in arms else own,
-        seconds=seconds,
-        key=key,
-        same_result=optimizer.name == "gd",
-    )
+    options = {"seconds": seconds, "key": key, "same_result": optimizer.name == "gd"}
+    return compare_steps(arms, params, batch, baseline=autodiff if autodiff in arms else own, **options)

@@ -11,7 +11,6 @@ import jax
 from minijaxnet._files import naming
 from minijaxnet._tables import significant, text_table
 from minijaxnet.batches import minibatches_of
-from minijaxnet.bench import StepComparison
 from minijaxnet.cli.optimizers import compare_with_rivals, differentiated
 from minijaxnet.cli.report import PAGE, write_page_of_outcome
 from minijaxnet.cli.setup import Setup
@@ -50,7 +49,9 @@ def report_outcome(setup: Setup, result: FitResult, check: Check, folder: Path, 
     experiment, flags = setup.request.experiment, setup.request.flags
     state, diverged = to_host(result.state), result.status == DIVERGED
     write_checkpoint(folder / PARAMS, state.params, step=result.steps_taken)
-    _write_timing(folder, result)
+    taken = int(result.trace.steps_taken)
+    step_us = 1e6 * result.run_s / taken if taken else None
+    write_json(folder / "timing.json", {"compile_s": result.compile_s, "step_us": step_us})
     say(_summary(experiment, result, setup.start.held_out, flags.keep_best))
     report = None if result.interrupted else check()
     if report is not None:
@@ -65,7 +66,7 @@ def report_outcome(setup: Setup, result: FitResult, check: Check, folder: Path, 
             say(f"\n{_diagnosis(setup, state)}")
     if not (result.interrupted or diverged) and flags.bench_seconds > 0:
         with _on_the_side("not timed", say):
-            _compare_step(setup, result, folder, say)
+            _compare_step(setup, folder, say)
     if flags.report:
         with _on_the_side(f"no {PAGE}", say):
             say(_write_page(setup, state, result, folder))
@@ -101,7 +102,7 @@ def _diagnosis(setup: Setup, state: DescentState) -> Any:
     return diagnose(differentiated(setup.request.experiment), state.params, batch, *extra)
 
 
-def _compare_step(setup: Setup, result: FitResult, folder: Path, say: Say) -> None:
+def _compare_step(setup: Setup, folder: Path, say: Say) -> None:
     """Time the step against its rivals, if there are any."""
     flags, start = setup.request.flags, setup.start
     comparison = compare_with_rivals(
@@ -115,7 +116,6 @@ def _compare_step(setup: Setup, result: FitResult, folder: Path, say: Say) -> No
     )
     if comparison is not None:
         say(f"\n{comparison}")
-        _write_timing(folder, result, comparison)
         with naming(folder / COMPARISON, "file not written"):
             comparison.save(folder / COMPARISON)
 
@@ -180,13 +180,3 @@ def _result_json(result: FitResult, report: GradReport | None) -> dict[str, Any]
         "kept_best": None if result.best is None else {"value": result.best.value, **_row_of_best(result)},
         "gradient_check": None if report is None else report.to_dict(),
     }
-
-
-def _write_timing(folder: Path, result: FitResult, comparison: StepComparison | None = None) -> None:
-    taken = int(result.trace.steps_taken)
-    timing = {
-        "compile_s": result.compile_s,
-        "step_us": 1e6 * result.run_s / taken if taken else None,
-        "step_comparison": None if comparison is None else comparison.to_dict(),
-    }
-    write_json(folder / "timing.json", timing)

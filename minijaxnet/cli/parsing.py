@@ -18,9 +18,9 @@ def split_path(verb: str, arguments: Sequence[str], what: str) -> tuple[str | No
     """The path, which comes first, and the rest; no path where only help is needed."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], arguments[1:]
-    if arguments and not {"-h", "--help"} & set(arguments):
-        raise UsageError(f"{verb}: got {arguments[0]}; expected {what} first")
-    return None, ["--help"]
+    if {"-h", "--help"} & set(arguments):
+        return None, ["--help"]
+    raise UsageError(f"{verb}: got {arguments[0] if arguments else 'nothing'}; expected {what} first")
 
 
 def parse_folder(verb: str, arguments: Sequence[str], summary: str, default: str | None = None) -> Path:

@@ -3,23 +3,22 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minijaxnet._files import read_json
-from minijaxnet._machine import jax_settings
 from minijaxnet._tables import printable
 from minijaxnet.batches import check_steps
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.execute import execute
 from minijaxnet.cli.flags import PlaceFlags, place_flags_of
 from minijaxnet.cli.launcher import join, launch_if_needed
-from minijaxnet.cli.optimizers import own_parameters
 from minijaxnet.cli.parsing import command_line, split_path
 from minijaxnet.cli.request import Request
 from minijaxnet.cli.run_folder import changed_flags, request_of_run
 from minijaxnet.cli.sweep import execute_sweep
+from minijaxnet.experiment import OWN
 from minijaxnet.load import OtherCode
 from minijaxnet.parallel.processes import broadcast, is_first
 from minijaxnet.run.checkpoint_folder import checkpoints
@@ -38,6 +37,8 @@ from minijaxnet.run.log import METRICS, read_rows
 
 # The flags that may change: the run's config has each change, and its rows have those of rate and batch size.
 CHANGEABLE = ("steps", "learning_rate", "batch_size", "patience")
+# The parts of the environment that bits may depend on, beside versions.
+_SURROUNDINGS = ("platform", "devices", "processor", "processor_count", "xla_flags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _checked_change(folder: Path, request: Request, changed: dict[str, Any]) -> 
     if (patience := changed.get("patience")) is not None and (request.flags.keep_best is None or patience < 1):
         got = f"got {patience}" if patience < 1 else f"got {patience}, and a run without --keep-best"
         raise UsageError(f"patience: {got}; expected at least 1, and a run that keeps the best of a number")
-    if steps != request.flags.steps and "steps" in own_parameters(request.experiment, request.flags.optimizer):
+    if steps != request.flags.steps and request.flags.optimizer == OWN and callable(request.experiment.optimizer):
         print(f"its own optimizer is made anew, for {steps:,} steps in place of {request.flags.steps:,}", flush=True)
     rows = read_rows(folder / METRICS)
     if request.flags.log_every is None and len(rows) > 2:
@@ -128,14 +129,16 @@ def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[
         UsageError: code, config, data or settings of JAX have changed since, and it is not forced.
     """
     how = f"minijaxnet resume {folder} --force goes on all the same"
-    if is_first() and not force:
-        if difference := changes(folder, request.file, request.experiment.files):
-            raise OtherCode(folder, difference)
-        if others := _other_settings(folder):
-            raise UsageError(f"{folder}: {'; '.join(others)}: it would compute other numbers ({how})")
     if is_first():
-        for name, then, now in _other_surroundings(folder):
-            text = f"warning: {name} was {then}, now it is {now}: bits may differ"
+        then, now = read_json(folder / ENVIRONMENT), plain(environment())
+        if (difference := changes(folder, request.file, request.experiment.files)) and not force:
+            raise OtherCode(folder, difference)
+        if (others := _changed(then.get("settings"), now["settings"])) and not force:
+            got = "; ".join(f"{name}: got {value!r}; expected {before!r}" for name, before, value in others)
+            raise UsageError(f"{folder}: {got}: it would compute other numbers ({how})")
+        surroundings = {name: now[name] for name in _SURROUNDINGS}
+        for name, before, value in _changed(then.get("versions"), now["versions"]) + _changed(then, surroundings):
+            text = f"warning: {name} was {before}, now it is {value}: bits may differ"
             print(printable(text), file=sys.stderr)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
@@ -152,23 +155,8 @@ def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[
     return execute(request, open_folder, resume=True)
 
 
-def _other_settings(folder: Path) -> list[str]:
-    """The settings of JAX that change its numbers, and that have changed."""
-    then, now = read_json(folder / ENVIRONMENT).get("settings"), plain(jax_settings())
+def _changed(then: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The names whose values have changed, with both values; none if nothing is recorded."""
     if not isinstance(then, dict):
         return []
-    return [
-        f"{name}: got {now[name]!r}; expected {then[name]!r}" for name in now if then.get(name, now[name]) != now[name]
-    ]
-
-
-def _other_surroundings(folder: Path) -> Iterator[tuple[str, Any, Any]]:
-    """What bits may depend on beside code and config, and has changed."""
-    then, now = read_json(folder / ENVIRONMENT), environment()
-    versions = then.get("versions")
-    for name, version in now["versions"].items():
-        if isinstance(versions, dict) and versions.get(name) != version:
-            yield name, versions.get(name), version
-    for name in ("platform", "devices", "processor", "processor_count", "xla_flags"):
-        if then and then.get(name, now[name]) != now[name]:
-            yield name, then.get(name), now[name]
+    return [(name, then[name], value) for name, value in now.items() if name in then and then[name] != value]

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ class Start(NamedTuple):
 
     Attributes:
         params: the first parameters.
-        train: the training batch; or what reads batches, as ``fit`` takes it.
-        held_out: the batches that it does not learn from, by their names: "test", and "validation" if there is one.
+        train: the training batch; or the function that reads batches, as ``fit`` takes it.
+        held_out: the other batches by their names: "test", and "validation" if there is one.
         order_key: for the order of minibatches.
         draw_key: for an objective that draws numbers; None for any other.
     """
@@ -38,13 +39,13 @@ def start_of(
     experiment: Experiment,
     seed: int,
     precision: str,
-    init_options: dict,
-    data_options: dict,
+    init_numbers: Mapping[str, Any],
+    data_numbers: Mapping[str, Any],
     compiler_options: dict | None = None,
 ) -> Start:
     """Draw an experiment's parameters and get its data, floats in the given precision.
 
-    With ``compiler_options`` the parameters may be others in their last places.
+    With ``compiler_options`` the parameters may differ in their last places.
 
     Raises:
         ValueError: a seed out of range, data that cannot be used.
@@ -52,50 +53,44 @@ def start_of(
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed}; expected a number from 0 to {2**32 - 1}")
-    data = batches_of(experiment, precision, data_options)
+    data = batches_of(experiment, precision, data_numbers)
     start_key, order_key, draw_key = keys_of(seed)
-    init = jax.jit(functools.partial(experiment.init, **init_options), compiler_options=compiler_options)
+    init = jax.jit(functools.partial(experiment.init, **init_numbers), compiler_options=compiler_options)
     params = cast_floats(init(start_key), precision)
-    train, key = data.pop("train"), draw_key if draws(experiment.objective) else None
-    return Start(params, train, data, order_key, key)
+    return Start(params, data.pop("train"), data, order_key, draw_key if draws(experiment.objective) else None)
 
 
 def keys_of(seed: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a seed stands for: the key of the start, of the order of minibatches, and of what an objective draws."""
+    """The keys of a seed: for the start, for the order of minibatches, and for what an objective draws."""
     start_key, order_key, draw_key = jax.random.split(jax.random.key(seed), 3)
     return start_key, order_key, draw_key
 
 
 def first_batch(data: PyTree, batch_size: int | None) -> Any:
-    """What a step sees: the first points, or all; the first batch where batches are read."""
+    """The batch of the first step: the first points, or all; the first batch where batches are read."""
     data = first_batch_of(data)
     return data if batch_size is None else jax.tree.map(lambda leaf: leaf[:batch_size], data)
 
 
-def batches_of(experiment: Experiment, precision: str, options: dict) -> dict[str, Any]:
+def batches_of(experiment: Experiment, precision: str, numbers_of_data: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment's batches by their names, checked, with floats in the given precision."""
-    return {name: _cast(batch, jnp.dtype(precision)) for name, batch in _data(experiment, options).items()}
-
-
-def _data(experiment: Experiment, options: dict) -> dict[str, Any]:
-    """The experiment's batches by their names, checked."""
-    if loads_its_share(experiment):
-        options = options | {"process_id": jax.process_index(), "num_processes": jax.process_count()}
-    batches = experiment.data(**options)
+    share = {"process_id": jax.process_index(), "num_processes": jax.process_count()}
+    batches = experiment.data(**numbers_of_data, **(share if loads_its_share(experiment) else {}))
     names = {2: ("train", "test"), 3: ("train", "validation", "test")}
     if not isinstance(batches, tuple | list) or len(batches) not in names:
         size = f" of {len(batches)}" if isinstance(batches, tuple | list) else ""
         expected = "batches (train, test), or (train, validation, test)"
         raise TypeError(f"data: it returns a {type(batches).__name__}{size}; expected {expected}")
-    found = dict(zip(names[len(batches)], batches, strict=True))
-    read = {"train": found.pop("train")} if is_read(found["train"]) else {}
-    for name, batch in found.items():
-        check_batch(batch, name)
-    return read | {name: numbers(batch, name) for name, batch in found.items()}
+    named = dict(zip(names[len(batches)], batches, strict=True))
+    for name, batch in named.items():
+        if not (name == "train" and is_read(batch)):
+            check_batch(batch, name)
+            named[name] = numbers(batch, name)
+    return {name: _cast(batch, jnp.dtype(precision)) for name, batch in named.items()}
 
 
 def _cast(batch: PyTree, dtype: DTypeLike) -> Any:
-    """A batch with its floats in a dtype; of what reads batches the same, read so."""
+    """A batch with its floats in a dtype; a function that reads batches with theirs."""
     if not is_read(batch):
         return cast_floats(batch, dtype)
     return lambda first_step: (cast_floats(numbers(each, "batch"), dtype) for each in batch(first_step))

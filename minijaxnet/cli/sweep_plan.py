@@ -49,14 +49,12 @@ def plan_of(request: Request) -> Plan:
 
     Raises:
         UsageError: no numbers, or broken ones where whole ones are needed.
-        ValueError: no seeds; an optimizer, one of its options or a rate that cannot be.
+        ValueError: an optimizer, one of its options or a rate that cannot be.
     """
     flags, experiment = request.flags, request.experiment
     options = (request.optimizer if flags.optimizer == OWN else {}) | parse_options(flags.optimizer_options)
     texts = {"learning_rate": flags.learning_rate} | request.init | options
     values: dict[str, list[Any]] = {name: parse_range(name, text) for name, text in texts.items()}
-    if flags.seeds < 1:
-        raise ValueError(f"seeds: got {flags.seeds}; expected at least 1")
     first = {name: values[name][0] for name in options}
     for rate in values["learning_rate"]:
         _descent(request, first | {"learning_rate": rate}, tuple(options))

@@ -82,9 +82,6 @@ def read_record(folder: Path, *, ended: bool = False) -> RunRecord:
         ValueError: it is not the folder of a run.
     """
     config = read_config(folder)
-    comparison = read_json(folder / COMPARISON)
-    if not comparison and (found := read_json(folder / "timing.json").get("step_comparison")):
-        comparison = {"found": found}
     swept = {}
     if (folder / SWEPT).is_file():
         with np.load(folder / SWEPT) as file:
@@ -96,7 +93,7 @@ def read_record(folder: Path, *, ended: bool = False) -> RunRecord:
         config,
         read_json(folder / ENVIRONMENT),
         read_json(folder / RESULT),
-        comparison,
+        read_json(folder / COMPARISON),
         read_rows(folder / METRICS),
         swept.get("loss"),
         {name.removeprefix("axis_"): values for name, values in swept.items() if name.startswith("axis_")},

@@ -119,7 +119,7 @@ def test_other_surroundings_are_told_and_settings_of_other_numbers_refused_unles
     ("arguments", "words"),
     [
         ([], "resume: got nothing; expected the folder of one run"),
-        (["a", "b"], "resume: got a b; expected the folder of one run"),
+        (["--force"], "resume: got --force; expected the folder of one run"),
         (["nowhere"], "nowhere: there is no config.json; expected the folder of a run"),
         (["broken"], "broken/config.json: expected the settings of a run"),
         (["lost"], "lost: its experiment gone.py is not there"),

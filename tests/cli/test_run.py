@@ -68,7 +68,8 @@ def test_a_run_leaves_its_settings_environment_metrics_parameters_and_result(by_
     timing = by_hand.read("timing.json")
     assert timing["compile_s"] > 0 and timing["step_us"] > 0
     arms = ["gradient descent, gradient by hand", "gradient descent, autodiff", "optax.sgd, autodiff"]
-    assert list(timing["step_comparison"]["arms"]) == arms and timing["step_comparison"]["baseline"] == arms[1]
+    comparison = by_hand.read("comparison.json")
+    assert list(comparison["arms"]) == arms and comparison["baseline"] == arms[1]
 
     for words in (*arms, "descent: took all 20 steps; compiled in", "gradient by hand against autodiff: right"):
         assert words in by_hand.out
@@ -119,7 +120,7 @@ def test_the_run_is_the_descent_that_its_settings_say(plain):
         weights["params/offset"] -= 0.25 * np.mean(2 * errors)
     last = {f"['{name}']": np.float32(row[f"params/{name}"]) for name in ("slope", "offset")}
     chex.assert_trees_all_equal(plain.params(), last)
-    assert plain.read("timing.json")["step_comparison"] is None and plain.read("result.json")["gradient_check"] is None
+    assert plain.read("result.json")["gradient_check"] is None and not (plain.folder / "comparison.json").exists()
 
 
 def test_numbers_of_init_and_data_are_flags_that_reach_them_and_no_steps_are_a_run(tmp_path):
