@@ -91,11 +91,11 @@ def main(arguments: Sequence[str]) -> int:
     if changed and is_first():
         changed = _checked_change(folder, request, changed)
     changed = broadcast(changed)
-    names = {field.name for field in dataclasses.fields(request.flags)} - {"processes", *CHANGEABLE}
-    place = {name: value for name, value in dataclasses.asdict(flags).items() if name in names}
+    place = {field.name: getattr(flags, field.name) for field in dataclasses.fields(PlaceFlags)}
+    del place["processes"]
     in_rows = changed_flags({"changes": [*config.get("changes", []), changed]})
     request = request._replace(flags=dataclasses.replace(request.flags, **place, **changed), changed=in_rows)
-    return go_on(folder, request, force=flags.force, changed=changed)
+    return resume_run(folder, request, force=flags.force, changed=changed)
 
 
 def _checked_change(folder: Path, request: Request, changed: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _steps_taken(folder: Path) -> int:
     return kept[0][0] if kept else 0
 
 
-def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[str, Any] | None = None) -> int:
+def resume_run(folder: Path, request: Request, *, force: bool = False, changed: dict[str, Any] | None = None) -> int:
     """Resume a run in its folder; the exit code.
 
     Of several processes only the first one reads the folder. Changed flags are written into the run's config once all
@@ -130,16 +130,7 @@ def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[
     """
     how = f"minijaxnet resume {folder} --force goes on all the same"
     if is_first():
-        then, now = read_json(folder / ENVIRONMENT), plain(environment())
-        if (difference := changes(folder, request.file, request.experiment.files)) and not force:
-            raise OtherCode(folder, difference)
-        if (others := _changed(then.get("settings"), now["settings"])) and not force:
-            got = "; ".join(f"{name}: got {value!r}; expected {before!r}" for name, before, value in others)
-            raise UsageError(f"{folder}: {got}: it would compute other numbers ({how})")
-        surroundings = {name: now[name] for name in _SURROUNDINGS}
-        for name, before, value in _changed(then.get("versions"), now["versions"]) + _changed(then, surroundings):
-            text = f"warning: {name} was {before}, now it is {value}: bits may differ"
-            print(printable(text), file=sys.stderr)
+        _compare_with_start(folder, request, how, force=force)
 
     def open_folder(data_sha256: str) -> contextlib.AbstractContextManager[Path]:
         then, now = str(read_config(folder).get("data_sha256")).split(), data_sha256.split()
@@ -153,6 +144,19 @@ def go_on(folder: Path, request: Request, *, force: bool = False, changed: dict[
     if request.verb == "sweep":
         return execute_sweep(request, open_folder)
     return execute(request, open_folder, resume=True)
+
+
+def _compare_with_start(folder: Path, request: Request, how: str, *, force: bool) -> None:
+    """Refuse code and settings of JAX that have changed since the start, and warn of another machine or version."""
+    then, now = read_json(folder / ENVIRONMENT), plain(environment())
+    if (difference := changes(folder, request.file, request.experiment.files)) and not force:
+        raise OtherCode(folder, difference)
+    if (others := _changed(then.get("settings"), now["settings"])) and not force:
+        got = "; ".join(f"{name}: got {value!r}; expected {before!r}" for name, before, value in others)
+        raise UsageError(f"{folder}: {got}: it would compute other numbers ({how})")
+    surroundings = {name: now[name] for name in _SURROUNDINGS}
+    for name, before, value in _changed(then.get("versions"), now["versions"]) + _changed(then, surroundings):
+        print(printable(f"warning: {name} was {before}, now it is {value}: bits may differ"), file=sys.stderr)
 
 
 def _changed(then: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from minijaxnet.cli.execute import execute
 from minijaxnet.cli.flags import RunFlags
 from minijaxnet.cli.request import read_request
-from minijaxnet.cli.resume import go_on
+from minijaxnet.cli.resume import resume_run
 from minijaxnet.cli.run_folder import latest_run_like, new_folder
 from minijaxnet.parallel.processes import broadcast
 from minijaxnet.run.folder import run_state
@@ -23,4 +23,4 @@ def main(arguments: Sequence[str]) -> int:
     if broadcast(run_state(Path(latest))) == "done":
         print(f"{latest}: this run is done already; without --resume-latest a new one is started")
         return 0
-    return go_on(Path(latest), request)
+    return resume_run(Path(latest), request)

@@ -12,6 +12,7 @@ import jax
 from minijaxnet.batches import minibatches_of
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags
+from minijaxnet.cli.measure import measured_names
 from minijaxnet.cli.placement import agree, described, own_mesh
 from minijaxnet.cli.request import Request, read_request
 from minijaxnet.cli.run_folder import OpenFolder, failure_recorded, new_folder
@@ -45,14 +46,15 @@ def execute_sweep(request: Request, open_folder: OpenFolder) -> int:
 
 def _execute(request: Request, open_folder: OpenFolder) -> int:
     experiment, flags, plan = request.experiment, request.flags, plan_of(request)
-    start = start_of(experiment, 0, flags.precision, plan.first([*request.init]), request.data)
+    first = {name: plan.values[name][0] for name in request.init}
+    start = start_of(experiment, 0, flags.precision, first, request.data)
     if is_read(start.train):
         raise ValueError("data: got a function that reads batches; expected arrays, of which all descents see the same")
     for size in plan.program_axes.get("batch_size", ()):
         minibatches_of(start.train, size)
-    measured = ["loss", *(f"{of}_{name}" for of in start.held_out for name in ("loss", *experiment.metrics))]
-    if (by := goal_of(flags.by).name) not in measured:
-        raise ValueError(f"by: got {by!r}; expected one of {', '.join(measured)}")
+    names = ["loss", *measured_names(experiment, start.held_out)]
+    if (by := goal_of(flags.by).name) not in names:
+        raise ValueError(f"by: got {by!r}; expected one of {', '.join(names)}")
     mesh, programs = own_mesh(flags), plan.programs()
     count = math.prod(map(len, plan.axes.values())) * len(programs)
     if is_first():

@@ -1,7 +1,7 @@
 """The plan of a sweep: the numbers of its flags, its axes, and the function of one descent."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._trees import cast_floats
+from minijaxnet.cli.measure import measured
 from minijaxnet.cli.optimizers import differentiated, optimizer_of
 from minijaxnet.cli.parsing import parse_options, parse_range, whole_numbers
 from minijaxnet.cli.request import Request
@@ -38,10 +39,6 @@ class Plan(NamedTuple):
         return [
             dict(zip(self.program_axes, some, strict=True)) for some in itertools.product(*self.program_axes.values())
         ]
-
-    def first(self, names: Sequence[str]) -> dict[str, Any]:
-        """The first number of each of some names."""
-        return {name: self.values[name][0] for name in names}
 
 
 def plan_of(request: Request) -> Plan:
@@ -116,10 +113,7 @@ def run_of(request: Request, plan: Plan, program: dict[str, Any], start: Start) 
         else:
             state, trace = descend_minibatches(descent, state, start.train, order_key, batch_size=batch_size, **rest)
         extra = () if key is None else (key,)
-        metrics = {}
-        for of, batch in start.held_out.items():
-            metrics[f"{of}_loss"] = experiment.objective(state.params, batch, *extra)
-            metrics |= {f"{of}_{name}": metric(state.params, batch) for name, metric in experiment.metrics.items()}
+        metrics = measured(experiment, state.params, start.held_out, extra)
         return {"trace": trace, "loss": experiment.objective(state.params, start.train, *extra), "metrics": metrics}
 
     return run
