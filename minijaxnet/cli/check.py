@@ -124,8 +124,12 @@ def _checked(
                 if checks is None or (extra and point == points[0]):  # in another dtype other numbers are drawn
                     options: dict[str, Any] = {"order": flags.order, "seed": flags.seed, "tell": show_where}
                     checks = checks_of(experiment, arguments, also_jax=True, **options)
-                for name, check in checks.items():
-                    yield Checked(name, precision, point, check(arguments))
+            if not checks:
+                return
+            for name, check in checks.items():
+                with jax.enable_x64(precision == "float64"):
+                    report = check(arguments)
+                yield Checked(name, precision, point, report)
 
 
 def _point(point: str, request: Request, start: Start, batch: PyTree) -> tuple[Params, PyTree]:

@@ -39,7 +39,7 @@ def bench(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_right_gradient_is_held_against_autodiff_whole_and_against_what_was_saved(bench, tmp_path, monkeypatch):
+def test_a_right_gradient_is_compared_with_autodiff_and_with_a_saved_result(bench, tmp_path, monkeypatch):
     comparison(dict.fromkeys(ARMS, 1), machine=description()).save(tmp_path / "then.json")
     calls = []
     monkeypatch.setattr(

@@ -69,7 +69,7 @@ def test_quick_is_the_start_in_one_dtype(check):
     assert "line: right at 1 of 1 verdict\n" in out
 
 
-def test_an_experiment_without_anything_by_hand_is_told_so(check, tmp_path):
+def test_an_experiment_without_anything_by_hand_says_so(check, tmp_path):
     code, out, _ = check(line(RIGHT, by_hand=""))
     assert code == 0
     assert "line: nothing was checked, since nothing is by hand: no value_and_gradient=" in out
@@ -120,7 +120,7 @@ def test_a_function_is_checked_by_its_name(capsys):
     assert "derivative rule against autodiff: right" in capsys.readouterr().out
 
 
-def test_a_function_of_the_current_folder_without_a_rule_is_held_against_finite_differences(
+def test_a_function_of_the_current_folder_without_a_rule_is_compared_with_finite_differences(
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "my_functions_here.py").write_text("import jax.numpy as jnp\n\ndef f(x, y): return jnp.sin(x) * y\n")
@@ -177,7 +177,7 @@ def test_a_module_that_does_not_import_is_named_with_its_line(line, complaint, t
     assert complaint in err and line in err and "importlib" not in err
 
 
-def test_the_folder_of_a_check_is_known_to_runs_and_show(check, tmp_path, capsys):
+def test_runs_and_show_read_the_folder_of_a_check(check, tmp_path, capsys):
     code, *_ = check(line(f"2 * {RIGHT}"), "--quick")
     [folder] = [path.parent for path in tmp_path.rglob("check.json")]
     assert code == 1 and main(["runs", str(folder.parent)]) == 0

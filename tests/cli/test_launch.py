@@ -51,7 +51,7 @@ def launched(tmp_path, monkeypatch, capfd):
             each.errors.close()
 
 
-def test_each_is_told_its_place_and_the_first_alone_speaks(launched, capfd):
+def test_each_process_has_its_number_and_only_the_first_prints(launched, capfd):
     assert launched("sys.stderr.write('I am the first')", "print('I too'); sys.stderr.write('and I')") == (
         0,
         "I am the first",
@@ -77,7 +77,7 @@ def test_each_is_told_its_place_and_the_first_alone_speaks(launched, capfd):
         ((LOST, LATER + "sys.exit(3)"), 3, "minijaxnet: process 0 failed with exit code 3\n"),
     ],
 )
-def test_how_they_end_is_the_exit_code_and_who_was_first_is_named(launched, programs, expected, words):
+def test_the_exit_code_is_that_of_the_first_that_failed_which_is_named(launched, programs, expected, words):
     for name, program in (("asleep", SLEEPS), ("lost", LOST)):
         if program in programs:
             wait = f"while not pathlib.Path('{name}').exists(): time.sleep(0.01)\n"
@@ -105,7 +105,7 @@ DEAF = HEEDS.replace("sys.exit(128 + signum)", "pass")
     [(signal.SIGINT, (HEEDS, HEEDS), 120), (signal.SIGINT, (HEEDS, FAILS), 120), (signal.SIGTERM, (HEEDS, DEAF), 0.5)],
     ids=["SIGINT", "one fails then", "SIGTERM, which one does not hear"],
 )
-def test_signals_are_handed_on_and_nobody_is_left_behind(launched, signum, programs, grace_s):
+def test_signals_are_passed_on_and_no_process_is_left(launched, signum, programs, grace_s):
     def ask():
         while len(ready := [*Path().glob("ready-*")]) < 2:
             time.sleep(0.01)
@@ -120,7 +120,7 @@ def test_signals_are_handed_on_and_nobody_is_left_behind(launched, signum, progr
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_what_processes_cannot_be_is_refused(tmp_path):
+def test_wrong_numbers_of_processes_are_refused(tmp_path):
     for arguments, words in {
         ("--processes", "0"): "processes: got 0; expected at least 1",
         ("--processes", "2", "--coordinator", "h:1"): "processes: got 2, and a coordinator; expected one of the two",

@@ -16,17 +16,17 @@ def test_help_shows_the_verbs():
     assert re.findall(r"^  (\w+) +\S", called.out, re.MULTILINE) == [*VERBS]
 
 
-@pytest.mark.parametrize("verb", ["walk", "--bogus"])
-def test_an_unknown_verb_is_named_with_those_there_are(verb):
-    called = call(verb)
-    assert (called.code, called.out) == (2, "")
-    assert called.err == f"minijaxnet: error: got the verb '{verb}'; expected one of {', '.join(VERBS)}\n"
-
-
-def test_run_wants_its_file_first():
-    called = call("run", "--steps", 3)
-    assert called.code == 2
-    assert "run: got --steps; expected the file of an experiment first" in called.err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["walk"], f"got the verb 'walk'; expected one of {', '.join(VERBS)}"),
+        (["--bogus"], f"got the verb '--bogus'; expected one of {', '.join(VERBS)}"),
+        (["run", "--steps", "3"], "run: got --steps; expected the file of an experiment first"),
+        (["resume"], "resume: got nothing; expected the folder of one run first"),
+    ],
+)
+def test_a_command_without_its_verb_or_its_file_is_refused(arguments, words):
+    assert call(*arguments) == (2, "", f"minijaxnet: error: {words}\n", None)
 
 
 def test_ctrl_c_elsewhere_says_stopped(tmp_path):
@@ -46,7 +46,7 @@ def test_import_takes_in_no_extra_and_nothing_slow():
 
 
 @pytest.mark.parametrize("closed", ["2>&-", pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow)])
-def test_a_run_whose_streams_are_closed_is_carried_out_and_nothing_said_lands_in_its_files(closed, tmp_path):
+def test_a_run_whose_streams_are_closed_ends_well_and_its_files_have_no_printed_text(closed, tmp_path):
     (tmp_path / "line.py").write_text(LINE)
     run = "run line.py --bench-seconds 0 --no-report --log-every 100"
     shell = f"exec {' '.join(MINIJAXNET)} {run} {closed}"
@@ -80,7 +80,7 @@ def experiment(folder, summary="A line."):
         pytest.param("check it.py --quick", "check.json", marks=pytest.mark.slow),
     ],
 )
-def test_where_nobody_reads_on_it_ends_quietly_and_leaves_all_that_it_would(command, left, tmp_path):
+def test_where_the_pipe_is_closed_it_ends_quietly_and_leaves_all_files(command, left, tmp_path):
     experiment(tmp_path)
     read, write = os.pipe()
     os.close(read)

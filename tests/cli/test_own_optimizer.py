@@ -128,6 +128,6 @@ def test_a_name_stands_for_optaxs_optimizer_and_its_numbers_are_options(name, op
         ),
     ],
 )
-def test_what_is_no_optimizer_is_said(of, flags, words, verb):
+def test_a_wrong_optimizer_is_refused(of, flags, words, verb):
     refused = verb("run", *flags, of=of)
     assert refused.code == 2 and words in refused.err, refused.err

@@ -72,7 +72,7 @@ def test_the_users_own_lines_are_shown_and_nobody_elses(tmp_path):
         assert "site-packages" not in called.err
 
 
-def test_the_whole_traceback_can_be_asked_for(tmp_path, monkeypatch):
+def test_a_variable_of_the_environment_shows_the_whole_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIJAXNET_TRACEBACK", "1")
     with pytest.raises(ValueError, match="steps: got -1"):
         run(tmp_path, AUTODIFF, "--steps", -1)

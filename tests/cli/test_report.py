@@ -1,7 +1,6 @@
 """run and report: a page of the run, which never disturbs it, and its pictures as files."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import shlex
@@ -9,17 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from kits.stopped import mark_again
 
 from minijaxnet.cli import main, report
 from minijaxnet.report import pictures
-from minijaxnet.report.loss_sections import played
-from minijaxnet.report.page import html_page
-from minijaxnet.report.predictions import predictions
 from minijaxnet.report.record import command_of, read_record
-from minijaxnet.report.run_page import run_page
 from minijaxnet.run.lock import hold
 
 LINE = """
@@ -121,16 +115,6 @@ def test_the_command_on_the_page_repeats_the_run(folder):
     assert not (again / "report.html").exists()
 
 
-def test_the_player_shows_what_was_recorded(record):
-    [player] = played(record).players
-    np.testing.assert_array_equal(player.bowl.stops, np.float32([row["params"] for row in record.rows]))
-    assert player.bowl.gradients[0] == -24 and player.bowl.stop_losses[0] == 16
-    assert player.curvature == pytest.approx(18) and player.learning_rate == 0.01
-    assert player.steps[0] == pytest.approx(0.24)
-    [table] = predictions(record).tables
-    assert table.rows[0][2] == 10.0
-
-
 def test_an_earlier_run_gets_its_page_and_its_pictures_as_files(folder, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "animate", lambda path, bowl, name: path.write_text(f"{name} at {bowl.stops[0]}"))
     (folder / "report.html").unlink()
@@ -212,16 +196,6 @@ def test_without_matplotlib_there_is_no_page_and_it_is_said_what_to_install(fold
     assert not (folder / "report.html").exists()
 
 
-@pytest.mark.usefixtures("unrendered")
-def test_predictions_that_fail_cost_themselves_alone(record):
-    def fails(*arguments, **options):
-        raise ZeroDivisionError("no such <prediction>")
-
-    broken = dataclasses.replace(record.trained.experiment, predict=fails)
-    text = html_page(run_page(record._replace(trained=record.trained._replace(experiment=broken))))
-    assert "This cannot be shown: ZeroDivisionError: no such &lt;prediction&gt;" in text and 'id="player' in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -231,7 +205,7 @@ def test_predictions_that_fail_cost_themselves_alone(record):
         (["a", "--pictures", "made", "--format", "jpeg"], "argument --format: invalid choice: 'jpeg' (choose from"),
     ],
 )
-def test_what_cannot_be_asked_or_is_no_run_is_refused(capsys, arguments, words):
+def test_wrong_arguments_or_a_folder_without_a_run_are_refused(capsys, arguments, words):
     with pytest.raises(SystemExit) as ended:
         main(["report", *arguments])
     assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_other_data_is_refused_unless_forced(here):
     assert call("resume", only("stopped"), "--force").code == 0
 
 
-def test_other_surroundings_are_told_and_settings_of_other_numbers_refused_unless_forced(here):
+def test_other_versions_are_a_warning_and_settings_that_change_numbers_are_refused_unless_forced(here):
     path = only("runs") / "environment.json"
     found = json.loads(path.read_text())
     found["versions"]["jax"], found["xla_flags"], found["processor"] = "0.1", "--xla_odd", "Another"
@@ -118,8 +118,6 @@ def test_other_surroundings_are_told_and_settings_of_other_numbers_refused_unles
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "resume: got nothing; expected the folder of one run"),
-        (["--force"], "resume: got --force; expected the folder of one run"),
         (["nowhere"], "nowhere: there is no config.json; expected the folder of a run"),
         (["broken"], "broken/config.json: expected the settings of a run"),
         (["lost"], "lost: its experiment gone.py is not there"),
@@ -152,7 +150,7 @@ def test_a_run_that_fails_midway_says_so_and_is_resumed(here):
     assert results(only("failed")) == results(only("whole"))
 
 
-def test_the_run_is_held_until_all_of_it_is_written(here, monkeypatch):
+def test_the_run_is_locked_until_all_of_it_is_written(here, monkeypatch):
     owners = {}
 
     def spied(path, content):

@@ -80,7 +80,7 @@ def test_killed_within_a_change_or_stopped_after_it_it_goes_on_with_it_to_the_sa
         (["--patience", "0"], "patience: got 0"),
     ],
 )
-def test_what_cannot_be_meant_is_said_and_changes_nothing(flags, words, here):
+def test_a_change_that_is_refused_changes_nothing(flags, words, here):
     before = settings(only("whole"))
     refused = call("resume", only("whole"), *flags)
     assert refused.code == 2 and words in refused.err

@@ -81,7 +81,7 @@ def steps_shown(text):
     return [line.split()[0] for line in text.splitlines() if line[:2].strip().isdigit()]
 
 
-def test_runs_and_show_tell_how_it_stands(by_hand, tmp_path):
+def test_runs_and_show_print_the_state_of_a_run(by_hand, tmp_path):
     folder = by_hand.folder
     out = call("show", folder).out
     assert f"{folder}: done" in out and "my_experiment.py: steps 20, learning_rate 0.25" in out and "jax " in out
@@ -205,7 +205,7 @@ def test_a_descent_that_diverges_exits_1_with_a_hint_and_keeps_what_is_finite(tm
     assert re.search(r"diverged +\d+", call("runs", tmp_path / "runs").out)
 
 
-def test_a_wrong_hand_gradient_is_told_after_the_loss_unless_unchecked(tmp_path):
+def test_a_wrong_hand_gradient_is_reported_after_the_loss_unless_unchecked(tmp_path):
     wrong = BY_HAND.replace("2 * jnp.mean(errors)}", "1.999 * jnp.mean(errors)}")
     called = run(tmp_path, wrong)
     assert called.code == 1 and called.read("result.json")["gradient_check"]["ok"] is False

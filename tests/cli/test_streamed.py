@@ -1,6 +1,5 @@
 """An experiment whose training data is read as it is needed: run, killed, resumed, checked and timed."""
 
-import json
 import textwrap
 from pathlib import Path
 
@@ -69,8 +68,3 @@ def test_it_is_checked_and_timed_on_its_first_batch_and_a_sweep_says_that_it_can
     assert refused.code == 2 and "data: got a function that reads batches; expected arrays" in refused.err
     refused = call("run", "streamed.py", "--batch-size", "4")
     assert refused.code == 2 and "data: got a function that reads batches, and batch_size, too" in refused.err
-
-
-def test_it_stops_early_by_validation_data():
-    _, folder = run("--keep-best", "validation_loss", "--patience", "2", "--steps", "4000")
-    assert json.loads((folder / "result.json").read_text())["status"] == "STOPPED_EARLY"

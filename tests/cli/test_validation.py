@@ -1,4 +1,4 @@
-"""Data to choose by, apart from the data to test on: in a run and its page, in a sweep, on a mesh."""
+"""Data to choose by, apart from the data to test on: in a run and its page, and in a sweep."""
 
 import json
 import textwrap
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kits.command import QUICK, call, rows_in
+from kits.command import call, rows_in
 
 import minijaxnet as mjn
 
@@ -75,8 +75,3 @@ def test_a_sweep_chooses_by_it_and_shows_the_metrics(home):
     assert result["best"]["learning_rate"] == rate and result["by"] == "highest validation_score"
     refused = call("sweep", "noisy.py", "--by", "accuracy")
     assert refused.code == 2 and "by: got 'accuracy'; expected one of loss, validation_loss" in refused.err
-
-
-def test_it_is_divided_over_devices_or_copied_as_test_data_are(home):
-    called = call("run", "noisy.py", *QUICK, "--batch-size", "4", "--steps", "10", "--devices", "1")
-    assert called.code == 0, called.err
