@@ -13,6 +13,7 @@ from minijaxnet.cli.launcher import join, launch_if_needed
 from minijaxnet.cli.parsing import command_line, split_path
 from minijaxnet.experiment import Experiment, Settings, load_experiment, number_options, optimizer_options
 
+_RANGE = "A RANGE, as for --learning-rate."
 # The least that a whole number may be.
 _LEAST = {"steps": 0, "log_every": 1, "checkpoint_every": 1, "batch_size": 1, "block": 1, "seeds": 1}
 
@@ -99,9 +100,6 @@ def parse(
         {name.removeprefix("data_"): values[name] for name in data},
         {name: values[name] for name in optimizer},
     )
-
-
-_RANGE = "A RANGE, as for --learning-rate."
 
 
 def defaults_of(flags_class: type[Any], experiment: Experiment | None) -> dict[str, dict[str, Any]]:

@@ -75,16 +75,20 @@ def patient_streams() -> Iterator[None]:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="replace"))
-    redirects = {"stdout": contextlib.redirect_stdout, "stderr": contextlib.redirect_stderr}
+    streams = (
+        ("stdout", "replace", contextlib.redirect_stdout),
+        ("stderr", "backslashreplace", contextlib.redirect_stderr),
+    )
     with contextlib.ExitStack() as stack:
-        for name, redirect in redirects.items():
+        for name, errors, redirect in streams:
             stream = getattr(sys, name)
-            if stream is getattr(sys, f"__{name}__"):  # and not replaced by a notebook, say
-                raw = io.BufferedWriter(_Patient(stream.fileno(), "w", closefd=False))
-                errors = "replace" if name == "stdout" else "backslashreplace"
-                patient = io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=stream.line_buffering)
-                stack.enter_context(redirect(patient))
-                stack.callback(patient.flush)
+            if stream is getattr(sys, f"__{name}__"):  # else a notebook or a test has replaced it
+                stream.reconfigure(errors=errors)
+                if not stream.isatty():
+                    raw = io.BufferedWriter(_Patient(stream.fileno(), "w", closefd=False))
+                    patient = io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=True)
+                    stack.enter_context(redirect(patient))
+                    stack.callback(patient.flush)
         yield
 
 

@@ -68,12 +68,9 @@ def _print_best(request: Request, plan: Plan, result: SweepResult) -> dict[str, 
     values = {name: float(value) for name, value in best.values.items()}
     metrics = {name: float(leaf[best.place]) for name, leaf in result.metrics.items()}
     where = ", ".join(f"{name} {significant(value)}" for name, value in values.items())
-    chosen = {"loss": result.losses, **result.metrics}[goal.name]
-    equal = int((chosen == chosen[best.place]).sum()) - 1
-    also = f", as {'high' if goal.highest else 'low'} as {equal:,} other{'s' if equal > 1 else ''}" if equal else ""
     numbers = {"loss": best.loss, **metrics}
     rest = ", ".join(f"{name} {significant(value)}" for name, value in numbers.items() if name != goal.name)
-    print(f"\nbest: {where}: {goal.name} {significant(numbers[goal.name])}{also}\n({rest})")
+    print(f"\nbest: {where}: {goal.name} {significant(numbers[goal.name])}\n({rest})")
     print(f"to run it: {_command(request, plan, best.values)}")
     return {"best": values, "by": str(goal), "loss": best.loss, "metrics": metrics}
 
