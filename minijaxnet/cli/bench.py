@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from minijaxnet._tables import percent
-from minijaxnet._types import Params, PyTree
+from minijaxnet._types import PyTree
 from minijaxnet.batches import minibatches_of
 from minijaxnet.bench import StepComparison, StepCost, limits, measure_roofline, step_cost, time_step
 from minijaxnet.bench.comparison import as_ratio, distance
@@ -16,7 +15,7 @@ from minijaxnet.cli.devices import checked_devices, compare_devices
 from minijaxnet.cli.flags import BenchFlags
 from minijaxnet.cli.optimizers import compare_with_rivals, differentiated, optimizer_of
 from minijaxnet.cli.request import Request, read_request
-from minijaxnet.cli.start import first_batch, start_of
+from minijaxnet.cli.start import Start, first_batch, start_of
 from minijaxnet.descent import Descent
 from minijaxnet.experiment import OWN
 from minijaxnet.streams import is_read
@@ -38,7 +37,8 @@ def _bench(request: Request) -> int:
         read_result(flags.since)
     if flags.save is not None and not Path(flags.save).absolute().parent.is_dir():
         raise ValueError(f"save: got {flags.save}; expected a file in a folder that exists")
-    params, train, *_, key = start_of(experiment, flags.seed, flags.precision, request.init, request.data)
+    start = start_of(experiment, flags.seed, flags.precision, request.init, request.data)
+    params, train, key = start.params, start.train, start.draw_key
     size = settings.batch_size if flags.batch_size is None else flags.batch_size
     batch = first_batch(train, size)
     if size is not None and not is_read(train):
@@ -57,7 +57,7 @@ def _bench(request: Request) -> int:
         if not report.ok:
             print(f"\n{report}\n\nNothing was timed, since the gradient is wrong.")
             return 1
-    comparison = compare_with_rivals(experiment, optimizer, rate, params, batch, key, seconds=flags.seconds)
+    comparison = compare_with_rivals(experiment, optimizer, rate, start, batch, seconds=flags.seconds)
     cost = step_cost(descent.step, descent.init(params, key), batch)
     if comparison is None:
         print("\nno rival to compare with: no gradient by hand, and optax is not installed")
@@ -65,10 +65,10 @@ def _bench(request: Request) -> int:
         autodiff = optimizer.descent(experiment.objective, rate)
         its_cost = cost if report is None else step_cost(autodiff.step, autodiff.init(params, key), batch)
         print(f"\n{_answer(comparison, report, cost, its_cost)}\n\n{comparison}", flush=True)
-    _print_step(descent, params, batch, key, cost, seconds=flags.seconds / 2)
+    _print_step(descent, start, batch, cost, seconds=flags.seconds / 2)
     if devices:
         same_result = settings.optimizer == "gd"
-        table = compare_devices(descent, devices, params, batch, key, seconds=flags.seconds, same_result=same_result)
+        table = compare_devices(descent, devices, start, batch, seconds=flags.seconds, same_result=same_result)
         print(f"\n{table}", flush=True)
     if comparison is not None and flags.save is not None:
         comparison.save(flags.save)
@@ -78,9 +78,9 @@ def _bench(request: Request) -> int:
     return 0
 
 
-def _print_step(descent: Descent, params: Params, batch: PyTree, key: Any, cost: StepCost, *, seconds: float) -> None:
+def _print_step(descent: Descent, start: Start, batch: PyTree, cost: StepCost, *, seconds: float) -> None:
     """Print what a step costs, what it is made of, and which limit of the machine it is near."""
-    timing = time_step(descent, params, batch, seconds=seconds, key=key)
+    timing = time_step(descent, start.params, batch, seconds=seconds, key=start.draw_key)
     roofline = measure_roofline([*cost.matrix_flops] or ["float32"], seconds=seconds / 5)
     print(f"\n{timing}\n\n{cost}\n\n{limits(cost, timing.fused_s.median, roofline)}", flush=True)
 

@@ -1,13 +1,12 @@
 """The time of a step over several numbers of devices, measured in one run."""
 
-from typing import Any
-
 import jax
 
 from minijaxnet._tables import significant, text_table
-from minijaxnet._types import Params, PyTree
+from minijaxnet._types import PyTree
 from minijaxnet.bench import Interval, compare_steps, step_cost
 from minijaxnet.bench.intervals import median_interval
+from minijaxnet.cli.start import Start
 from minijaxnet.descent import Descent
 from minijaxnet.parallel import on_mesh, replicate, shard_batch
 from minijaxnet.parallel.mesh import data_mesh
@@ -32,24 +31,25 @@ def checked_devices(text: str, batch: PyTree) -> list[int]:
 
 
 def compare_devices(
-    descent: Descent, numbers: list[int], params: Params, batch: PyTree, key: Any, *, seconds: float, same_result: bool
+    descent: Descent, numbers: list[int], start: Start, batch: PyTree, *, seconds: float, same_result: bool
 ) -> str:
     """A table of the step's time over numbers of devices, each against one device.
 
     Args:
         descent: on one device.
         numbers: of devices, from ``checked_devices``.
-        params: where each starts.
+        start: where each starts.
         batch: divided over the devices of each.
-        key: for an objective that takes one.
         seconds: how long to measure, for all numbers.
         same_result: whether to refuse steps that compute another result than on one device.
     """
     arms = {str(number): _placed(descent, number) for number in numbers}
-    comparison = compare_steps(arms, params, batch, baseline="1", seconds=seconds, key=key, same_result=same_result)
+    options = {"seconds": seconds, "key": start.draw_key, "same_result": same_result}
+    comparison = compare_steps(arms, start.params, batch, baseline="1", **options)
     rows = []
     for name, arm in comparison.arms.items():
-        ratio, cost = comparison.ratios.get(name), step_cost(arms[name].step, arms[name].init(params, key), batch)
+        ratio, state = comparison.ratios.get(name), arms[name].init(start.params, start.draw_key)
+        cost = step_cost(arms[name].step, state, batch)
         collectives = (f"{cost.communication.number:,}", f"{cost.communication.total_bytes:,}")
         times_one = ("1", "") if ratio is None else _with_interval(ratio)
         rows.append((name, *_with_interval(median_interval(1e6 * arm.samples_s)), *times_one, *collectives))

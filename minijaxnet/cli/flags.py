@@ -24,7 +24,7 @@ class PlaceFlags:
     process_id: int | None = None
     """The number of this process, from 0, if you start them yourself."""
     heartbeat_seconds: int = 30
-    """A process that is silent for so many seconds counts as dead."""
+    """A process that sends nothing for so many seconds counts as dead."""
     deterministic: bool = False
     """On a GPU: only kernels that return the same bits each time, which may take longer."""
 

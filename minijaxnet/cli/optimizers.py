@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from minijaxnet._types import Objective, Params, PyTree
+from minijaxnet._types import Objective, PyTree
 from minijaxnet.bench import StepComparison, compare_steps
 from minijaxnet.cli.parsing import parse_numbers
 from minijaxnet.cli.request import Request
+from minijaxnet.cli.start import Start
 from minijaxnet.custom_gradient import with_gradient
 from minijaxnet.descent import Descent, gradient_descent
 from minijaxnet.descent_optax import optax_descent
@@ -134,9 +135,8 @@ def compare_with_rivals(
     experiment: Experiment,
     optimizer: Optimizer,
     learning_rate: float,
-    params: Params,
+    start: Start,
     batch: PyTree,
-    key: Any,
     *,
     seconds: float,
 ) -> StepComparison | None:
@@ -157,5 +157,5 @@ def compare_with_rivals(
         arms["gradient descent, autodiff"] = gradient_descent(experiment.objective, learning_rate)
     if len(arms) < 2:
         return None
-    options = {"seconds": seconds, "key": key, "same_result": optimizer.name == "gd"}
-    return compare_steps(arms, params, batch, baseline=autodiff if autodiff in arms else own, **options)
+    options = {"seconds": seconds, "key": start.draw_key, "same_result": optimizer.name == "gd"}
+    return compare_steps(arms, start.params, batch, baseline=autodiff if autodiff in arms else own, **options)

@@ -104,16 +104,9 @@ def _diagnosis(setup: Setup, state: DescentState) -> Any:
 
 def _compare_step(setup: Setup, folder: Path, say: Say) -> None:
     """Time the step against its rivals, if there are any."""
-    flags, start = setup.request.flags, setup.start
-    comparison = compare_with_rivals(
-        setup.request.experiment,
-        setup.optimizer,
-        flags.learning_rate,
-        start.params,
-        first_batch(setup.batch, flags.batch_size),
-        start.draw_key,
-        seconds=flags.bench_seconds,
-    )
+    experiment, flags, batch = setup.request.experiment, setup.request.flags, setup.batch
+    batch, rate, seconds = first_batch(batch, flags.batch_size), flags.learning_rate, flags.bench_seconds
+    comparison = compare_with_rivals(experiment, setup.optimizer, rate, setup.start, batch, seconds=seconds)
     if comparison is not None:
         say(f"\n{comparison}")
         with naming(folder / COMPARISON, "file not written"):

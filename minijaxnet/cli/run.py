@@ -1,5 +1,6 @@
 """``minijaxnet run``: what an experiment learns, whether its gradient is right, how fast it is."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(request, int):
         return request
     if not request.flags.resume_latest or (latest := broadcast(latest_run_like(request))) is None:
-        name = request.experiment.name
-        return execute(request, lambda data_sha256: new_folder(request, name, data_sha256), resume=False)
+        return execute(request, functools.partial(new_folder, request), resume=False)
     if broadcast(run_state(Path(latest))) == "done":
         print(f"{latest}: this run is done already; without --resume-latest a new one is started")
         return 0

@@ -24,9 +24,10 @@ OpenFolder = Callable[[str], contextlib.AbstractContextManager[Path]]
 
 
 @contextlib.contextmanager
-def new_folder(request: Request, name: str, data_sha256: str) -> Iterator[Path]:
+def new_folder(request: Request, data_sha256: str) -> Iterator[Path]:
     """A new run folder, which is removed if what runs in it fails before there is anything to keep."""
-    folder = create_run_folder(request.flags.runs, name)
+    name = request.experiment.name
+    folder = create_run_folder(request.flags.runs, name if request.verb == "run" else f"{name}-{request.verb}")
     try:
         config = {"file": request.file} | _settings(request)
         config |= {"data_sha256": data_sha256, "defaults": defaults_of(type(request.flags), request.experiment)}

@@ -1,6 +1,7 @@
 """``minijaxnet sweep``: an experiment at many seeds, learning rates and numbers of its own, at once."""
 
 import contextlib
+import functools
 import math
 import signal
 import sys
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     request = read_request("sweep", SweepFlags, arguments)
     if isinstance(request, int):
         return request
-    name = f"{request.experiment.name}-sweep"
-    return execute_sweep(request, lambda data_sha256: new_folder(request, name, data_sha256))
+    return execute_sweep(request, functools.partial(new_folder, request))
 
 
 def execute_sweep(request: Request, open_folder: OpenFolder) -> int:

@@ -26,7 +26,7 @@ class Plan(NamedTuple):
         values: the numbers of each name.
         options: the names that are numbers of the optimizer.
         axes: the names with several numbers that one program runs at once, and the seeds.
-        program_axes: the names whose every number is a program of its own: sizes, and what Python code looks at.
+        program_axes: the names of which each number needs a program of its own: sizes, and numbers that Python compares.
     """
 
     values: dict[str, list[Any]]
@@ -45,8 +45,8 @@ def plan_of(request: Request) -> Plan:
     """The plan of a request.
 
     Raises:
-        UsageError: no numbers, or broken ones where whole ones are needed.
-        ValueError: an optimizer, one of its options or a rate that cannot be.
+        UsageError: a range that is not one, or fractions where whole numbers are needed.
+        ValueError: no such optimizer or option of it, or a rate that is not positive.
     """
     flags, experiment = request.flags, request.experiment
     options = (request.optimizer if flags.optimizer == OWN else {}) | parse_options(flags.optimizer_options)
@@ -71,14 +71,14 @@ def plan_of(request: Request) -> Plan:
 
 
 def _descent(request: Request, numbers: dict[str, Any], options: tuple[str, ...]) -> Descent:
-    """The descent of some numbers; an error says what is wrong with them, which a compiled program cannot."""
+    """The descent with some numbers, which are checked here: a compiled program cannot raise errors."""
     experiment, flags = request.experiment, request.flags
     optimizer = optimizer_of(experiment, flags.optimizer, flags.steps, {name: numbers[name] for name in options})
     return optimizer.descent(differentiated(experiment), numbers["learning_rate"])
 
 
 def _can_be_traced(request: Request, values: dict[str, list[Any]], name: str, options: tuple[str, ...]) -> bool:
-    """Whether an optimizer can be made of a traced number; some schedules of optax look at theirs."""
+    """Whether an optimizer can be made with a traced number; some schedules of optax compare theirs in Python."""
     numbers = {other: values[other][0] for other in ("learning_rate", *options)}
     if isinstance(numbers[name], int):
         return False
