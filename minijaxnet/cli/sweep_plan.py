@@ -26,7 +26,7 @@ class Plan(NamedTuple):
         values: the numbers of each name.
         options: the names that are numbers of the optimizer.
         axes: the names with several numbers that one program runs at once, and the seeds.
-        program_axes: the names of which each number needs a program of its own: sizes, and numbers that Python compares.
+        program_axes: the names whose numbers need a program each: sizes, and numbers that Python code compares.
     """
 
     values: dict[str, list[Any]]

@@ -69,6 +69,16 @@ def test_quick_is_the_start_in_one_dtype(check):
     assert "line: right at 1 of 1 verdict\n" in out
 
 
+def test_ctrl_c_keeps_the_verdicts_so_far(check, monkeypatch, tmp_path):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minijaxnet.cli.check._trained", stopped)
+    code, out, err = check(line(RIGHT), "--start", "0.25", "--precision", "float32")
+    assert (code, err) == (130, "stopped\n") and not (tmp_path / "runs").exists()
+    assert out.count("start, float32: right") == 1 and "line: right at 1 of 1 verdict\n" in out
+
+
 def test_an_experiment_without_anything_by_hand_says_so(check, tmp_path):
     code, out, _ = check(line(RIGHT, by_hand=""))
     assert code == 0
