@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minijaxnet._files import read_json
+from minijaxnet._files import plain, read_json
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
 from minijaxnet.cli.parsing import defaults_of
 from minijaxnet.experiment import Experiment, load_experiment
 from minijaxnet.load import own_file
 from minijaxnet.run.blocks import BLOCKS
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, write_beginning
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, write_beginning
 from minijaxnet.run.log import METRICS, read_rows
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet._files import read_json
+from minijaxnet._files import plain, read_json
 from minijaxnet._machine import jax_settings
 from minijaxnet._tables import printable
 from minijaxnet.batches import check_steps
@@ -23,7 +23,7 @@ from minijaxnet.cli.sweep import execute_sweep
 from minijaxnet.load import OtherCode
 from minijaxnet.parallel.processes import broadcast, is_first
 from minijaxnet.run.checkpoint_folder import checkpoints
-from minijaxnet.run.folder import change_settings, changes, environment, finish_change, plain, read_config, run_state
+from minijaxnet.run.folder import change_settings, changes, environment, finish_change, read_config, run_state
 from minijaxnet.run.keeper import CHECKPOINTS
 from minijaxnet.run.log import METRICS, read_rows
 
