@@ -7,11 +7,15 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import jax
+import numpy as np
 
 
 class NotAFile(ValueError):
@@ -163,3 +167,16 @@ def replace_file(path: Path, content: bytes) -> None:
     """Put a file in the place of another, whole or not at all, and on the disk."""
     with naming(path, "file not written"), replacing(path, path.with_name(path.name + ".part")) as file:
         file.write(content)
+
+
+def plain(value: Any) -> Any:
+    """A value in JSON's own kinds: arrays as lists or numbers, what is not finite as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -168,7 +168,7 @@ def _run_steps(
         return end, without_untaken(trace, steps)
     capacity, history = chunk_capacity(step, state, source), History(steps)
     lengths = (min(steps - first, capacity) for first in range(0, max(1, steps), capacity))
-    running = chunks(step, own_copy(state), source, lengths, until_flat)
+    running = chunks(step, own_copy(state), source, lengths, until_flat, ahead=True)
     chunk = next(running)
     for next_chunk in running:  # it has been started before the one before it is read
         history.append(chunk.trace)
@@ -186,18 +186,18 @@ class Chunk(NamedTuple):
     trace: Trace
 
 
-def chunks(step: Any, state: DescentState, source: Source, lengths: Iterable[int], until_flat: Any) -> Iterator[Chunk]:
+def chunks(
+    step: Any, state: DescentState, source: Source, lengths: Iterable[int], until_flat: Any, *, ahead: bool = False
+) -> Iterator[Chunk]:
     """Run a descent by chunks of one compiled program: the state after each, and what its steps saw.
-
-    Nothing is waited for. A chunk that follows the end of the descent takes no step, so it may be asked for before the
-    one before it is read.
 
     Args:
         step: of a descent.
         state: where to start; donated.
         source: of the batches.
-        lengths: steps of each chunk, at most ``chunk_capacity``; the next one is asked for when its chunk is.
+        lengths: steps of each chunk, at most ``chunk_capacity``; each is asked for when its chunk is.
         until_flat: from ``flat_norm``.
+        ahead: whether a chunk is asked for before the one before it is read; after the end it then takes no step.
     """
     step, block, status = function_key(step), block_on(state), np.int32(OUT_OF_STEPS)
     capacity = chunk_capacity(step, state, source)
@@ -205,7 +205,8 @@ def chunks(step: Any, state: DescentState, source: Source, lengths: Iterable[int
         with jax.transfer_guard("allow"):  # of the three numbers that follow the arrays; all else is there
             arguments = (state, source.arrays(), length, until_flat, status)
             state, trace = run_chunk(step, source.order, capacity, block, *arguments)
-        status = trace.status
+        if ahead:
+            status = trace.status
         yield Chunk(state, trace)
 
 

@@ -144,6 +144,8 @@ class Stream:
             if isinstance(item, BaseException):
                 raise item
             if item is None:
+                if self._stack is None:
+                    raise ValueError(f"data: got no whole batch from step {self._first:,} on; expected some")
                 self.ended = True
             else:
                 (self._stack, self._numbers), self._at = item, 0

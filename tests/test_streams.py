@@ -150,6 +150,16 @@ def test_what_is_no_stream_is_said(data, options, error, words):
         mjn.fit(DESCENT, START, data, steps=9, **options)
 
 
+def test_a_fit_that_goes_on_where_only_a_batch_of_fewer_points_is_left_says_so(tmp_path):
+    def few_whole(first_step):
+        whole = mjn.Batch(DATA.x[:5], DATA.y[:5])
+        yield from [whole, whole, mjn.Batch(DATA.x[:2], DATA.y[:2])][first_step:]
+
+    assert mjn.fit(DESCENT, START, few_whole, steps=2, run_dir=tmp_path).steps_taken == 2
+    with pytest.raises(ValueError, match="data: got no whole batch from step 2 on; expected some"):
+        mjn.fit(DESCENT, START, few_whole, steps=3, run_dir=tmp_path, resume=True)
+
+
 def test_a_generator_is_closed_when_a_run_ends_early():
     closed = []
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minijaxnet._files import replace_file
+from minijaxnet._files import plain, replace_file
 from minijaxnet._tables import significant, text_table
 from minijaxnet.bench.intervals import RISK, Interval, median_interval
 
@@ -53,8 +53,8 @@ class SinceThen(NamedTuple):
 
 
 def write_result(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a comparison as JSON, whole or not at all."""
-    text = json.dumps({"kind": KIND, "version": VERSION, **content}, indent=1, allow_nan=False)
+    """Write a comparison as JSON, whole or not at all; an interval of too few rounds has null for its bounds."""
+    text = json.dumps(plain({"kind": KIND, "version": VERSION, **content}), indent=1)
     replace_file(Path(path), f"{text}\n".encode())
 
 

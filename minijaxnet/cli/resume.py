@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minijaxnet._files import read_json
+from minijaxnet._files import plain, read_json
 from minijaxnet._tables import printable
 from minijaxnet.batches import check_steps
 from minijaxnet.cli.errors import UsageError
@@ -28,7 +28,6 @@ from minijaxnet.run.folder import (
     changes,
     environment,
     finish_change,
-    plain,
     read_config,
     run_state,
 )

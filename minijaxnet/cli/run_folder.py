@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minijaxnet._files import read_json
+from minijaxnet._files import plain, read_json
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import EACH_START, RunFlags, SweepFlags
 from minijaxnet.cli.request import Request, defaults_of
@@ -16,7 +16,7 @@ from minijaxnet.load import own_file
 from minijaxnet.parallel.processes import is_lost
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.checkpoint_format import CheckpointError
-from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, plain, result_state, write_beginning, write_json
+from minijaxnet.run.folder import CONFIG, RESULT, create_run_folder, result_state, write_beginning, write_json
 from minijaxnet.run.log import METRICS, read_rows
 
 # Makes or finds a run folder, given the SHA-256 of the data, once all that can be checked without it has been.

@@ -20,6 +20,9 @@ def live(show: Callable[[str], Any] | None = None) -> Sink:
     Args:
         show: is called with the HTML, each time it changes; IPython's display if None.
 
+    Returns:
+        A sink, for ``fit(sink=...)``.
+
     Raises:
         ImportError: IPython is not installed, and ``show`` is None.
 

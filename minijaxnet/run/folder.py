@@ -2,17 +2,13 @@
 
 import hmac
 import json
-import math
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from minijaxnet._files import read_json, replace_file
+from minijaxnet._files import plain, read_json, replace_file
 from minijaxnet._machine import description
 from minijaxnet.run import code
 from minijaxnet.run.lock import owner
@@ -158,16 +154,3 @@ def environment() -> dict[str, Any]:
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "python_executable": Path(sys.executable).name,
     }
-
-
-def plain(value: Any) -> Any:
-    """A value in JSON's own kinds: arrays as lists or numbers, what is not finite as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return plain(np.asarray(value).tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)

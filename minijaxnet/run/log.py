@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._files import Lines, read_own, replace_file
+from minijaxnet._files import Lines, plain, read_own, replace_file
 from minijaxnet._tables import significant
 from minijaxnet._types import Params
-from minijaxnet.run.folder import plain
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 # The log of so few weights shows where each is.

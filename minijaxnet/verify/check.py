@@ -252,6 +252,19 @@ def assert_grad(
 ) -> None:
     """Like ``check_grad``, for a test: raise ``GradientMismatch`` with the whole report if the gradient is not right.
 
+    Args:
+        loss: as for ``check_grad``, and so are the others.
+        gradient: by hand.
+        args: arguments of both.
+        argnums: the argument, or several, to differentiate with respect to.
+        has_aux: whether the loss returns ``(loss, aux)``.
+        has_value: whether ``gradient`` returns ``(value, gradient)``.
+        order: 2 to check the derivative of the gradient, too.
+        seed: of random directions and signs.
+
+    Raises:
+        GradientMismatch: the gradient is not right, or its algebra could not be checked.
+
     Example:
         >>> import jax.numpy as jnp
         >>> assert_grad(lambda w: jnp.sum(w**2), lambda w: 2 * w, (jnp.arange(3.0),))

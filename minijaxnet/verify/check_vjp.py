@@ -245,6 +245,17 @@ def assert_vjp(
 ) -> None:
     """Like ``check_vjp``, for a test: raise ``GradientMismatch`` with the whole report if a rule is not right.
 
+    Args:
+        fun: as for ``check_vjp``, and so are the others.
+        args: its arguments.
+        reference: a function without the rule, to check against.
+        argnums: the arguments to differentiate with respect to; all floating ones if None.
+        order: 2 to check second derivatives, too.
+        seed: of random directions, signs and cotangents.
+
+    Raises:
+        GradientMismatch: a rule is not right, or its algebra could not be checked.
+
     Example:
         >>> assert_vjp(jax.nn.relu, (jnp.arange(-2.0, 3.0),))
     """
