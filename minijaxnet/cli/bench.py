@@ -103,6 +103,6 @@ def _times(comparison: StepComparison, arm: str, name: str, baseline: str) -> st
     """How an arm's time compares, as the beginning of a sentence."""
     ratio, verdict = comparison.ratios[arm], comparison.verdicts[arm]
     if verdict == "same":
-        return f"{name} takes the same time as {baseline} within {percent(distance(ratio))}"
+        return f"{name}: the same time as {baseline} within {percent(distance(ratio))}"
     low, high, doubt = as_ratio(ratio.low), as_ratio(ratio.high), ", undecided" if verdict == "undecided" else ""
-    return f"{name} takes {as_ratio(ratio.median)} times {baseline}'s time ({low} to {high}{doubt})"
+    return f"{name}: {as_ratio(ratio.median)} times {baseline}'s time ({low} to {high}{doubt})"
