@@ -21,7 +21,7 @@ from minijaxnet.cli.parsing import defaults_of, options_in
 from minijaxnet.cli.request import Request
 from minijaxnet.experiment import OWN
 from minijaxnet.goal import goal_of
-from minijaxnet.history import nothing
+from minijaxnet.history import missing_value
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.folder import RESULT, SWEPT, write_json
 from minijaxnet.sweeps import SweepResult
@@ -111,7 +111,7 @@ def _shortest(value: Any) -> str:
 def joined_result(found: Sequence[SweepResult], each: Mapping[str, Sequence[int]]) -> SweepResult:
     """Sweeps of several programs as one, with their numbers as the first axes; nothing is known of those left out."""
     lengths = tuple(map(len, each.values()))
-    none = jax.tree.map(lambda leaf: np.full_like(leaf, nothing(leaf)), found[0].output)
+    none = jax.tree.map(lambda leaf: np.full_like(leaf, missing_value(leaf)), found[0].output)
     left_out = math.prod(lengths) - len(found)
     outputs = [*(result.output for result in found), *[none] * left_out]
     finished = [*(result.finished for result in found), *[np.zeros_like(found[0].finished)] * left_out]

@@ -50,7 +50,7 @@ class BestKeeper:
         self._path = None if folder is None else Path(folder) / BEST
         self._rows_since = 0
 
-    def begin(self, params: Params, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
+    def restore(self, params: Params, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
         """Take up what an earlier process has kept until the step it goes on from; notes on what could not be used.
 
         The best may be of a later step: it is better than all before, so it is found again if the fit comes there
@@ -72,7 +72,7 @@ class BestKeeper:
         self._rows_since = sum(row["step"] > found.step for row in rows)
         return []
 
-    def see(self, step: int, params: Params, measured: Mapping[str, float] | None) -> None:
+    def update(self, step: int, params: Params, measured: Mapping[str, float] | None) -> None:
         """Look at what was measured of some weights, and keep these if they are the best.
 
         Raises:

@@ -27,11 +27,11 @@ from minijaxnet.losses import check_labels
 from minijaxnet.parallel.processes import broadcast, is_first, local_share, to_host
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
-from minijaxnet.run.lock import Held, hold
+from minijaxnet.run.lock import HeldFolder, hold
 from minijaxnet.run.log import Log, Sink, first_and_last
 from minijaxnet.run.measured import lost_updates
-from minijaxnet.run.signals import heard
-from minijaxnet.run.watch import Watch, log_the_end, run_watched
+from minijaxnet.run.signals import stop_signals
+from minijaxnet.run.watch import Watch, log_last_row, run_watched
 from minijaxnet.streams import Stream, is_read
 
 
@@ -95,7 +95,7 @@ def fit(
     measure: Callable[[Any], dict[str, Any]] | None = None,
     keep_best: str | None = None,
     patience: int | None = None,
-    run_dir: str | Path | Held | None = None,
+    run_dir: str | Path | HeldFolder | None = None,
     resume: bool = False,
     checkpoint_every: int | timedelta = EACH_MINUTE,
     sink: Sink | None = None,
@@ -170,7 +170,7 @@ def fit(
     trace_s = time.perf_counter() - began
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
-    folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
+    folder = run_dir.folder if isinstance(run_dir, HeldFolder) else run_dir
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
@@ -178,40 +178,40 @@ def fit(
         nullcontext() if run_dir is None else hold(run_dir),
         nullcontext(Keeper(folder, every=checkpoint_every, resume=resume)) as keeper,
         Log(folder, resume=resume, sink=sink) as log,
-        heard() as stop,
+        stop_signals() as stop,
         ExitStack() as at_the_end,
     ):
         best = BestKeeper(keep_best, patience, folder)
         every: int = log_every or broadcast(log.every) or max(1, steps // 20)
-        first, state = keeper.begin(state, log, every)
+        first, state = keeper.restore(state, log, every)
         if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
             state = state._replace(optimizer=own_copy(start.optimizer))
-        log.begin(first)
-        notes = best.begin(state.params, log.rows, first, resume=resume)
+        log.restart(first)
+        notes = best.restore(state.params, log.rows, first, resume=resume)
         source = source or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
         watch = Watch(every, measure, best, keeper, log, sink, stop)
-        ran = run_watched(descent.step, state, source, rest, range(first, steps), watch)
-        end = first + ran.history.steps_taken
-        if ran.history.status != DIVERGED:
-            keeper.keep(end, ran.state, log.synced_sha256(), source.position)
-        state = log_the_end(descent.step, ran, source, rest, end, watch)
-        if ran.history.status == DIVERGED and is_read(data):
+        outcome = run_watched(descent.step, state, source, rest, range(first, steps), watch)
+        end = first + outcome.history.steps_taken
+        if outcome.history.status != DIVERGED:
+            keeper.keep(end, outcome.state, log.synced_sha256(), source.position)
+        state = log_last_row(descent.step, outcome, source, rest, end, watch)
+        if outcome.history.status == DIVERGED and is_read(data):
             try:
                 check_values(descent, state, jax.device_get(source.order.at(source.arrays(), 0)), "batch")
             except ValueError as error:
                 notes.append(f"the cause is in the batch of step {end:,}: {error}")
-    if ran.interrupted and on_interrupt == "raise":
+    if outcome.interrupted and on_interrupt == "raise":
         raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
     if source.ended:
         notes.append(f"the data ended after {end:,} of {steps:,} steps")
     if source.left_out:
         notes.append(f"{source.left_out:,} batches of fewer points were left out (minijaxnet.padded fills them up)")
     notes += [*keeper.notes, *lost_updates(start.params, state.params, end)]
-    trace = ran.history.trace()
-    if ran.stopped_early and trace.status == OUT_OF_STEPS:
+    trace = outcome.history.trace()
+    if outcome.stopped_early and trace.status == OUT_OF_STEPS:
         trace = trace._replace(status=np.int32(STOPPED_EARLY))
     return FitResult(
-        state, trace, log.rows, first, ran.interrupted, notes, trace_s + ran.compile_s, ran.run_s, best.best
+        state, trace, log.rows, first, outcome.interrupted, notes, trace_s + outcome.compile_s, outcome.run_s, best.best
     )
 
 
@@ -220,7 +220,7 @@ def _check_options(
 ) -> None:
     check_callable("measure", measure or (lambda: None))
     check_count("log_every", 1 if log_every is None else log_every, least=1)
-    if not isinstance(run_dir, str | Path | Held | None):
+    if not isinstance(run_dir, str | Path | HeldFolder | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
     if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).is_file()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")

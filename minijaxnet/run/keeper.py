@@ -47,7 +47,7 @@ class Keeper:
             raise FileExistsError(f"{self._folder}: there is a run in this folder; expected a new one, or resume=True")
         self._saved, self._last_s, self.notes, self.read = 0, time.monotonic(), [], 0
 
-    def begin(self, state: DescentState, log: Log, log_every: int) -> tuple[int, DescentState]:
+    def restore(self, state: DescentState, log: Log, log_every: int) -> tuple[int, DescentState]:
         """The step and the state to go on with: 0 and the one given, or those of the newest checkpoint.
 
         Where the log lacks a row, or has others than those that were written, that is one from which it is seen again.

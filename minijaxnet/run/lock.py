@@ -25,20 +25,20 @@ class RunInUse(OSError):
     """A run folder that another process holds."""
 
 
-class Held(NamedTuple):
+class HeldFolder(NamedTuple):
     """A run folder that this process holds, as ``hold`` gave it."""
 
     folder: Path
 
 
 @contextmanager
-def hold(folder: str | Path | Held) -> Iterator[Held]:
+def hold(folder: str | Path | HeldFolder) -> Iterator[HeldFolder]:
     """Hold a run folder within the ``with``; one that is held already, by whoever hands it on, stays so.
 
     Raises:
         RunInUse: a process that is alive holds it, this one included; the text names it and since when.
     """
-    if isinstance(folder, Held):
+    if isinstance(folder, HeldFolder):
         yield folder
         return
     from filelock import Timeout  # 70 ms: imported where used
@@ -56,7 +56,7 @@ def hold(folder: str | Path | Held) -> Iterator[Held]:
     try:
         me = {"pid": pid, "host": platform.node(), "since_utc": datetime.now(UTC).isoformat(timespec="seconds")}
         replace_file(folder / OWNER, json.dumps(me).encode())
-        yield Held(folder)
+        yield HeldFolder(folder)
     finally:
         if os.getpid() == pid:  # a process that was forked meanwhile holds nothing
             for name in (OWNER, LOCK):

@@ -78,7 +78,7 @@ class Log:
         resume: bool = False,
         sink: Sink | None = None,
     ):
-        """Begin new files in the folder, or with ``resume`` take over what is there; see ``begin``."""
+        """Begin new files in the folder, or with ``resume`` take over what is there; see ``restart``."""
         self.rows: list[dict[str, Any]] = []
         self._sha256 = hashlib.sha256()
         self._sink = sink
@@ -105,7 +105,7 @@ class Log:
         if self._sink is not None:
             self._sink.write(self.rows[-1])
 
-    def begin(self, step: int) -> None:
+    def restart(self, step: int) -> None:
         """Forget all from a step on, since it will be seen again."""
         self.rows, content = [row for row in self.rows if row["step"] < step], self._content(step)
         self._sha256 = hashlib.sha256(content)

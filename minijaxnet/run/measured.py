@@ -23,11 +23,11 @@ def measured_by(measure: Callable[[Any], dict[str, Any]] | None, params: Params)
         TypeError: it returns no dictionary of numbers.
         ValueError: a name that ``fit`` itself logs.
     """
-    told = {} if measure is None else measure(params)
-    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
-        got = f"the names {[*told]}" if isinstance(told, Mapping) else type(told).__name__
+    returned = {} if measure is None else measure(params)
+    if not isinstance(returned, Mapping) or not all(isinstance(name, str) for name in returned):
+        got = f"the names {[*returned]}" if isinstance(returned, Mapping) else type(returned).__name__
         raise TypeError(f"measure: got {got}; expected a dictionary of numbers by their names, such as {{'norm': 1.0}}")
-    measured = {name: _number(f"measure: {name}", value) for name, value in told.items()}
+    measured = {name: _number(f"measure: {name}", value) for name, value in returned.items()}
     if taken := {"step", "loss", "gradient_norm"} & set(measured):
         raise ValueError(f"measure: got the name {taken.pop()!r}; expected another, fit itself logs that one")
     return measured

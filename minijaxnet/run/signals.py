@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
@@ -20,7 +20,7 @@ class Stop:
 
 
 @contextmanager
-def heard(*, raises: bool = False) -> Iterator[Stop]:
+def stop_signals(*, raises: bool = False) -> Iterator[Stop]:
     """A ``Stop`` that the first SIGINT or SIGTERM sets.
 
     From then on they act as before. Outside the main thread nothing is caught: Python hands signals to no other.
@@ -33,7 +33,7 @@ def heard(*, raises: bool = False) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {signum: signal.getsignal(signum) for signum in _HEARD}
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
 
     def restore() -> None:
         for signum, handler in before.items():
@@ -44,11 +44,11 @@ def heard(*, raises: bool = False) -> Iterator[Stop]:
         if not raises:
             restore()
             return
-        for each in _HEARD:
+        for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt(signum)
 
-    for signum in _HEARD:
+    for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     try:
         yield stop

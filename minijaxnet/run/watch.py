@@ -40,7 +40,7 @@ class Watch(NamedTuple):
     stop: Stop
 
 
-class Ran(NamedTuple):
+class Outcome(NamedTuple):
     """A descent that was run: where it ended, how, and how long it took.
 
     Attributes:
@@ -58,7 +58,7 @@ class Ran(NamedTuple):
 
 def run_watched(
     step: Any, state: DescentState, source: InMemory | Stream, until_flat: Any, steps: range, watch: Watch
-) -> Ran:
+) -> Outcome:
     """Run a descent for a range of steps.
 
     Before each chunk it is measured if a row is due, all processes agree on the chunk's length, and a checkpoint is
@@ -88,7 +88,7 @@ def run_watched(
             measured = None
             if goes_on and most > 0 and at % watch.every == 0:
                 measured = measured_by(watch.measure, state.params)
-                watch.best.see(at, state.params, measured)
+                watch.best.update(at, state.params, measured)
             timely = max(1, int(_CHUNK_S * steps_per_s))
             own = (min(most, timely // block * block or timely), watch.keeper.is_due(at), watch.best.is_over)
             # What clocks and signals say is not the same in each process: here they agree on what comes next.
@@ -119,18 +119,18 @@ def run_watched(
         if watch.sink is not None:
             loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
             watch.sink.progress(Progress(at, steps.stop, loss, norm, history.steps_taken / run_s))
-    return Ran(state, history, interrupted, bool(stopped_early), compile_s, run_s)
+    return Outcome(state, history, interrupted, bool(stopped_early), compile_s, run_s)
 
 
-def log_the_end(
-    step: Any, ran: Ran, source: InMemory | Stream, until_flat: Any, end: int, watch: Watch
+def log_last_row(
+    step: Any, outcome: Outcome, source: InMemory | Stream, until_flat: Any, end: int, watch: Watch
 ) -> DescentState:
     """Log what the next step would see; the state, as it was."""
     everything_is_flat = np.asarray(np.inf, until_flat.dtype)
-    [(state, seen)] = chunks(step, ran.state, source, [1], everything_is_flat)
+    [(state, seen)] = chunks(step, outcome.state, source, [1], everything_is_flat)
     measured = measured_by(watch.measure, state.params)
-    if not (ran.interrupted and end % watch.every):  # a fit that nothing ended would not look at these weights
-        watch.best.see(end, state.params, measured)
-    watch.log.append(end, row_of(jax.device_get(seen), measured), ran.run_s)
+    if not (outcome.interrupted and end % watch.every):  # a fit that nothing ended would not look at these weights
+        watch.best.update(end, state.params, measured)
+    watch.log.append(end, row_of(jax.device_get(seen), measured), outcome.run_s)
     watch.log.sync()
     return state

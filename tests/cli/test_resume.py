@@ -82,7 +82,7 @@ def test_other_code_or_another_config_is_refused_with_a_diff(file, old, new, her
         forget()
         called = call(*arguments)
         assert called.code == 2
-        assert "got other code or another config than it was started with" in called.err
+        assert "got changed code or a changed config" in called.err
         assert any(line.startswith("-") and old in line for line in called.err.splitlines())
         assert any(line.startswith("+") and new in line for line in called.err.splitlines())
     assert call("resume", only("runs"), "--force").code == 0
