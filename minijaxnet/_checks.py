@@ -67,7 +67,7 @@ def pair(batch: PyTree, where: str = "batch") -> tuple[Any, Any]:
         TypeError: batch: got list of 3; expected a pair (x, y)
     """
     check_one_batch(batch, where)
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+    if not is_pair(batch):
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         got = array_type(batch) if hasattr(batch, "dtype") else type(batch).__name__ + size
         raise TypeError(f"{where}: got {got}; expected a pair (x, y)")

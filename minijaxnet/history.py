@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from minijaxnet._checks import is_number
 from minijaxnet._types import PyTree
 from minijaxnet.descent import StepInfo
 
@@ -123,8 +124,7 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
     """Check ``until_flat``. With sampled gradients 0 means that the descent never counts as flat."""
-    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
-    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
+    if not is_number(until_flat):
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
     if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
         raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")

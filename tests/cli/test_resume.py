@@ -121,7 +121,7 @@ def test_other_surroundings_are_told_and_settings_of_other_numbers_refused_unles
         ([], "resume: got nothing; expected the folder of one run"),
         (["a", "b"], "resume: got a b; expected the folder of one run"),
         (["nowhere"], "nowhere: there is no config.json; expected the folder of a run"),
-        (["broken"], "broken/config.json: expected the settings of a run"),
+        (["broken"], "broken/config.json: got other content; expected the settings of a run"),
         (["lost"], "lost: its experiment gone.py is not there"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_process_that_was_killed_is_started_again_by_the_same_command_to_the_s
     for path in damaged:
         path.write_bytes(path.read_bytes()[:100])
     called = call("resume", early)
-    assert called.code == 2 and "got no checkpoint that is whole" in called.err
+    assert called.code == 2 and "got only damaged checkpoints" in called.err
     shutil.rmtree(early / "checkpoints")  # as if it had been killed before the first one
     mark_again(early)
     for again, how, step in ((folder, arguments, 15), (early, ("resume", early), 0)):
