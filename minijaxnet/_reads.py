@@ -27,8 +27,9 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, numbers.
 def numbers_read(function: Any) -> list[tuple[str, type, Any]]:
     """The plain numbers and texts that a function reads from outside: from what it closes over, and from its globals.
 
-    The search follows the functions that it calls, and attributes of objects and classes. A large array is compared by
-    identity, not by value. The types are part of the result, since 1 and 1.0 make different programs.
+    The search follows the functions that it calls, and attributes of objects and classes. JAX arrays and large NumPy
+    arrays are compared by identity, not by value. The types are part of the result, since 1 and 1.0
+    make different programs.
 
     >>> numbers_read((lambda rate: lambda x: rate * x)(0.5))
     [('rate', <class 'float'>, 0.5)]

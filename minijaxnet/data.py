@@ -254,17 +254,15 @@ def _kind_of(leaf: Any, dtype: DTypeLike) -> str:
 
 def _check_representable(values: np.ndarray, name: str) -> None:
     """Check that JAX can hold each number; without float64 enabled it has at most 32 bits."""
-    dtype_here = jax.dtypes.canonicalize_dtype(values.dtype)
-    if dtype_here == values.dtype:
+    held = jax.dtypes.canonicalize_dtype(values.dtype)
+    if held == values.dtype:
         return
-    limits, advice = (
-        (np.finfo(dtype_here), "scale it") if dtype_here.kind == "f" else (np.iinfo(dtype_here), "subtract an offset")
-    )
+    limits, advice = (np.finfo(held), "scale it") if held.kind == "f" else (np.iinfo(held), "subtract an offset")
     outside = np.argwhere(np.isfinite(values) & ((values < limits.min) | (values > limits.max)))
     if len(outside):
         place = list(map(int, outside[0]))
         got = f"{name}{place if place else ''}: got {values[tuple(outside[0])]}"
-        raise ValueError(f"{got}; expected what {dtype_here} holds: {advice}, or set JAX_ENABLE_X64=1")
+        raise ValueError(f"{got}; expected what {held} holds: {advice}, or set JAX_ENABLE_X64=1")
 
 
 def _check_values(values: Any, name: str) -> int:
@@ -291,9 +289,7 @@ def _load(loader: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets  # 0.8 s: imported where used
     except ImportError:
-        raise ImportError(
-            'the data sets are part of scikit-learn, which is not installed: pip install "minijaxnet[data]"'
-        ) from None
+        raise ImportError('scikit-learn, which has the data sets, is missing: pip install "minijaxnet[data]"') from None
     return getattr(datasets, loader)(return_X_y=True)
 
 

@@ -156,9 +156,8 @@ def without_untaken(trace: Trace, steps: int) -> Trace:
     taken = lax.iota(jnp.int32, steps) < trace.steps_taken
 
     def mask(leaf: jax.Array) -> jax.Array:
-        untaken = (
-            0 if jax.config.values["jax_debug_nans"] else missing_value(leaf)
-        )  # then JAX raises an error for any NaN
+        # With jax_debug_nans JAX raises an error for any NaN.
+        untaken = 0 if jax.config.values["jax_debug_nans"] else missing_value(leaf)
         return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], untaken)
 
     rows = jax.tree.map(mask, rows_of(trace))

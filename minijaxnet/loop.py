@@ -77,8 +77,8 @@ def descend(
     """
     check_descent(descent)
     check_state(state)
-    rest, batch = flat_norm(until_flat, sampled=state.key is not None), numbers(batch, "batch")
-    return _checked_descent(descent, state, InMemory(OneBatch(), batch), batch, steps, rest)
+    flat_at, batch = flat_norm(until_flat, sampled=state.key is not None), numbers(batch, "batch")
+    return _checked_descent(descent, state, InMemory(OneBatch(), batch), batch, steps, flat_at)
 
 
 def descend_epochs(
@@ -137,10 +137,10 @@ def descend_minibatches(
     until_flat: float | jax.Array = 0.0,
 ) -> tuple[DescentState, Trace]:
     """The same for any number of steps; ``until_flat=0`` never stops it."""
-    rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
+    flat_at, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
     check_key(key)
     source = InMemory(minibatches_of(data, batch_size), (data, key))
-    return _checked_descent(descent, state, source, data, steps, rest)
+    return _checked_descent(descent, state, source, data, steps, flat_at)
 
 
 def _checked_descent(

@@ -67,9 +67,7 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
             since = found.against(Path(folder) / file)
             limit = slower * max(1.0, since.sentinel.high)
             if too_slow := [name for name, ratio in since.ratios.items() if ratio.low > limit]:
-                pytest.fail(
-                    f"{since}\n\ncertainly slower than the saved comparison: {', '.join(too_slow)}", pytrace=False
-                )
+                pytest.fail(f"{since}\n\ncertainly slower than saved: {', '.join(too_slow)}", pytrace=False)
         return found
 
     return compare

@@ -42,7 +42,7 @@ def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1, 
         if count > len(available):
             hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
             more = f"; {hint} divides a CPU into as many" if available[0].platform == "cpu" else ""
-            raise ValueError(f"devices: got {count}; expected at most {len(available)}, the available devices{more}")
+            raise ValueError(f"devices: got {count}; expected at most {len(available)}, the devices there are{more}")
         check_divides("devices", count, jax.process_count(), "the processes")
         per_process = count // jax.process_count()
         chosen = [d for process in range(jax.process_count()) for d in jax.local_devices(process)[:per_process]]

@@ -76,9 +76,7 @@ def shard_batch(mesh: Mesh, batch: PyTree, *, axis: str = DATA) -> Any:
     whose = " of this process" if jax.process_count() > 1 else ""
     check_divides("batch", points, per_process, f"the devices{whose}", f" points{whose}")
     if len(set(each := all_gather([points])[:, 0].tolist())) > 1:
-        raise ValueError(
-            f"batch: got {', '.join(map(str, each))} points in the processes; expected the same number in each"
-        )
+        raise ValueError(f"batch: got {', '.join(map(str, each))} points in the processes; expected as many in each")
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return jax.tree.map(lambda leaf: _placed(leaf, sharding), batch)
 
@@ -214,9 +212,7 @@ def initialize(
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if 0 < len(missing := [name for name, value in given.items() if value is None]) < 3:
-        raise ValueError(
-            f"{missing[0]}: got None; expected a value, as {', '.join(set(given) - set(missing))} is given"
-        )
+        raise ValueError(f"{missing[0]}: got None; expected a value, as for {', '.join(set(given) - set(missing))}")
     local = None
     if coordinator is not None and num_processes is not None and process_id is not None:
         if not 0 <= process_id < num_processes:
@@ -224,9 +220,8 @@ def initialize(
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ValueError(f"coordinator: got {coordinator!r}; expected host:port")
-        local = (
-            coordinator if host in ("localhost", "127.0.0.1") else None
-        )  # then only processes of this machine can join
+        # With a local address only processes of this machine can join.
+        local = coordinator if host in ("localhost", "127.0.0.1") else None
         if process_id > 0:
             _wait_for(host, int(port), timeout_s)
         else:
@@ -276,9 +271,7 @@ def _check_free(host: str, port: int) -> None:
         try:
             tried.bind((host, port))
         except OSError as error:
-            raise ConnectionError(
-                f"coordinator: got port {port}, which is taken ({error}); expected a free one"
-            ) from None
+            raise ConnectionError(f"coordinator: got port {port}, in use ({error}); expected a free one") from None
 
 
 def _wait_for(host: str, port: int, timeout_s: float) -> None:

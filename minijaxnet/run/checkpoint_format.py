@@ -168,7 +168,7 @@ def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int 
     length = int.from_bytes(start, "little")
     if length > size - 8:
         raise CheckpointError(
-            f"{path}: got {size} bytes, from {start!r} on; expected a checkpoint (this is only a part, or another file)"
+            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it is cut off, or no checkpoint)"
         )
     if length > most_bytes:
         raise CheckpointError(f"{path}: got a header of {length} bytes; expected at most {most_bytes}")

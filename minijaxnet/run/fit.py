@@ -106,7 +106,7 @@ def fit(
     Values are checked first, on the host. Then the steps run in chunks of about a tenth of a second. SIGINT (Ctrl-C)
     and SIGTERM stop after the running chunk, and the state is saved; a second signal ends the process at once. Only one
     process at a time can use a run folder. It has the three newest checkpoints, with parameters, optimizer and keys,
-    from which also the order of minibatches follows. A run that is resumed from them comes to the same bits.
+    from which also the order of minibatches follows. A run that is resumed from them gives the same bits.
 
     Several processes call it together, with state and data on a mesh of all their devices (see ``parallel``). The first
     one logs and writes. They agree on chunks, checkpoints and signals, so that all stop after the same step.
@@ -132,7 +132,7 @@ def fit(
             and locked during the fit, unless it is a ``HeldFolder`` that the caller has locked. If None, nothing is
             written.
         resume: continue from the newest valid checkpoint in ``run_dir``, or from the start if there is none. With the
-            same arguments it comes to the same bits. A resumed fit may have more steps, another batch size, and in
+            same arguments it gives the same bits. A resumed fit may have more steps, another batch size, and in
             gradient descent another learning rate.
         checkpoint_every: steps between checkpoints, or a ``timedelta``; by default a minute. There is also one at the
             end, unless the descent diverged.
@@ -163,7 +163,7 @@ def fit(
     check_state(state)
     check_steps(steps)
     _check_options(data, batch_size, log_every, measure, run_dir, sink, on_interrupt)
-    rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
+    flat_at = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
     source = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
     began, initial, state = time.perf_counter(), state, own_copy(state)
     if source is not None:  # errors of the objective come before anything is written
@@ -185,19 +185,18 @@ def fit(
         best = BestKeeper(keep_best, patience, folder)
         every: int = log_every or broadcast(log.every) or max(1, steps // 20)
         first, state = keeper.restore(state, log, every)
-        if isinstance(
-            getattr(descent.step, "step", descent.step), GradientStep
-        ):  # its rate may differ from that of the checkpoint
+        # The rate of gradient descent may differ from that of the checkpoint.
+        if isinstance(getattr(descent.step, "step", descent.step), GradientStep):
             state = state._replace(optimizer=own_copy(initial.optimizer))
         log.restart(first)
         notes = best.restore(state.params, log.rows, first, resume=resume)
         source = source or exit_stack.enter_context(closing(Stream(data, keeper.read or first)))
         watch = Watch(every, measure, best, keeper, log, sink, stop)
-        outcome = run_watched(descent.step, state, source, rest, range(first, steps), watch)
+        outcome = run_watched(descent.step, state, source, flat_at, range(first, steps), watch)
         end = first + outcome.history.steps_taken
         if outcome.history.status != DIVERGED:
             keeper.keep(end, outcome.state, log.synced_sha256(), source.position)
-        state = log_last_row(descent.step, outcome, source, rest, end, watch)
+        state = log_last_row(descent.step, outcome, source, flat_at, end, watch)
         if outcome.history.status == DIVERGED and is_read(data):
             try:
                 check_values(descent, state, jax.device_get(source.order.at(source.arrays(), 0)), "batch")

@@ -95,9 +95,9 @@ class Log:
                 self._files[path.name] = opened.enter_context(Lines(path, mode))
             opened.pop_all()
 
-    def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
+    def append(self, step: int, numbers: Mapping[str, Any], run_s: float) -> None:
         """Add a row for a step, after ``run_s`` seconds of compiled steps, and write it."""
-        self.rows.append({"step": step} | dict(seen))
+        self.rows.append({"step": step} | dict(numbers))
         line = _line(self.rows[-1])
         self._write(METRICS, line)
         self._sha256.update(line.encode())
@@ -195,9 +195,8 @@ def _is_row(row: Any) -> bool:
     """Whether this is a dictionary with a step and numbers only."""
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
-    small = (
-        value for value in row.values() if type(value) is not int or abs(value) < 1 << 63
-    )  # larger ints do not fit into a float
+    # Larger ints may not fit into a float.
+    small = (value for value in row.values() if type(value) is not int or abs(value) < 1 << 63)
     return sum(isinstance(value, int | float | None) for value in small) == len(row)
 
 

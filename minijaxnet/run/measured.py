@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from minijaxnet._types import Params
+from minijaxnet.descent import StepInfo
 from minijaxnet.parallel.processes import to_host
 
 
-def row_of(seen: Any, measured: dict[str, float]) -> dict[str, float]:
+def row_of(info: StepInfo, measured: dict[str, float]) -> dict[str, float]:
     """A row from the first of some steps and the measured numbers."""
-    return {"loss": float(seen.loss[0]), "gradient_norm": float(seen.gradient_norm[0])} | measured
+    return {"loss": float(info.loss[0]), "gradient_norm": float(info.gradient_norm[0])} | measured
 
 
 def measured_by(measure: Callable[[Any], dict[str, Any]] | None, params: Params) -> dict[str, float]:
@@ -45,7 +46,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def lost_updates(before: Any, after: Any, steps: int) -> list[str]:
-    """A note if less than 1 % of the weights of 16 bits or fewer have changed. Weights of 0 are not counted.
+    """A note if at most 1 % of the weights of 16 bits or fewer have changed. Weights of 0 are not counted.
 
     A small update is lost in rounding, but never when it is added to 0.
     """

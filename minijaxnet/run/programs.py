@@ -1,4 +1,4 @@
-"""Compiled programs that are stored with a run, so that a resumed run comes to the same bits."""
+"""Compiled programs that are stored with a run, so that a resumed run gives the same bits."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
 
     Args:
         folder: of the run. The stored programs are run, so it has to be the user's own folder.
-        keep: "yes", "no", or "auto", which is yes on an accelerator only; a CPU compiles the same program each time.
-            With several processes no programs are stored.
+        keep: "yes", "no", or "auto": only on an accelerator, as a CPU compiles the same program each time. With several
+            processes no programs are stored.
     """
     stores = keep == "yes" or (keep == "auto" and jax.default_backend() != "cpu")
     if not stores or jax.process_count() > 1:
@@ -34,8 +34,8 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
 
     before = {name: jax.config.values[name] for name in _SETTINGS}
     try:
-        # Without XLA's own caches: the name of their folder would be part of a program's key, so that programs would not
-        # be found after the run's folder is moved.
+        # Without XLA's own caches: their folder's name would be part of a program's key, so that programs would not be
+        # found after the run's folder is moved.
         for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1, "none"), strict=True):
             jax.config.update(name, value)
         _remove_damaged(folder / PROGRAMS)

@@ -107,17 +107,17 @@ def run_watched(
     compile_s = time.perf_counter() - started
     for state, trace in running:
         jax.block_until_ready((state, trace))
-        seconds, seen = time.perf_counter() - started, history.append(trace)
-        taken, run_s = len(seen.loss), run_s + seconds
+        seconds, info = time.perf_counter() - started, history.append(trace)
+        taken, run_s = len(info.loss), run_s + seconds
         source.take(taken)
         if not taken:
             continue
         # At most fourfold: the first chunk is one step, and most of its time is that of the call.
         steps_per_s, at = min(taken / seconds, 4 * steps_per_s), steps.start + history.steps_taken
         if measured is not None:
-            watch.log.append(at - taken, row_of(seen, measured), run_s)
+            watch.log.append(at - taken, row_of(info, measured), run_s)
         if watch.sink is not None:
-            loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
+            loss, norm = float(info.loss[-1]), float(info.gradient_norm[-1])
             watch.sink.progress(Progress(at, steps.stop, loss, norm, history.steps_taken / run_s))
     return Outcome(state, history, interrupted, bool(stopped_early), compile_s, run_s)
 
@@ -127,10 +127,10 @@ def log_last_row(
 ) -> DescentState:
     """Log a last row for the last state, without taking a step; return this state."""
     everything_is_flat = np.asarray(np.inf, until_flat.dtype)
-    [(state, seen)] = chunks(step, outcome.state, source, [1], everything_is_flat)
+    [(state, info)] = chunks(step, outcome.state, source, [1], everything_is_flat)
     measured = measured_by(watch.measure, state.params)
     if not (outcome.interrupted and end % watch.every):  # without the signal there would be no row at this step
         watch.best.update(end, state.params, measured)
-    watch.log.append(end, row_of(jax.device_get(seen), measured), outcome.run_s)
+    watch.log.append(end, row_of(jax.device_get(info), measured), outcome.run_s)
     watch.log.sync()
     return state

@@ -59,15 +59,13 @@ def workers_of(mesh: Mesh | None) -> Workers:
     """The workers on the devices of a mesh, or on the default device."""
     if mesh is None:
         device, *others = jnp.zeros(()).devices()  # there are others if jax.set_mesh has set a mesh; each runs the same
-        calls, most = _calls_and_most(device)
+        calls, most = _workers(device)
         return Workers(None, "", 1, calls, most, 1 + len(others) if device.platform == "cpu" else 1, device)
     own = jax.process_index()
     if others := sum(device.process_index != own for device in check_mesh(mesh).devices.flat):
-        raise ValueError(
-            f"mesh: got {others} of {mesh.size} devices of other processes; expected only devices of this process"
-        )
+        raise ValueError(f"mesh: got {others} of {mesh.size} devices of other processes; expected only this one's")
     axis, device = REPLICA if REPLICA in mesh.shape else mesh.axis_names[0], mesh.devices.flat[0]
-    cores, most = _calls_and_most(device)
+    cores, most = _workers(device)
     rows = mesh.shape[axis]
     # Two calls whose devices communicate could wait for each other forever, so then only one call runs at once.
     calls = max(1, cores // rows) if mesh.size == rows else 1
@@ -75,7 +73,7 @@ def workers_of(mesh: Mesh | None) -> Workers:
     return Workers(mesh, axis, rows, calls, max(1, most * cores / max(cores, rows)), sharing, device)
 
 
-def _calls_and_most(device: Any) -> tuple[int, float]:
+def _workers(device: Any) -> tuple[int, float]:
     """How many calls run at once on a device, and the most replicas in a block.
 
     A CPU runs one call per core, since most swept networks are too small to use two cores.
@@ -124,9 +122,8 @@ def program_of(
         traced = replicas.trace(run, values, workers.mesh, workers.axis)
         if effects := side_effects(traced):
             raise ValueError(f"run: it has side effects ({effects}); expected a pure function")
-        if kinds := ", ".join(
-            sorted(str(kind).removeprefix("key<").rstrip(">") for kind in non_threefry_keys(traced.jaxpr))
-        ):
+        if keys := non_threefry_keys(traced.jaxpr):
+            kinds = ", ".join(sorted(str(key).removeprefix("key<").rstrip(">") for key in keys))
             raise ValueError(
                 f"run: got keys of {kinds}, which draw other numbers under vmap than alone; "
                 "expected jax.random.key(seed, impl='threefry2x32'), JAX_DEFAULT_PRNG_IMPL=threefry2x32"

@@ -97,8 +97,7 @@ class SweepResult(NamedTuple):
             raise ValueError(f"by: got {goal.name!r}; expected one of {', '.join(values)}")
         values = values[goal.name]
         if not np.isfinite(values).any():
-            got = f"got {values.size} replicas, none with a finite {goal.name}"
-            raise ValueError(f"best: {got}; expected one with a finite value")
+            raise ValueError(f"best: got {values.size} replicas, none with a finite {goal.name}; expected one with it")
         best = np.nanargmax(values) if goal.highest else np.nanargmin(values)
         place = tuple(int(i) for i in np.unravel_index(best, values.shape))
         each = place if len(place) == len(self.axes) else place * len(self.axes)
@@ -154,9 +153,8 @@ class SweepResult(NamedTuple):
         if np.isfinite(losses).any():
             best = self.best()
             places = best.place * (len(self.axes) // len(best.place))  # zipped axes share one place
-            where = (
-                f"{name} {_axis_value(values, i)}" for (name, values), i in zip(self.axes.items(), places, strict=True)
-            )
+            pairs = zip(self.axes.items(), places, strict=True)
+            where = (f"{name} {_axis_value(values, i)}" for (name, values), i in pairs)
             verdict += f"; lowest loss {significant(best.loss)} at {', '.join(where)}"
         return html_result(verdict, self.cells())
 

@@ -160,7 +160,7 @@ def test_a_port_that_is_taken_is_told():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConnectionError, match=f"coordinator: got port {port}, taken"):
+        with pytest.raises(ConnectionError, match=f"coordinator: got port {port}, in use"):
             initialize(f"127.0.0.1:{port}", num_processes=2, process_id=0)
 
 

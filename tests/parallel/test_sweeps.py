@@ -147,7 +147,7 @@ def mesh_of_four(axis_type):
 def check_that_explicit_axes_are_refused():
     descent, explicit = mjn.gradient_descent(CLASSIFIES, 0.1), mesh_of_four(AxisType.Explicit)
     start = descent.init(CLASSIFIER)
-    words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as of data_mesh or by axis_types="
+    words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as from data_mesh, or by axis_types="
     for refused in (
         lambda: shard_batch(explicit, DATA),
         lambda: replicate(explicit, start),

@@ -120,7 +120,7 @@ def test_ctrl_c_raises_when_all_is_kept_and_says_how_to_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="resume=True continues in"):
         fit(run_dir=tmp_path, on_progress=stop, on_interrupt="raise")
     assert list((tmp_path / "checkpoints").iterdir())
-    with pytest.raises(KeyboardInterrupt, match="on_interrupt='return' returns what was learnt"):
+    with pytest.raises(KeyboardInterrupt, match="on_interrupt='return' would return the result"):
         fit(on_progress=stop, on_interrupt="raise")
 
 
