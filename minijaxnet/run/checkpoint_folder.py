@@ -87,9 +87,7 @@ def load_latest(
         else:
             return LoadedCheckpoint(header.step, tree, skipped, header.read)
     if skipped and all_fit:
-        raise CheckpointError(
-            f"{folder}: got only damaged checkpoints; expected a valid one\n  " + "\n  ".join(skipped)
-        )
+        raise CheckpointError(f"{folder}: got no valid checkpoint; expected one\n  " + "\n  ".join(skipped))
     return None
 
 

@@ -168,7 +168,7 @@ def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int 
     length = int.from_bytes(start, "little")
     if length > size - 8:
         raise CheckpointError(
-            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it is cut off, or no checkpoint)"
+            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it is cut off, or is none)"
         )
     if length > most_bytes:
         raise CheckpointError(f"{path}: got a header of {length} bytes; expected at most {most_bytes}")
@@ -242,9 +242,7 @@ def read_data(path: Path, file: io.BufferedReader, header: Header, into: Iterabl
     digest = hashlib.sha256()
     for view in (array[at : at + _CHUNK] for array in into for at in range(0, len(array), _CHUNK)):
         if file.readinto(view) != len(view):
-            raise CheckpointError(
-                f"{path}: got the end of the file too early; expected {header.data_bytes} bytes of data"
-            )
+            raise CheckpointError(f"{path}: got a file that became shorter; expected {header.data_bytes} bytes of data")
         digest.update(view)
     if digest.hexdigest() != header.data_sha256:
         raise CheckpointError(f"{path}: got data with SHA-256 {digest.hexdigest()}; expected {header.data_sha256}")

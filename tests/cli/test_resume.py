@@ -259,7 +259,7 @@ def test_a_process_that_was_killed_is_started_again_by_the_same_command_to_the_s
     for path in damaged:
         path.write_bytes(path.read_bytes()[:100])
     called = call("resume", early)
-    assert called.code == 2 and "got only damaged checkpoints" in called.err
+    assert called.code == 2 and "got no valid checkpoint" in called.err
     shutil.rmtree(early / "checkpoints")  # as if it had been killed before the first one
     mark_again(early)
     for again, how, step in ((folder, arguments, 15), (early, ("resume", early), 0)):

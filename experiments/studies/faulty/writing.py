@@ -236,7 +236,7 @@ def all_damaged(tool: Tool, setting: Setting) -> Iterator[Trial]:
     kept = tuple(tool.checkpoints(runs.whole))
     for file in (file for path in kept for file in _files(path)):
         file.write_bytes(file.read_bytes()[:-1])
-    expected = Expected(f"step-0|{tool.leaf}", r"\w", r"got only damaged checkpoints")
+    expected = Expected(f"step-0|{tool.leaf}", r"\w", r"got no valid checkpoint")
     yield runs.resumed(runs.whole, expected)._replace(right=None, untouched=kept)
 
 
