@@ -6,7 +6,7 @@ equal to the last bit wherever the chunks end.
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -175,13 +175,12 @@ def fit(
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
-    with (
-        nullcontext() if run_dir is None else hold(run_dir),
-        nullcontext(Keeper(folder, every=checkpoint_every, resume=resume)) as keeper,
-        Log(folder, resume=resume, sink=sink) as log,
-        stop_signals() as stop,
-        ExitStack() as exit_stack,
-    ):
+    with ExitStack() as exit_stack:
+        if run_dir is not None:
+            exit_stack.enter_context(hold(run_dir))
+        keeper = Keeper(folder, every=checkpoint_every, resume=resume)
+        log = exit_stack.enter_context(Log(folder, resume=resume, sink=sink))
+        stop = exit_stack.enter_context(stop_signals())
         best = BestKeeper(keep_best, patience, folder)
         every: int = log_every or broadcast(log.every) or max(1, steps // 20)
         first, state = keeper.restore(state, log, every)

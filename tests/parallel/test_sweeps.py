@@ -158,7 +158,10 @@ def check_that_explicit_axes_are_refused():
         with pytest.raises(ValueError, match=words):
             refused()
     for other, text in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
-        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {text}"):
+        with (
+            jax.set_mesh(other),
+            pytest.raises(ValueError, match=f"mesh: got one that differs from that of jax.set_mesh, {text}"),
+        ):
             replicate(data_mesh(4), start)
 
 
