@@ -41,8 +41,8 @@ class Progress(NamedTuple):
 class Sink(NamedTuple):
     """Functions that receive the logged rows of a ``fit``: for TensorBoard, Weights & Biases, MLflow or a progress bar.
 
-    ``fit`` calls them between chunks of compiled steps, in its own thread; with several processes only the first one
-    calls them. An exception that they raise ends the fit.
+    ``fit`` calls them between chunks of compiled steps, in the caller's thread; with several processes only the first
+    process calls them. An exception that they raise ends the fit.
 
     Attributes:
         write: ``write(row)``, called once for each row, after it was written to ``metrics.jsonl``: every ``log_every``
