@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import all public names with the first that is asked for: pytest finds the fixture without importing JAX."""
+    """Import all public names when the first one is used, so that pytest finds the fixture without importing JAX."""
     if name == "__version__":
         from importlib.metadata import version  # 20 ms: imported where used
 

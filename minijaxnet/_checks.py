@@ -1,4 +1,4 @@
-"""What an argument has to be: a function, a count, a number, one batch."""
+"""Checks of arguments: a function, a count, a number, one batch."""
 
 import operator
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from minijaxnet._types import PyTree
 
 
 def check_callable(name: str, value: Any) -> Any:
-    """A function, or whatever else can be called.
+    """Return the value if it can be called.
 
     >>> check_callable("objective", None)
     Traceback (most recent call last):
@@ -26,7 +26,7 @@ def check_callable(name: str, value: Any) -> Any:
 
 
 def check_count(name: str, value: Any, *, least: int = 0) -> int:
-    """A whole number of at least ``least``.
+    """Return the value as an int that is at least ``least``.
 
     >>> check_count("steps", -1)
     Traceback (most recent call last):
@@ -44,7 +44,7 @@ def check_count(name: str, value: Any, *, least: int = 0) -> int:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is one real number: Python's, NumPy's or JAX's.
+    """Whether the value is one real number of Python, NumPy or JAX.
 
     >>> is_number(np.int64(1)), is_number(jnp.ones(())), is_number(True), is_number("1"), is_number(np.ones(1))
     (True, True, False, False, False)
@@ -56,10 +56,10 @@ def is_number(value: Any) -> bool:
 
 
 def pair(batch: PyTree, where: str = "batch") -> tuple[Any, Any]:
-    """A batch as ``(x, y)``.
+    """Return a batch as ``(x, y)``.
 
     Raises:
-        TypeError: it is not a pair, or one half is missing; several batches, or what yields some.
+        TypeError: it is not a pair; x or y is None; it is several batches, or an iterator of batches.
 
     Example:
         >>> pair([1, 2, 3])
@@ -67,7 +67,7 @@ def pair(batch: PyTree, where: str = "batch") -> tuple[Any, Any]:
         TypeError: batch: got list of 3; expected a pair (x, y)
     """
     check_one_batch(batch, where)
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+    if not is_pair(batch):
         size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
         got = array_type(batch) if hasattr(batch, "dtype") else type(batch).__name__ + size
         raise TypeError(f"{where}: got {got}; expected a pair (x, y)")
@@ -75,15 +75,13 @@ def pair(batch: PyTree, where: str = "batch") -> tuple[Any, Any]:
 
 
 def check_one_batch(batch: PyTree, where: str) -> None:
-    """Refuse several batches, what yields some, and a pair of which one half is missing.
+    """Check that this is one batch.
 
     Raises:
-        TypeError: it is one of these.
+        TypeError: it is a list of batches, an iterator of batches, or a pair in which x or y is None.
     """
-    join = (
-        "expected one tree of arrays with all points: join them by np.concatenate, and take minibatches by batch_size,"
-    )
-    join += " or hand over batches(first_step), a function that returns an iterator of batches"
+    join = "expected one tree of arrays with all points (np.concatenate joins batches, batch_size= makes minibatches), "
+    join += "or a function batches(first_step) that returns an iterator of batches"
     if isinstance(batch, Iterator) or (hasattr(batch, "__iter__") and not hasattr(batch, "__getitem__")):
         raise TypeError(f"{where}: got a {type(batch).__name__}, which yields batches; {join}")
     if isinstance(batch, list) and len(batch) > 1 and _alike_containers(batch):
@@ -94,7 +92,7 @@ def check_one_batch(batch: PyTree, where: str) -> None:
 
 
 def is_pair(batch: PyTree) -> bool:
-    """Whether a batch is ``(x, y)``, or any other two."""
+    """Whether a batch is a tuple or list of two."""
     return isinstance(batch, tuple | list) and len(batch) == 2
 
 

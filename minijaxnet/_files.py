@@ -1,6 +1,6 @@
-"""Files that are on the disk when they are said to be, and are no links to others.
+"""Reading and writing files safely: writes are flushed to the disk, and links are not followed.
 
-A folder may come from a stranger: what is a link in it, or a pipe or a device, is neither read nor written.
+A folder may come from a stranger. A link, a pipe or a device in it is neither read nor written.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class NotAFile(ValueError):
 
 @contextlib.contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """A full disk or a failing one does not know of which file it speaks."""
+    """Add the file's path to an ``OSError``; the error of a full disk does not name it."""
     try:
         yield
     except OSError as error:
@@ -32,14 +32,14 @@ def naming(path: Path, what: str) -> Iterator[None]:
 
 
 def open_own(path: str | Path, flags: int) -> int:
-    """Open a regular file, to be an ``opener`` of ``open``. A pipe or a device could block, and a link lead anywhere.
+    """Open a regular file; an ``opener`` for ``open``. A pipe or a device could block, and a link could lead anywhere.
 
-    Between the look and the opening another file may take the name: it is neither followed nor waited for, but on
-    Windows, which cannot be told so.
+    Another file may take the name between the check and the opening. So the flags forbid to follow a link or to wait
+    for a pipe, except on Windows, which has no such flags.
 
     Raises:
-        NotAFile: it is something else; the text names it.
-        OSError: of the kind that it is.
+        NotAFile: it is not a regular file.
+        OSError: it cannot be opened.
     """
     with contextlib.suppress(FileNotFoundError):
         _check_regular(path, os.lstat(path).st_mode)
@@ -59,10 +59,10 @@ def _check_regular(path: str | Path, mode: int) -> None:
 
 
 def own_folder(path: Path) -> Path:
-    """A folder, made if it is not there.
+    """Make a folder if it does not exist, and return it.
 
     Raises:
-        NotAFile: a link is in its place: what is written and deleted there would be another's.
+        NotAFile: it is a link. Writing and deleting there would change another folder.
     """
     if path.is_symlink():
         raise NotAFile(f"{path}: got a symbolic link; expected the folder itself")
@@ -71,13 +71,13 @@ def own_folder(path: Path) -> Path:
 
 
 def read_own(path: Path) -> bytes:
-    """The content of a file; raises as ``open_own`` does."""
+    """Read a regular file; raise as ``open_own`` does."""
     with open(path, "rb", opener=open_own) as file:
         return file.read()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is not there, not whole, nested too deeply, or no object."""
+    """Read a JSON object; {} if the file is missing, damaged, nested too deeply, or not an object."""
     try:
         found = json.loads(read_own(path))
     except (OSError, ValueError, RecursionError):
@@ -86,30 +86,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Lines(io.FileIO):
-    """A file of lines to append to; nothing is kept back, so a full disk is told of with the line that it cost."""
+    """A file to append lines to, without a buffer: when the disk is full, the write of that line fails."""
 
     def __init__(self, path: Path, mode: str = "a"):
-        """Open it; a new one with the mode "x"."""
+        """Open the file; the mode "x" makes a new one."""
         self.path = path
         with naming(path, "file not opened"):
             super().__init__(path, mode, opener=open_own)
 
     def append(self, text: str) -> None:
-        """Write a text, whole, or raise ``OSError``, naming the file."""
+        """Write the whole text.
+
+        Raises:
+            OSError: it cannot be written; the text names the file.
+        """
         content = text.encode("utf-8", "backslashreplace")
         with naming(self.path, "line not written"):
             while content:
                 content = content[self.write(content) :]
 
     def sync(self) -> None:
-        """Have the disk hold all that was written."""
+        """Flush everything written so far to the disk."""
         with naming(self.path, "file not written"):
             to_disk(self.fileno())
 
 
 def to_disk(descriptor: int) -> None:
-    """Flush a file through all caches; macOS keeps those of the drive back from ``fsync``."""
-    with contextlib.suppress(ImportError, AttributeError, OSError):  # elsewhere, and network drives, do not know it
+    """Flush a file to the disk; on macOS ``fsync`` alone does not flush the drive's own cache."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):  # not macOS, or a network drive
         import fcntl
 
         fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # pyright: ignore[reportAttributeAccessIssue]
@@ -118,14 +122,14 @@ def to_disk(descriptor: int) -> None:
 
 
 def folder_to_disk(folder: Path) -> None:
-    """Flush the names in a folder; Windows cannot: there a power cut may take the newest names."""
+    """Flush the names in a folder. Windows cannot do this; there a power cut may lose the newest names."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         to_disk(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL):  # some file systems have nothing to flush there
+        if error.errno not in (errno.EBADF, errno.EINVAL):  # some file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -133,23 +137,24 @@ def folder_to_disk(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, part: Path) -> Iterator[BinaryIO]:
-    """A new file to write; when the ``with`` ends it takes the place of another, whole or not at all.
+    """Open a temporary file to write; when the ``with`` ends, it replaces the file at ``path``.
 
-    The content goes to the disk before the new name does (otherwise a power cut may leave the name and no content), and
-    the name before this ends. Whatever goes wrong until then, the path holds what it held, or all that is new.
+    The content is flushed to the disk before the renaming, since otherwise a power cut may leave the new name without
+    content. The new name is flushed before this returns. After an error or a crash ``path`` holds either all of the old
+    content or all of the new.
 
     Args:
-        path: of the file, in a folder that exists.
-        part: where it is written, in the same folder; gone afterwards.
+        path: the file to replace, in a folder that exists.
+        part: the temporary file, in the same folder.
 
     Raises:
-        NotAFile: the part is there and no file.
+        NotAFile: ``part`` exists and is not a regular file.
 
     Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
     """
     with contextlib.suppress(FileNotFoundError):
         _check_regular(part, os.lstat(part).st_mode)
-        part.unlink()  # of a process that was killed
+        part.unlink()  # left by a process that was killed
     try:
         with open(part, "xb", opener=open_own) as file:
             yield file
@@ -164,7 +169,7 @@ def replacing(path: Path, part: Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in the place of another, whole or not at all, and on the disk."""
+    """Write a file as a whole, and flush it to the disk."""
     with naming(path, "file not written"), replacing(path, path.with_name(path.name + ".part")) as file:
         file.write(content)
 

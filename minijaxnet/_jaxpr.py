@@ -1,4 +1,4 @@
-"""One walk over JAX's programs: the operations of a jaxpr, and the programs inside them."""
+"""Walking over jaxprs: their operations, and the programs inside these."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def inner_programs(eqn: Any) -> Iterator[Any]:
-    """The programs that an operation holds: a loop's body, branches, what is called.
+    """The programs inside an operation: a loop's body, branches, a called function.
 
     >>> closed = jax.make_jaxpr(jax.jit(lambda x: 2 * x))(1.0)
     >>> [len(program.eqns) for program in inner_programs(closed.eqns[0])]
@@ -45,16 +45,17 @@ def closed_over(program: Any) -> list[Any]:
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an operand is a number that stands in the program."""
+    """Whether an operand is a literal number in the program."""
     return hasattr(atom, "val")
 
 
-def other_keys(program: Any) -> set[Any]:
-    """The kinds of keys in a program whose generators draw other numbers under ``vmap`` than alone.
+def non_threefry_keys(program: Any) -> set[Any]:
+    """The kinds of random keys in a program, except threefry.
 
-    A key of JAX's own kind, threefry, draws the same. Others may come in as integers, or be made of some.
+    A threefry key draws the same numbers under ``vmap`` as alone; other generators draw different ones. Keys are found
+    wherever they occur, also where they are made from integers inside the program.
 
-    >>> other_keys(jax.make_jaxpr(lambda seed: jax.random.uniform(jax.random.key(seed, impl="rbg")))(0))
+    >>> non_threefry_keys(jax.make_jaxpr(lambda seed: jax.random.uniform(jax.random.key(seed, impl="rbg")))(0))
     {key<rbg>}
 
     Source: https://github.com/jax-ml/jax/pull/20094.
@@ -66,7 +67,7 @@ def other_keys(program: Any) -> set[Any]:
     return keys - {same}
 
 
-# Operations that only call a program; for those with a custom rule it is the plain function.
+# Operations that only call a program. For those with a custom derivative this is the plain function.
 _CALLS = frozenset(
     """checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit
     linear_call pjit remat remat2""".split()
@@ -74,16 +75,16 @@ _CALLS = frozenset(
 
 
 def called(eqn: Any) -> Any:
-    """The program that an operation does nothing but call, without a rule of its own; None for any other operation."""
+    """The program that an operation only calls; None for any other operation. Custom derivative rules are ignored."""
     if eqn.primitive.name not in _CALLS:
         return None
     return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call", "callee") if key in eqn.params)
 
 
 def expanded(eqn: Any) -> Any:
-    """The plain program of an operation that holds it as a function; None for any other."""
+    """The program of an operation that holds it as a Python function, traced; None for any other operation."""
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
-    if "_prim" in eqn.params:  # JAX's new kind of primitive, which jax_custom_vjp3 makes of a custom_vjp, too
+    if "_prim" in eqn.params:  # JAX's new kind of primitive; jax_custom_vjp3 turns a custom_vjp into one
         primitive = eqn.params["_prim"]
         return jax.make_jaxpr(
             lambda *flat: jax.tree.leaves(primitive.expand(*jax.tree.unflatten(primitive.in_tree, flat)))
@@ -93,7 +94,7 @@ def expanded(eqn: Any) -> Any:
             from jax._src.pallas.hlo_interpreter import pallas_call_hlo_interpret
         except ImportError:
             return None
-        known = inspect.signature(pallas_call_hlo_interpret).parameters
-        params = {key: value for key, value in eqn.params.items() if key in known}
+        parameters = inspect.signature(pallas_call_hlo_interpret).parameters
+        params = {key: value for key, value in eqn.params.items() if key in parameters}
         return jax.make_jaxpr(lambda *flat: pallas_call_hlo_interpret(*flat, **params))(*shapes)
     return None

@@ -1,9 +1,10 @@
 """Loops of compiled steps in which an accelerator does not wait for the host at each step.
 
-On a GPU the host runs XLA's loops. Where it does not know the number of rounds, it copies the condition from the device
-after each round, and the next round waits for that. A loop of a known number of rounds is launched without waiting. So
-on an accelerator the condition is evaluated once for a block of steps, and a block has a known number of rounds. A CPU
-has nothing to wait for, and XLA makes one native function of a small plain loop there, but not of a nested one.
+On a GPU the host runs XLA's loops. Where the number of rounds is not fixed, the host copies the condition from the
+device after each round, and the next round waits for the copy. A loop with a fixed number of rounds is launched without
+waiting. So on an accelerator the condition is evaluated once per block of steps, and a block has a fixed number of
+rounds. A CPU does not have to wait, and XLA compiles a small plain loop there to one native function, but not a nested
+one.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from minijaxnet._types import PyTree
 
 Carry = TypeVar("Carry")
 
-# Rounds of a block: it takes long against one wait for the host, about 20 us, even where a step takes a few us.
+# Rounds of a block. Even with steps of a few us a block takes much longer than one wait for the host, about 20 us.
 _BLOCK = 64
 
 
 def block_on(tree: PyTree) -> int:
-    """How many rounds a block has on the device of these arrays: 1 on a CPU.
+    """The number of rounds in a block on the device of these arrays: 1 on a CPU.
 
     >>> block_on(jax.numpy.zeros(3)) == (1 if jax.default_backend() == "cpu" else 64)
     True
@@ -32,7 +33,7 @@ def block_on(tree: PyTree) -> int:
 
 
 def platform_of(tree: PyTree) -> str:
-    """The kind of device of the first array, or that of new arrays if there is none: "cpu", "gpu" or "tpu"."""
+    """The platform of the first array, or of new arrays if there is none: "cpu", "gpu" or "tpu"."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return next(iter(leaf.devices())).platform
@@ -46,11 +47,11 @@ def repeated_while(
     """``while may_take(carry, 1): carry = body(carry)``, first in blocks of rounds, then the rest one by one.
 
     Args:
-        may_take: ``may_take(carry, rounds)``: whether so many more rounds may be taken. Where it becomes false within a
-            block, the remaining rounds of the block must not change any part of the carry that is used later.
-        body: a round.
-        carry: what the first round starts from.
-        block: rounds of a block.
+        may_take: ``may_take(carry, rounds)``: whether that many more rounds may be taken. Where it becomes false within
+            a block, the remaining rounds of the block must not change any part of the carry that is used later.
+        body: one round.
+        carry: the start of the first round.
+        block: the number of rounds in a block.
 
     Returns:
         The carry after the last round, the same bits for any ``block``; the last digits of a derivative may differ.
@@ -79,8 +80,8 @@ def repeated(rounds: Any, body: Callable[[Any, Carry], Carry], carry: Carry, blo
     def may_take(counted: tuple[Any, Carry], more: int) -> Any:
         return rounds - counted[0] >= more
 
-    def round_of(counted: tuple[Any, Carry]) -> tuple[Any, Carry]:
+    def one_round(counted: tuple[Any, Carry]) -> tuple[Any, Carry]:
         k, carry = counted
         return k + 1, body(k, carry)
 
-    return repeated_while(may_take, round_of, (jnp.int32(0), carry), block)[1]
+    return repeated_while(may_take, one_round, (jnp.int32(0), carry), block)[1]

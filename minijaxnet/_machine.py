@@ -1,4 +1,4 @@
-"""The machine, its software and JAX's settings: what numbers and times depend on beside the code."""
+"""The machine, its software and JAX's settings: everything but the code that numbers and times depend on."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from minijaxnet._types import DTypeLike
 
 _PACKAGES = ("minijaxnet", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
-# JAX's settings by which the same code draws or rounds otherwise.
+# JAX's settings that change random numbers or rounding.
 _SETTINGS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
@@ -25,9 +25,9 @@ _SETTINGS = (
 
 
 def description() -> dict[str, Any]:
-    """What numbers and times depend on beside the code, in JSON's own kinds; None for what cannot be read.
+    """Describe the machine, its software and JAX's settings, as JSON values; None for what cannot be read.
 
-    A run folder keeps it, and so does a saved comparison. Each compares only the entries that matter to it.
+    It is stored with a run and with a saved comparison. Each compares only the entries that matter to it.
 
     >>> found = description()
     >>> found["cores"] > 0, sorted(found)[:4]
@@ -39,7 +39,7 @@ def description() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "processor_count": os.cpu_count(),
-        # Those that this process may use.
+        # The cores that this process may use.
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "devices": [f"{device.platform}: {device.device_kind}" for device in devices],
@@ -63,7 +63,7 @@ def processor() -> str:
 
 
 def jax_settings() -> dict[str, Any]:
-    """JAX's settings that change numbers, those of the whole process, in JSON's own kinds.
+    """The settings of JAX, for the whole process, that change numbers, as JSON values.
 
     >>> jax_settings()["jax_default_prng_impl"]
     'threefry2x32'
@@ -74,13 +74,13 @@ def jax_settings() -> dict[str, Any]:
 
 
 def choose_deterministic() -> None:
-    """Have XLA use on a GPU only kernels that return the same bits each time; call it before JAX starts."""
+    """Restrict XLA on a GPU to kernels that return the same bits each time; to be called before JAX starts."""
     flags, deterministic = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_deterministic_ops=true"
     if deterministic not in flags.split():
         os.environ["XLA_FLAGS"] = f"{flags} {deterministic}".strip()
 
 
-# How many bits of the fraction a matrix product of float32 reads of its operands, where it does not read all 23.
+# Bits of the operands' fractions that a float32 matrix product uses, where it does not use all 23.
 _BITS = {
     "gpu": {"DEFAULT": 10, "HIGH": 10},
     "tpu": {"DEFAULT": 7, "HIGH": 14},
@@ -93,7 +93,7 @@ _ALIASES = {"NONE": "DEFAULT", "FASTEST": "DEFAULT", "BFLOAT16": "DEFAULT"} | di
 
 
 def product_epsilon(dtype: DTypeLike, platform: str) -> float:
-    """The rounding unit of what a matrix product reads, by JAX's settings: on a GPU larger than float32's own.
+    """The rounding unit of a matrix product's operands by JAX's settings; on a GPU larger than that of float32.
 
     >>> product_epsilon("float32", "cpu"), product_epsilon("float32", "gpu"), product_epsilon("bfloat16", "gpu")
     (1.1920928955078125e-07, 0.0009765625, 0.0078125)
@@ -104,7 +104,7 @@ def product_epsilon(dtype: DTypeLike, platform: str) -> float:
 
 
 def product_note(platform: str) -> str:
-    """A remark that matrix products of float32 have fewer digits than float32; "" if they have all.
+    """A note if float32 matrix products use fewer bits than float32 has; else "".
 
     >>> product_note("cpu"), product_note("gpu")
     ('', 'float32 products with 10 of 23 bits (jax_default_matmul_precision is None)')
@@ -128,7 +128,7 @@ def _version(package: str) -> str | None:
 
 
 def _text(path: str) -> str | None:
-    """The content of a system file; None where there is none."""
+    """The content of a system file; None if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

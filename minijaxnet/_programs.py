@@ -1,8 +1,8 @@
-"""Compiled programs of a function's function: found again by what it is and reads, and gone when it is gone.
+"""A cache of compiled programs that take a function as an argument.
 
-``jax.jit`` keeps a static argument for good, with all that it closes over, and takes it for the same as long as it is
-equal, whatever numbers it reads from outside. Here programs are kept as weakly as those of a function that is jitted
-itself, and a changed number makes another program.
+``jax.jit`` with a static function argument keeps that function, and everything it closes over, forever. It also reuses
+the program although the function reads other numbers from outside. Here a program is dropped when the function is
+garbage collected, and a changed number leads to a new program.
 """
 
 import functools
@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 
-from minijaxnet._reads import PLAIN, Which, identity, made_of, numbers_read
+from minijaxnet._reads import PLAIN, WeakIdentity, components, identity, numbers_read
 
-# Programs of one function, by different numbers, that are kept.
+# Programs that are kept for one function, each for other numbers.
 _KEPT = 4
 
 
@@ -24,10 +24,10 @@ class JitOf:
     """``jax.jit`` of ``body(function, *arguments)``, where the function is compiled into the program.
 
     Args:
-        body: to be jitted.
+        body: the function to jit.
         static_argnums: further static arguments, counted without the function.
-        donate_argnums: arguments that are donated, counted alike.
-        inline: whether it is written out where it is called within another program.
+        donate_argnums: donated arguments, counted in the same way.
+        inline: as for ``jax.jit``.
 
     Example:
         >>> twice = JitOf(lambda function, x: function(function(x)))
@@ -43,7 +43,7 @@ class JitOf:
         donate_argnums: tuple[int, ...] = (),
         inline: bool = False,
     ):
-        """Have no program yet."""
+        """Make an empty cache."""
         self._body = body
         self._options = {"static_argnums": static_argnums, "donate_argnums": donate_argnums, "inline": inline}
         self._programs: dict[FunctionKey, Any] = {}
@@ -59,41 +59,41 @@ class JitOf:
         return self._with(function, lambda program: program.trace(*arguments))
 
     def eval_shape(self, function: Any, *arguments: Any) -> Any:
-        """The shapes of what the program returns."""
+        """The shapes of the program's output."""
         return self._with(function, lambda program: program.eval_shape(*arguments))
 
     def _with(self, function: Any, call: Callable[[Any], Any]) -> Any:
-        function = function_key(function)
+        key = function_key(function)
         before = getattr(self._now, "function", None)
-        self._now.function = function.function  # the program itself holds no reference to it
-        is_new = function not in self._programs
+        self._now.function = key.function  # the program itself holds no reference to it
+        is_new = key not in self._programs
         try:
-            return call(self._program_of(function))
+            return call(self._program_of(key))
         finally:
             self._now.function = before
-            if is_new and (program := self._programs.pop(function, None)) is not None:
-                self._programs[function.but_for_what_it_changes().without_it()] = program
+            if is_new and (program := self._programs.pop(key, None)) is not None:
+                self._programs[key.without_changing_numbers().without_function()] = program
 
-    def _program_of(self, function: "FunctionKey") -> Any:
-        if (program := self._programs.get(function)) is None:
-            others = [other for other in self._programs if other.identity == function.identity]
+    def _program_of(self, key: "FunctionKey") -> Any:
+        if (program := self._programs.get(key)) is None:
+            others = [other for other in self._programs if other.identity == key.identity]
             for old in others[: len(others) + 1 - _KEPT]:
                 del self._programs[old]
             if not others:
-                for part in _objects_of(function.function):
-                    weakref.finalize(part, _drop_dead, weakref.ref(self)).atexit = False
+                for part in _objects_of(key.function):
+                    weakref.finalize(part, _drop_collected, weakref.ref(self)).atexit = False
             now, body = self._now, self._body
 
             def program_of(*arguments: Any) -> Any:
                 return body(now.function, *arguments)
 
             program_of.__name__ = program_of.__qualname__ = getattr(body, "__name__", "program")
-            program = self._programs[function.without_it()] = jax.jit(program_of, **self._options)
+            program = self._programs[key.without_function()] = jax.jit(program_of, **self._options)
         return program
 
 
 class FunctionKey:
-    """A function that has been looked at: equal where it is the same and reads the same numbers."""
+    """A function with the numbers that it reads from outside; equal if both are the same."""
 
     def __init__(self, function: Any, identity: Hashable, numbers: tuple[Any, ...]):
         self.function, self.identity, self.numbers = function, identity, numbers
@@ -105,65 +105,65 @@ class FunctionKey:
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, FunctionKey) and (self.identity, self.numbers) == (other.identity, other.numbers)
 
-    def without_it(self) -> "FunctionKey":
-        """The same as a key, which does not keep the function."""
+    def without_function(self) -> "FunctionKey":
+        """The same key without a reference to the function."""
         return FunctionKey(None, self.identity, self.numbers)
 
-    def but_for_what_it_changes(self) -> "FunctionKey":
-        """The same as it is now, without the numbers that were others, or of another type, before.
+    def without_changing_numbers(self) -> "FunctionKey":
+        """The key of the function as it is now, without the numbers that the call has changed.
 
-        Such as a count of its own calls, or an int that optax's schedules make a float when they are first called.
+        Examples are a count of its own calls, or an int that optax's schedules turn into a float at their first call.
         """
         before, now = (
-            {name: number for name, *number in all_of} for all_of in (self.numbers, numbers_read(self.function))
+            {name: number for name, *number in numbers} for numbers in (self.numbers, numbers_read(self.function))
         )
         if changed := {name for name in before.keys() & now.keys() if before[name] != now[name]}:
             _CHANGED.setdefault(self.identity, set()).update(changed)
         return function_key(self.function)
 
 
-# By the identity of a function the names of the numbers that it changes itself.
+# The names of the numbers that a function itself changes, by the identity of the function.
 _CHANGED: dict[Hashable, set[str]] = {}
 
 
 def function_key(function: Any) -> FunctionKey:
-    """A function, looked at once for several programs."""
+    """The key of a function; a ``FunctionKey`` serves for several programs."""
     if isinstance(function, FunctionKey):
         if function.identity not in _CHANGED:
             return function
-        function, its, numbers = function.function, function.identity, function.numbers
+        function, who, numbers = function.function, function.identity, function.numbers
     else:
-        its, numbers = identity(function), numbers_read(function)
-    own = _CHANGED.get(its, ())  # also of one that was looked at before it changed them
-    return FunctionKey(function, its, tuple(number for number in numbers if number[0] not in own))
+        who, numbers = identity(function), numbers_read(function)
+    changed = _CHANGED.get(who, ())
+    return FunctionKey(function, who, tuple(number for number in numbers if number[0] not in changed))
 
 
 def _objects_of(value: Any) -> Iterator[Any]:
-    """The objects that the identity of a value ends at."""
-    if (parts := made_of(value)) is not None:
+    """The objects that the identity of a value refers to."""
+    if (parts := components(value)) is not None:
         for part in parts:
             yield from _objects_of(part)
     elif not isinstance(value, (*PLAIN, type)) and type(value).__weakrefoffset__:
         yield value
 
 
-def _is_dead(identity: Any) -> bool:
+def _is_collected(identity: Any) -> bool:
     if isinstance(identity, tuple):
-        return any(map(_is_dead, identity))
-    ref = identity.ref if isinstance(identity, Which) else identity
+        return any(map(_is_collected, identity))
+    ref = identity.ref if isinstance(identity, WeakIdentity) else identity
     return isinstance(ref, weakref.ref) and ref() is None
 
 
-def _drop_dead(kept: "weakref.ref[JitOf]") -> None:
+def _drop_collected(kept: "weakref.ref[JitOf]") -> None:
     if (jit_of := kept()) is not None:
-        for key in [key for key in jit_of._programs if _is_dead(key.identity)]:
+        for key in [key for key in jit_of._programs if _is_collected(key.identity)]:
             del jit_of._programs[key]
-    for dead in [its for its in _CHANGED if _is_dead(its)]:
-        del _CHANGED[dead]
+    for collected in [each for each in _CHANGED if _is_collected(each)]:
+        del _CHANGED[collected]
 
 
 def is_being_traced() -> bool:
-    """Whether this call is within jit, vmap or jvp, of whose tracers a function may close over some.
+    """Whether this call is within jit, vmap or jvp, where a function may close over tracers.
 
     >>> is_being_traced(), jax.eval_shape(lambda: jax.numpy.array(is_being_traced())).shape
     (False, ())
@@ -179,6 +179,6 @@ def _trace_state() -> Any:
 
 @functools.cache
 def _outermost() -> Any:
-    """The state of a thread of its own, which is within nothing."""
+    """The trace state outside of every transformation, taken in a new thread."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(_trace_state).result()

@@ -1,4 +1,4 @@
-"""What a function is made of, and which numbers it reads from outside."""
+"""The identity of a function, and the numbers that it reads from outside."""
 
 import array
 import collections
@@ -18,17 +18,18 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-# How deep and how far is looked for numbers, and up to which size an array counts by its numbers.
+# Limits of the search: its depth, the objects it visits, and the size up to which arrays are compared by value.
 _DEEPEST, _MOST, _SMALL = 12, 1000, 1000
 _OWN = __name__.partition(".")[0]
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, numbers.Number, array.array)
 
 
 def numbers_read(function: Any) -> list[tuple[str, type, Any]]:
-    """What a function reads from outside: the plain numbers and texts among what it closes over, and its globals.
+    """The plain numbers and texts that a function reads from outside: from what it closes over, and from its globals.
 
-    Functions that it calls are followed, and attributes of objects and classes. Of large arrays only which one it is
-    counts. With types: 1 is not 1.0 in a program.
+    The search follows the functions that it calls, and attributes of objects and classes. JAX arrays and large NumPy
+    arrays are compared by identity, not by value. The types are part of the result, since 1 and 1.0
+    make different programs.
 
     >>> numbers_read((lambda rate: lambda x: rate * x)(0.5))
     [('rate', <class 'float'>, 0.5)]
@@ -42,7 +43,7 @@ def numbers_read(function: Any) -> list[tuple[str, type, Any]]:
         elif isinstance(value, np.ndarray | jax.Array):
             if not isinstance(value, Tracer):
                 small = isinstance(value, np.ndarray) and value.size <= _SMALL and value.dtype != object
-                found.append((name, np.ndarray, value.tobytes() if small else Which(value)))
+                found.append((name, np.ndarray, value.tobytes() if small else WeakIdentity(value)))
         elif depth < _DEEPEST and id(value) not in seen:
             seen.add(id(value))
             if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and depth:
@@ -52,7 +53,7 @@ def numbers_read(function: Any) -> list[tuple[str, type, Any]]:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What is within a value, by name."""
+    """The parts of a value, by name."""
     if isinstance(value, types.FunctionType):
         yield from _outside(value)
     elif isinstance(value, types.MethodType | staticmethod | classmethod):
@@ -77,7 +78,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object, and those of its classes that are no library's."""
+    """The attributes of an object and of its classes, except those of libraries."""
     attributes, kind = getattr(value, "__dict__", {}), type(value)
     is_ours, is_standard = (
         kind.__module__.split(".")[0] == _OWN,
@@ -94,11 +95,11 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _outside(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function closes over, its defaults, and the globals that it names where it is no library's."""
+    """What a function closes over, its defaults, and the globals that it names unless it is from a library."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
-        except ValueError:  # not there yet
+        except ValueError:  # not assigned yet
             continue
     if function.__defaults__ or function.__kwdefaults__:
         yield "defaults", (function.__defaults__, function.__kwdefaults__)
@@ -108,7 +109,7 @@ def _outside(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _named(variables: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Of some variables those that are named, and of modules among them theirs, unless they are a library's."""
+    """The variables with these names; for a module, unless it is a library, the variables in it with these names."""
     for name in names:
         value = variables.get(name)
         if not isinstance(value, types.ModuleType):
@@ -127,7 +128,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @functools.cache
 def _is_library(module: str) -> bool:
-    """Whether a module is the standard library's, or installed: its numbers do not change."""
+    """Whether a module is installed or from the standard library, so that its numbers do not change."""
     root = module.partition(".")[0]
     if root in sys.stdlib_module_names:
         return root != "__main__"
@@ -135,8 +136,8 @@ def _is_library(module: str) -> bool:
     return root == _OWN or "site-packages" in found or "dist-packages" in found
 
 
-class Which:
-    """An object by which one it is, without keeping it."""
+class WeakIdentity:
+    """A weak reference to an object, compared by identity."""
 
     def __init__(self, value: Any):
         self.ref, self._hash = weakref.ref(value), id(value)
@@ -145,12 +146,12 @@ class Which:
         return self._hash
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Which) and self.ref() is other.ref() is not None
+        return isinstance(other, WeakIdentity) and self.ref() is other.ref() is not None
 
 
 def identity(value: Any) -> Hashable:
-    """What makes two functions the same: what they are made of, and which objects that ends at."""
-    if (parts := made_of(value)) is not None:
+    """A hashable value that is equal for two functions with the same components."""
+    if (parts := components(value)) is not None:
         return (type(value), *map(identity, parts))
     if isinstance(value, (*PLAIN, type)):
         return type(value), value
@@ -158,20 +159,20 @@ def identity(value: Any) -> Hashable:
         if type(value).__eq__ is not object.__eq__ and not isinstance(value, np.ndarray | jax.Array):
             hash(value)
             return weakref.ref(value)
-        return Which(value)
+        return WeakIdentity(value)
     except TypeError:  # no hash, or no weak reference
         return value if inspect.isbuiltin(value) else (type(value), id(value))
 
 
-def made_of(value: Any) -> list[Any] | None:
-    """The parts of a value that is nothing but them; None for any other."""
+def components(value: Any) -> list[Any] | None:
+    """The components that define a method, a partial, a tuple or a frozen dataclass; None for any other value."""
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, functools.partial):
         return [value.func, value.args, tuple(sorted(value.keywords.items()))]
     if isinstance(value, tuple):
         return list(value)
-    settled = getattr(type(value), "__dataclass_params__", None)
-    if settled is not None and settled.frozen and settled.eq:
+    options = getattr(type(value), "__dataclass_params__", None)
+    if options is not None and options.frozen and options.eq:
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
     return None

@@ -1,4 +1,4 @@
-"""A result as a table: as plain text, and as HTML for a notebook."""
+"""Tables of results, as plain text and as HTML for a notebook."""
 
 import html
 import unicodedata
@@ -7,18 +7,18 @@ from typing import Any
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
-    """Rows under their headings: the first column to the left, the others to the right.
+    """Format rows under their headings, the first column flush left, the others flush right.
 
     Args:
-        columns: headings.
-        rows: a cell a column each; cells are shown by ``str``.
+        columns: the headings.
+        rows: one cell per column; cells are formatted by ``str``.
         title: a line above the table.
 
     Returns:
         Lines without trailing blanks.
 
     Raises:
-        ValueError: a row with more or fewer cells than there are columns.
+        ValueError: a row has more or fewer cells than there are columns.
 
     Example:
         >>> print(text_table(("leaf", "error"), [("weights", 1.5), ("bias", 10)]))
@@ -29,7 +29,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
     """
     for row in rows:
         if len(row) != len(columns):
-            raise ValueError(f"rows: got one of {len(row)} cells; expected {len(columns)}, one a column")
+            raise ValueError(f"rows: got one of {len(row)} cells; expected {len(columns)}, one per column")
     cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -45,25 +45,25 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: 
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text in which Python's escapes replace the characters that a terminal obeys or cannot show.
+    """Replace control characters, and others that a terminal cannot show, by Python's escapes.
 
     Args:
-        text: of any origin.
-        keep: such characters that stay.
+        text: any text.
+        keep: control characters that stay.
 
     >>> print(printable("a\x1b[2J"))
     a\\x1b[2J
     """
 
     def escaped(character: str) -> str:
-        obeyed = character not in keep and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        return character.encode("unicode_escape").decode() if obeyed else character
+        is_control = character not in keep and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        return character.encode("unicode_escape").decode() if is_control else character
 
     return text if text.isascii() and text.isprintable() else "".join(map(escaped, text))
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """The same rows as a table of HTML; the first cell of each is a heading, too.
+    """Format rows as a table of HTML; the first cell of each row is a heading, too.
 
     >>> html_table(("leaf", "error"), [("w<1>", 0)])
     '<table><thead><tr><th>leaf</th><th>error</th></tr></thead><tbody><tr><th>w&lt;1&gt;</th><td>0</td></tr></tbody></table>'
@@ -81,7 +81,7 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def html_result(
     verdict: str, *tables: tuple[Sequence[str], Sequence[Sequence[Any]]], remarks: Sequence[str] = ()
 ) -> str:
-    """A result as a notebook shows it: its verdict, its tables and some sentences.
+    """Format a result for a notebook: a verdict, tables and remarks.
 
     >>> html_result("right", remarks=["a < b"])
     '<div><p><strong>right</strong></p><p>a &lt; b</p></div>'
@@ -92,7 +92,7 @@ def html_result(
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number with a few significant digits.
+    """Format a number with a few significant digits.
 
     >>> significant(0.000123456), significant(1234567.0), significant(12.5)
     ('0.0001235', '1.235e+06', '12.5')
@@ -101,7 +101,7 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage.
+    """Format a share as a percentage.
 
     >>> percent(0.9722)
     '97.2 %'

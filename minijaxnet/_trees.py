@@ -1,4 +1,4 @@
-"""The few tree helpers that JAX lacks: floating leaves, a norm, a cast, a comparison of structures."""
+"""Functions on trees that JAX lacks: named leaves, a norm, a cast, a comparison of structures."""
 
 import math
 from typing import Any
@@ -10,12 +10,12 @@ from jax import lax
 
 from minijaxnet._types import DTypeLike, PyTree
 
-# From so many elements on a sum is taken in two steps.
+# Leaves with at least this many elements are summed in two steps.
 _MANY = 1024
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as one would write it in Python, ``(leaf)`` for a bare one.
+    """The path of a leaf in Python's notation; ``(leaf)`` if the tree is a single leaf.
 
     >>> [(path, leaf)] = jax.tree_util.tree_flatten_with_path({"bias": 1.0})[0]
     >>> leaf_name(path)
@@ -25,12 +25,12 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def is_keys(values: Any) -> bool:
-    """Whether these are keys of JAX."""
+    """Whether the array holds random keys."""
     return jnp.issubdtype(values.dtype, jax.dtypes.prng_key)
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their names, in the tree's order.
+    """The leaves of a tree by name, in the tree's order.
 
     >>> named_leaves(({"weights": 1.0}, 2.0))
     {"[0]['weights']": 1.0, '[1]': 2.0}
@@ -39,7 +39,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def number_of(tree: PyTree) -> int:
-    """How many numbers a pytree of arrays holds.
+    """The total number of elements in a tree of arrays.
 
     >>> number_of({"a": jnp.ones((2, 3)), "b": 1.0})
     7
@@ -48,10 +48,10 @@ def number_of(tree: PyTree) -> int:
 
 
 def checked_tree(tree: PyTree, where: str) -> Any:
-    """The tree, which JAX can take apart.
+    """Return the tree if JAX can flatten it.
 
     Raises:
-        TypeError: a dictionary whose keys can't be sorted.
+        TypeError: a dictionary has keys that cannot be sorted.
         ValueError: it is nested too deep.
 
     Example:
@@ -73,14 +73,14 @@ def checked_tree(tree: PyTree, where: str) -> Any:
 
 
 def floating_arrays(tree: PyTree, where: str) -> Any:
-    """Each leaf as a strongly typed floating array: what a descent can move.
+    """Convert each leaf to a strongly typed floating array, as a descent needs it.
 
-    A weak type (a Python number) would make the compiled step take the first state and the second for two
-    different kinds of argument, and so compile it twice.
+    With a weak type (a Python number) the first and the second state would differ in type, and the step would be
+    compiled twice.
 
     Args:
-        tree: a pytree of real floating arrays or Python floats.
-        where: what the caller names the tree in an error.
+        tree: a tree of real floating arrays or Python floats.
+        where: the name of the tree in an error.
 
     Returns:
         The same tree; leaves keep their dtype, Python floats get JAX's default one.
@@ -102,7 +102,7 @@ def floating_arrays(tree: PyTree, where: str) -> Any:
             array = jnp.asarray(leaf)
         except TypeError:
             kind = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
-            hint = " (of a module of layers its arrays alone, as by equinox.partition)" if callable(leaf) else ""
+            hint = " (for a module of layers: only its arrays, as from equinox.partition)" if callable(leaf) else ""
             raise TypeError(f"{name}: got {kind}; expected an array of floating numbers{hint}") from None
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(
@@ -116,12 +116,12 @@ def floating_arrays(tree: PyTree, where: str) -> Any:
 
 
 def l2_norm(tree: PyTree) -> jax.Array:
-    r"""The Euclidean norm of a tree taken as one long vector: ``sqrt(sum_i g_i^2)``.
+    r"""The Euclidean norm of a tree as one long vector: ``sqrt(sum_i g_i^2)``.
 
-    Squares are summed in float32, or in float64 where a leaf is wider, so that bfloat16 leaves lose nothing.
+    Squares are summed in float32, or in float64 if a leaf is float64, so that bfloat16 leaves lose no digits.
 
     Args:
-        tree: a pytree of floating arrays of any shape.
+        tree: a tree of floating arrays.
 
     Returns:
         A scalar, float32 or wider.
@@ -136,7 +136,7 @@ def l2_norm(tree: PyTree) -> jax.Array:
     def sum_of_squares(leaf: jax.Array) -> jax.Array:
         squares = jnp.square(leaf.astype(dtype))
         if leaf.ndim > 1 and leaf.size >= _MANY:
-            # Column by column first: that is done side by side, where one long sum waits for each addition.
+            # Sum over the first axis first: this vectorizes, while in one long sum each addition waits for the last.
             squares = lax.optimization_barrier(jnp.sum(squares, axis=0))
         return jnp.sum(squares)
 
@@ -145,12 +145,12 @@ def l2_norm(tree: PyTree) -> jax.Array:
 
 @jax.jit
 def own_copy(tree: PyTree) -> Any:
-    """A copy that may be donated."""
+    """Copy a tree, so that it may be donated."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def cast_floats(tree: PyTree, dtype: DTypeLike) -> Any:
-    """The same tree with floating leaves in ``dtype``; integers, booleans and keys stay as they are.
+    """Cast the floating leaves of a tree; integers, booleans and keys stay as they are.
 
     >>> cast_floats((jnp.ones(1), jnp.arange(1)), jnp.bfloat16)
     (Array([1], dtype=bfloat16), Array([0], dtype=int32))
@@ -164,11 +164,11 @@ def cast_floats(tree: PyTree, dtype: DTypeLike) -> Any:
 
 
 def structure_difference(got: Any, expected: Any) -> str | None:
-    """What keeps one tree from standing where another stood: structure, shape or dtype; None if nothing.
+    """The first difference between two trees in structure, shape or dtype, as a text; None if there is none.
 
     Args:
-        got: a pytree of arrays (or of anything with ``shape`` and ``dtype``).
-        expected: the tree it should look like.
+        got: a tree of arrays (or of anything with ``shape`` and ``dtype``).
+        expected: the tree to compare with.
 
     Example:
         >>> structure_difference({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
@@ -184,14 +184,13 @@ def structure_difference(got: Any, expected: Any) -> str | None:
             f" (too many: {extra}, missing: {missing})" if extra or missing else ""
         )
     for name, leaf in got_leaves.items():
-        want = expected_leaves[name]
-        if (jnp.shape(leaf), jnp.result_type(leaf)) != (jnp.shape(want), jnp.result_type(want)):
-            return f"{name}: got {array_type(leaf)}; expected {array_type(want)}"
+        if array_type(leaf) != array_type(expected_leaves[name]):
+            return f"{name}: got {array_type(leaf)}; expected {array_type(expected_leaves[name])}"
     return None
 
 
 def check_like(got: Any, expected: Any, where: str) -> None:
-    """That one tree could stand where another one does.
+    """Check that one tree has the structure, shapes and dtypes of another.
 
     >>> check_like(jnp.ones(2), jnp.ones(3), "state")
     Traceback (most recent call last):
@@ -202,7 +201,7 @@ def check_like(got: Any, expected: Any, where: str) -> None:
 
 
 def check_arrays(tree: PyTree, where: str) -> Any:
-    """A tree of nothing but arrays and numbers.
+    """Return the tree if all its leaves are arrays or numbers.
 
     >>> check_arrays({"name": "a"}, "aux")
     Traceback (most recent call last):
@@ -216,7 +215,7 @@ def check_arrays(tree: PyTree, where: str) -> Any:
 
 
 def side_effects(traced: Any) -> str:
-    """What a traced program, ``jax.jit(f).trace(...)``, does beside computing, such as printing; "" if nothing.
+    """The side effects, such as printing, of a traced program ``jax.jit(f).trace(...)``; "" if there are none.
 
     >>> side_effects(jax.jit(lambda x: x + 1).trace(1.0))
     ''
@@ -225,7 +224,7 @@ def side_effects(traced: Any) -> str:
 
 
 def array_type(leaf: Any) -> str:
-    """An array's dtype and shape, as JAX writes them.
+    """The dtype and shape of an array, in JAX's notation.
 
     >>> array_type(jnp.zeros((2, 3)))
     'float32[2,3]'

@@ -1,9 +1,9 @@
 """Backpropagation by hand: every derivative of a multilayer perceptron beside its equation.
 
-Notation: a dense layer computes ``z = h @ W + b`` and ``h' = f(z)`` for a whole batch, one point a row. ``delta`` is
-the derivative of the loss with respect to z, of z's shape. The backward pass carries delta from the loss to the input
-and finds each layer's gradient on the way (Rumelhart, Hinton and Williams, 1986; Goodfellow et al., 2016, section 6.5).
-How a batch lies in memory, and the dense layer's own rules, are in ``columns.py``.
+Notation: a dense layer computes ``z = h @ W + b`` and ``h' = f(z)`` for a whole batch, one point per row. ``delta`` is
+the derivative of the loss with respect to z, and has the shape of z. The backward pass computes delta for each layer,
+from the last to the first, and from delta the layer's gradient (Rumelhart, Hinton and Williams, 1986; Goodfellow et
+al., 2016, section 6.5). The layout of a batch in memory and the rules of the dense layer are in ``columns.py``.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -23,12 +23,12 @@ from minijaxnet.network import Activation, check_sizes
 
 
 def relu_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
-    """``f(z) = max(z, 0)``, so ``f'(z) = 1 where z > 0, else 0``; at the kink 0, as ``jax.nn.relu`` has it."""
+    """``f(z) = max(z, 0)``, so ``f'(z) = 1 where z > 0, else 0``; at the kink it is 0, as for ``jax.nn.relu``."""
     return (z > 0).astype(z.dtype)
 
 
 def tanh_derivative(z: jax.Array, h: jax.Array) -> jax.Array:
-    """``f(z) = tanh(z)``, so ``f'(z) = 1 - tanh(z)^2 = (1 - h) (1 + h)``, which cancels less as h nears 1."""
+    """``f(z) = tanh(z)``, so ``f'(z) = 1 - tanh(z)^2 = (1 - h) (1 + h)``, which loses fewer digits near h = 1."""
     return (1 - h) * (1 + h)
 
 
@@ -78,7 +78,7 @@ def softmax_cross_entropy_derivative(logits: jax.Array, labels: Any) -> jax.Arra
 def binary_cross_entropy_derivative(logits: jax.Array, labels: Any) -> jax.Array:
     """``L = mean_i(log(1 + exp(z_i)) - t_i z_i)`` over n elements, so ``dL/dz_i = (sigmoid(z_i) - t_i) / n``.
 
-    ``sigmoid(z) - t = (1 - t) sigmoid(z) - t sigmoid(-z)``, where nothing cancels for a sure right answer.
+    ``sigmoid(z) - t = (1 - t) sigmoid(z) - t sigmoid(-z)``, where no digits cancel for a confident right answer.
     """
     return ((1 - labels) * jax.nn.sigmoid(logits) - labels * jax.nn.sigmoid(-logits)) * (1 / logits.size)
 
@@ -103,22 +103,23 @@ def mlp_gradient(
 ) -> ValueAndGradient:
     """The gradient of ``objective(mlp(sizes, ...), loss)``, derived by hand, with the shape of ``jax.value_and_grad``.
 
-    Forward, keeping each z and h: ``z_l = h_{l-1} @ W_l + b_l``, ``h_l = f_l(z_l)``, ``L = loss(h_last, y)``. Backward:
-    ``delta_last = dL/dh * f'(z_last)``, then for each layer its own gradient from delta, and
+    Forward, storing each z and h: ``z_l = h_{l-1} @ W_l + b_l``, ``h_l = f_l(z_l)``, ``L = loss(h_last, y)``. Backward:
+    ``delta_last = dL/dh * f'(z_last)``, then for each layer its gradient from delta, and
     ``delta_{l-1} = (delta_l @ W_l^T) * f'(z_{l-1})``.
 
     Args:
-        sizes: widths from the input to the output, as given to ``mlp``.
+        sizes: widths from the input to the output, as for ``mlp``.
         activation: ``jax.nn.relu``, ``jnp.tanh``, ``jax.nn.sigmoid`` or ``jax.nn.identity``.
         loss: ``mean_squared_error``, ``softmax_cross_entropy`` or ``binary_cross_entropy``.
         output_activation: one of the activations, or None.
-        bias: as given to ``mlp``.
+        bias: as for ``mlp``.
 
     Returns:
-        ``value_and_gradient(params, batch) -> (loss, gradient)``; the gradient is like ``params``.
+        ``value_and_gradient(params, batch) -> (loss, gradient)``; the gradient has the structure of
+        ``params``.
 
     Raises:
-        ValueError: an activation or a loss for which no rule is written here; params that are not of ``mlp(sizes)``.
+        ValueError: there is no rule here for an activation or the loss; params do not fit ``mlp(sizes)``.
 
     Example:
         >>> import minijaxnet as mjn
@@ -137,14 +138,14 @@ def mlp_gradient(
         ("loss", _LOSS_DERIVATIVES, loss),
     ):
         if not isinstance(chosen, Hashable) or chosen not in rules:
-            known = sorted({getattr(rule, "__name__", str(rule)) for rule in rules})
-            raise ValueError(f"mlp_gradient: {name}: got {chosen!r}; expected one of {', '.join(known)}")
+            names = sorted({getattr(rule, "__name__", str(rule)) for rule in rules})
+            raise ValueError(f"mlp_gradient: {name}: got {chosen!r}; expected one of {', '.join(names)}")
     return _MlpGradient(sizes, activation, loss, output_activation, bias)
 
 
 @dataclass(frozen=True)
 class _MlpGradient:
-    """What ``mlp_gradient`` returns: equal for equal arguments, so that compiled steps are found again."""
+    """The function that ``mlp_gradient`` returns; equal for equal arguments, so that compiled steps are reused."""
 
     sizes: tuple[int, ...]
     activation: Activation
@@ -163,20 +164,20 @@ class _MlpGradient:
 
         if jnp.iscomplexobj(x):
             raise TypeError(f"x: got dtype {x.dtype}; expected real numbers")
-        turn, forward, backward = faster_layout(len(x), self.sizes)
-        h, inputs, pre_activations = turn(jnp.asarray(x)), [], []
+        rearrange, forward, backward = faster_layout(len(x), self.sizes)
+        h, inputs, pre_activations = rearrange(jnp.asarray(x)), [], []
         for layer, activation in zip(params, activations, strict=True):
             inputs.append(h.astype(layer["weights"].dtype))
             z = forward(layer, inputs[-1])
             h = activation(z)
             pre_activations.append((z, h))
-        predictions = turn(h)
+        predictions = rearrange(h)
         loss = self.loss(predictions, y)
 
-        cotangent, gradient = turn(_LOSS_DERIVATIVES[self.loss](predictions, jnp.asarray(y))), []
+        cotangent, gradient = rearrange(_LOSS_DERIVATIVES[self.loss](predictions, jnp.asarray(y))), []
         layers = zip(params, inputs, pre_activations, activations, strict=True)
         for layer, x, (z, h), f in reversed(list(layers)):
-            # A silent unit stays silent: 0 times a cotangent that overflowed would be NaN.
+            # Where f'(z) is 0, delta is 0: a product of 0 and a cotangent that overflowed would be NaN.
             f_derivative = _DERIVATIVES[f](z, h)
             delta = jnp.where(f_derivative == 0, 0, cotangent * f_derivative).astype(z.dtype)
             gradients = backward(layer, x, delta)
@@ -191,4 +192,4 @@ class _MlpGradient:
         ]
         got = [jax.tree.map(jnp.shape, layer) for layer in params]
         if got != expected:
-            raise ValueError(f"params: got shapes {got}; expected {expected}, those of mlp({self.sizes})")
+            raise ValueError(f"params: got shapes {got}; expected {expected}, as for mlp({self.sizes})")

@@ -1,7 +1,8 @@
-"""Which batch a step looks at: always the same one, or minibatches in a new order each epoch.
+"""Which batch a step uses: always the same one, or minibatches in a new order each epoch.
 
-An order is hashable, and static where it is compiled. ``draw`` makes, before the loop, what ``at`` needs inside it. A
-source has an order and the arrays that it draws from: ``InMemory`` here, ``streams.Stream`` where batches are read.
+An order is hashable, and a static argument of compiled programs. Its ``draw`` prepares, before the loop, the data that
+``at`` needs inside it. A source has an order and the arrays that it draws from: ``InMemory`` here, ``streams.Stream``
+for batches that are read while the descent runs.
 """
 
 import math
@@ -14,7 +15,7 @@ from jax import lax
 from minijaxnet._checks import check_count
 from minijaxnet._types import PyTree
 
-# A chunk of steps is at most this long, and what is kept for it at most this large: one compilation serves any number.
+# The most steps of a chunk, and the most bytes of its history and order. All chunks share one compiled program.
 CHUNK_STEPS = 2**15
 CHUNK_BYTES = 2**24
 
@@ -23,11 +24,11 @@ class Order(Protocol):
     """How a step finds its batch in the arrays of a source."""
 
     def most_steps(self) -> int:
-        """How many steps a chunk may have."""
+        """The most steps that a chunk may have."""
         ...
 
     def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
-        """What ``at`` needs for the steps from ``first`` on, made before the loop; ``steps <= capacity``."""
+        """Prepare what ``at`` needs for the steps from ``first`` on; called before the loop; ``steps <= capacity``."""
         ...
 
     def at(self, drawn: PyTree, k: Any) -> PyTree:
@@ -36,7 +37,7 @@ class Order(Protocol):
 
 
 class Source(Protocol):
-    """Where batches come from."""
+    """Batches: their order, and the arrays they are drawn from."""
 
     @property
     def order(self) -> Order:
@@ -44,15 +45,15 @@ class Source(Protocol):
         ...
 
     def arrays(self) -> PyTree:
-        """What the order draws from."""
+        """The arrays that the order draws from."""
         ...
 
 
 class OneBatch(NamedTuple):
-    """Every step looks at the same batch."""
+    """The order in which every step uses the same batch."""
 
     def most_steps(self) -> int:
-        """How many steps a chunk may have."""
+        """The most steps that a chunk may have."""
         return CHUNK_STEPS
 
     def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
@@ -65,22 +66,22 @@ class OneBatch(NamedTuple):
 
 
 class Minibatches(NamedTuple):
-    """Each step looks at its own rows of the data, in a new order each epoch; ``arrays`` are ``(data, key)``."""
+    """The order of shuffled rows of the data, in a new order each epoch; ``arrays`` are ``(data, key)``."""
 
     batch_size: int
     points: int
 
     @property
     def per_epoch(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return self.points // self.batch_size
 
     def most_steps(self) -> int:
-        """How many steps a chunk may have, so that its order of points stays small."""
+        """The most steps that a chunk may have, so that the drawn rows stay small."""
         return min(CHUNK_STEPS, max(self.per_epoch, CHUNK_BYTES // (4 * self.batch_size)))
 
     def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
-        """The rows of each step from ``first`` on, drawn before the loop, some epochs at a time."""
+        """Draw the rows of each step from ``first`` on, several epochs at a time."""
         (data, key), per_epoch = arrays, self.per_epoch
         first_epoch, offset = first // per_epoch, first % per_epoch
         at_once = max(1, min(16, 2**14 // self.points))
@@ -106,7 +107,7 @@ class Minibatches(NamedTuple):
 
 
 class InMemory(NamedTuple):
-    """A source whose data are all at hand; with what a ``Stream`` tells of itself."""
+    """A source whose data are all in memory. The fields after ``data`` are those of a ``Stream``."""
 
     order: Order
     data: PyTree
@@ -116,22 +117,23 @@ class InMemory(NamedTuple):
     position: int = 0
 
     def arrays(self) -> PyTree:
-        """All of them."""
+        """All data."""
         return self.data
 
     def take(self, count: int) -> None:
-        """Nothing is used up."""
+        """Do nothing: data in memory are not consumed."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def shuffled(key: jax.Array, points: int) -> jax.Array:
-    """``0 ... points - 1`` in a random order: each point's place behind random bits, in one word, and the words sorted.
+    """Shuffle ``0 ... points - 1``: sort words of random high bits with each point's place in the low bits.
 
-    XLA sorts words on a CPU several times faster than words with a payload. With r random bits a word, ``rounds`` sorts
-    leave fewer than ``points^2 / 2^(r rounds + 1) <= 1/2`` pairs tied on average. Which of two tied points comes first
-    is the highest bit in which their places differ; as the places are XORed with a random word, each is as likely.
+    XLA sorts words on a CPU several times faster than words with a payload. With r random bits per word, ``rounds``
+    sorts leave fewer than ``points^2 / 2^(r rounds + 1) <= 1/2`` pairs tied on average. The highest bit in which the
+    places of two tied points differ decides which comes first. As the places are XORed with a random word, both orders
+    are equally likely.
     """
     place_bits = (points - 1).bit_length()
     rounds = math.ceil(2 * math.log2(points) / (32 - place_bits))
@@ -145,7 +147,7 @@ def shuffled(key: jax.Array, points: int) -> jax.Array:
 
 
 def minibatches_of(data: PyTree, batch_size: Any) -> Minibatches:
-    """How the data falls into minibatches of a size, checked."""
+    """The order of minibatches of the data, with checked arguments."""
     points, batch_size = count_points(data), check_count("batch_size", batch_size, least=1)
     if batch_size > points:
         raise ValueError(f"batch_size: got {batch_size}; expected at most {points}, the points there are")
@@ -153,10 +155,10 @@ def minibatches_of(data: PyTree, batch_size: Any) -> Minibatches:
 
 
 def count_points(data: PyTree) -> int:
-    """The length of the batch axis, the same for all leaves.
+    """The length of the batch axis, which is the same for all leaves.
 
     Raises:
-        ValueError: there are none, or they differ.
+        ValueError: there are no leaves, the lengths differ, or the length is 0.
     """
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)}
     if len(lengths) != 1 or 0 in lengths:
@@ -165,22 +167,22 @@ def count_points(data: PyTree) -> int:
 
 
 def check_steps(steps: Any) -> int:
-    """A number of steps, which has to fit into the count that a state keeps.
+    """Check a number of steps, which has to fit into the int32 counter of a state.
 
     Raises:
         TypeError: it is no int.
         ValueError: it is negative, or 2^31 or more.
     """
     if check_count("steps", steps) >= 2**31:
-        raise ValueError(f"steps: got {steps:,}; expected less than {2**31:,}, what 32 bits count")
+        raise ValueError(f"steps: got {steps:,}; expected less than {2**31:,}, as int32 counts them")
     return int(steps)
 
 
 def check_key(key: Any) -> None:
-    """That this is one key of JAX.
+    """Check that this is one random key.
 
     Raises:
-        TypeError: it is none, or several.
+        TypeError: it is not a key, or it is several keys.
     """
     dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and ndim == 0

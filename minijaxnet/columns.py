@@ -1,4 +1,4 @@
-"""The dense layer by hand, with the points of a batch as rows or as columns: the same numbers, at another speed."""
+"""The dense layer by hand, with the points of a batch as rows or as columns: equal results, different speed."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from jax import lax
 
 
 class DenseGradients(NamedTuple):
-    """What the backward pass of a dense layer yields."""
+    """The gradients that the backward pass of a dense layer returns."""
 
     params: dict[str, jax.Array]
     x: jax.Array
 
 
 class Layout(NamedTuple):
-    """How a batch lies in memory, with the dense layer in that layout.
+    """A layout of a batch in memory, with the dense layer in that layout.
 
     ``z_ij = sum_k x_ik W_kj + b_j`` for point i, hence
 
@@ -34,26 +34,26 @@ class Layout(NamedTuple):
     dL/dx          ``delta W^T``     ``W delta``
     ============== ================= ================
 
-    XLA's product on a CPU is slow with a transposed left side, so that one is written out beforehand: with points as
-    rows the activations; with points as columns the data, and the weights, which do not grow with the batch. Autodiff
-    of ``x @ W`` is left with ``x^T delta``.
+    XLA's product on a CPU is slow with a transposed left operand, so this operand is transposed in memory first: with
+    points as rows the activations; with points as columns the data, and the weights, which do not grow with the batch.
+    Autodiff of ``x @ W`` computes ``x^T delta`` with the slow product.
 
     Attributes:
-        turn: from rows to this layout, and back.
+        rearrange: from points as rows to this layout, and back.
         forward: ``(params, x) -> z``.
-        backward: ``(params, x, delta) -> DenseGradients``, ``delta = dL/dz``; gradients have the dtype
-            of what they belong to.
+        backward: ``(params, x, delta) -> DenseGradients``, ``delta = dL/dz``; each gradient of the
+            params has the dtype of its parameter.
     """
 
-    turn: Callable[[jax.Array], jax.Array]
+    rearrange: Callable[[jax.Array], jax.Array]
     forward: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     backward: Callable[[dict[str, jax.Array], jax.Array, jax.Array], DenseGradients]
 
 
 def _transposed(matrix: jax.Array) -> jax.Array:
-    """The transpose in memory, where XLA would make it part of the product again.
+    """Transpose in memory; the barrier keeps XLA from merging the transpose into the product.
 
-    Not so for a tiny one: XLA makes one function of a tiny network's whole loop, if nothing stands in the way.
+    Small matrices have no barrier: XLA compiles the whole loop of a tiny network to one function, but not across one.
     """
     return matrix.T if matrix.size < 256 else lax.optimization_barrier(matrix.T)
 
@@ -87,8 +87,8 @@ FEATURES_FIRST = Layout(_transposed, _columns_forward, _columns_backward)
 
 
 def faster_layout(points: int, sizes: Sequence[int]) -> Layout:
-    """Features first, unless the points are so few that turning the weights costs more than it gains.
+    """Features first, unless there are so few points that transposing the weights costs more time than it saves.
 
-    Measured on a CPU: on 64-512-10 features first took 1.13 of autodiff's time with 32 points, 0.66 with 64.
+    Measured on a CPU with 64-512-10: features first took 1.13 of autodiff's time with 32 points, 0.66 with 64.
     """
     return FEATURES_FIRST if points >= min(64, max(sizes)) else BATCH_FIRST

@@ -1,4 +1,4 @@
-"""A hand-derived gradient in the place of autodiff's."""
+"""An objective with a hand-derived gradient instead of autodiff's."""
 
 import functools
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from minijaxnet._types import Objective, Params, PyTree, ValueAndGradient
 
 
 def with_gradient(objective: Objective, value_and_gradient: ValueAndGradient) -> Objective:
-    """The same objective, whose gradient with respect to the params is computed by your rule.
+    """Return the same objective, whose gradient with respect to the params is computed by your rule.
 
     Everything that differentiates it runs the rule: ``jax.grad``, a descent, Hessian-vector products, ``jax.hessian``.
-    The forward pass is the rule's own, and is run once. The batch is left to autodiff: where a derivative with respect
-    to it is asked for, that one is taken through the plain objective.
+    The rule computes loss and gradient in one call. A derivative with respect to the batch is taken by autodiff of the
+    plain objective.
 
-    The rule gives ``dL/dparams`` itself, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
+    The rule returns ``dL/dparams``, so the cotangent ``g`` of the loss only scales it: ``g * dL/dparams``.
 
     Args:
-        objective: ``f(params, batch)``, a scalar; any further arguments, such as a key, go to both functions, and any
-            may be given by name.
-        value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient like ``params``.
+        objective: ``f(params, batch)``, a scalar; further arguments, such as a key, are passed to both functions, by
+            position or by name.
+        value_and_gradient: ``(params, batch) -> (loss, gradient)``, the gradient of the structure of ``params``.
 
     Returns:
-        ``f(params, batch)``. Forward mode straight through it (``jax.jvp``) is refused by JAX, as for any
-        ``custom_vjp``; forward over reverse works.
+        ``f(params, batch)``. JAX refuses plain forward mode (``jax.jvp``), as for any ``custom_vjp``; forward over
+        reverse works.
 
     Raises:
-        TypeError: what is no function; on differentiation, a gradient whose structure, shapes or dtypes are not those
-            of ``params``, or a loss that is not a scalar.
+        TypeError: an argument is not a function; on differentiation, the structure, shapes or dtypes of the gradient
+            differ from those of ``params``, or the loss is not a scalar.
 
     Example:
         >>> square = lambda weight, batch: (weight - batch) ** 2
@@ -50,7 +50,7 @@ def with_gradient(objective: Objective, value_and_gradient: ValueAndGradient) ->
 
 @dataclass(frozen=True)
 class _WithGradient:
-    """What ``with_gradient`` returns: equal for an equal objective and rule."""
+    """The objective that ``with_gradient`` returns; equal for an equal objective and rule."""
 
     objective: Callable[[Any, Any], Any]
     value_and_gradient: ValueAndGradient
@@ -59,7 +59,7 @@ class _WithGradient:
         return _with_gradient(self.objective, self.value_and_gradient, params, (batch, named))
 
 
-# What follows the params goes through the rule's functions as one tree, ``rest = (positional, named)``.
+# The arguments after the params are one tree, ``rest = (positional, named)``.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _with_gradient(objective: Any, value_and_gradient: Any, params: Params, rest: Any) -> jax.Array:
     return objective(params, *rest[0], **rest[1])

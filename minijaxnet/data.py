@@ -1,4 +1,4 @@
-"""A batch, the small data sets, and what is checked on them before they meet a compiled program."""
+"""Batches, small data sets, and checks on data before a compiled program uses them."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from minijaxnet._types import DTypeLike, PyTree
 
 
 class Batch(NamedTuple):
-    """Points and their actual values.
+    """Inputs and their targets.
 
     Attributes:
         x: the inputs, an array or a tree of arrays, the batch axis first.
-        y: the targets, as many as there are points.
+        y: the targets, one per point.
 
     Example:
         >>> x, y = Batch(jnp.ones((4, 2)), jnp.zeros((4, 1)))
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def lesson_points() -> Batch:
-    """The four points of the lesson that the framework grew from.
+    """The four points of the lesson.
 
     Returns:
         A batch with x of shape ``(4, 2)`` and y of shape ``(4, 1)``, in JAX's default floating dtype.
@@ -44,16 +44,16 @@ def lesson_points() -> Batch:
 
 
 def digits(*, seed: int = 0) -> tuple[Batch, Batch]:
-    """Handwritten digits: 1,797 images of 8 x 8 pixels, to be told apart.
+    """Handwritten digits: 1,797 images of 8 x 8 pixels, of 10 classes.
 
     Args:
-        seed: which fifth of the points is held out for the test.
+        seed: decides which fifth of the points is the test set.
 
     Returns:
         ``(train, test)``: x ``(n, 64)`` standardised, y the digit as an integer ``(n,)``.
 
     Raises:
-        ImportError: scikit-learn, in which the data ships, is not installed.
+        ImportError: scikit-learn, which contains the data, is not installed.
 
     Example:
         >>> train, test = digits()
@@ -69,7 +69,7 @@ def wine(*, seed: int = 0) -> tuple[Batch, Batch]:
     """Wine: 178 wines by 13 chemical measures, from 3 cultivars.
 
     Args:
-        seed: which fifth of the points is held out for the test.
+        seed: decides which fifth of the points is the test set.
 
     Returns:
         ``(train, test)``: x ``(n, 13)`` standardised, y the cultivar as an integer ``(n,)``.
@@ -90,7 +90,7 @@ def iris(*, seed: int = 0) -> tuple[Batch, Batch]:
     """Iris: 150 flowers by 4 lengths, of 3 species.
 
     Args:
-        seed: which fifth of the points is held out for the test.
+        seed: decides which fifth of the points is the test set.
 
     Returns:
         ``(train, test)``: x ``(n, 4)`` standardised, y the species as an integer ``(n,)``.
@@ -111,7 +111,7 @@ def breast_cancer(*, seed: int = 0) -> tuple[Batch, Batch]:
     """Breast cancer: 569 tumours by 30 measures of their cell nuclei, malignant (0) or benign (1).
 
     Args:
-        seed: which fifth of the points is held out for the test.
+        seed: decides which fifth of the points is the test set.
 
     Returns:
         ``(train, test)``: x ``(n, 30)`` standardised, y 0 or 1 as a float ``(n, 1)``.
@@ -133,7 +133,7 @@ def diabetes(*, seed: int = 0) -> tuple[Batch, Batch]:
     """Diabetes: how far the disease of 442 patients went within a year, from 10 measures.
 
     Args:
-        seed: which fifth of the points is held out for the test.
+        seed: decides which fifth of the points is the test set.
 
     Returns:
         ``(train, test)``: x ``(n, 10)`` and y ``(n, 1)``, both standardised by the training points.
@@ -154,18 +154,18 @@ def diabetes(*, seed: int = 0) -> tuple[Batch, Batch]:
 
 
 def numbers(tree: PyTree, where: str) -> Any:
-    """A tree of data as arrays that JAX can hold: data frames, series and tensors by way of NumPy, arrays as they are.
+    """Convert a tree of data to arrays that JAX can hold; data frames, series and tensors are converted by NumPy.
 
     Args:
-        tree: a pytree of arrays, numbers, or of what NumPy makes arrays of numbers from.
-        where: what the caller names it in an error.
+        tree: a tree of arrays, numbers, or objects that NumPy converts to arrays of numbers.
+        where: the name of the tree in an error.
 
     Returns:
         The same tree, of arrays and numbers.
 
     Raises:
-        TypeError: a leaf that is no array of numbers, such as text, dates, a masked array, or floats of 128 bits.
-        ValueError: a number beyond those that JAX holds; a tree that is nested too deep.
+        TypeError: a leaf is not an array of numbers, but text, dates, a masked array, floats of 128 bits or the like.
+        ValueError: a number is too large for JAX; the tree is nested too deep.
 
     Example:
         >>> numbers(np.array([2**40]), "data.x")
@@ -178,15 +178,16 @@ def numbers(tree: PyTree, where: str) -> Any:
 
 
 def check_batch(batch: PyTree, where: str) -> None:
-    """Say on the host what is wrong with the values of a data set.
+    """Check the values of a data set, on the host.
 
     Args:
         batch: ``(x, y)``, or any other tree of arrays, batch axis first.
-        where: what the caller names it in an error.
+        where: the name of the batch in an error.
 
     Raises:
-        TypeError: several batches, or a leaf that is no array of numbers, or a masked one.
-        ValueError: no points, not as many in each array, NaN or infinity (with the place of the first).
+        TypeError: it is several batches, or a leaf is not an array of numbers, or is a masked array.
+        ValueError: there are no points, arrays have different numbers of points, or a value is NaN or infinite (the
+            text has the place of the first).
 
     Example:
         >>> check_batch((np.ones((2, 1)), np.ones(3)), "data")
@@ -228,12 +229,12 @@ def _as_numbers(leaf: Any, name: str) -> Any:
     if not dtype.isnative:
         raise TypeError(f"{name}: got dtype {dtype.str}; expected this machine's own byte order")
     if dtype.kind in "iuf":
-        _check_held(values, name)
+        _check_representable(values, name)
     return values if isinstance(leaf, np.ndarray) or not isinstance(leaf, int) else leaf
 
 
 def _by_numpy(leaf: Any, name: str) -> np.ndarray:
-    """A leaf as NumPy has it, which takes what has an ``__array__`` of its own."""
+    """Convert a leaf by NumPy, which takes anything with an ``__array__``."""
     if not (isinstance(leaf, int | np.ndarray | np.generic) or hasattr(leaf, "__array__")):
         raise TypeError(f"{name}: got a {type(leaf).__name__}; expected an array of numbers")
     try:
@@ -243,7 +244,7 @@ def _by_numpy(leaf: Any, name: str) -> np.ndarray:
 
 
 def _kind_of(leaf: Any, dtype: DTypeLike) -> str:
-    """What a leaf that is no array of numbers is; of a data frame its columns that are none."""
+    """Describe a leaf that is not an array of numbers; for a data frame, its columns without numbers."""
     if not (hasattr(leaf, "columns") and hasattr(leaf, "dtypes")):
         return f"dtype {dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__} of {dtype}"
     columns = zip(leaf.columns, leaf.dtypes, strict=True)
@@ -251,8 +252,8 @@ def _kind_of(leaf: Any, dtype: DTypeLike) -> str:
     return f"a {type(leaf).__name__} with columns {', '.join(names[:3])}"
 
 
-def _check_held(values: np.ndarray, name: str) -> None:
-    """That JAX holds each number: without float64 enabled it has 32 bits at most."""
+def _check_representable(values: np.ndarray, name: str) -> None:
+    """Check that JAX can hold each number; without float64 enabled it has at most 32 bits."""
     held = jax.dtypes.canonicalize_dtype(values.dtype)
     if held == values.dtype:
         return
@@ -271,15 +272,15 @@ def _check_values(values: Any, name: str) -> int:
         raise TypeError(f"{name}: got dtype {values.dtype}; expected numbers")
     if jnp.issubdtype(values.dtype, jnp.inexact):
         with np.errstate(over="ignore"):
-            as_held = (
+            as_stored = (
                 values if isinstance(values, jax.Array) else values.astype(jax.dtypes.canonicalize_dtype(values.dtype))
             )
-        finite = np.asarray(jnp.isfinite(as_held))
+        finite = np.asarray(jnp.isfinite(as_stored))
         if not finite.all():
             index = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(
                 f"{name}{list(index)}: got {values[index]} ({(~finite).sum()} of {finite.size} values are "
-                f"not finite{f' in {as_held.dtype}' if np.isfinite(values[index]) else ''}); expected finite numbers"
+                f"not finite{f' in {as_stored.dtype}' if np.isfinite(values[index]) else ''}); expected finite numbers"
             )
     return values.shape[0]
 
@@ -288,7 +289,7 @@ def _load(loader: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn import datasets  # 0.8 s: imported where used
     except ImportError:
-        raise ImportError('the data sets ship inside scikit-learn: pip install "minijaxnet[data]"') from None
+        raise ImportError('scikit-learn, which has the data sets, is missing: pip install "minijaxnet[data]"') from None
     return getattr(datasets, loader)(return_X_y=True)
 
 
@@ -306,8 +307,8 @@ def _split(x: np.ndarray, y: np.ndarray, seed: int, test_share: float = 0.2) -> 
 
 
 def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Each column to mean 0 and deviation 1 over the training points; a constant column to 0."""
-    constant = train.min(axis=0) == train.max(axis=0)  # its mean may be off by a rounding, its deviation not 0
+    """Scale each column to mean 0 and deviation 1 over the training points, and a constant column to 0."""
+    constant = train.min(axis=0) == train.max(axis=0)  # rounding may make its deviation other than 0
     mean = np.where(constant, train[0], train.mean(axis=0))
     deviation = np.where(constant, 1.0, train.std(axis=0))
     return jnp.asarray((train - mean) / deviation), jnp.asarray((test - mean) / deviation)

@@ -1,8 +1,8 @@
-"""Descents: what one step downhill is.
+"""Descents: pairs of pure functions that start, and take one step.
 
-A descent is a pair of pure functions. ``init`` makes a state from parameters; ``step`` looks at one batch and
-returns the next state, with the loss and the gradient that it saw on the way. Ours and optax's stand behind the same
-pair, and so does any step that you write.
+``init`` makes a state from parameters; ``step`` takes a state and a batch, and returns the next state with the loss and
+the gradient norm before the step. ``gradient_descent`` and ``optax_descent`` make such pairs, and you can write your
+own.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from minijaxnet._checks import check_callable, is_number
 from minijaxnet._trees import array_type, check_arrays, check_like, floating_arrays, l2_norm
 from minijaxnet._types import DTypeLike, Objective, Params, PyTree
 
-OPTIMIZER = "state.optimizer, as the descent's own init makes it"
+OPTIMIZER = "state.optimizer, compared with that from the descent's init"
 
 
 class DescentState(NamedTuple):
-    """Where a descent stands.
+    """The state of a descent.
 
     Attributes:
         params: the parameters, a pytree of floating arrays.
-        optimizer: what the descent keeps for itself between steps; opaque to everybody else.
+        optimizer: the descent's own state, opaque to all other code.
         step: steps taken so far, int32.
-        key: a ``jax.random.key`` where the objective takes one, else None.
+        key: a ``jax.random.key`` if the objective takes one, else None.
     """
 
     params: Params
@@ -39,14 +39,13 @@ class DescentState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step saw before it moved, and whether it may be taken.
+    """The loss and the gradient norm before a step, and whether the step may be taken.
 
     Attributes:
         loss: the objective's value, a scalar.
         gradient_norm: the Euclidean norm of its gradient, a scalar.
-        aux: what the objective returned beside its loss; ``()`` if nothing.
-        accepted: whether the step may be taken, where that does not follow from a finite loss and gradient norm; ``()``
-            where it does.
+        aux: the further output of the objective; ``()`` if there is none.
+        accepted: whether the step may be taken; ``()`` if it may whenever loss and gradient norm are finite.
     """
 
     loss: jax.Array
@@ -59,13 +58,14 @@ Step = Callable[[DescentState, Any], tuple[DescentState, StepInfo]]
 
 
 class Descent(NamedTuple):
-    """How to start and how to step; see ``gradient_descent`` and ``optax_descent``, or write your own.
+    """A pair of functions, one that starts and one that takes a step; see ``gradient_descent`` and ``optax_descent``.
 
     Attributes:
         init: ``init(params, key=None) -> DescentState``.
-        step: ``step(state, batch) -> (DescentState, StepInfo)``. Compiled programs are found again by it, so it should
-            compare equal for equal work (a module's function, or a frozen dataclass with ``__call__``). It may have a
-            method ``is_ready(state)``: where that is false, a loop takes no step, and the descent has diverged.
+        step: ``step(state, batch) -> (DescentState, StepInfo)``. It is the key by which compiled programs are reused,
+            so equal steps should compare equal (a module's function, or a frozen dataclass with ``__call__``). It may
+            have a method ``is_ready(state)``: where it returns False, a loop takes no step, and the descent has
+            diverged.
     """
 
     init: Callable[..., DescentState]
@@ -73,7 +73,7 @@ class Descent(NamedTuple):
 
 
 def check_descent(descent: Any, name: str = "descent") -> None:
-    """Say what is no descent.
+    """Check that this is a descent.
 
     >>> check_descent(None)
     Traceback (most recent call last):
@@ -85,36 +85,36 @@ def check_descent(descent: Any, name: str = "descent") -> None:
 
 
 def check_state(state: Any) -> None:
-    """Say what is no state of a descent."""
+    """Check that this is the state of a descent."""
     if not isinstance(state, DescentState):
         raise TypeError(f"state: got {type(state).__name__}; expected a DescentState, such as descent.init(params)")
 
 
 def is_ready(step: Any, state: DescentState) -> Any:
-    """Whether a step can take any step from a state at all; so it can if it does not say."""
+    """Whether a step can be taken from a state; True if the step has no ``is_ready``."""
     return getattr(step, "is_ready", lambda _: True)(state)
 
 
 def gradient_descent(objective: Objective, learning_rate: float | jax.Array, *, has_aux: bool = False) -> Descent:
     """Gradient descent: ``params <- params - learning_rate * gradient``.
 
-    The rate lives in ``state.optimizer``, so another rate is another state of the same compiled step. The update is
-    made in each parameter's dtype; where it would leave the range of that dtype it stops at the edge.
+    The rate is part of the state, in ``state.optimizer``, so all rates share one compiled step. The update is made in
+    each parameter's dtype, and clipped to the range of that dtype.
 
     Args:
-        objective: ``f(params, batch)``, a scalar; ``f(params, batch, key)`` for a state with a key, which gets
-            ``fold_in(key, step)`` at each step. A number that it reads from outside (a global, an attribute, what it
-            closes over) is compiled in; ``descend`` and ``fit`` notice when it is another one, and compile anew.
-        learning_rate: a positive number, also a traced one.
+        objective: ``f(params, batch)``, a scalar; or ``f(params, batch, key)`` for a state with a key, with
+            ``fold_in(key, step)`` as key. A number that it reads from outside (a global, an attribute, what it closes
+            over) is a constant of the compiled program; ``descend`` and ``fit`` compile again when it has changed.
+        learning_rate: a positive number; may be traced.
         has_aux: whether the objective returns ``(loss, aux)``.
 
     Returns:
         A descent.
 
     Raises:
-        TypeError: an objective that is no function; a learning rate that is not a number; on ``step``, an objective
-            that does not return a scalar.
-        ValueError: a learning rate that is negative, zero, NaN, infinite, or not a scalar.
+        TypeError: the objective is not a function; the learning rate is not a number; on ``step``, the objective does
+            not return a scalar.
+        ValueError: the learning rate is negative, zero, NaN, infinite, or not a scalar.
 
     Example:
         >>> squared_error = lambda weight, batch: (batch[0] * weight - batch[1]) ** 2
@@ -136,23 +136,23 @@ def gradient_descent(objective: Objective, learning_rate: float | jax.Array, *, 
 
 @dataclass(frozen=True)
 class GradientStep:
-    """One step of gradient descent; equal for equal objectives, so that any rate shares one compilation."""
+    """One step of gradient descent; equal for equal objectives, so that all rates share one compiled program."""
 
     objective: Objective
     has_aux: bool
 
     def is_ready(self, state: DescentState) -> jax.Array:
-        """Whether any step can be taken: a traced rate may be infinite or NaN."""
+        """Whether the learning rate is finite; a traced one is not checked before."""
         return jnp.isfinite(_rate(state))
 
     def __call__(self, state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
-        """Take it."""
+        """Take the step."""
         rate = _rate(state)
         loss, aux, gradient = gradient_of(self.objective, self.has_aux, state, batch)
 
-        def downhill(weight: jax.Array, slope: jax.Array) -> jax.Array:
+        def downhill(weight: jax.Array, derivative: jax.Array) -> jax.Array:
             range_ = jnp.finfo(weight.dtype)
-            step = _within(rate, weight.dtype) * slope
+            step = _within(rate, weight.dtype) * derivative
             return lax.clamp(range_.min, weight - step, range_.max)
 
         params = jax.tree.map(downhill, state.params, gradient)
@@ -167,25 +167,25 @@ def _rate(state: DescentState) -> jax.Array:
 
 
 def _within(rate: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The rate in a parameter's dtype; at its edge where that is narrower, since infinity * 0 would be NaN."""
+    """The rate in a parameter's dtype, clipped to its largest number, since infinity * 0 would be NaN."""
     if jnp.finfo(dtype).max < jnp.finfo(rate.dtype).max:
         rate = jnp.minimum(rate, float(jnp.finfo(dtype).max))
     return rate.astype(dtype)
 
 
 def start(params: Params, optimizer_init: Callable[[Any], Any], key: jax.Array | None) -> DescentState:
-    """The first state of a descent."""
+    """Make the first state of a descent."""
     params = floating_arrays(params, "params")
     return DescentState(params, optimizer_init(params), jnp.int32(0), key)
 
 
 def arguments(state: DescentState, batch: PyTree) -> tuple[Any, ...]:
-    """What the objective takes beside the parameters."""
+    """The arguments of the objective after the parameters."""
     return (batch,) if state.key is None else (batch, jax.random.fold_in(state.key, state.step))
 
 
 def gradient_of(objective: Objective, has_aux: bool, state: DescentState, batch: PyTree) -> tuple[jax.Array, Any, Any]:
-    """The objective's loss, aux and gradient with respect to the parameters, each checked as it is traced."""
+    """The loss, aux and gradient of the objective; their types are checked while it is traced."""
 
     def checked(params: Params) -> tuple[Any, Any]:
         result = objective(params, *arguments(state, batch))
@@ -203,7 +203,7 @@ def gradient_of(objective: Objective, has_aux: bool, state: DescentState, batch:
 
 
 def _learning_rate(learning_rate: Any) -> jax.Array:
-    """The rate as a strongly typed scalar of JAX's default floating dtype, so that all rates share one compilation."""
+    """The rate as a strongly typed scalar of JAX's default floating dtype, so that all rates share one program."""
     where = "gradient_descent: learning_rate"
     if shape := getattr(learning_rate, "shape", ()):
         raise ValueError(f"{where}: got an array of shape {shape}; expected one number")

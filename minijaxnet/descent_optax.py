@@ -19,13 +19,13 @@ from minijaxnet.descent import OPTIMIZER, Descent, DescentState, StepInfo, argum
 def optax_descent(objective: Objective, optimizer: Any, *, has_aux: bool = False) -> Descent:
     """Descent with an optimizer of optax: ``params <- params + update(gradient, state.optimizer)``.
 
-    Transformations that ask for more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient
-    and the objective of the batch, by optax's own names; what a transformation does not take, it is not given.
+    Transformations that need more than the gradient (line searches, Polyak steps, SAM) get the loss, the gradient and
+    the objective of the batch, under optax's names. An argument that a transformation does not take is left out.
 
-    A step whose loss or gradient is not finite ends the descent, as ever, but for optimizers that handle such gradients
-    themselves: ``optax.apply_if_finite``, ``optax.zero_nans``, and ``optax.MultiSteps`` with a
-    ``should_skip_update_fn``. With these a step is refused only where the params would not be finite after it; the
-    trace has the loss and the norm as they were seen.
+    A step whose loss or gradient is not finite ends the descent, except with optimizers that handle such gradients:
+    ``optax.apply_if_finite``, ``optax.zero_nans``, and ``optax.MultiSteps`` with a ``should_skip_update_fn``. With
+    these a step is refused only if the params after it would not be finite. The trace has the loss and the norm of each
+    step, finite or not.
 
     Args:
         objective: as for ``gradient_descent``.
@@ -33,12 +33,12 @@ def optax_descent(objective: Objective, optimizer: Any, *, has_aux: bool = False
         has_aux: whether the objective returns ``(loss, aux)``.
 
     Returns:
-        A descent. Its compiled step is found again for the same objective and the same optimizer object.
+        A descent. Its compiled step is reused for the same objective and the same optimizer object.
 
     Raises:
         ImportError: optax is not installed.
-        TypeError: an objective that is no function; an optimizer without ``init`` and ``update``; on ``step``, one
-            whose parts ask for what others refuse.
+        TypeError: the objective is not a function; the optimizer has no ``init`` and ``update``; on ``step``, a part of
+            the optimizer needs an argument that another part refuses.
 
     Example:
         >>> import optax
@@ -83,21 +83,21 @@ class _OptaxStep:
         loss, aux, gradient = gradient_of(self.objective, self.has_aux, state, batch)
         update = optax.with_extra_args_support(self.optimizer).update
         extra: dict[str, Any] = {"value": loss, "grad": gradient, "value_fn": value}
-        if "grad_fn" in inspect.signature(update).parameters:  # SAM's; a line search refuses it
+        if "grad_fn" in inspect.signature(update).parameters:  # for SAM; a line search refuses it
             extra["grad_fn"] = lambda params, _: jax.grad(value)(params)
-        updates, optimizer_state = _given_what_it_takes(update, (gradient, state.optimizer, state.params), extra)
+        updates, optimizer_state = _call_update(update, (gradient, state.optimizer, state.params), extra)
         params = optax.apply_updates(state.params, updates)
         norm = l2_norm(gradient)
         # An optimizer can make NaN of a finite gradient (0 / 0 with epsilon 0): such a step must not be taken either.
         accepted = jnp.isfinite(l2_norm(params))
-        if not _handles_what_is_not_finite(state.optimizer):
+        if not _handles_non_finite(state.optimizer):
             accepted &= jnp.isfinite(loss) & jnp.isfinite(norm)
         state = state._replace(params=params, optimizer=optimizer_state, step=state.step + 1)
         return state, StepInfo(loss, norm, aux, accepted)
 
 
-def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...], extra: dict[str, Any]) -> Any:
-    """What an optimizer's update returns, without those of the extra arguments that it, or a part of it, refuses."""
+def _call_update(update: Callable[..., Any], arguments: tuple[Any, ...], extra: dict[str, Any]) -> Any:
+    """Call an optimizer's update without the extra arguments that it, or a part of it, refuses."""
     refused = []
     while True:
         try:
@@ -107,20 +107,20 @@ def _given_what_it_takes(update: Callable[..., Any], arguments: tuple[Any, ...],
             if name is None or name[1] not in extra:
                 if not refused:
                     raise
-                without = f"a part of it takes no {', '.join(refused)}, another one needs more ({error})"
-                raise TypeError(f"optax_descent: optimizer: {without}; expected parts that take the same") from error
+                got = f"got a part that takes no {', '.join(refused)}, and another that needs more arguments ({error})"
+                raise TypeError(f"optax_descent: optimizer: {got}; expected parts with the same arguments") from error
             refused.append(name[1])
             del extra[name[1]]
 
 
-def _handles_what_is_not_finite(optimizer_state: Any) -> bool:
-    """Whether an optimizer of optax was asked to see to gradients that are not finite, by what it keeps."""
+def _handles_non_finite(optimizer_state: Any) -> bool:
+    """Whether an optimizer handles gradients that are not finite; its state shows it."""
     import optax
 
     handlers = (optax.ApplyIfFiniteState, optax.ZeroNansState, optax.MultiStepsState)
     found = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, handlers))
     return any(
-        bool(jax.tree.leaves(node.skip_state)) or _handles_what_is_not_finite(node.inner_opt_state)
+        bool(jax.tree.leaves(node.skip_state)) or _handles_non_finite(node.inner_opt_state)
         if isinstance(node, optax.MultiStepsState)
         else isinstance(node, handlers)
         for node in found

@@ -1,4 +1,4 @@
-"""An experiment: the handful of pure functions that every verb works on, and how one is read from a file."""
+"""Experiments: the pure functions that every verb works on, and loading them from a file."""
 
 import dataclasses
 import functools
@@ -17,15 +17,15 @@ from minijaxnet._types import Objective
 
 @dataclass(frozen=True)
 class Settings:
-    """How to descend: an experiment's defaults, which the flags of the command line override.
+    """The settings of a descent: an experiment's defaults, which the flags of the command line override.
 
     Attributes:
         steps: the most steps to take.
         learning_rate: the optimizer's rate, positive; for ``polyak_sgd`` the largest one.
-        batch_size: points in a batch; all points if None.
+        batch_size: points per batch; all points if None.
         until_flat: stop before a step whose gradient norm is at most this.
-        seed: the seed of the start, of the order of minibatches and of dropout.
-        optimizer: "gd" is gradient descent; any other name is an optimizer of optax.
+        seed: the seed of the initial weights, the order of minibatches, and dropout.
+        optimizer: "gd" is gradient descent; other names are optimizers of optax.
         precision: the dtype of parameters and data.
     """
 
@@ -40,26 +40,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to learn, from what, and from where.
+    """An objective with its data, its initial params, and further functions.
 
     Attributes:
-        name: names the run's folder; letters, digits, ``-`` and ``_``.
+        name: part of the name of a run's folder; letters, digits, ``-`` and ``_``.
         init: ``init(key, *, ...) -> params``. Its keyword-only numbers become flags of the command line.
-        objective: ``f(params, batch)``, a scalar to be made small; with a key as third argument if it draws numbers.
+        objective: ``f(params, batch)``, a scalar to minimize; with a key as third argument if it draws random numbers.
         data: ``data(*, ...) -> (train, test)`` or ``(train, validation, test)``, batches ``(x, y)`` or other trees of
-            arrays, the batch axis first. For more than memory holds ``train`` may be ``batches(first_step)``, as for
-            ``fit``. Its keyword-only numbers become ``--data-...``. If it takes ``process_id`` and ``num_processes``,
-            each of several processes gets from it its own share.
-        value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``; None if there is none.
-            Where there is one, the descent runs it.
-        predict: ``predict(params, x)``, for pictures. A single output for two classes is a logit, or a probability if
-            all outputs are from 0 to 1.
+            arrays, the batch axis first. If they do not fit into memory, ``train`` may be ``batches(first_step)``,
+            as for ``fit``. Its keyword-only numbers become ``--data-...`` flags. If it takes ``process_id`` and
+            ``num_processes``, each of several processes loads its own share of the data.
+        value_and_gradient: a gradient derived by hand, ``(params, batch) -> (loss, gradient)``, which the descent then
+            uses; None for autodiff.
+        predict: ``predict(params, x)``, for pictures. For two classes a single output is read as a logit, or as a
+            probability if all outputs are from 0 to 1.
         metrics: ``{name: f(params, batch)}``, each a scalar, measured on all data.
-        defaults: the settings that the experiment is meant to be run with.
+        defaults: the settings, unless flags override them.
         optimizer: your own: a transformation of optax, or ``optimizer(learning_rate, *, steps, ...)`` that returns one.
-            ``steps`` is how many the run may take, if it asks for them; its other keyword-only numbers become flags.
-        files: further files that its numbers depend on, such as data that the objective reads, from the folder of the
-            experiment's own file: a run that goes on does so only if they have not changed.
+            ``steps``, if it is an argument, is the most steps of the run; its other keyword-only numbers become flags.
+        files: further files that the results depend on, such as data that the objective reads; paths are relative to
+            the folder of the experiment's file. A run is resumed only if they have not changed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Experiment:
     files: Sequence[str | Path] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything runs."""
+        """Check the fields."""
         if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"Experiment: name: got {self.name!r}; expected letters, digits, '-' and '_'")
         for name in ("init", "objective", "data", "value_and_gradient", "predict"):
@@ -119,40 +119,40 @@ OWN = "own"
 
 
 def is_transformation(optimizer: Any) -> bool:
-    """Whether it is a transformation of optax, which has an ``init`` and an ``update``."""
+    """Whether this is a transformation of optax: it has an ``init`` and an ``update``."""
     return all(callable(getattr(optimizer, name, None)) for name in ("init", "update"))
 
 
 def optimizer_options(optimizer: Any) -> dict[str, int | float]:
-    """The numbers of an experiment's own optimizer that can be set from outside, with their defaults.
+    """The keyword-only numbers of an experiment's own optimizer with their defaults, without ``steps``.
 
     >>> optimizer_options(lambda learning_rate, *, steps, decay=0.1: None)
     {'decay': 0.1}
     """
     if optimizer is None or is_transformation(optimizer):
         return {}
-    known = inspect.signature(optimizer).parameters
-    options = number_options(functools.partial(optimizer, steps=0) if "steps" in known else optimizer)
+    parameters = inspect.signature(optimizer).parameters
+    options = number_options(functools.partial(optimizer, steps=0) if "steps" in parameters else optimizer)
     return {name: value for name, value in options.items() if name != "steps"}
 
 
 class ExperimentError(ValueError):
-    """A file from which no experiment can be had; the text says why."""
+    """A file that cannot be loaded as an experiment; the text says why."""
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """The ``experiment`` that a Python file defines.
+    """Load the ``experiment`` that a Python file defines.
 
-    The file is run as a module, with its own folder importable, not as a script: its ``__main__`` part stays out.
+    The file is run as a module, not as a script, so its ``__main__`` part does not run. Its folder becomes importable.
 
     Args:
         path: of the file.
 
     Returns:
-        Its experiment.
+        The experiment.
 
     Raises:
-        ExperimentError: there is no such file, it fails (its own traceback is in the text), or it defines no
+        ExperimentError: there is no such file, it raises an error (the text has the traceback), or it does not define
             ``experiment = Experiment(...)``.
 
     Example:
@@ -162,25 +162,25 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     found = getattr(load_module(path), "experiment", None)
     if not isinstance(found, Experiment):
-        what = "defines no experiment" if found is None else f"its experiment is a {type(found).__name__}"
-        raise ExperimentError(f"{path}: {what}; expected a line `experiment = Experiment(...)`")
+        got = "no experiment" if found is None else f"an experiment that is a {type(found).__name__}"
+        raise ExperimentError(f"{path}: got {got}; expected a line `experiment = Experiment(...)`")
     return found
 
 
-# What a process is told that loads only its own share of the data.
+# The arguments of ``data`` with which a process loads only its own share.
 _SHARE = ("process_id", "num_processes")
 
 
 def loads_its_share(experiment: Experiment) -> bool:
-    """Whether each of several processes loads its own share of the data: ``data(*, process_id=0, num_processes=1)``."""
+    """Whether ``data`` has the arguments ``process_id`` and ``num_processes``."""
     return set(_SHARE) <= inspect.signature(experiment.data).parameters.keys()
 
 
 def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
-    """The keyword-only numbers of a function with their defaults: what can be set from outside.
+    """The keyword-only numbers of a function with their defaults. They become flags.
 
     Raises:
-        TypeError: a keyword-only argument without a default, which nobody could call.
+        TypeError: a keyword-only argument has no default.
 
     Example:
         >>> number_options(lambda key, *, scale=1.0, name="x": None)
@@ -189,13 +189,13 @@ def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
     options: dict[str, int | float] = {}
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # a builtin that does not tell
+    except ValueError:  # a builtin without a signature
         return options
     for parameter in parameters:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             if parameter.default is inspect.Parameter.empty:
                 raise TypeError(
-                    f"{parameter.name}: a keyword-only argument without a default; expected a number as one"
+                    f"{parameter.name}: got a keyword-only argument without a default; expected a number as default"
                 )
             number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
             if number and parameter.name not in _SHARE:
@@ -204,7 +204,7 @@ def number_options(function: Callable[..., Any]) -> dict[str, int | float]:
 
 
 def module_name(path: str | Path) -> str:
-    """The name among the modules of a file that is loaded as an experiment.
+    """The module name of a file that is loaded as an experiment.
 
     >>> module_name("experiments/digits.py")
     '_experiment_digits'
@@ -213,10 +213,10 @@ def module_name(path: str | Path) -> str:
 
 
 def load_module(path: str | Path) -> ModuleType:
-    """A Python file, run as a module.
+    """Run a Python file as a module.
 
     Raises:
-        ExperimentError: there is no such file, or it fails; its own traceback is in the text.
+        ExperimentError: there is no such file, or it raises an error; the text has the traceback.
 
     Example:
         >>> load_module("no/such/file.py")
@@ -232,11 +232,11 @@ def load_module(path: str | Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{path}: got a {path.suffix or 'file without a suffix'}; expected a .py file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.pop(name, None)  # what it imports comes after it
+    sys.modules.pop(name, None)  # so that it comes before the modules that it imports
     sys.modules[name] = module
     folder = str(path.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # as for a script, and for good: its functions may import its neighbours later
+        sys.path.insert(0, folder)  # as for a script; it stays, as functions may import from there later
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -246,7 +246,7 @@ def load_module(path: str | Path) -> ModuleType:
 
 
 def own_traceback(error: BaseException, path: Path | None = None) -> str:
-    """The traceback from the file itself on, or from the module that was imported, without those who loaded it."""
+    """The traceback without the loader's frames: from the given file on, else from the imported module on."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     loaders = (str(Path(__file__).parent), importlib.__file__)
     first = next(

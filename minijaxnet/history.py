@@ -1,4 +1,4 @@
-"""What a descent went through: a row a step, and how it ended."""
+"""The history of a descent: a row for each step, and how it ended."""
 
 import enum
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from minijaxnet._checks import is_number
 from minijaxnet._types import PyTree
 from minijaxnet.descent import StepInfo
 
@@ -17,7 +18,7 @@ class Status(enum.IntEnum):
     """How a descent ended: ``OUT_OF_STEPS``, ``FLAT``, ``DIVERGED`` or ``STOPPED_EARLY``.
 
     FLAT: the gradient's norm was at most ``until_flat``. DIVERGED: the next loss or gradient was not finite.
-    STOPPED_EARLY, by ``fit`` alone: a measured number became no better for as many rows as ``patience`` says.
+    STOPPED_EARLY (only by ``fit``): a metric did not improve for ``patience`` rows.
 
     Example:
         >>> Status(1).name, Status.DIVERGED == 2
@@ -34,17 +35,18 @@ OUT_OF_STEPS, FLAT, DIVERGED, STOPPED_EARLY = Status
 
 
 class Trace(NamedTuple):
-    """What each step of a descent saw, and how it ended.
+    """Loss, gradient norm and aux before each step of a descent, and how it ended.
 
-    NumPy arrays where a descent was called plainly, JAX arrays under ``jit`` and ``vmap``.
+    Its leaves are NumPy arrays, and JAX arrays under ``jit`` and ``vmap``.
 
     Attributes:
-        loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken. Of
-            more than 2^20 steps those that were not taken may have no row.
+        loss: ``(steps,)`` in the loss's dtype; row k is the loss before step k, NaN for steps that were not taken. With
+            more than 2^20 steps the rows of steps that were not taken may be missing.
         gradient_norm: ``(steps,)``, float32 or wider; row k is the gradient's norm before step k.
-        aux: the objective's aux, each leaf with a leading axis of steps; past the end NaN, or 0 where there is no NaN.
+        aux: the objective's aux, each leaf with a leading axis of steps; after the last step NaN, or 0 for dtypes
+            without NaN.
         steps_taken: int32. For a descent that diverged it is the step at which that happened.
-        status: int32, a ``Status``: FLAT, OUT_OF_STEPS or DIVERGED; one a replica under ``jax.vmap``.
+        status: int32, a ``Status``: FLAT, OUT_OF_STEPS or DIVERGED; one for each replica under ``jax.vmap``.
     """
 
     loss: Any
@@ -54,57 +56,57 @@ class Trace(NamedTuple):
     status: Any
 
 
-# A norm that no gradient has.
+# Below every gradient norm.
 _NEVER_FLAT = -1.0
-# Room for so many rows is made at once; for more of them only as they come.
-_AT_ONCE = 2**20
+# Memory for this many rows is allocated at the start, and for more of them when needed.
+_FIRST_ROWS = 2**20
 
 
 class History:
-    """The rows of consecutive chunks, put together on the host."""
+    """The rows of consecutive chunks, collected on the host."""
 
     def __init__(self, steps: int):
-        """Have no rows yet, of ``steps`` at most."""
+        """Start without rows; at most ``steps`` rows follow."""
         self.steps, self.steps_taken, self.status = steps, 0, np.int32(OUT_OF_STEPS)
         self._rows: Any = None
 
     def append(self, chunk: Trace) -> StepInfo:
-        """Take over the rows of the steps that the chunk took, and hand them back."""
+        """Append the rows of the steps that the chunk took, and return them."""
         chunk = jax.device_get(chunk)
         taken, first = int(chunk.steps_taken), self.steps_taken
         rows = jax.tree.map(lambda leaf: leaf[:taken], rows_of(chunk))
         if self._rows is None:
-            self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, _AT_ONCE)), rows)
+            self._rows = jax.tree.map(lambda leaf: _enlarged(leaf, min(self.steps, _FIRST_ROWS)), rows)
         if first + taken > len(self._rows.loss):
-            self._rows = jax.tree.map(lambda leaf: _room(leaf, min(self.steps, 2 * (first + taken))), self._rows)
+            self._rows = jax.tree.map(lambda leaf: _enlarged(leaf, min(self.steps, 2 * (first + taken))), self._rows)
         for mine, new in zip(jax.tree.leaves(self._rows), jax.tree.leaves(rows), strict=True):
             mine[first : first + taken] = new
         self.steps_taken, self.status = first + taken, chunk.status
         return rows
 
     def trace(self) -> Trace:
-        """All rows so far; past the last step nothing, and no row where room for all was never made."""
-        assert self._rows is not None, "a history has at least one chunk, be it empty"
+        """The trace of all rows so far, with missing values after the last step."""
+        assert self._rows is not None, "a history has at least one chunk, even if it is empty"
         rows = self._rows
         if len(rows.loss) < self.steps:
             rows = jax.tree.map(lambda leaf: leaf[: self.steps_taken].copy(), rows)
         for leaf in jax.tree.leaves(rows):
-            leaf[self.steps_taken :] = nothing(leaf)
+            leaf[self.steps_taken :] = missing_value(leaf)
         return Trace(rows.loss, rows.gradient_norm, rows.aux, np.int32(self.steps_taken), self.status)
 
 
-def _room(rows: np.ndarray, count: int) -> np.ndarray:
-    """The first of so many rows, with room for the others."""
-    room = np.empty((count, *rows.shape[1:]), rows.dtype)
-    room[: len(rows)] = rows
-    return room
+def _enlarged(rows: np.ndarray, count: int) -> np.ndarray:
+    """An array of ``count`` rows that starts with the given ones."""
+    enlarged = np.empty((count, *rows.shape[1:]), rows.dtype)
+    enlarged[: len(rows)] = rows
+    return enlarged
 
 
 def packed(info: StepInfo) -> tuple[Any, ...]:
-    """What is kept of a step: loss and norm side by side where they share a dtype.
+    """A row of the history: loss and norm in one array if they share a dtype.
 
-    That is one write instead of two. XLA makes a loop for the CPU one native function, fifteen times as fast for the
-    smallest networks, if a round touches no more than about a kilobyte; with this 2-2-1 with bias is below.
+    That is one write instead of two. XLA compiles a loop for the CPU to one native function, fifteen times as fast for
+    the smallest networks, if a round touches at most about a kilobyte; so packed, a 2-2-1 network with bias does.
     """
     rest = (info.aux, info.accepted)
     if info.loss.dtype == info.gradient_norm.dtype:
@@ -113,7 +115,7 @@ def packed(info: StepInfo) -> tuple[Any, ...]:
 
 
 def unpacked(history: tuple[Any, ...]) -> StepInfo:
-    """What was kept, as a row a step of what ``packed`` made of each."""
+    """Undo ``packed`` for a history of rows."""
     if len(history) == 4:
         return StepInfo(*history)
     pairs, *rest = history
@@ -121,9 +123,8 @@ def unpacked(history: tuple[Any, ...]) -> StepInfo:
 
 
 def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
-    """The gradient norm at which a descent rests, checked; never for 0 where a gradient is only a sample."""
-    number = isinstance(until_flat, int | float | np.number | np.ndarray | jax.Array)
-    if not number or isinstance(until_flat, bool) or jnp.shape(until_flat) != ():
+    """Check ``until_flat``. With sampled gradients 0 means that the descent never counts as flat."""
+    if not is_number(until_flat):
         raise TypeError(f"until_flat: got {until_flat!r}; expected a gradient norm, a number")
     if not isinstance(until_flat, Tracer) and not float(until_flat) >= 0:
         raise ValueError(f"until_flat: got {until_flat}; expected a gradient norm, at least 0")
@@ -132,30 +133,31 @@ def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
     return xp.asarray(never_for_zero, jnp.result_type(float))
 
 
-def may_go_on(info: StepInfo, until_flat: Any) -> Any:
+def may_step(info: StepInfo, until_flat: Any) -> Any:
     """Whether a step may be taken: the gradient is not flat, and the step is accepted."""
-    is_flat = (info.gradient_norm <= until_flat) | jnp.isposinf(until_flat)  # where the norm is NaN, too
+    is_flat = (info.gradient_norm <= until_flat) | jnp.isposinf(until_flat)  # also where the norm is NaN
     if jax.tree.leaves(info.accepted):
         return info.accepted & ~is_flat
     return jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm) & ~is_flat
 
 
 def rows_of(trace: Trace) -> StepInfo:
-    """What the steps of a trace saw."""
+    """The rows of a trace."""
     return StepInfo(trace.loss, trace.gradient_norm, trace.aux)
 
 
-def nothing(leaf: Any) -> Any:
-    """What stands where nothing was recorded: NaN, or 0 for dtypes without it."""
+def missing_value(leaf: Any) -> Any:
+    """The value for rows of steps that were not taken: NaN, or 0 for dtypes without NaN."""
     return np.asarray(jnp.nan if jnp.issubdtype(leaf.dtype, jnp.inexact) else 0, leaf.dtype)
 
 
 def without_untaken(trace: Trace, steps: int) -> Trace:
-    """The first ``steps`` rows, and nothing in those of steps that were not taken."""
+    """The first ``steps`` rows, with missing values for steps that were not taken."""
     taken = lax.iota(jnp.int32, steps) < trace.steps_taken
 
     def mask(leaf: jax.Array) -> jax.Array:
-        untaken = 0 if jax.config.values["jax_debug_nans"] else nothing(leaf)  # JAX then takes each NaN for an error
+        # With jax_debug_nans JAX raises an error for any NaN.
+        untaken = 0 if jax.config.values["jax_debug_nans"] else missing_value(leaf)
         return jnp.where(taken.reshape(-1, *[1] * (leaf.ndim - 1)), leaf[:steps], untaken)
 
     rows = jax.tree.map(mask, rows_of(trace))

@@ -1,8 +1,7 @@
-"""The loss as a landscape: along one direction, over two, and the path of a descent on it.
+"""The loss along one direction or two in the space of the params, and the path of a descent there.
 
-A network has more weights than a picture has axes, so a picture of its loss is a slice: the loss at the params plus
-so much of one direction, or of two. A direction is a pytree like the params; ``weight_direction`` makes that of one
-weight.
+A picture has fewer axes than a network has weights, so it shows a slice: the loss at the params plus a multiple of one
+direction, or of two. A direction is a tree like the params; ``weight_direction`` makes that of a single weight.
 """
 
 import functools
@@ -21,7 +20,7 @@ from minijaxnet._programs import JitOf
 from minijaxnet._trees import array_type, floating_arrays, named_leaves, structure_difference
 from minijaxnet._types import Objective, Params, PyTree
 
-# What the points evaluated at once may hold together. Larger blocks were slower, too: they leave the cache.
+# Memory for the points that are evaluated at once. Larger blocks do not fit the cache and were slower.
 _BLOCK_BYTES = 2**23
 
 
@@ -56,25 +55,25 @@ def loss_slice(
 ) -> LossSlice:
     """The loss along a direction: ``L(params + a * direction)`` for a from ``-span`` to ``span``.
 
-    One compiled program evaluates all points, in blocks that fit the cache. The sum is made in float32 or wider and
-    then rounded to each parameter's dtype, so that what is drawn is the loss that a descent in this dtype meets.
+    One compiled program evaluates all points, in blocks that fit the cache. The sum is computed in float32 or wider and
+    then rounded to each parameter's dtype, so these are the losses of a descent in this dtype.
 
     Args:
-        objective: ``f(params, batch)``, a scalar. Compiled programs are found again by it.
-        params: the middle of the slice, a pytree of floating arrays.
-        batch: what the objective looks at.
-        direction: a pytree of real numbers like ``params``, of any length.
-        span: how far to go either way, in lengths of the direction.
-        points: how many, at least 2.
+        objective: ``f(params, batch)``, a scalar. Compiled programs are reused for the same objective.
+        params: the middle of the slice, a tree of floating arrays.
+        batch: the batch of the objective.
+        direction: a tree of real numbers like ``params``, of any length.
+        span: the distance to either side, in lengths of the direction.
+        points: the number of points, at least 2.
 
     Returns:
         Offsets and losses.
 
     Raises:
-        TypeError: a direction of another structure than ``params``, or not of real numbers; an objective that does not
-            return a floating scalar; ``points`` that is not an int.
-        ValueError: a direction of other shapes than ``params``; a span that is not positive and finite; fewer than 2
-            points.
+        TypeError: the direction has not the structure of ``params``, or is not of real numbers; the objective does not
+            return a floating scalar; ``points`` is not an int.
+        ValueError: the direction has not the shapes of ``params``; the span is not positive and finite; there are fewer
+            than 2 points.
 
     Example:
         >>> squared_error = lambda weight, batch: (weight * batch[0] - batch[1]) ** 2
@@ -104,17 +103,17 @@ def loss_surface(
 
     Args:
         objective: ``f(params, batch)``, a scalar.
-        params: the middle of the plane, a pytree of floating arrays.
-        batch: what the objective looks at.
-        directions: two pytrees of real numbers like ``params``; they need not be orthogonal.
-        span: how far to go either way, in lengths of each direction.
-        points: how many along each direction, at least 2.
+        params: the middle of the plane, a tree of floating arrays.
+        batch: the batch of the objective.
+        directions: two trees of real numbers like ``params``; they need not be orthogonal.
+        span: the distance to either side, in lengths of each direction.
+        points: the number of points along each direction, at least 2.
 
     Returns:
         Offsets, and the losses with the first direction along their first axis.
 
     Raises:
-        TypeError: ``directions`` that are not a pair; and as for ``loss_slice``.
+        TypeError: ``directions`` is not a pair; and as for ``loss_slice``.
         ValueError: as for ``loss_slice``.
 
     Example:
@@ -140,20 +139,20 @@ def loss_surface(
 
 
 def weight_direction(params: Params, path: str, index: int | tuple[int, ...]) -> Any:
-    """The direction of a single weight: 1 there, 0 everywhere else.
+    """The direction of a single weight: 1 for this weight, 0 for all others.
 
     Args:
-        params: a pytree of floating arrays.
+        params: a tree of floating arrays.
         path: the leaf, as ``jax.tree_util.keystr`` writes it: ``"[0]['weights']"``; ``"(leaf)"`` for a bare array.
         index: the weight in that leaf, an int for each of its axes; ``()`` for a scalar. In ``weights`` of shape
-            ``(n_in, n_out)``, ``(i, j)`` leads from input i to node j.
+            ``(n_in, n_out)``, ``(i, j)`` is the weight from input i to node j.
 
     Returns:
-        A pytree like ``params``, of length 1.
+        A tree like ``params``, of length 1.
 
     Raises:
-        TypeError: a path that is not text, an index that is not made of ints.
-        ValueError: a path that is not there, an index outside of its leaf.
+        TypeError: the path is not text, or the index is not made of ints.
+        ValueError: there is no such path, or the index is outside of the leaf.
 
     Example:
         >>> weight_direction({"bias": jnp.ones(2)}, "['bias']", 1)
@@ -183,25 +182,25 @@ def weight_direction(params: Params, path: str, index: int | tuple[int, ...]) ->
 
 
 def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) -> np.ndarray:
-    """Where each stop of a descent lies on the line, plane or space of some directions.
+    """Project each stop of a descent onto the line, plane or space of some directions.
 
     The coordinates c of a stop are those of the nearest point of that space, ``min_c |stop - origin - sum_i c_i d_i|``,
-    so the directions need be neither orthogonal nor of length 1. The nearest point is on the picture; the stop itself
-    may lie far above or below it. Computed on the host, in float64.
+    so the directions need be neither orthogonal nor of length 1. A picture shows the nearest point; the stop itself
+    may be far from it. Computed on the host, in float64.
 
     Args:
         path: a tree of params whose leaves have a leading axis of stops, such as the trace's ``aux`` for an objective
             that returns ``(loss, params)``.
         directions: one tree or more like the params, linearly independent.
-        origin: the params at coordinates 0, such as those that the surface was drawn around; the last stop when left
-            out (the last one without NaN: rows of steps that a descent did not take are NaN).
+        origin: the params at coordinates 0, such as the middle of the surface; by default the last stop that is finite
+            (the rows of steps that a descent did not take are NaN).
 
     Returns:
         ``(stops, directions)``, float64; NaN for a stop that is not finite.
 
     Raises:
-        TypeError: a path or an origin of another structure than the directions; ``directions`` that are no sequence.
-        ValueError: shapes that do not fit; directions that are linearly dependent; no finite stop to start from.
+        TypeError: the path or the origin has not the structure of the directions; ``directions`` is not a sequence.
+        ValueError: the shapes do not fit; the directions are linearly dependent; no stop is finite.
 
     Example:
         >>> path = {"x": jnp.array([3.0, 2.0, 1.0]), "y": jnp.array([1.0, 1.0, 0.0])}
@@ -232,28 +231,26 @@ def project_path(path: Any, directions: Sequence[Any], *, origin: Any = None) ->
     if origin is None:
         finite = np.flatnonzero(np.all([np.isfinite(leaf).all(axis=1) for leaf in rows], axis=0))
         if not finite.size:
-            raise ValueError(
-                f"path: got {stops} stops, none of them finite; expected one, or an origin to measure from"
-            )
+            raise ValueError(f"path: got {stops} stops, none of them finite; expected a finite one, or origin=")
         start = [leaf[finite[-1]] for leaf in rows]
     else:
         start = [_float64(leaf).ravel() for leaf in jax.tree.leaves(origin)]
     parts = np.split(basis, np.cumsum(sizes)[:-1])
     along = sum((leaf - first) @ part for leaf, first, part in zip(rows, start, parts, strict=True))
-    return np.linalg.solve(triangle, np.transpose(along)).T + 0.0  # + 0.0: a coordinate of -0.0 reads oddly
+    return np.linalg.solve(triangle, np.transpose(along)).T + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
 @JitOf
 def _losses(
     objective: Objective, params: Params, batch: PyTree, directions: tuple[Any, ...], offsets: jax.Array
 ) -> jax.Array:
-    """The loss at each row of offsets, one offset a direction: as many points at once as ``_BLOCK_BYTES`` allows."""
+    """The loss at each row of offsets, one offset per direction, in blocks of points that fit ``_BLOCK_BYTES``."""
 
     def loss_at(row: jax.Array) -> jax.Array:
-        def move(weight: jax.Array, *slopes: Any) -> jax.Array:
+        def move(weight: jax.Array, *along: Any) -> jax.Array:
             moved = weight.astype(row.dtype)
-            for offset, slope in zip(row, slopes, strict=True):
-                moved = moved + offset * jnp.asarray(slope, row.dtype)
+            for offset, direction in zip(row, along, strict=True):
+                moved = moved + offset * jnp.asarray(direction, row.dtype)
             return moved.astype(weight.dtype)
 
         return objective(jax.tree.map(move, params, *directions), batch)
@@ -267,7 +264,7 @@ def _losses(
 
 
 def _bytes_made(program: Any) -> int:
-    """The bytes of all intermediates: more than is alive at any time, but known without compiling anything."""
+    """The bytes of all intermediate results: an upper bound of the memory in use, found without compiling."""
     total = 0
     for equation in getattr(program, "jaxpr", program).eqns:
         inside = sum(map(_bytes_made, inner_programs(equation)))

@@ -1,8 +1,8 @@
 """The loop: many steps of a descent inside one compiled program.
 
-Gradient descent is: start somewhere; until you are somewhere flat, find the slope, take a step downhill. The whole
-of it is one ``lax.while_loop``, compiled once for any number of steps and any learning rate. What happened is data: a
-``Trace`` says what each step saw and how it ended; nothing raises inside a compiled program.
+Gradient descent is: start somewhere; until the loss is flat there, compute the gradient and take a step downhill. All
+of it is one ``lax.while_loop``, compiled once for any number of steps and any learning rate. Nothing raises inside a
+compiled program: a ``Trace`` has the loss and the gradient norm of each step, and how the descent ended.
 """
 
 import functools
@@ -30,7 +30,7 @@ from minijaxnet.history import (
     History,
     Trace,
     flat_norm,
-    may_go_on,
+    may_step,
     packed,
     unpacked,
     without_untaken,
@@ -49,22 +49,22 @@ def descend(
     """Take ``steps`` steps on one batch, or fewer: stop where the gradient's norm is at most ``until_flat``.
 
     The descent also stops, at its last finite state, before a step whose loss or gradient is not finite, unless its
-    optimizer handles these. Works under ``jax.jit``, ``jax.vmap`` (replicas stop one by one, each as if it were alone)
-    and ``jax.jvp``; reverse mode does not pass a loop of dynamic length.
+    optimizer handles these. Works under ``jax.jit``, ``jax.vmap`` (each replica stops as if it were alone) and
+    ``jax.jvp``; reverse mode cannot differentiate a loop of dynamic length.
 
     Args:
-        descent: how to step.
-        state: where to start, from ``descent.init(params)``; it is left as it is.
-        batch: what each step looks at; any pytree of arrays.
-        steps: how many steps at most, at least 0.
+        descent: a pair ``(init, step)``.
+        state: the start, from ``descent.init(params)``; it is not changed.
+        batch: the batch of every step; any tree of arrays.
+        steps: the most steps, at least 0.
         until_flat: stop before a step whose gradient norm is at most this. At 0, the default, a descent stops where the
-            gradient vanishes; not so if the state has a key, since then one step's gradient is only a sample.
+            gradient is 0, except with a key in the state, since then the gradient of one step is only a sample.
 
     Returns:
         The last state, and the trace of ``steps`` rows.
 
     Raises:
-        TypeError: ``steps`` is not an int; a step that returns another structure, shape or dtype than it took.
+        TypeError: ``steps`` is not an int; a step returns a state of another structure, shape or dtype.
         ValueError: ``steps`` is negative; ``until_flat`` is negative or NaN.
 
     Example:
@@ -77,8 +77,8 @@ def descend(
     """
     check_descent(descent)
     check_state(state)
-    rest, batch = flat_norm(until_flat, sampled=state.key is not None), numbers(batch, "batch")
-    return _checked_descent(descent, state, InMemory(OneBatch(), batch), batch, steps, rest)
+    flat_at, batch = flat_norm(until_flat, sampled=state.key is not None), numbers(batch, "batch")
+    return _checked_descent(descent, state, InMemory(OneBatch(), batch), batch, steps, flat_at)
 
 
 def descend_epochs(
@@ -92,16 +92,16 @@ def descend_epochs(
 ) -> tuple[DescentState, Trace]:
     """Take one step on each minibatch of the data, in a new order each epoch.
 
-    The order of epoch e is drawn from ``fold_in(key, e)``, and e from ``state.step``: two calls of three epochs equal
-    one of six. Points that do not fill a last batch sit an epoch out.
+    The order of epoch e is drawn from ``fold_in(key, e)``, and e follows from ``state.step``, so two calls of three
+    epochs equal one call of six. If the last batch of an epoch would be smaller, its points are left out.
 
     Args:
-        descent: how to step.
-        state: where to start; ``state.step`` should be a whole number of epochs.
-        data: ``Batch(x, y)`` or any pytree of arrays with the batch axis first.
+        descent: a pair ``(init, step)``.
+        state: the start; ``state.step`` should be a whole number of epochs.
+        data: ``Batch(x, y)`` or any tree of arrays with the batch axis first.
         key: a ``jax.random.key`` for the order.
-        batch_size: points a step, from 1 to as many as there are.
-        epochs: how often each point is seen, at least 0.
+        batch_size: points per step, from 1 to the number of points.
+        epochs: the number of epochs, at least 0.
 
     Returns:
         The last state, and the trace of ``epochs * (points // batch_size)`` rows.
@@ -136,17 +136,17 @@ def descend_minibatches(
     steps: int,
     until_flat: float | jax.Array = 0.0,
 ) -> tuple[DescentState, Trace]:
-    """The same for a number of steps, be it no whole number of epochs; 0 for ``until_flat`` never stops it."""
-    rest, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
+    """The same for any number of steps; ``until_flat=0`` never stops it."""
+    flat_at, data = flat_norm(until_flat, sampled=True), numbers(data, "data")
     check_key(key)
     source = InMemory(minibatches_of(data, batch_size), (data, key))
-    return _checked_descent(descent, state, source, data, steps, rest)
+    return _checked_descent(descent, state, source, data, steps, flat_at)
 
 
 def _checked_descent(
     descent: Descent, state: DescentState, source: Source, data: PyTree, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
-    """Run a descent; if it diverged for lack of classes or points, raise an error that says so."""
+    """Run a descent; if it diverged, check the labels, and raise an error if they are the cause."""
     check_probabilities(descent.step, data)
     end, trace = _run_steps(descent.step, state, source, check_count("steps", steps), until_flat)
     if not isinstance(trace.status, jax.Array) and trace.status == DIVERGED:
@@ -157,12 +157,12 @@ def _checked_descent(
 def _run_steps(
     step: Any, state: DescentState, source: Source, steps: int, until_flat: Any
 ) -> tuple[DescentState, Trace]:
-    """What ``descend`` and ``descend_epochs`` share: chunks of one compiled program, or one program if traced."""
+    """Run a descent as chunks of one compiled program, or as a single program if this call is traced."""
     if is_being_traced():
-        # The rows of replicas a power of two apart would fall on the same lines of the cache.
+        # With a power of two the rows of all replicas would be mapped to the same lines of the cache.
         capacity = (1 << steps.bit_length()) + 48
         if capacity > 2**31:
-            raise ValueError(f"steps: got {steps}; expected fewer within jit or vmap, where each has its row")
+            raise ValueError(f"steps: got {steps}; expected fewer: within jit or vmap the history has a row for each")
         arguments = (state, source.arrays(), steps, until_flat, OUT_OF_STEPS)
         end, trace = _traced_chunk(step, source.order, capacity, block_on(state), *arguments)
         return end, without_untaken(trace, steps)
@@ -170,7 +170,7 @@ def _run_steps(
     lengths = (min(steps - first, capacity) for first in range(0, max(1, steps), capacity))
     running = chunks(step, own_copy(state), source, lengths, until_flat, ahead=True)
     chunk = next(running)
-    for next_chunk in running:  # it has been started before the one before it is read
+    for next_chunk in running:  # the next chunk is already running while this one is read
         history.append(chunk.trace)
         chunk = next_chunk
         if history.status != OUT_OF_STEPS:
@@ -180,7 +180,7 @@ def _run_steps(
 
 
 class Chunk(NamedTuple):
-    """Where a descent stands after some steps, and what they saw."""
+    """The state of a descent after some steps, and their trace."""
 
     state: DescentState
     trace: Trace
@@ -193,7 +193,7 @@ def chunks(
 
     Args:
         step: of a descent.
-        state: where to start; donated.
+        state: the start; donated.
         source: of the batches.
         lengths: steps of each chunk, at most ``chunk_capacity``; each is asked for when its chunk is.
         until_flat: from ``flat_norm``.
@@ -202,7 +202,7 @@ def chunks(
     step, block, status = function_key(step), block_on(state), np.int32(OUT_OF_STEPS)
     capacity = chunk_capacity(step, state, source)
     for length in lengths:
-        with jax.transfer_guard("allow"):  # of the three numbers that follow the arrays; all else is there
+        with jax.transfer_guard("allow"):  # for the three numbers after the arrays; all else is on the device
             arguments = (state, source.arrays(), length, until_flat, status)
             state, trace = run_chunk(step, source.order, capacity, block, *arguments)
         if ahead:
@@ -211,10 +211,10 @@ def chunks(
 
 
 def chunk_capacity(step: Any, state: DescentState, source: Source) -> int:
-    """How many steps the history of a chunk can hold: fewer where a step records much."""
+    """The most steps of a chunk, so that its history stays below ``CHUNK_BYTES``."""
     info = _first_info.eval_shape(step, source.order, state, source.arrays())
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(info))
-    # Two at least: a history of one row is none to XLA, which then sums the loss in another order.
+    # At least two: XLA optimizes a history of one row away, and then sums the loss in another order.
     return max(2, min(source.order.most_steps(), CHUNK_BYTES // row_bytes))
 
 
@@ -227,7 +227,7 @@ _inlined = JitOf(lambda step, state, batch: step(state, batch), inline=True)
 
 
 def _traced_once(step: Step) -> Step:
-    """The step as a function that JAX traces once for given shapes, wherever it then stands."""
+    """The step as a function that JAX traces only once for given shapes; its output is checked."""
 
     def checked(state: DescentState, batch: PyTree) -> tuple[DescentState, StepInfo]:
         returned = _inlined(step, state, batch)
@@ -249,9 +249,10 @@ def _chunk(
     until_flat: Any,
     status: Any,
 ) -> tuple[DescentState, Trace]:
-    """At most ``steps <= capacity`` steps, and their trace of ``capacity`` rows; none if ``status`` says it is over.
+    """Take at most ``steps <= capacity`` steps; none if ``status`` says that the descent has ended.
 
-    It is asked between blocks whether there is more to do, and within one the descent stands still once it is over.
+    The trace has ``capacity`` rows. The loop's condition is evaluated between blocks of steps. Where the descent ends
+    within a block, the block's other steps leave the state unchanged.
     """
     drawn = order.draw(arrays, state.step, steps, capacity)
     step_once = _traced_once(step)
@@ -269,20 +270,20 @@ def _chunk(
     def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         k, running, state, history = carry
         next_state, info = step_once(state, order.at(drawn, k))
-        running = running & may_go_on(info, until_flat)
+        running = running & may_step(info, until_flat)
         state = jax.tree.map(lambda new, old: jnp.where(running, new, old), next_state, state)
         row = packed(info)
         history = jax.tree.map(lambda rows, leaf: lax.dynamic_update_index_in_dim(rows, leaf, k, 0), history, row)
         return k + 1, running, state, history
 
     ready = is_ready(step, state)
-    begins = ready & (status == OUT_OF_STEPS)
-    _, running, state, history = repeated_while(may_take, body, (jnp.int32(0), begins, state, history), block)
+    starts = ready & (status == OUT_OF_STEPS)
+    _, running, state, history = repeated_while(may_take, body, (jnp.int32(0), starts, state, history), block)
     history = unpacked(history)
-    # A descent that stopped did so at the first row that forbids a step; a frozen replica's later rows mean nothing.
+    # A descent stops at the first row that forbids a step. Later rows of a replica that has stopped are not valid.
     rows = lax.iota(jnp.int32, capacity)
-    stopped_at = jnp.min(jnp.where(may_go_on(history, until_flat), capacity, rows), initial=capacity)
-    taken = jnp.where(begins, jnp.minimum(stopped_at, steps), 0)
+    stopped_at = jnp.min(jnp.where(may_step(history, until_flat), capacity, rows), initial=capacity)
+    taken = jnp.where(starts, jnp.minimum(stopped_at, steps), 0)
     last = jnp.minimum(taken, capacity - 1)
     is_flat = (history.gradient_norm[last] <= until_flat) & jnp.isfinite(history.loss[last])
     ended = jnp.where(running, OUT_OF_STEPS, jnp.where(is_flat & ready, FLAT, DIVERGED))
@@ -292,10 +293,11 @@ def _chunk(
 
 @custom_vmap
 def _any_replica(running: jax.Array) -> jax.Array:
-    """Whether any replica still runs: one flag for all.
+    """Whether any replica still runs: one flag for all replicas.
 
-    Under ``vmap`` a loop whose condition differs between replicas selects its whole carry, history included, at each
-    step: time squared in the number of steps. One shared flag and replicas that freeze themselves keep it linear.
+    Under ``vmap`` a loop whose condition differs between replicas copies its whole carry, with the history, at each
+    step: the time is quadratic in the number of steps. With one shared flag, and replicas that keep their state once
+    they have stopped, it is linear.
     """
     return running
 

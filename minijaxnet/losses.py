@@ -1,4 +1,4 @@
-"""Losses: how wrong a batch of predictions is, as one number. Lower means a better model."""
+"""Losses: the error of a batch of predictions as one number. Lower is better."""
 
 import weakref
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def prediction_errors(predictions: jax.Array, targets: Any) -> jax.Array:
         The errors, of the same shape.
 
     Raises:
-        ValueError: the shapes differ. They are never broadcast: ``(n, 1)`` against ``(n,)`` would make n x n errors.
+        ValueError: the shapes differ. They are not broadcast: ``(n, 1)`` and ``(n,)`` would give n x n errors.
 
     Example:
         >>> prediction_errors(jnp.array([[9.0]]), jnp.array([[13.0]]))
@@ -61,21 +61,21 @@ def mean_squared_error(predictions: jax.Array, targets: Any) -> jax.Array:
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    """The mean surprise at the right classes: ``-mean_i(sum_c y_ic log p_ic)``, ``p_i = softmax(z_i)``.
+    """The mean cross-entropy of softmax probabilities: ``-mean_i(sum_c y_ic log p_ic)``, ``p_i = softmax(z_i)``.
 
-    ``log p_c = (z_c - m) - log(sum_k exp(z_k - m))`` with m the largest logit: none is too large, and a small surprise
-    keeps its digits.
+    ``log p_c = (z_c - m) - log(sum_k exp(z_k - m))`` with m the largest logit: no logit overflows, and small losses
+    keep their digits.
 
     Args:
         logits: ``(batch, classes)``, floating.
         labels: classes as integers ``(batch,)``, or their probabilities (one-hot) ``(batch, classes)``.
-            A class that does not exist has no probability: the loss is NaN.
+            If a class does not exist, the loss is NaN.
 
     Returns:
         A scalar, in nats.
 
     Raises:
-        ValueError: the labels fit the logits in neither way.
+        ValueError: the labels fit the logits neither as classes nor as probabilities.
 
     Example:
         >>> softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))  # log(2)
@@ -89,19 +89,19 @@ def softmax_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
         exists = (labels >= 0) & (labels < logits.shape[-1])
         picked = jnp.take_along_axis(log_probabilities, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
         return -jnp.mean(jnp.where(exists, picked, jnp.nan))
-    # A class that is impossible and not expected surprises nobody: 0 * -inf counts as 0.
-    unheard_of = (labels == 0) & jnp.isneginf(log_probabilities)
-    return -jnp.mean(jnp.sum(labels * jnp.where(unheard_of, 0, log_probabilities), axis=-1))
+    # For a class of probability 0 that is not expected, 0 * -inf counts as 0.
+    impossible = (labels == 0) & jnp.isneginf(log_probabilities)
+    return -jnp.mean(jnp.sum(labels * jnp.where(impossible, 0, log_probabilities), axis=-1))
 
 
 def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    """The mean surprise at yes-or-no answers: ``mean(y log(1 + exp(-z)) + (1 - y) log(1 + exp(z)))``.
+    """The mean cross-entropy of two classes: ``mean(y log(1 + exp(-z)) + (1 - y) log(1 + exp(z)))``.
 
-    That is ``log(1 + exp(z)) - y z``, but for a confident right answer it loses no digits. ``log(1 + exp(z))`` is
+    That equals ``log(1 + exp(z)) - y z``, but loses no digits for a confident right answer. ``log(1 + exp(z))`` is
     computed as ``max(z, 0) + log1p(exp(-|z|))``, which never overflows.
 
     Args:
-        logits: ``(batch, n_out)``, floating; ``sigmoid(z)`` is the probability of yes.
+        logits: ``(batch, n_out)``, floating; ``sigmoid(z)`` is the probability of class 1.
         labels: 0 or 1 (or a probability), of the same shape.
 
     Returns:
@@ -120,17 +120,17 @@ def binary_cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
 
 
 def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
-    """The share of points whose likeliest class is the right one, between 0 and 1.
+    """The share of points whose most likely class is right, between 0 and 1.
 
     Args:
-        logits: ``(batch, classes)``, or ``(batch, 1)`` for yes or no, where a logit above 0 says yes.
+        logits: ``(batch, classes)``, or ``(batch, 1)`` for two classes, where a logit above 0 means class 1.
         labels: integers ``(batch,)``, one-hot ``(batch, classes)``, or 0 and 1 of shape ``(batch, 1)``.
 
     Returns:
         A scalar, float32.
 
     Raises:
-        ValueError: the labels fit the logits in none of these ways.
+        ValueError: the labels fit the logits in none of these forms.
 
     Example:
         >>> accuracy(jnp.array([[0.0, 1.0], [2.0, 1.0]]), jnp.array([1, 1]))
@@ -149,7 +149,7 @@ def accuracy(logits: jax.Array, labels: Any) -> jax.Array:
 
 @dataclass(frozen=True)
 class Objective:
-    """What ``objective`` returns: equal for an equal network and loss, so that compiled steps are found again."""
+    """The objective that ``objective`` returns; equal for equal arguments, so that compiled steps are reused."""
 
     network: Network
     loss: Loss
@@ -160,54 +160,54 @@ class Objective:
         return self.loss(self.network.apply(params, x), y)
 
     def check_values(self, params: Params, batch: PyTree) -> None:
-        """Say on the host what the compiled program could only turn into NaN: labels that are no class.
+        """Check labels on the host; a compiled program could only return NaN for a class that does not exist.
 
         Raises:
-            ValueError: no points, shapes that do not fit, labels out of range.
+            ValueError: there are no points, shapes do not fit, or labels are out of range.
         """
         x, y = pair(batch)
         if not all(map(jnp.size, jax.tree.leaves(y))):
             raise ValueError("labels: got no points; expected at least one")
         logits = jax.eval_shape(self.network.apply, params, x)
         jax.eval_shape(self.loss, logits, y)
-        if self.loss in (softmax_cross_entropy, accuracy) and _are_classes(y) and _at_hand(y):
+        if self.loss in (softmax_cross_entropy, accuracy) and _are_classes(y) and _is_readable(y):
             _check_range("labels", y, 0, logits.shape[-1] - 1, f"a class of {logits.shape[-1]}")
         self.check_probabilities(y)
 
     def check_probabilities(self, labels: Any) -> None:
-        """Say the same of probabilities, which make the loss no NaN; of an array of JAX only once, since it stays.
+        """Check labels that are probabilities. A JAX array cannot change, so it is checked only once.
 
         Raises:
-            ValueError: labels out of range, or that do not sum to 1.
+            ValueError: labels are out of range, or do not sum to 1.
         """
         losses = (binary_cross_entropy,) if _are_classes(labels) else (binary_cross_entropy, softmax_cross_entropy)
-        if self.loss not in losses or not _at_hand(labels) or _found_right.get((id(labels), self.loss)) is labels:
+        if self.loss not in losses or not _is_readable(labels) or _valid_labels.get((id(labels), self.loss)) is labels:
             return
         _check_range("labels", labels, 0, 1, "a probability")
         if self.loss is softmax_cross_entropy:
             _check_sums(labels)
         if isinstance(labels, jax.Array):
-            _found_right[id(labels), self.loss] = labels
+            _valid_labels[id(labels), self.loss] = labels
 
 
 def _no_init(key: Any) -> Any:
-    raise TypeError("network: got a function; expected a Network(init, apply) to draw params from")
+    raise TypeError("network: got a function; expected a Network(init, apply), whose init makes params")
 
 
 def objective(network: Any, loss: Loss) -> Objective:
-    """The function that a descent takes down: ``f(params, batch) = loss(network.apply(params, x), y)``.
+    """Make the objective that a descent minimizes: ``f(params, batch) = loss(network.apply(params, x), y)``.
 
     It also makes metrics: ``objective(network, accuracy)``.
 
     Args:
-        network: a pair of pure functions; anything else with an ``apply(params, x)``, or such a function itself.
+        network: a ``Network``, anything else with ``apply(params, x)``, or a function ``apply(params, x)``.
         loss: ``loss(predictions, targets)``, a scalar.
 
     Returns:
         ``f(params, batch)``, where ``batch`` is ``Batch(x, y)`` or any pair ``(x, y)``.
 
     Raises:
-        TypeError: a network that is none of these; a loss that is no function.
+        TypeError: the network is none of these, or the loss is not a function.
 
     Example:
         >>> from minijaxnet.network import dense
@@ -222,7 +222,7 @@ def objective(network: Any, loss: Loss) -> Objective:
 
 
 def check_labels(step: Any, params: Params, batch: PyTree) -> None:
-    """Say what is wrong with labels, on the host, where a descent's step has an objective that ``objective`` made.
+    """Check the labels on the host, if the step of a descent has an objective from ``objective``.
 
     Raises:
         ValueError: as ``Objective.check_values``.
@@ -235,7 +235,7 @@ def check_labels(step: Any, params: Params, batch: PyTree) -> None:
 
 
 def check_probabilities(step: Any, batch: PyTree) -> None:
-    """The part of ``check_labels`` that costs next to nothing, for each call of a descent.
+    """Check labels that are probabilities, at almost no cost, at each call of a descent.
 
     Example:
         >>> check_probabilities(lambda state, batch: (state, None), ())
@@ -247,16 +247,16 @@ def check_probabilities(step: Any, batch: PyTree) -> None:
 def _objective_of(step: Any) -> Objective | None:
     found = getattr(step, "objective", None)
     while found is not None and not isinstance(found, Objective):
-        found = getattr(found, "objective", None)  # a wrapper, such as with_gradient's
+        found = getattr(found, "objective", None)  # a wrapper, such as that of with_gradient
     return found
 
 
-# Labels that were found right, by their place and the loss.
-_found_right: weakref.WeakValueDictionary[tuple[int, Loss], jax.Array] = weakref.WeakValueDictionary()
+# Labels that passed the check, by their id and the loss.
+_valid_labels: weakref.WeakValueDictionary[tuple[int, Loss], jax.Array] = weakref.WeakValueDictionary()
 
 
-def _at_hand(labels: Any) -> bool:
-    """Whether these are numbers that this process can look at."""
+def _is_readable(labels: Any) -> bool:
+    """Whether this process can read the values."""
     if isinstance(labels, jax.Array):
         return not isinstance(labels, Tracer) and labels.is_fully_addressable
     return isinstance(labels, np.ndarray)
@@ -267,14 +267,14 @@ def _are_classes(labels: Any) -> bool:
 
 
 def _check_labels(logits: jax.Array, labels: jax.Array, *, least: int = 2) -> None:
-    """That labels are classes or probabilities for logits of at least so many classes."""
+    """Check that labels are classes or probabilities for these logits, of at least ``least`` classes."""
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {logits.shape}; expected (n, classes)")
     n, classes = logits.shape
     if classes < least:
         raise ValueError(
-            f"logits: got shape {logits.shape}; expected (n, classes), two classes at least: of one the probability is "
-            "always 1; for a single output take binary_cross_entropy"
+            f"logits: got shape {logits.shape}; expected (n, classes) with at least two classes: the probability of "
+            "a single one is always 1; use binary_cross_entropy for a single output"
         )
     if labels.shape != (logits.shape if classes == 1 or not _are_classes(labels) else (n,)):
         hint = {(n, 1): ": labels[:, 0]", (n,): ": labels.astype(int)"}.get(labels.shape, "")
@@ -284,15 +284,15 @@ def _check_labels(logits: jax.Array, labels: jax.Array, *, least: int = 2) -> No
 
 
 def _check_sums(labels: Any) -> None:
-    """That each row of probabilities sums to 1, up to rounding."""
+    """Check that each row of probabilities sums to 1, up to rounding."""
     dtype, sums = jnp.result_type(labels), np.asarray(labels, np.float64).sum(axis=-1)
     slack = 1e-3 if not jnp.issubdtype(dtype, jnp.floating) else max(1e-3, 8 * float(jnp.finfo(dtype).eps))
     wrong = np.flatnonzero(~(np.abs(sums - 1) <= slack))
     if len(wrong):
         row = int(wrong[0])
-        shown = np.array2string(np.asarray(labels, np.float64)[row], threshold=8, separator=", ")
+        row_text = np.array2string(np.asarray(labels, np.float64)[row], threshold=8, separator=", ")
         raise ValueError(
-            f"labels[{row}]: got {shown}, which sums to {sums[row]:.6g}; expected probabilities that sum to 1"
+            f"labels[{row}]: got {row_text}, which sums to {sums[row]:.6g}; expected probabilities that sum to 1"
             f" ({len(wrong)} of {len(sums)} rows do not)"
         )
 

@@ -1,7 +1,6 @@
 """Networks as pairs of pure functions: ``init`` makes the parameters, ``apply`` makes the predictions.
 
-A network holds no state. ``serial`` takes networks and returns one, so that whatever holds for a layer holds
-for the whole.
+A network has no state. A layer is a network, too, and ``serial`` makes one network of several.
 """
 
 import math
@@ -16,8 +15,8 @@ from minijaxnet._types import DTypeLike
 Activation = Callable[[jax.Array], jax.Array]
 WeightInit = Callable[..., jax.Array]
 
-# He et al. (2015): an activation that silences half of its inputs halves the variance, so start twice as wide.
-_HALF_SILENT = (
+# He et al. (2015): an activation that maps half of its inputs near 0 halves the variance, so the start has twice it.
+_HALVING = (
     jax.nn.relu,
     jax.nn.leaky_relu,
     jax.nn.elu,
@@ -28,10 +27,10 @@ _HALF_SILENT = (
 
 
 class Network(NamedTuple):
-    """A network is what starts it and what it computes.
+    """A pair of functions: one makes initial parameters, one computes predictions.
 
     Attributes:
-        init: ``init(key) -> params``, a pytree of arrays.
+        init: ``init(key) -> params``, a tree of arrays.
         apply: ``apply(params, x) -> predictions``; the batch axis comes first.
 
     Example:
@@ -54,22 +53,22 @@ def dense(
 ) -> Network:
     """A fully connected layer: ``y = x @ W + b``.
 
-    It computes in the dtype of its weights: inputs of another dtype are cast.
+    Inputs are cast to the dtype of the weights.
 
     Args:
         n_in: width of the input, at least 1.
         n_out: width of the output, at least 1.
         bias: whether to add ``b``, which starts at zero.
-        weight_init: ``weight_init(key, shape, dtype)``, as in ``jax.nn.initializers``; Glorot's normal start
-            when left out, of variance ``2 / (n_in + n_out)``.
-        dtype: any floating dtype; JAX's default one when left out.
+        weight_init: ``weight_init(key, shape, dtype)``, as in ``jax.nn.initializers``; by default Glorot's
+            normal distribution, of variance ``2 / (n_in + n_out)``.
+        dtype: any floating dtype; by default that of JAX.
 
     Returns:
         A network whose params are ``{"weights": (n_in, n_out), "bias": (n_out,)}``.
 
     Raises:
-        ValueError: a width below 1; on ``apply``, an ``x`` whose last axis is not ``n_in`` wide.
-        TypeError: a width that is not an int, a dtype that is not floating; on ``apply``, a complex ``x``.
+        ValueError: a width is below 1; on ``apply``, the last axis of ``x`` is not ``n_in`` wide.
+        TypeError: a width is not an int; the dtype is not floating; on ``apply``, ``x`` is complex.
 
     Example:
         >>> layer = dense(2, 1)
@@ -115,20 +114,20 @@ def _he_normal(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> jax.
 
 
 def _normal_start(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike, variance: float) -> jax.Array:
-    """Normal weights of a variance, cut off at two standard deviations: the numbers of ``jax.nn.initializers``.
+    """Draw normal weights, truncated at two standard deviations; they equal those of ``jax.nn.initializers``.
 
-    They are drawn as a vector: XLA takes four times as long to compile a draw whose last axis is narrow.
+    They are drawn as a vector, since XLA takes four times as long to compile a draw whose last axis is short.
     """
-    deviation_after_cut = 0.87962566103423978  # of a standard normal
+    truncated_deviation = 0.87962566103423978  # of a standard normal distribution
     draw = jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype).reshape(shape)
-    return draw * jnp.asarray(math.sqrt(variance) / deviation_after_cut, dtype)
+    return draw * jnp.asarray(math.sqrt(variance) / truncated_deviation, dtype)
 
 
 def elementwise(fn: Activation) -> Network:
-    """A function of each element, as a network without parameters: ``y_i = fn(x_i)``.
+    """Make a network without parameters from a function of each element: ``y_i = fn(x_i)``.
 
     Args:
-        fn: a function that keeps the shape, such as ``jax.nn.relu``.
+        fn: a function that preserves the shape, such as ``jax.nn.relu``.
 
     Returns:
         A network whose params are the empty tuple.
@@ -141,13 +140,13 @@ def elementwise(fn: Activation) -> Network:
 
 
 def serial(*networks: Network) -> Network:
-    """Networks one after the other: ``y = f_n(... f_2(f_1(x)))``.
+    """Make one network of several, applied one after the other: ``y = f_n(... f_2(f_1(x)))``.
 
     Args:
-        *networks: any number; none is the identity.
+        *networks: any number; without any, the network is the identity.
 
     Returns:
-        A network whose params are the tuple of theirs; each starts from its own part of the key.
+        A network whose params are the tuple of their params; the key is split between them.
 
     Example:
         >>> network = serial(dense(2, 3), elementwise(jnp.tanh), dense(3, 1))
@@ -177,22 +176,22 @@ def mlp(
 ) -> Network:
     """A multilayer perceptron: ``h_0 = x``, ``h_l = activation(h_{l-1} @ W_l + b_l)``, ``y = h_L``.
 
-    Weights before an activation that silences half of its inputs (relu and its kin) start by He's rule, of
-    variance ``2 / n_in``; all others by Glorot's, of variance ``2 / (n_in + n_out)``. Biases start at zero.
+    Initial weights before relu and similar activations (leaky_relu, elu, gelu, silu, softplus) have He's variance
+    ``2 / n_in``, all others Glorot's variance ``2 / (n_in + n_out)``. Biases start at zero.
 
     Args:
         sizes: widths from the input to the output, at least two.
         activation: of every hidden layer.
-        output_activation: of the last layer; none when left out.
-        bias: whether each layer adds one.
-        dtype: any floating dtype; JAX's default one when left out.
+        output_activation: of the last layer; by default none.
+        bias: whether each layer adds a bias.
+        dtype: any floating dtype; by default that of JAX.
 
     Returns:
-        A network whose params are a tuple with one ``{"weights", "bias"}`` a layer.
+        A network whose params are a tuple with one ``{"weights", "bias"}`` per layer.
 
     Raises:
-        ValueError: fewer than two sizes, or one below 1.
-        TypeError: a size that is not an int, a dtype that is not floating.
+        ValueError: there are fewer than two sizes, or one is below 1.
+        TypeError: a size is not an int; the dtype is not floating.
 
     Example:
         >>> network = mlp((2, 2, 1), bias=False)
@@ -206,7 +205,7 @@ def mlp(
     activations = (activation,) * (len(sizes) - 2) + (output_activation,)
 
     def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:
-        start = _he_normal if fn in _HALF_SILENT else _glorot_normal
+        start = _he_normal if fn in _HALVING else _glorot_normal
         linear = dense(n_in, n_out, bias=bias, weight_init=start, dtype=dtype)
         if fn is None:
             return linear
@@ -216,7 +215,7 @@ def mlp(
 
 
 def check_sizes(where: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The widths of a multilayer perceptron, from the input to the output.
+    """Check the widths of a multilayer perceptron, from the input to the output.
 
     >>> check_sizes("mlp", [2, 0])
     Traceback (most recent call last):

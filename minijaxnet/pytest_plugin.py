@@ -1,7 +1,7 @@
 """The pytest fixture ``benchmark_step``; pytest finds it where minijaxnet is installed.
 
-A test fails where a bound of an interval shows that a step is too slow, never because of a single time. JAX is imported
-only when the fixture is used.
+A test fails if the bound of a confidence interval shows that a step is too slow, never because of a single time. JAX is
+imported only when the fixture is used.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--bench-seconds``, ``--bench-save``, ``--bench-against``, ``--bench-slower``."""
+    """Add ``--bench-seconds``, ``--bench-save``, ``--bench-against`` and ``--bench-slower``."""
     group = parser.getgroup("minijaxnet", "comparisons of steps")
     group.addoption("--bench-seconds", type=float, default=2.0, help="how long each comparison takes")
     group.addoption("--bench-save", metavar="FOLDER", help="where to save each comparison, under its test's name")
-    group.addoption("--bench-against", metavar="FOLDER", help="compare each with the one saved there")
+    group.addoption("--bench-against", metavar="FOLDER", help="compare each with the one saved in this folder")
     group.addoption(
         "--bench-slower",
         type=float,
         default=1.1,
         metavar="RATIO",
-        help="with --bench-against: fail where a step certainly takes more than so many times as long as then",
+        help="with --bench-against: fail if a step certainly takes more than this many times the saved time",
     )
 
 
@@ -37,9 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepComparison]":
     """``benchmark_step({name: descent}, params, batch, baseline=..., at_most={name: ratio})``: compare, save, fail.
 
-    Takes the arguments of ``compare_steps`` except ``seconds``, and ``at_most``: how many times the baseline's time an
-    arm may take. The test fails where the lower bound of its interval is above that: the arm is too slow, with 95 %
-    confidence. An unsound comparison fails no test. Returns the ``StepComparison``.
+    It takes the arguments of ``compare_steps`` except ``seconds``, and ``at_most``: the largest allowed ratio of an
+    arm's time to the baseline's. The test fails if the lower bound of the ratio's interval is above that: the arm is
+    too slow, with 95 % confidence. An unsound comparison fails no test. Returns the ``StepComparison``.
     """
     numbers = itertools.count(1)
 
@@ -67,7 +67,7 @@ def benchmark_step(request: pytest.FixtureRequest) -> "Callable[..., StepCompari
             since = found.against(Path(folder) / file)
             limit = slower * max(1.0, since.sentinel.high)
             if too_slow := [name for name, ratio in since.ratios.items() if ratio.low > limit]:
-                pytest.fail(f"{since}\n\ncertainly slower than then: {', '.join(too_slow)}", pytrace=False)
+                pytest.fail(f"{since}\n\ncertainly slower than saved: {', '.join(too_slow)}", pytrace=False)
         return found
 
     return compare
@@ -81,7 +81,7 @@ def _check_ratio(where: str, ratio: Any) -> None:
 
 
 def _file_of(test: str, count: int) -> str:
-    """The name of the file for a test's first, second, ... comparison: readable, and different for each.
+    """The file name for a test's first, second, ... comparison: readable and unique.
 
     >>> _file_of("test_it.py::test_steps[a b]", 1), _file_of("test_it.py::test_steps[a-b]", 2)
     ('test_it.py-test_steps-a-b-e8807ee9.json', 'test_it.py-test_steps-a-b-b363b9c9-2.json')

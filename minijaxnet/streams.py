@@ -1,7 +1,6 @@
-"""Data that is read as it is needed: batches from an iterator, read ahead by a thread, several in one compiled chunk.
+"""Data that is read during the descent: batches from an iterator, read ahead by a thread, several per compiled chunk.
 
-``batches(first_step)`` returns an iterator of batches from that step on. So a run that goes on needs no state of the
-reader: it asks for the batches from where it is.
+``batches(first_step)`` returns an iterator of batches from that step on. So a resumed run needs no state of the reader.
 """
 
 import inspect
@@ -20,21 +19,21 @@ from minijaxnet._types import PyTree
 from minijaxnet.batches import CHUNK_BYTES, count_points
 from minijaxnet.data import check_batch, numbers
 
-# Batches that are stacked for a chunk, at most: enough that the host is not waited for, few enough to be read soon.
+# The most batches in a stack: enough that chunks rarely wait for the host, few enough to be read quickly.
 _STACKED = 64
-_AHEAD = 2  # stacks that are read before they are needed
-_LEAVING_S = 2.0  # how long the thread is waited for: one batch, unless the reader hangs
+_AHEAD = 2  # stacks that are read ahead
+_LEAVING_S = 2.0  # the most seconds to wait for the thread, which stops after one batch unless the reader hangs
 
 Batches = Callable[[int], Iterator[Any]]
 
 
 class Stacked(NamedTuple):
-    """The order of a stack of batches: ``arrays`` are ``(stack, first)``, the place of the first step's batch in it."""
+    """The order of a stack of batches; ``arrays`` are ``(stack, first)``, with the first step's place in the stack."""
 
     batches: int
 
     def most_steps(self) -> int:
-        """How many steps a chunk may have."""
+        """The most steps that a chunk may have."""
         return self.batches
 
     def draw(self, arrays: PyTree, first: Any, steps: Any, capacity: int) -> PyTree:
@@ -53,7 +52,7 @@ class Stream:
     Attributes:
         order: how a step finds its batch.
         ended: whether there are no more batches.
-        left_out: how many batches were left out, since they had fewer points than the first.
+        left_out: how many batches were left out because they had fewer points than the first one.
     """
 
     def __init__(self, batches: Batches, position: int):
@@ -93,21 +92,21 @@ class Stream:
         self._thread.start()
 
     def _read_ahead(self, first: Any, x64: bool) -> None:
-        """Put stacks into the queue, and last of all an error or None."""
+        """Put stacks into the queue, and at the end an error or None."""
         try:
-            with jax.enable_x64(x64):  # which each thread has for itself
+            with jax.enable_x64(x64):  # the setting is separate for each thread
                 whole = self._whole(itertools.chain([first], map(_on_host, self._read)))
                 while some := list(itertools.islice(whole, self.order.batches)):
                     if self._stop.is_set():
                         return
                     numbers, stack = map(list, zip(*some, strict=True))
-                    stack += [stack[-1]] * (self.order.batches - len(stack))  # one shape, one program
+                    stack += [stack[-1]] * (self.order.batches - len(stack))  # so that all stacks share one program
                     stacked = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *stack))
-                    if not self._give((stacked, numbers)):
+                    if not self._put((stacked, numbers)):
                         return
-            self._give(None)
+            self._put(None)
         except BaseException as error:
-            self._give(error)
+            self._put(error)
 
     def _whole(self, read: Iterator[Any]) -> Iterator[tuple[int, Any]]:
         """The batches that are like the first, and their places; those with fewer points are left out."""
@@ -123,8 +122,8 @@ class Stream:
                 raise ValueError(f"data: batch {number:,} is not like the first one: {difference}")
             yield number, batch
 
-    def _give(self, item: Any) -> bool:
-        """Put it where it is waited for; whether anybody still waits."""
+    def _put(self, item: Any) -> bool:
+        """Put an item into the queue; False if the stream has been closed."""
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -134,10 +133,10 @@ class Stream:
         return False
 
     def arrays(self) -> PyTree:
-        """The stack, and where in it the next batch is; after the end the last one there was.
+        """The stack, and the place of the next batch in it; after the end that of the last batch.
 
         Raises:
-            Exception: what reading raised.
+            Exception: reading raised it.
         """
         if not self.left and not self.ended:
             item = self._queue.get()
@@ -153,22 +152,22 @@ class Stream:
 
     @property
     def left(self) -> int:
-        """How many batches of the stack at hand are left."""
+        """How many batches of the current stack are left."""
         return len(self._numbers) - self._at
 
     @property
     def position(self) -> int:
-        """How many batches have been read up to the next one, those that were left out among them."""
+        """How many batches were read before the next one, including those that were left out."""
         return self._next
 
     def take(self, count: int) -> None:
-        """Go on by so many batches."""
+        """Advance by some batches."""
         self._at += count
         if count:
             self._next = self._numbers[self._at - 1] + 1
 
     def close(self) -> None:
-        """Have the thread end, and wait for that: a thread within XLA while Python ends would abort the process."""
+        """Stop the thread and wait for it: a thread that is inside XLA when Python exits would abort the process."""
         self._stop.set()
         self._thread.join(_LEAVING_S)
         if (close := getattr(self._read, "close", None)) is not None and not self._thread.is_alive():
@@ -176,17 +175,17 @@ class Stream:
 
 
 def _on_host(batch: PyTree) -> Any:
-    """A batch as NumPy arrays, also one of torch's tensors."""
+    """Convert a batch to NumPy arrays, also one of torch tensors."""
     return jax.tree.map(np.asarray, numbers(batch, "batch"))
 
 
 def is_read(data: PyTree) -> TypeGuard[Batches]:
-    """Whether data is read as it is needed, by a function ``batches(first_step)``."""
+    """Whether data is a function ``batches(first_step)``."""
     return callable(data)
 
 
 def padded(batches: Batches) -> Batches:
-    """Batches of one size, with a weight for each point: 0 for those that fill up a batch which has fewer, else 1.
+    """Pad smaller batches to the size of the first one, and add a weight for each point: 0 for padding, else 1.
 
     ::
 
@@ -196,7 +195,8 @@ def padded(batches: Batches) -> Batches:
         batches: ``batches(first_step)``, as for ``fit``; the first one is the largest.
 
     Returns:
-        The same, with the weights, ``(points,)`` in float32, as a last entry of a tuple, or as ``"weight"`` of a dict.
+        A function like ``batches``, whose batches have the weights, ``(points,)`` in float32, as last entry of a tuple,
+        or as ``"weight"`` of a dict.
 
     Example:
         >>> read = padded(lambda first_step: iter([(np.ones(3),), (np.ones(2),)]))
@@ -221,7 +221,7 @@ def padded(batches: Batches) -> Batches:
 
 
 def first_batch_of(data: PyTree) -> Any:
-    """The first batch where data is read as it is needed; other data as they are.
+    """The first batch if data is a function ``batches(first_step)``; else the data.
 
     >>> first_batch_of(lambda first_step: iter([np.ones(2)]))
     array([1., 1.])

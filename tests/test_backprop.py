@@ -225,8 +225,11 @@ def test_the_gradients_of_a_dense_layer_are_its_jacobians_contracted_with_delta(
     layout, layer = LAYOUTS[layout], mjn.dense(*sizes, bias=bias)
 
     def forward_and_back(params, x, delta):
-        gradients = layout.backward(params, layout.turn(x), layout.turn(delta))
-        by_hand = layout.turn(layout.forward(params, layout.turn(x))), (gradients.params, layout.turn(gradients.x))
+        gradients = layout.backward(params, layout.rearrange(x), layout.rearrange(delta))
+        by_hand = (
+            layout.rearrange(layout.forward(params, layout.rearrange(x))),
+            (gradients.params, layout.rearrange(gradients.x)),
+        )
         y, pull_back = jax.vjp(layer.apply, params, x)
         return by_hand, (y, pull_back(delta))
 
@@ -275,7 +278,7 @@ def layer(*shape, bias=None):
 )
 def test_params_of_another_network_are_refused_with_both_shapes(params, bias):
     by_hand = mjn.mlp_gradient((3, 4), activation=jax.nn.relu, loss=mjn.mean_squared_error, bias=bias)
-    with pytest.raises(ValueError, match=r"params: got shapes .*; expected .*\(3, 4\).*those of mlp\(\(3, 4\)\)"):
+    with pytest.raises(ValueError, match=r"params: got shapes .*; expected .*\(3, 4\).*as for mlp\(\(3, 4\)\)"):
         by_hand(params, (np.ones((2, 3)), np.ones((2, 4))))
 
 

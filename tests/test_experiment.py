@@ -60,7 +60,7 @@ def test_a_keyword_that_nobody_could_give_is_refused(part):
     def demanding(*key, width):
         return POINTS
 
-    with pytest.raises(TypeError, match="width: a keyword-only argument without a default; expected a number"):
+    with pytest.raises(TypeError, match="width: got a keyword-only argument without a default; expected a number"):
         Experiment(**GOOD | {part: demanding})
 
 
@@ -162,8 +162,8 @@ DEEP = "".join(f"def {f}(): {g}()\n" for f, g in itertools.pairwise("abcd")) + "
         ("import sys\nsys.exit(3)\n", ["line 2"], "SystemExit: 3"),
         ("def f():\n    f()\n\nf()\n", ["RecursionError"], ""),
         (DEEP, ["raise ValueError('deep')"], "ValueError: deep"),
-        ("experiment = 3", [], "its experiment is a int; expected a line `experiment = Experiment(...)`"),
-        ("", [], "defines no experiment; expected a line `experiment = Experiment(...)`"),
+        ("experiment = 3", [], "got an experiment that is a int; expected a line `experiment = Experiment(...)`"),
+        ("", [], "got no experiment; expected a line `experiment = Experiment(...)`"),
     ],
     ids=["syntax", "exit", "long", "deep", "another", "none"],
 )

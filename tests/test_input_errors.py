@@ -92,7 +92,7 @@ def test_a_pair_of_trees_is_one_batch():
 )
 @pytest.mark.parametrize("take", [mjn.descend, mjn.fit])
 def test_the_state_of_another_descent(descent, state, take):
-    with pytest.raises(TypeError, match=r"state.optimizer, as the descent's own init makes it: got"):
+    with pytest.raises(TypeError, match=r"state.optimizer, compared with that from the descent's init: got"):
         take(descent, state.init(PARAMS), (X, Y), steps=2)
 
 

@@ -189,6 +189,6 @@ def test_a_run_under_way_has_the_weights_of_its_newest_checkpoint_and_none_where
     params = mjn.load_params(run)
     (run / "params.safetensors").unlink()
     chex.assert_trees_all_equal(mjn.load_params(run), params)
-    for folder, words in ((tmp_path, "no weights here"), (tmp_path / "nothing", "nothing")):
+    for folder, words in ((tmp_path, "without weights"), (tmp_path / "nothing", "nothing")):
         with pytest.raises(FileNotFoundError, match=words):
             mjn.load_params(folder)

@@ -68,7 +68,7 @@ def ragged(first_step):
 def test_batches_of_fewer_points_are_left_out_or_filled_up():
     result = mjn.fit(DESCENT, START, ragged, steps=50)
     assert result.steps_taken == 6
-    assert "3 batches of fewer points were left out (minijaxnet.padded fills them up)" in result.notes
+    assert "3 batches with fewer points were left out (minijaxnet.padded pads them)" in result.notes
 
     def weighted(params, batch):
         x, y, weight = batch
@@ -107,7 +107,7 @@ def test_a_batch_that_is_to_blame_for_a_divergence_is_named():
 
     result = mjn.fit(DESCENT, START, read, steps=50)
     assert result.status == mjn.DIVERGED and result.steps_taken == 7
-    assert any("the cause is in the batch of step 7: batch.x" in note for note in result.notes)
+    assert any("the batch of step 7 is the cause: batch.x" in note for note in result.notes)
 
 
 def broken_at(where):

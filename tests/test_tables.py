@@ -45,7 +45,7 @@ def test_no_rows_are_a_heading_and_a_rule():
     ("rows", "cells"), [([("only",)], 1), ([("one", "two", "three")], 3), ([("one", "two"), ()], 0)]
 )
 def test_a_row_of_another_length_is_refused(rows, cells):
-    with pytest.raises(ValueError, match=f"rows: got one of {cells} cells; expected 2, one a column"):
+    with pytest.raises(ValueError, match=f"rows: got one of {cells} cells; expected 2, one per column"):
         text_table(("a", "b"), rows)
 
 

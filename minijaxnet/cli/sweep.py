@@ -21,11 +21,11 @@ from minijaxnet.cli.start import digest_of, start_of
 from minijaxnet.cli.sweep_plan import plan_of, run_of
 from minijaxnet.cli.sweep_report import joined_result, report
 from minijaxnet.goal import goal_of
-from minijaxnet.parallel.processes import all_gather, broadcast, is_first, merged
+from minijaxnet.parallel.processes import all_gather, broadcast, is_first, merge_rows
 from minijaxnet.run.blocks import BLOCKS, blocks_below
 from minijaxnet.run.lock import hold
 from minijaxnet.run.programs import kept_programs
-from minijaxnet.run.signals import heard
+from minijaxnet.run.signals import stop_signals
 from minijaxnet.streams import is_read
 from minijaxnet.sweeps import SweepResult, sweep
 
@@ -70,7 +70,7 @@ def _execute(request: Request, open_folder: OpenFolder) -> int:
             opened.enter_context(hold(folder))
             opened.enter_context(failure_recorded(folder))
         folder = Path(broadcast(str(folder)))
-        stop = opened.enter_context(heard(raises=True))
+        stop = opened.enter_context(stop_signals(raises=True))
         with contextlib.suppress(KeyboardInterrupt), kept_programs(folder, flags.keep_programs):
             for program in programs:
                 name = "-".join(f"{name}-{number}" for name, number in program.items()) or "all"
@@ -106,7 +106,7 @@ def _of_all_processes(results: list[SweepResult]) -> list[SweepResult]:
         return results
     all_results = []
     for result in results[:count]:
-        output, finished = merged(result.output, result.finished)
+        output, finished = merge_rows(result.output, result.finished)
         all_results.append(result._replace(output=output, finished=finished))
     return all_results
 

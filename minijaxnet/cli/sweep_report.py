@@ -20,7 +20,7 @@ from minijaxnet.cli.request import Request, defaults_of
 from minijaxnet.cli.sweep_plan import Plan
 from minijaxnet.experiment import OWN
 from minijaxnet.goal import goal_of
-from minijaxnet.history import nothing
+from minijaxnet.history import missing_value
 from minijaxnet.report.record import command_of
 from minijaxnet.run.blocks import BLOCKS
 from minijaxnet.run.folder import RESULT, SWEPT, write_json
@@ -95,7 +95,7 @@ def _command(request: Request, plan: Plan, values: Mapping[str, Any]) -> str:
 def joined_result(results: Sequence[SweepResult], axes: Mapping[str, Sequence[int]]) -> SweepResult:
     """The results of several programs as one, with their numbers as the first axes; those left out are NaN."""
     lengths = tuple(map(len, axes.values()))
-    none = jax.tree.map(lambda leaf: np.full_like(leaf, nothing(leaf)), results[0].output)
+    none = jax.tree.map(lambda leaf: np.full_like(leaf, missing_value(leaf)), results[0].output)
     left_out = math.prod(lengths) - len(results)
     outputs = [*(result.output for result in results), *[none] * left_out]
     finished = [*(result.finished for result in results), *[np.zeros_like(results[0].finished)] * left_out]

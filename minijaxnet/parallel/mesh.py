@@ -1,4 +1,4 @@
-"""Meshes: the devices that arrays are divided over, in rows and tables of which each side has a name."""
+"""Meshes: devices in an array with named axes, over which data is divided."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,39 +13,39 @@ DATA, REPLICA, MODEL = "data", "replica", "model"
 
 
 def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1, shards: int = 1) -> Mesh:
-    """Devices in a row, over which batches are divided; or in a table, with replicas or shards of weights beside it.
+    """Make a mesh over whose axis ``"data"`` batches are divided, with further axes for replicas and shards of weights.
 
     Args:
-        devices: how many of those there are, as many of each process, or which; all if None.
-        replicas: groups of devices, each of which has batches of its own.
+        devices: the number of devices, the same from each process, or a list of devices; all if None.
+        replicas: groups of devices, each with its own batches.
         shards: parts into which ``shard_state`` divides weights; replicas times shards divides the number of devices.
 
     Returns:
-        A mesh with the axis ``"data"``, before it ``"replica"`` if there are several groups, after it ``"model"`` if
-        there are several shards.
+        A mesh with the axes ``"replica"`` (if there are several replicas), ``"data"``, and ``"model"`` (if there are
+        several shards).
 
     Raises:
-        ValueError: more devices than there are, none, or a number that the replicas or shards do not divide.
-        TypeError: a number that is no int.
+        ValueError: there are no devices, fewer than ``devices``, or a number that replicas or shards do not divide.
+        TypeError: a number is not an int.
 
     Example:
         >>> dict(data_mesh(1).shape)
         {'data': 1}
     """
-    there = jax.devices()
+    available = jax.devices()
     if devices is None:
-        chosen = there
+        chosen = available
     elif isinstance(devices, Sequence):
         chosen = list(devices)
     else:
         count = check_count("devices", devices, least=1)
-        if count > len(there):
+        if count > len(available):
             hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
-            more = f"; {hint} divides a CPU into as many" if there[0].platform == "cpu" else ""
-            raise ValueError(f"devices: got {count}; expected at most {len(there)}, the devices there are{more}")
+            more = f"; {hint} divides a CPU into as many" if available[0].platform == "cpu" else ""
+            raise ValueError(f"devices: got {count}; expected at most {len(available)}, the devices there are{more}")
         check_divides("devices", count, jax.process_count(), "the processes")
-        of_each = count // jax.process_count()
-        chosen = [device for process in range(jax.process_count()) for device in jax.local_devices(process)[:of_each]]
+        per_process = count // jax.process_count()
+        chosen = [d for process in range(jax.process_count()) for d in jax.local_devices(process)[:per_process]]
     if not chosen:
         raise ValueError("devices: got none; expected at least one")
     groups = 1
@@ -62,20 +62,20 @@ def data_mesh(devices: int | Sequence[Any] | None = None, *, replicas: int = 1, 
 
 
 def check_mesh(mesh: Mesh, axis: str | None = None) -> Mesh:
-    """The mesh, seen to have the axis, and none on which the compiler may not choose placements.
+    """Return the mesh if it has the axis, and the compiler may choose placements on all its axes.
 
     Raises:
-        ValueError: it lacks the axis, or some of its axes are Explicit or Manual; ``jax.set_mesh`` has set another one.
+        ValueError: it has no such axis; some of its axes are Explicit or Manual; ``jax.set_mesh`` has set another mesh.
     """
     if axis is not None and axis not in mesh.shape:
         raise ValueError(f"axis: got {axis!r}; expected one of the mesh, {', '.join(map(repr, mesh.shape))}")
     if set(mesh.axis_types) != {AxisType.Auto}:
-        way = "as of data_mesh or by axis_types=(AxisType.Auto, ...)"
+        way = "as from data_mesh, or by axis_types=(AxisType.Auto, ...)"
         raise ValueError(f"mesh: got the axes {_axes_of(mesh)}; expected Auto ones, {way}")
-    present = jax.sharding.get_abstract_mesh()  # within a sweep its axis of replicas is Manual
+    present = jax.sharding.get_abstract_mesh()  # within a sweep the replica axis is Manual
     if not present.empty and (present.shape != mesh.shape or AxisType.Explicit in present.axis_types):
         raise ValueError(
-            f"mesh: got another than jax.set_mesh set, {_axes_of(present)}; expected that one, or none set"
+            f"mesh: got one that differs from that of jax.set_mesh, {_axes_of(present)}; expected that one, or none set"
         )
     return mesh
 
@@ -86,7 +86,7 @@ def _axes_of(mesh: Mesh | AbstractMesh) -> str:
 
 
 def check_divides(name: str, count: int, by: int, what: str = "the devices", unit: str = "") -> None:
-    """Say that so many are not divided by so many, and which numbers next to it are.
+    """Check that ``count`` is a positive multiple of ``by``; the error has the nearest multiples.
 
     >>> check_divides("batch_size", 10, 4)
     Traceback (most recent call last):

@@ -1,8 +1,8 @@
-"""Several processes that run one program: what they tell one another on the host, between the compiled steps.
+"""Communication between several processes that run one program, on the host between compiled steps.
 
-Each of them runs the same lines and calls the same compiled programs in the same order; what a clock, a signal or a
-disk says is known to one of them only, and has to be told before anybody acts on it. All functions here are for all
-processes at once, and return at once where there is only one.
+All processes run the same lines and call the same compiled programs in the same order. Only one process sees a clock, a
+signal or a disk, so it has to share the value before any process acts on it. All processes call each of these functions
+together. With a single process the functions return at once.
 """
 
 import json
@@ -19,19 +19,19 @@ import numpy as np
 from minijaxnet._trees import is_keys
 from minijaxnet._types import PyTree
 
-# A process that ends because another one did; its numbers are as good as its last checkpoint.
+# The exit code of a process that ends because another one ended.
 LOST = 3
 
 _BROKEN = re.compile(r"\b(Gloo|NCCL|MPI|coordination service|heartbeat)\b")
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks and writes; so is the only one."""
+    """Whether this is the process that prints and writes; true if there is only one."""
     return jax.process_index() == 0
 
 
 def all_gather(numbers: Sequence[int]) -> np.ndarray:
-    """What each process tells the others, int32 of shape ``(processes, numbers)``.
+    """Gather the numbers of all processes, int32 of shape ``(processes, numbers)``.
 
     >>> all_gather([1, 2])
     array([[1, 2]], dtype=int32)
@@ -45,7 +45,7 @@ def all_gather(numbers: Sequence[int]) -> np.ndarray:
 
 
 def all_gather_texts(text: str) -> list[str]:
-    """A text of each process.
+    """Gather a text from each process.
 
     >>> all_gather_texts("one")
     ['one']
@@ -56,12 +56,12 @@ def all_gather_texts(text: str) -> list[str]:
 
     content = text.encode()
     longest = int(all_gather([len(content)]).max())
-    padded = np.frombuffer(content.ljust(longest + 1, b"\0"), np.uint8)  # no empty array
+    padded = np.frombuffer(content.ljust(longest + 1, b"\0"), np.uint8)  # + 1: the array must not be empty
     return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
 
 
 def broadcast(content: Any) -> Any:
-    """What the first process has, in JSON's kinds; the others' own is not looked at.
+    """Return the first process's content, a JSON value; that of the others is ignored.
 
     >>> broadcast({"step": 3})
     {'step': 3}
@@ -72,11 +72,12 @@ def broadcast(content: Any) -> Any:
 
 
 def broadcast_arrays(tree: PyTree, like: PyTree) -> Any:
-    """The first process's arrays, bit by bit, placed as those of ``like`` are; the others' own are not looked at.
+    """Return the first process's arrays, bit by bit, placed like those of ``like``.
 
     Args:
-        tree: JAX arrays, keys among them, and NumPy arrays, all of them in this process; None in the others.
-        like: of the same structure, shapes and dtypes in each process.
+        tree: in the first process a tree of JAX arrays, random keys and NumPy arrays, with all their data; ignored in
+            the others.
+        like: a tree of the same structure, shapes and dtypes, in each process.
     """
     if jax.process_count() == 1:
         return tree
@@ -92,28 +93,28 @@ def broadcast_arrays(tree: PyTree, like: PyTree) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
-def merged(tree: PyTree, known: np.ndarray) -> tuple[Any, np.ndarray]:
-    """NumPy arrays of which each process knows some rows: all rows, from the first process that knows each.
+def merge_rows(tree: PyTree, present: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Merge NumPy arrays of which each process has some rows; a row comes from the first process that has it.
 
     Args:
-        tree: of the same structure, shapes and dtypes in each process, with the axes of ``known`` in front.
-        known: which rows this process knows.
+        tree: of the same structure, shapes and dtypes in each process, with the axes of ``present`` in front.
+        present: which rows this process has.
 
     Returns:
-        The arrays, and which rows any process knows.
+        The arrays, and which rows any process has.
 
-    >>> merged(np.arange(3), np.array([True, False, True]))
+    >>> print(merge_rows(np.arange(3), np.array([True, False, True])))
     (array([0, 1, 2]), array([ True, False,  True]))
     """
     if jax.process_count() == 1:
-        return tree, known
+        return tree, present
     from jax.experimental import multihost_utils
 
-    each = np.asarray(multihost_utils.process_allgather(known))
+    each = np.asarray(multihost_utils.process_allgather(present))
     whose = np.argmax(each, axis=0)
 
     def chosen(leaf: np.ndarray) -> np.ndarray:
-        # As bytes: 64 bits are not enabled everywhere. A last axis of one number has some bytes whatever its shape.
+        # As bytes, since JAX may not have 64 bits enabled. The added axis becomes the bytes of each number.
         bits = np.ascontiguousarray(leaf)[..., None].view(np.uint8)
         every = np.asarray(multihost_utils.process_allgather(bits))
         picked = np.take_along_axis(every, whose.reshape(1, *whose.shape, *[1] * (bits.ndim - whose.ndim)), axis=0)[0]
@@ -123,12 +124,12 @@ def merged(tree: PyTree, known: np.ndarray) -> tuple[Any, np.ndarray]:
 
 
 def to_host(tree: PyTree) -> Any:
-    """The same arrays with all of their data in this process: what is divided over several is gathered."""
+    """Return the tree with all data in this process; arrays that are divided over processes are gathered."""
     return tree if jax.process_count() == 1 else jax.tree.map(_gathered, tree)
 
 
 def local_share(tree: PyTree) -> Any:
-    """What this process has of arrays that are divided over processes along their first axis."""
+    """This process's share of arrays that are divided over processes along their first axis."""
 
     def share(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
@@ -142,13 +143,13 @@ def local_share(tree: PyTree) -> Any:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says that another process is gone: one of JAX's, or a ValueError where it hands on numbers."""
+    """Whether an error means that another process has ended: a runtime error of JAX, or a ValueError in a gather."""
     of_jax = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     return of_jax and jax.process_count() > 1 and bool(_BROKEN.search(str(error)))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, though others run on: waiting for them, as one does at a good end, would be in vain."""
+    """End this process at once, without waiting for the others as a normal exit does."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Runs: carry a descent to its end, and keep on disk what happened."""
+"""Runs: descents with checks, logs and checkpoints in a folder on disk."""
 
 from minijaxnet.run.checkpoint import CheckpointError, checkpoint_step, load_checkpoint, save_checkpoint
 from minijaxnet.run.fit import FitResult, check_values, fit

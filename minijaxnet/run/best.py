@@ -1,4 +1,4 @@
-"""The best weights of a run by a number that it measures, and whether it is time to stop."""
+"""The best weights of a run by a measured metric, and early stopping."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +19,8 @@ class Best(NamedTuple):
 
     Attributes:
         params: the weights.
-        step: at which they were measured.
-        value: the number that was measured there.
+        step: the step at which they were measured.
+        value: the metric at this step.
     """
 
     params: Params
@@ -29,32 +29,30 @@ class Best(NamedTuple):
 
 
 class BestKeeper:
-    """Keeps the best weights of a fit, in memory and in its folder.
+    """The best weights of a fit so far, in memory and in its folder.
 
     Attributes:
-        goal: what is best; None where nothing is to be kept.
-        best: so far; None before the first measurement.
+        goal: the metric and whether it should be high or low; None if no weights are kept.
+        best: the best weights; None before the first measurement.
     """
 
     def __init__(self, keep_best: str | None, patience: int | None, folder: str | Path | None):
-        """Check what is asked for."""
+        """Check the arguments of ``fit``."""
         if not isinstance(keep_best, str | None) or keep_best == "":
-            raise TypeError(
-                f"keep_best: got {keep_best!r}; expected the name of a measured number, such as 'test_loss'"
-            )
+            raise TypeError(f"keep_best: got {keep_best!r}; expected the name of a metric, such as 'test_loss'")
         if patience is not None and keep_best is None:
-            raise ValueError("patience: got a number without keep_best; expected keep_best='test_loss' or the like")
+            raise ValueError("patience: got a number without keep_best; expected keep_best, such as 'test_loss'")
         self.goal = None if keep_best is None else goal_of(keep_best)
         self.best: Best | None = None
         self._patience = None if patience is None else check_count("patience", patience, least=1)
         self._path = None if folder is None else Path(folder) / BEST
         self._rows_since = 0
 
-    def begin(self, params: Params, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
-        """Take up what an earlier process has kept until the step it goes on from; notes on what could not be used.
+    def restore(self, params: Params, rows: list[dict[str, Any]], first: int, *, resume: bool) -> list[str]:
+        """Restore the best weights of an earlier process when a fit is resumed from step ``first``; return notes.
 
-        The best may be of a later step: it is better than all before, so it is found again if the fit comes there
-        again. At another rate it never does, and what is kept would be of weights that are none of this descent's.
+        The stored weights may be of a later step than ``first``. Then they are deleted: the resumed fit finds them
+        again, unless its rate differs, and then they are not weights of this descent.
         """
         if self.goal is None or self._path is None or not resume or not self._path.is_file():
             return []
@@ -64,7 +62,7 @@ class BestKeeper:
         except CheckpointError as error:
             found, difference = None, str(error)
         if found is None:
-            return [f"the best weights so far could not be read, and are sought anew: {difference}"]
+            return [f"the best weights of earlier steps could not be read, and are lost: {difference}"]
         if found.step > first:
             self._path.unlink()
             return []
@@ -72,17 +70,17 @@ class BestKeeper:
         self._rows_since = sum(row["step"] > found.step for row in rows)
         return []
 
-    def see(self, step: int, params: Params, measured: Mapping[str, float] | None) -> None:
-        """Look at what was measured of some weights, and keep these if they are the best.
+    def update(self, step: int, params: Params, measured: Mapping[str, float] | None) -> None:
+        """Keep the weights if their metric is the best so far.
 
         Raises:
-            ValueError: nothing of that name was measured.
+            ValueError: no metric of that name was measured.
         """
         if self.goal is None:
             return
         if self.goal.name not in (measured or {}):
-            names = ", ".join(measured or {}) or "nothing, for want of measure="
-            raise ValueError(f"keep_best: got {self.goal.name!r}; expected one of what is measured: {names}")
+            names = ", ".join(measured or {}) or "none, without measure="
+            raise ValueError(f"keep_best: got {self.goal.name!r}; expected one of the measured metrics: {names}")
         value = float((measured or {})[self.goal.name])
         if self.best is not None and not self.goal.better(value, self.best.value):
             self._rows_since += step > self.best.step
@@ -93,5 +91,5 @@ class BestKeeper:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has not become better for as many rows as patience allows."""
+        """Whether the metric has not improved for ``patience`` rows."""
         return self._patience is not None and self._rows_since >= self._patience

@@ -1,4 +1,4 @@
-"""The finished blocks of a sweep, a checkpoint each, so that a sweep that was stopped goes on with the others."""
+"""The finished blocks of a sweep as checkpoints, so that a sweep that was stopped can be resumed."""
 
 import re
 from pathlib import Path
@@ -17,11 +17,11 @@ _NAME = re.compile(r"from-(\d+)-size-(\d+)\.safetensors")
 
 
 def blocks_below(folder: Path, *, keep: bool = True) -> Blocks:
-    """The blocks in a folder, which is made with the first that is saved; a damaged one counts as none.
+    """The store of blocks in a folder, which is made when the first block is saved; damaged blocks are ignored.
 
     Args:
         folder: of the blocks.
-        keep: whether any are saved; not so where the run's folder is on another machine.
+        keep: whether blocks are saved; False if the run's folder is on another machine.
     """
     names = [_NAME.fullmatch(path.name) for path in folder.glob("*")]
     sizes = {int(name[2]) for name in names if name}

@@ -1,4 +1,4 @@
-"""The checkpoints of a run in their folder: the newest that is whole, and which may go."""
+"""A folder of checkpoints: loading the newest valid one, and deleting old ones."""
 
 import re
 from collections.abc import Callable
@@ -14,13 +14,13 @@ _NAME = re.compile(r"step-([0-9]{8,18})\.safetensors")
 
 
 class LoadedCheckpoint(NamedTuple):
-    """The newest checkpoint that is whole.
+    """The newest valid checkpoint.
 
     Attributes:
         step: at which it was saved.
-        tree: what was saved.
-        skipped: why each newer one could not be used, a text each.
-        read: how many batches of a stream had been read; 0 where the data is no stream.
+        tree: the saved tree.
+        skipped: for each newer one a text why it could not be used.
+        read: how many batches of a stream had been read; 0 if the data is not a stream.
     """
 
     step: int
@@ -30,7 +30,7 @@ class LoadedCheckpoint(NamedTuple):
 
 
 def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """Where in a folder the checkpoint of a step is.
+    """The path of the checkpoint of a step.
 
     >>> checkpoint_path("run", 1234).name
     'step-00001234.safetensors'
@@ -39,7 +39,7 @@ def checkpoint_path(folder: str | Path, step: int) -> Path:
 
 
 def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
-    """The checkpoints in a folder by their names, the newest first; nothing is opened.
+    """The steps and paths of the checkpoints in a folder, the newest first; no file is opened.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -51,16 +51,16 @@ def checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
 def load_latest(
     folder: str | Path, like: PyTree, fits: Callable[[Header], bool] = lambda header: True
 ) -> LoadedCheckpoint | None:
-    """The newest checkpoint in a folder that is whole, and fits; None if there is none of any kind, or none fits.
+    """Load the newest valid checkpoint in a folder that fits; None if there are no checkpoints, or none fits.
 
     Args:
         folder: of the checkpoints.
         like: as for ``load_checkpoint``.
-        fits: whether one that is whole may be the one, by its header.
+        fits: whether a valid checkpoint may be used, by its header.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is whole (to start anew would throw them away); or the newest
-            whole one is of another tree than ``like``.
+        CheckpointError: there are checkpoints, but all are damaged (a new start would overwrite them); or the newest
+            valid one has another tree than ``like``.
         FileNotFoundError: there is no such folder.
 
     Example:
@@ -87,22 +87,22 @@ def load_latest(
         else:
             return LoadedCheckpoint(header.step, tree, skipped, header.read)
     if skipped and all_fit:
-        raise CheckpointError(f"{folder}: got no checkpoint that is whole; expected one\n  " + "\n  ".join(skipped))
+        raise CheckpointError(f"{folder}: got no valid checkpoint; expected one\n  " + "\n  ".join(skipped))
     return None
 
 
 def keep_newest(folder: str | Path, count: int) -> list[Path]:
-    """Delete old checkpoints, but never the last one that is whole.
+    """Delete old checkpoints, but never the newest valid one.
 
-    Kept are the newest ``count``, and older ones down to the first that is whole if none of these is: before anything
-    is deleted, one that stays has been read from end to end.
+    The newest ``count`` are kept. If all of these are damaged, the older ones down to the newest valid one are kept,
+    too. A valid one has been read completely before any file is deleted.
 
     Args:
         folder: of the checkpoints.
-        count: how many stay, at least 1.
+        count: how many to keep, at least 1.
 
     Returns:
-        What was deleted, the oldest first.
+        The deleted paths, the oldest first.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -112,14 +112,14 @@ def keep_newest(folder: str | Path, count: int) -> list[Path]:
     found = checkpoints(folder)
     if len(found) <= count:
         return []
-    first_whole = next((at for at, (step, path) in enumerate(found) if _is_whole(path, step)), len(found))
-    deleted = [path for _, path in found[max(count, first_whole + 1) :][::-1]]
+    newest_valid = next((at for at, (step, path) in enumerate(found) if _is_valid(path, step)), len(found))
+    deleted = [path for _, path in found[max(count, newest_valid + 1) :][::-1]]
     for path in deleted:
         path.unlink(missing_ok=True)
     return deleted
 
 
-def _is_whole(path: Path, step: int) -> bool:
+def _is_valid(path: Path, step: int) -> bool:
     try:
         return checkpoint_step(path) == step
     except (CheckpointError, OSError):

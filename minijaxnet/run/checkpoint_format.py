@@ -1,10 +1,10 @@
-"""The file of a checkpoint: a safetensors file that vouches for itself, written whole or not at all.
+"""The file format of a checkpoint: a safetensors file with checksums.
 
-The header's checksum covers the header, in which stands the checksum of the data. So a damaged header is known before a
-byte of data is read, and nothing is allocated that the header, and whoever reads it, did not agree on.
+One checksum covers the header, which contains the checksum of the data. So a damaged header is found before any data is
+read, and memory is allocated only for the sizes of a valid header that the reader expects.
 
-A header is right only if it is, byte for byte, what ``encode`` would write. That one comparison refuses whatever a JSON
-parser would let pass: names given twice, 8.0 for 8, spaces, a step "007".
+A header is valid only if it equals, byte for byte, the output of ``encode``. This refuses everything that a JSON parser
+would accept: duplicate names, 8.0 for 8, spaces, a step "007".
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 from minijaxnet._files import NotAFile, naming, open_own, replacing
 
 FORMAT, VERSION = "minijaxnet.checkpoint", "1"
-# Longer headers are neither written nor read: about 100,000 leaves, which parse within seconds.
+# The longest header that is written or read: about 100,000 leaves, which are parsed within seconds.
 MOST_HEADER_BYTES = 1 << 24
-# Steps, and names of files, have at most 18 digits.
+# Steps have at most 18 digits, also in names of files.
 MOST_STEPS = 10**18
-# The file of a save under way, or of one that was killed.
+# The name of a temporary file: of a save that is running, or that was killed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
 
-_CHUNK = 1 << 20  # small enough to be hashed and written while it is in the processor's cache
+_CHUNK = 1 << 20  # small enough to stay in the cache while it is hashed and written
 _NO_DIGEST = 64 * "0"
 _LARGEST_RANK = 64
 _ITEM_BYTES: dict[str, int] = (
@@ -42,11 +42,11 @@ _ITEM_BYTES: dict[str, int] = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: damaged, no checkpoint at all, or one of another tree. It names the file."""
+    """An error: a checkpoint is damaged, is not a checkpoint, or has another tree. The text names the file."""
 
 
 class Stored(NamedTuple):
-    """How an array lies in the file: the format's code for its dtype, and its shape there."""
+    """How an array is stored: the format's code for its dtype, and its shape in the file."""
 
     code: str
     shape: tuple[int, ...]
@@ -58,15 +58,15 @@ class Stored(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of itself before its data.
+    """The content of a file before its data.
 
     Attributes:
-        step: the caller's count.
-        kinds: of each node of the tree by its name: the dtype of a leaf, the type of anything else.
+        step: the step at which it was saved.
+        kinds: for each node of the tree, by name: the dtype of a leaf, or the type of a container.
         arrays: how each leaf is stored, in the order of the data, without gaps.
-        data_sha256: of all the data, 64 hexadecimal digits.
-        rows_sha256: of the rows that were logged before it; empty where there are none.
-        read: how many batches of a stream had been read; 0 where the data is no stream.
+        data_sha256: of all data, 64 hexadecimal digits.
+        rows_sha256: of the rows that were logged before the step; empty if there are none.
+        read: how many batches of a stream had been read; 0 if the data is not a stream.
     """
 
     step: int
@@ -83,7 +83,7 @@ class Header(NamedTuple):
 
 
 def encode(header: Header) -> bytes:
-    """The first bytes of the file, up to the data; as many whatever the checksums are.
+    """The bytes of the file before the data. Their number does not depend on the checksums.
 
     Source: the safetensors format: the length of the JSON, 8 bytes with the lowest first; the JSON; then the data.
     """
@@ -109,20 +109,20 @@ def _encode(header: Header, header_sha256: str) -> bytes:
         content[name] = {"dtype": array.code, "shape": array.shape, "data_offsets": (begin, end)}
         begin = end
     text = json.dumps(content, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)  # so that the data is aligned for those who map the file into memory
+    text += b" " * (-len(text) % 8)  # aligns the data, for programs that map the file into memory
     return struct.pack("<Q", len(text)) + text
 
 
 def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
-    """Write a file whole or not at all, and have it on the disk when this returns.
+    """Write a file, and flush it to the disk; after an error the old file is unchanged.
 
     Args:
         path: of the file, in a folder that exists.
-        header: whose ``data_sha256`` is found on the way.
-        arrays: the bytes of each array, in the header's order; one at a time is held.
+        header: without ``data_sha256``, which is computed while the data is written.
+        arrays: the bytes of each array, in the header's order; only one at a time is in memory.
 
     Raises:
-        OSError: of the kind that it is (a full disk, a folder that is read-only or not there), naming the path.
+        OSError: the file cannot be written (a full disk, a folder that is read-only or missing); it names the path.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     with naming(path, "checkpoint not written"), replacing(path, part) as file:
@@ -137,11 +137,11 @@ def write(path: Path, header: Header, arrays: Iterable[memoryview]) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
-    """A regular file to read, and its size.
+    """Open a regular file to read; yield it and its size.
 
     Raises:
         CheckpointError: it is not a regular file.
-        OSError: of the kind that it is, naming the path.
+        OSError: it cannot be opened; it names the path.
     """
     with naming(path, "checkpoint not read"):
         try:
@@ -153,22 +153,22 @@ def opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
 
 
 def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int = MOST_HEADER_BYTES) -> Header:
-    """Read and check all that comes before the data.
+    """Read and check the header.
 
     Args:
-        path: named in errors.
+        path: for errors.
         file: at its start.
         size: of the file.
-        most_bytes: a longer header is refused unread.
+        most_bytes: a longer header is refused and not read.
 
     Raises:
-        CheckpointError: anything but what ``encode`` writes, or a file that is shorter or longer than it says.
+        CheckpointError: the header is not an output of ``encode``, or the file is shorter or longer than it says.
     """
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if length > size - 8:
         raise CheckpointError(
-            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it was cut off, or is none)"
+            f"{path}: got {size} bytes that begin with {start!r}; expected a checkpoint (it is cut off, or is none)"
         )
     if length > most_bytes:
         raise CheckpointError(f"{path}: got a header of {length} bytes; expected at most {most_bytes}")
@@ -181,8 +181,8 @@ def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int 
     header = _header(path, content)
     if encode(header) != start + text:
         raise CheckpointError(
-            f"{path}: got a header that differs from its SHA-256, or is written in another way than ours; "
-            "expected a checkpoint that nothing changed"
+            f"{path}: got a header that differs from its SHA-256, or is written in another way; expected an "
+            "unchanged checkpoint"
         )
     if size - 8 - length != header.data_bytes:
         raise CheckpointError(f"{path}: got {size - 8 - length} bytes of data; expected {header.data_bytes}")
@@ -190,10 +190,10 @@ def read_header(path: Path, file: io.BufferedReader, size: int, most_bytes: int 
 
 
 def _header(path: Path, content: Any) -> Header:
-    """What a parsed header says. What is not looked at here, the comparison with ``encode`` sees."""
+    """Convert a parsed header. Errors that this does not check are found by the comparison with ``encode``."""
     metadata = content.pop("__metadata__", None) if isinstance(content, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        expected = "expected a checkpoint of minijaxnet (load_params reads the weights of others)"
+        expected = "expected a checkpoint of minijaxnet (load_params reads other safetensors files)"
         raise CheckpointError(f'{path}: got a file without "format": "{FORMAT}"; {expected}')
     if metadata.get("version") != VERSION:
         raise CheckpointError(f"{path}: got format version {metadata.get('version')!r}; expected {VERSION!r}")
@@ -223,18 +223,18 @@ def _header(path: Path, content: Any) -> Header:
 
 
 def _is_shape(shape: list[Any]) -> bool:
-    """Small enough, too, to be multiplied in no time."""
+    """Whether this is a shape. The limits keep the product of the sizes fast to compute."""
     return len(shape) <= _LARGEST_RANK and all(type(size) is int and 0 <= size < 1 << 63 for size in shape)
 
 
 def read_data(path: Path, file: io.BufferedReader, header: Header, into: Iterable[memoryview]) -> None:
-    """Read the data to where it belongs, and only then say whether it is what was written.
+    """Read the data into memory, and then compare its checksum.
 
     Args:
-        path: named in errors.
-        file: behind its header.
-        header: what it says of itself.
-        into: room for each array in turn.
+        path: for errors.
+        file: after its header.
+        header: of the file.
+        into: memory for each array in turn.
 
     Raises:
         CheckpointError: the data differs from its SHA-256.
@@ -242,14 +242,14 @@ def read_data(path: Path, file: io.BufferedReader, header: Header, into: Iterabl
     digest = hashlib.sha256()
     for view in (array[at : at + _CHUNK] for array in into for at in range(0, len(array), _CHUNK)):
         if file.readinto(view) != len(view):
-            raise CheckpointError(f"{path}: got an end while it was read; expected {header.data_bytes} bytes of data")
+            raise CheckpointError(f"{path}: got a file that became shorter; expected {header.data_bytes} bytes of data")
         digest.update(view)
     if digest.hexdigest() != header.data_sha256:
         raise CheckpointError(f"{path}: got data with SHA-256 {digest.hexdigest()}; expected {header.data_sha256}")
 
 
 def check_data(path: Path, file: io.BufferedReader, header: Header) -> None:
-    """Read the data and keep none of it; raise as ``read_data`` does."""
+    """Check the data without keeping it; raise as ``read_data`` does."""
     room = memoryview(bytearray(_CHUNK))
     sizes = (min(_CHUNK, header.data_bytes - at) for at in range(0, header.data_bytes, _CHUNK))
     read_data(path, file, header, (room[:size] for size in sizes))

@@ -1,4 +1,4 @@
-"""The code of a run: the experiment's file and all it imported that is not installed, kept with the run."""
+"""The code of a run: the experiment's file and the modules that it imports, without installed ones."""
 
 import difflib
 import hashlib
@@ -18,47 +18,47 @@ _PACKAGE = Path(__file__).parents[1]
 _PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _FOLDERS = (*_PYTHONS, _PACKAGE, Path(site.getusersitepackages()))
 _NOT_ITS_OWN = tuple({str(path) + os.sep for folder in _FOLDERS for path in (folder, folder.resolve())})
-# Where modules from elsewhere are kept, by their names, and what is known of data files.
+# Subfolders: for modules from other folders, and for the checksums of data files.
 IMPORTED, FILES = "imported/", "files/"
 
 
 def sources(file: str | Path, files: Sequence[str | Path] = ()) -> dict[str, str]:
-    """The texts of an experiment's file and of the modules that it has imported, but for those that are installed.
+    """The texts of an experiment's file and of the modules that it has imported, without installed ones.
 
     Args:
         file: of an experiment that is loaded.
-        files: further files that its numbers depend on, such as data; paths are taken from the file's folder.
+        files: further files that the results depend on, such as data; paths are relative to the file's folder.
 
     Returns:
-        ``{path: text}``, paths relative to the file's folder, or below ``imported/`` for modules that lie elsewhere;
-        the file itself comes first. Of the further files a SHA-256, below ``files/``.
+        ``{path: text}``. The experiment's file comes first. Paths are relative to its folder, or below ``imported/``
+        for modules in other folders. For the further files the texts are SHA-256 checksums, below ``files/``.
 
     Raises:
-        ValueError: one of the further files is not there.
+        ValueError: one of the further files does not exist.
     """
     file = Path(file).resolve()
     found = {file.name: _read(file)}
-    is_its = False  # what was there before the experiment is no part of it, unless it lies beside it
+    after_it = False  # modules that were imported before the experiment count only if they are in its folder
     for name, module in list(sys.modules.items()):
-        is_its |= name == module_name(file)
+        after_it |= name == module_name(file)
         named = getattr(module, "__file__", None) or ""
         if name == "__main__" or not named.endswith(".py") or _is_installed(named):
             continue
         path = Path(named).resolve()
         beside = path.is_relative_to(file.parent)
-        if path.is_file() and not _is_installed(str(path)) and (beside or is_its):
-            found.setdefault(path.relative_to(file.parent).as_posix() if beside else _kept_as(name, path), _read(path))
+        if path.is_file() and not _is_installed(str(path)) and (beside or after_it):
+            found.setdefault(path.relative_to(file.parent).as_posix() if beside else _imported(name, path), _read(path))
     for each in files:
         path = file.parent / each
         if not path.is_file():
-            raise ValueError(f"files: got {each}; expected a file, as seen from {file.parent}")
+            raise ValueError(f"files: got {each}; expected a file, relative to {file.parent}")
         name = "/".join(part for part in Path(each).parts if part not in (Path(each).anchor, ".."))
         found[f"{FILES}{name}.sha256"] = hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
     return found
 
 
 def present(file: str | Path, names: Iterable[str]) -> dict[str, str]:
-    """The texts that files of these names now have beside an experiment's file or on Python's path, imported or not."""
+    """The present texts of files with these names, in the experiment's folder or on Python's path."""
     folder, found = Path(file).resolve().parent, {}
     for name in names:
         places = [folder / name]
@@ -73,16 +73,16 @@ def _is_installed(path: str) -> bool:
     return path.startswith(_NOT_ITS_OWN) or "site-packages" in path or "dist-packages" in path
 
 
-def _kept_as(module: str, path: Path) -> str:
-    """Under which name a module is kept that lies elsewhere."""
+def _imported(module: str, path: Path) -> str:
+    """The path below ``imported/`` of a module in another folder."""
     package = "/__init__" if path.name == "__init__.py" else ""
     return f"{IMPORTED}{module.replace('.', '/')}{package}.py"
 
 
 def mark(of: str) -> str:
-    """What shows that code of this digest has been run by this user; "" where no key can be kept.
+    """A signature which shows that this user has run code of this digest; "" if no key can be stored.
 
-    Someone else can't make it: the key, in the user's own configuration folder, is made when it is first needed.
+    Other users cannot make it. The key is in the user's configuration folder, and is made when it is first needed.
     """
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     path = home / "minijaxnet" / "key"
@@ -102,7 +102,7 @@ def _read(path: Path) -> str:
 
 
 def digest(texts: dict[str, str]) -> str:
-    """A SHA-256 over names and texts.
+    """A SHA-256 of names and texts.
 
     >>> digest({"a.py": "x = 1"}) == digest({"a.py": "x = 2"})
     False
@@ -115,7 +115,7 @@ def digest(texts: dict[str, str]) -> str:
 
 
 def keep(folder: Path, texts: dict[str, str]) -> None:
-    """Write the texts below a new folder."""
+    """Write the texts as files below a folder."""
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def kept(folder: Path) -> dict[str, str]:
 def difference(
     then: dict[str, str], now: dict[str, str], titles: tuple[str, str] = ("when the run was started", "now")
 ) -> str:
-    """How texts have changed, as a unified diff; nothing if they have not.
+    """The changes of texts as a unified diff; "" if there are none.
 
     >>> print(difference({"a.py": "x = 1"}, {"a.py": "x = 2"}))
     --- a.py, when the run was started

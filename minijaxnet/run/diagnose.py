@@ -1,4 +1,4 @@
-"""Where a loss or a gradient stopped being finite: the first operation that made it so."""
+"""Finding the first operation whose result is not finite in a loss or its gradient."""
 
 import traceback
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def diagnose(objective: Objective, params: Params, *arguments: Any) -> str:
-    """Say which operation of the loss and its gradient is the first whose result is not finite.
+    """Find the first operation of the loss and its gradient whose result is not finite.
 
-    The program of ``jax.value_and_grad(objective)`` is run operation by operation, with a look at each result.
+    The program of ``jax.value_and_grad(objective)`` is run operation by operation, and each result is checked.
 
     Args:
         objective: ``f(params, *arguments)``, a scalar.
@@ -28,7 +28,7 @@ def diagnose(objective: Objective, params: Params, *arguments: Any) -> str:
         arguments: the batch of the step, and its key if there is one.
 
     Returns:
-        A sentence: the operation, where in whose code, and what went into it.
+        A sentence with the operation, its line of code, and the size of its inputs.
 
     Example:
         >>> print(diagnose(lambda w, batch: jnp.log(w - batch), 1.0, 1.0).split(",")[0])
@@ -38,7 +38,7 @@ def diagnose(objective: Objective, params: Params, *arguments: Any) -> str:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves((params, *arguments))]
     bad = [name for name, leaf in named_leaves((params, *arguments)).items() if not _finite(leaf)]
     if bad:
-        return f"what goes into the step is not finite already: {', '.join(bad[:3])}"
+        return f"the input of the step is not finite: {', '.join(bad[:3])}"
     results: list[Any] = []
     for found in _run(closed.jaxpr, closed.consts, leaves, results):
         return found
@@ -46,12 +46,12 @@ def diagnose(objective: Objective, params: Params, *arguments: Any) -> str:
     largest = max(gradients, key=lambda name: float(jnp.max(jnp.abs(gradients[name]), initial=0)))
     size = float(jnp.max(jnp.abs(gradients[largest]), initial=0))
     if _finite(l2_norm(gradients)):
-        return "loss and gradient are finite; what is not is the optimizer's step"
+        return "loss and gradient are finite, but the optimizer's step is not"
     return f"each operation is finite, but the gradient's norm is not: {largest} has elements up to {size:.3g}"
 
 
 def _run(jaxpr: Jaxpr, consts: Any, arguments: Any, results: list[Any]) -> Iterator[str]:
-    """Run a program; yield a sentence at an operation that makes finite numbers something else."""
+    """Run a program; yield a sentence for each operation with finite inputs and an output that is not finite."""
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -87,15 +87,15 @@ def _sentence(eqn: Any, inputs: list[Any], outputs: list[Any]) -> str:
     count = int(jnp.sum(~jnp.isfinite(broken)))
     kind = "NaN" if bool(jnp.any(jnp.isnan(broken))) else "infinite"
     sizes = [float(jnp.max(jnp.abs(leaf), initial=0)) for leaf in inputs if jnp.issubdtype(_dtype(leaf), jnp.inexact)]
-    went_in = f"; what went in has elements up to {max(sizes):.3g}" if sizes else ""
+    inputs_up_to = f"; its inputs have elements up to {max(sizes):.3g}" if sizes else ""
     return (
         f"the first operation whose result is not finite is {eqn.primitive.name}{_place(eqn)}: "
-        f"{count} of {broken.size} elements {'is' if count == 1 else 'are'} {kind}{went_in}"
+        f"{count} of {broken.size} elements {'is' if count == 1 else 'are'} {kind}{inputs_up_to}"
     )
 
 
 def _place(eqn: Any) -> str:
-    """Where in somebody's own code an operation comes from, the innermost such line."""
+    """The innermost line of the user's code that an operation comes from."""
     if (trace := eqn.source_info.traceback) is None:
         return ""
     frames = traceback.extract_tb(trace.as_python_traceback())

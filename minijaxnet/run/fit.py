@@ -1,12 +1,12 @@
-"""Fit: carry a descent to its end, with the host looking in between chunks of the compiled loop.
+"""``fit``: a descent in chunks of the compiled loop, with work of the host between the chunks.
 
-Everything that a person waits for happens there: progress, the log, checkpoints, signals. The compiled program knows
-nothing of it, and its chunks may be cut anywhere: the numbers are the same to the last bit.
+This work is progress, the log, checkpoints and signals. It does not change the compiled program, and the results are
+equal to the last bit wherever the chunks end.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,28 +27,28 @@ from minijaxnet.losses import check_labels
 from minijaxnet.parallel.processes import broadcast, is_first, local_share, to_host
 from minijaxnet.run.best import Best, BestKeeper
 from minijaxnet.run.keeper import EACH_MINUTE, Keeper
-from minijaxnet.run.lock import Held, hold
+from minijaxnet.run.lock import HeldFolder, hold
 from minijaxnet.run.log import Log, Sink, first_and_last
 from minijaxnet.run.measured import lost_updates
-from minijaxnet.run.signals import heard
-from minijaxnet.run.watch import Watch, log_the_end, run_watched
+from minijaxnet.run.signals import stop_signals
+from minijaxnet.run.watch import Watch, log_last_row, run_watched
 from minijaxnet.streams import Stream, is_read
 
 
 class FitResult(NamedTuple):
-    """How a fit went.
+    """The result of ``fit``.
 
     Attributes:
-        state: where the descent ended; finite, also if it diverged.
-        trace: what each step saw; see ``Trace``. Steps are counted from ``first_step``.
-        rows: what was logged, as in ``metrics.jsonl``; the last row is of the state where it ended.
-        first_step: where it was resumed; 0 if it was not.
+        state: the last state; finite, also if the descent diverged.
+        trace: see ``Trace``; its rows start at ``first_step``.
+        rows: the logged rows, as in ``metrics.jsonl``; the last row is of the last state.
+        first_step: the step from which it was resumed, or 0.
         interrupted: the signal that ended it, SIGINT or SIGTERM; 0 if none did.
-        notes: what a person should know of checkpoints that could not be used, of rows that are lost, and of weights
-            that did not move.
-        compile_s: seconds to trace and compile, apart from all running.
+        notes: remarks on checkpoints that could not be used, lost rows, batches that were left out, and weights that
+            did not change.
+        compile_s: seconds to trace and compile.
         run_s: seconds in compiled steps.
-        best: the best weights, if ``keep_best`` asked for them.
+        best: the best weights, with ``keep_best``; else None.
     """
 
     state: DescentState
@@ -72,7 +72,7 @@ class FitResult(NamedTuple):
         return self.first_step + int(self.trace.steps_taken)
 
     def __repr__(self) -> str:
-        """How it ended, in a line, and what is to be known of it."""
+        """How it ended, in a line, and the notes."""
         loss = f", loss {significant(self.rows[-1]['loss'])}" if self.rows else ""
         ended = ", then was interrupted" if self.interrupted else ""
         notes = "".join(f"\n{note}" for note in self.notes)
@@ -95,59 +95,60 @@ def fit(
     measure: Callable[[Any], dict[str, Any]] | None = None,
     keep_best: str | None = None,
     patience: int | None = None,
-    run_dir: str | Path | Held | None = None,
+    run_dir: str | Path | HeldFolder | None = None,
     resume: bool = False,
     checkpoint_every: int | timedelta = EACH_MINUTE,
     sink: Sink | None = None,
     on_interrupt: Literal["raise", "return"] = "raise",
 ) -> FitResult:
-    """Take ``steps`` steps, or fewer: as ``descend``, but checked, logged, watched and interruptible.
+    """Take ``steps`` steps, or fewer: like ``descend``, with checks of values, a log, checkpoints and signals.
 
-    Values are checked first, on the host. Then chunks of about a tenth of a second run; SIGINT (Ctrl-C) and SIGTERM
-    stop after the one that is under way, and what was learnt is kept; a second one ends at once. A run folder is held
-    by one process at a time. It has the three newest checkpoints, from which ``resume`` goes on to the same bits,
-    whatever ended the process: parameters, optimizer and keys are in them, the order of minibatches follows from these.
+    Values are checked first, on the host. Then the steps run in chunks of about a tenth of a second. SIGINT (Ctrl-C)
+    and SIGTERM stop after the running chunk, and the state is saved; a second signal ends the process at once. Only one
+    process at a time can use a run folder. It has the three newest checkpoints, with parameters, optimizer and keys,
+    from which also the order of minibatches follows. A run that is resumed from them gives the same bits.
 
-    Several processes call it alike, with state and data on a mesh of all their devices (see ``parallel``). The first
-    one logs and writes; chunks, checkpoints and signals are agreed upon, so that all stop after the same step.
+    Several processes call it together, with state and data on a mesh of all their devices (see ``parallel``). The first
+    one logs and writes. They agree on chunks, checkpoints and signals, so that all stop after the same step.
 
     Args:
-        descent: how to step.
-        state: where to start; copied once, so it stays yours.
-        data: ``Batch(x, y)`` or any other tree of arrays, the batch axis first; or, for more than memory holds,
-            ``batches(first_step)`` that returns an iterator of batches from that step on, of one shape. They are read
-            ahead by a thread; batches of fewer points are left out, or filled up by ``padded``.
-        steps: how many steps at most, at least 0.
-        until_flat: stop before a step whose gradient norm is at most this; with minibatches, batches that are read, or
+        descent: a pair ``(init, step)``.
+        state: the start; it is copied, not donated.
+        data: ``Batch(x, y)`` or any other tree of arrays, the batch axis first; or, for data that does not fit into
+            memory, ``batches(first_step)``, which returns an iterator of batches of one shape from that step on. They
+            are read ahead by a thread. Batches with fewer points are left out; ``padded`` pads them.
+        steps: the most steps, at least 0.
+        until_flat: stop before a step whose gradient norm is at most this. With minibatches, batches that are read, or
             a keyed objective the gradient is only a sample, and 0 means never.
-        batch_size: points a step, drawn anew each epoch; each step sees all points if None.
-        key: a ``jax.random.key`` for the order of the minibatches; needed with ``batch_size``.
+        batch_size: points per step, in a new order each epoch; all points if None.
+        key: a ``jax.random.key`` for the order of the minibatches; required with ``batch_size``.
         log_every: steps from one logged row to the next; about 20 rows if None.
         measure: ``measure(params) -> {name: number}``, added to each logged row.
-        keep_best: the name of one of these numbers: the weights are kept where it was best, in ``.best`` and as
-            ``best.safetensors``. Of an accuracy or a score the highest is the best, else the lowest; "highest NAME" or
-            "lowest NAME" say it.
-        patience: stop when that number has not become better for so many logged rows; never if None.
-        run_dir: a folder, in which ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/`` are written; it is made if
-            need be, and held meanwhile; what ``run.lock.hold`` gave is held by the caller. Nothing is written if None.
-        resume: go on where the newest checkpoint in ``run_dir`` is that is whole, or from the start if there is none.
-            With the arguments of the first start it comes to the same bits; steps may be more, and a plain descent's
-            rate or the batch size another from here on.
-        checkpoint_every: steps from one checkpoint to the next, or a ``timedelta``; a minute if not said. There is one
-            at the end, too, unless it diverged.
-        sink: who else is told the logged rows, and how far it has come; see ``Sink``.
-        on_interrupt: whether Ctrl-C raises KeyboardInterrupt, when all is kept, or returns what was learnt.
+        keep_best: the name of one of these numbers. The weights for which it is best are kept, in ``.best`` and as
+            ``best.safetensors``. "highest NAME" or "lowest NAME" says what is best; with a name alone it is the highest
+            for an accuracy or a score, else the lowest.
+        patience: stop when that number has not improved for this many logged rows; never if None.
+        run_dir: a folder for ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/``. It is made if it does not exist,
+            and locked during the fit, unless it is a ``HeldFolder`` that the caller has locked. If None, nothing is
+            written.
+        resume: continue from the newest valid checkpoint in ``run_dir``, or from the start if there is none. With the
+            same arguments it gives the same bits. A resumed fit may have more steps, another batch size, and in
+            gradient descent another learning rate.
+        checkpoint_every: steps between checkpoints, or a ``timedelta``; by default a minute. There is also one at the
+            end, unless the descent diverged.
+        sink: functions that receive the logged rows and the progress; see ``Sink``.
+        on_interrupt: whether a signal raises KeyboardInterrupt, after the state has been saved, or returns the result.
 
     Returns:
-        The result; a descent that diverges is a result, too.
+        The result, also of a descent that diverges.
 
     Raises:
-        ValueError: a value that no descent can use: NaN in the data or params, no points, labels that are no class, a
-            batch size beyond the points, negative steps. The text names the argument.
-        CheckpointError: the checkpoints are damaged, all of them, or of another descent.
-        RunInUse: another process holds the run folder.
-        TypeError: the wrong kind of thing: integer params, a fractional number of steps, no key with ``batch_size``, a
-            ``measure`` that returns no dictionary of numbers.
+        ValueError: a value cannot be used: NaN in the data or params, no points, labels that are not classes, a batch
+            size above the number of points, negative steps. The text names the argument.
+        CheckpointError: all checkpoints are damaged, or the newest is of another descent.
+        RunInUse: another process uses the run folder.
+        TypeError: integer params, a fractional number of steps, no key with ``batch_size``, or a ``measure`` that does
+            not return a dictionary of numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,56 +163,56 @@ def fit(
     check_state(state)
     check_steps(steps)
     _check_options(data, batch_size, log_every, measure, run_dir, sink, on_interrupt)
-    rest = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
+    flat_at = flat_norm(until_flat, sampled=batch_size is not None or state.key is not None or is_read(data))
     source = None if is_read(data) else _in_memory(descent, state, data, batch_size, key)
-    began, start, state = time.perf_counter(), state, own_copy(state)
-    if source is not None:  # what is wrong with the objective is said before a folder is written to
+    began, initial, state = time.perf_counter(), state, own_copy(state)
+    if source is not None:  # errors of the objective come before anything is written
         chunk_capacity(descent.step, state, source)
     trace_s = time.perf_counter() - began
     if not is_first():  # the first process writes
         run_dir, resume, sink = None, False, None
-    folder = run_dir.folder if isinstance(run_dir, Held) else run_dir
+    folder = run_dir.folder if isinstance(run_dir, HeldFolder) else run_dir
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
 
-    with (
-        nullcontext() if run_dir is None else hold(run_dir),
-        nullcontext(Keeper(folder, every=checkpoint_every, resume=resume)) as keeper,
-        Log(folder, resume=resume, sink=sink) as log,
-        heard() as stop,
-        ExitStack() as at_the_end,
-    ):
+    with ExitStack() as exit_stack:
+        if run_dir is not None:
+            exit_stack.enter_context(hold(run_dir))
+        keeper = Keeper(folder, every=checkpoint_every, resume=resume)
+        log = exit_stack.enter_context(Log(folder, resume=resume, sink=sink))
+        stop = exit_stack.enter_context(stop_signals())
         best = BestKeeper(keep_best, patience, folder)
         every: int = log_every or broadcast(log.every) or max(1, steps // 20)
-        first, state = keeper.begin(state, log, every)
-        if isinstance(getattr(descent.step, "step", descent.step), GradientStep):  # its rate may be another than then
-            state = state._replace(optimizer=own_copy(start.optimizer))
-        log.begin(first)
-        notes = best.begin(state.params, log.rows, first, resume=resume)
-        source = source or at_the_end.enter_context(closing(Stream(data, keeper.read or first)))
+        first, state = keeper.restore(state, log, every)
+        # The rate of gradient descent may differ from that of the checkpoint.
+        if isinstance(getattr(descent.step, "step", descent.step), GradientStep):
+            state = state._replace(optimizer=own_copy(initial.optimizer))
+        log.restart(first)
+        notes = best.restore(state.params, log.rows, first, resume=resume)
+        source = source or exit_stack.enter_context(closing(Stream(data, keeper.read or first)))
         watch = Watch(every, measure, best, keeper, log, sink, stop)
-        ran = run_watched(descent.step, state, source, rest, range(first, steps), watch)
-        end = first + ran.history.steps_taken
-        if ran.history.status != DIVERGED:
-            keeper.keep(end, ran.state, log.synced_sha256(), source.position)
-        state = log_the_end(descent.step, ran, source, rest, end, watch)
-        if ran.history.status == DIVERGED and is_read(data):
+        outcome = run_watched(descent.step, state, source, flat_at, range(first, steps), watch)
+        end = first + outcome.history.steps_taken
+        if outcome.history.status != DIVERGED:
+            keeper.keep(end, outcome.state, log.synced_sha256(), source.position)
+        state = log_last_row(descent.step, outcome, source, flat_at, end, watch)
+        if outcome.history.status == DIVERGED and is_read(data):
             try:
                 check_values(descent, state, jax.device_get(source.order.at(source.arrays(), 0)), "batch")
             except ValueError as error:
-                notes.append(f"the cause is in the batch of step {end:,}: {error}")
-    if ran.interrupted and on_interrupt == "raise":
-        raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_go_on(folder)}")
+                notes.append(f"the batch of step {end:,} is the cause: {error}")
+    if outcome.interrupted and on_interrupt == "raise":
+        raise KeyboardInterrupt(f"stopped after {end:,} steps; {_how_to_resume(folder)}")
     if source.ended:
         notes.append(f"the data ended after {end:,} of {steps:,} steps")
     if source.left_out:
-        notes.append(f"{source.left_out:,} batches of fewer points were left out (minijaxnet.padded fills them up)")
-    notes += [*keeper.notes, *lost_updates(start.params, state.params, end)]
-    trace = ran.history.trace()
-    if ran.stopped_early and trace.status == OUT_OF_STEPS:
+        notes.append(f"{source.left_out:,} batches with fewer points were left out (minijaxnet.padded pads them)")
+    notes += [*keeper.notes, *lost_updates(initial.params, state.params, end)]
+    trace = outcome.history.trace()
+    if outcome.stopped_early and trace.status == OUT_OF_STEPS:
         trace = trace._replace(status=np.int32(STOPPED_EARLY))
     return FitResult(
-        state, trace, log.rows, first, ran.interrupted, notes, trace_s + ran.compile_s, ran.run_s, best.best
+        state, trace, log.rows, first, outcome.interrupted, notes, trace_s + outcome.compile_s, outcome.run_s, best.best
     )
 
 
@@ -220,7 +221,7 @@ def _check_options(
 ) -> None:
     check_callable("measure", measure or (lambda: None))
     check_count("log_every", 1 if log_every is None else log_every, least=1)
-    if not isinstance(run_dir, str | Path | Held | None):
+    if not isinstance(run_dir, str | Path | HeldFolder | None):
         raise TypeError(f"run_dir: got {run_dir!r}; expected a folder")
     if isinstance(run_dir, str | Path) and (not str(run_dir) or Path(run_dir).is_file()):
         raise ValueError(f"run_dir: got {str(run_dir)!r}; expected a folder")
@@ -234,7 +235,7 @@ def _check_options(
 
 
 def _in_memory(descent: Descent, state: DescentState, data: PyTree, batch_size: int | None, key: Any) -> InMemory:
-    """Data that is all at hand, checked."""
+    """Check data that is in memory, and make a source of it."""
     check_values(descent, state, data)
     data = numbers(data, "data")
     data = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf), data)
@@ -245,17 +246,17 @@ def _in_memory(descent: Descent, state: DescentState, data: PyTree, batch_size: 
     return InMemory(order, (data, key))
 
 
-def _how_to_go_on(folder: Any) -> str:
+def _how_to_resume(folder: Any) -> str:
     if folder is None:
-        return "with run_dir= it could go on, on_interrupt='return' returns what was learnt"
-    return f"resume=True goes on in {folder}"
+        return "run_dir= would save it, on_interrupt='return' would return the result"
+    return f"resume=True continues in {folder}"
 
 
 def check_values(descent: Descent, state: DescentState, data: PyTree, name: str = "data") -> None:
-    """Say what no compiled program could: numbers that are not finite, labels that are no class.
+    """Check on the host that numbers are finite and labels are classes; a compiled program cannot raise an error.
 
     Raises:
-        ValueError: with the place of the first such number.
+        ValueError: a value is invalid; the text has the place of the first one.
     """
     data, params = local_share(checked_tree(data, name)), to_host(state.params)
     check_batch(data, name)

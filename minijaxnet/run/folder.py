@@ -1,4 +1,4 @@
-"""The run folder: what was asked for, where it ran, what happened, on disk as it happens."""
+"""The run folder: its config, code, environment and result on disk."""
 
 import hmac
 import json
@@ -15,19 +15,19 @@ from minijaxnet.run.lock import owner
 
 CONFIG, CODE, RESULT, ENVIRONMENT = "config.json", "code", "result.json", "environment.json"
 COMPARISON, SWEPT = "comparison.json", "sweep.npz"
-# Weights: where it ended, and the best by a measured number, where that was asked for.
+# Weights: the last ones, and with keep_best the best ones.
 PARAMS, BEST = "params.safetensors", "best.safetensors"
 
 
 def create_run_folder(parent: str | Path, name: str) -> Path:
-    """A new folder ``parent/name-YYYYMMDD-HHMMSS`` (UTC) that nobody else has; a number is added if need be.
+    """Make a new folder ``parent/name-YYYYMMDD-HHMMSS`` (UTC), with a number if that name exists.
 
     Args:
-        parent: made if it is not there.
+        parent: made if it does not exist.
         name: of the experiment.
 
     Returns:
-        Its path.
+        The path of the folder.
     """
     stem = Path(parent) / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     for attempt in range(1, 1000):
@@ -37,13 +37,13 @@ def create_run_folder(parent: str | Path, name: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise FileExistsError(f"{stem}: got 999 runs of the same second; expected fewer")
+    raise FileExistsError(f"{stem}: got 999 runs within one second; expected fewer")
 
 
 def write_beginning(folder: Path, config: dict[str, Any], file: str | Path, files: Sequence[str | Path] = ()) -> None:
-    """Write what a run begins with: ``config.json``, the code and the environment.
+    """Write the files at the start of a run: ``config.json``, the code and the environment.
 
-    The code is kept below ``code/``, the config once more beside it, so that what has changed since can be shown.
+    The code is stored below ``code/``, with a copy of the config, so that later changes can be shown.
     """
     texts = code.sources(file, files)
     config = config | {"code_sha256": code.digest(texts)}
@@ -53,14 +53,14 @@ def write_beginning(folder: Path, config: dict[str, Any], file: str | Path, file
 
 
 def change_settings(folder: Path, flags: dict[str, Any], at_step: int) -> None:
-    """Have the config of a run say that from a step on it goes on with other flags; what was before stays in it."""
+    """Change the flags of a run from a step on; the config also keeps the old ones."""
     config, is_mine = read_config(folder), own_mark(folder) == read_json(folder / ENVIRONMENT).get("mark")
     change = {name: [config["flags"].get(name), value] for name, value in flags.items()}
     config["flags"] |= flags
     config["changes"] = [*config.get("changes", []), {"at_step": at_step} | change]
-    (folder / RESULT).unlink(missing_ok=True)  # it is not done any more
+    (folder / RESULT).unlink(missing_ok=True)  # the run is no longer done
     text, then = _json(config), read_json(folder / ENVIRONMENT)
-    if is_mine:  # both marks hold until all is written, whenever it is killed
+    if is_mine:  # until all is written both marks are valid, in case the process is killed
         changed = code.mark(code.digest(code.kept(folder / CODE) | {CONFIG: text}))
         write_json(folder / ENVIRONMENT, then | {"mark": f"{then['mark']} {changed}"})
     replace_file(folder / CODE / CONFIG, text.encode())
@@ -69,7 +69,7 @@ def change_settings(folder: Path, flags: dict[str, Any], at_step: int) -> None:
 
 
 def finish_change(folder: Path) -> None:
-    """Complete a change of settings of this user's own run that was killed on the way."""
+    """Complete a change of settings that was killed, if this user has started the run."""
     then = read_json(folder / ENVIRONMENT)
     marks = str(then.get("mark", "")).split()
     if len(marks) > 1 and own_mark(folder) in marks:
@@ -78,28 +78,28 @@ def finish_change(folder: Path) -> None:
 
 
 def changes(folder: Path, file: str | Path, files: Sequence[str | Path] = ()) -> str:
-    """How the config and the code have changed since a run was started, as a diff; nothing if they have not."""
+    """The changes of the config and the code since the start of a run, as a diff; "" if there are none."""
     then = code.kept(folder / CODE)
     now = code.present(file, then) | code.sources(file, files)
     return code.difference(then, now | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
 
 
 def is_own(folder: Path, file: str | Path) -> bool:
-    """Whether this user has started a run, with the code that is kept with it, from a file of this name."""
+    """Whether this user has started a run, with the code that is stored with it, from a file of this name."""
     mark, marked = own_mark(folder), str(read_json(folder / ENVIRONMENT).get("mark", ""))
-    its = Path(file).name in code.kept(folder / CODE)
-    return bool(mark) and its and hmac.compare_digest(mark.encode(), marked.encode())
+    same_name = Path(file).name in code.kept(folder / CODE)
+    return bool(mark) and same_name and hmac.compare_digest(mark.encode(), marked.encode())
 
 
 def changes_before_loading(folder: Path, file: str | Path) -> str:
-    """As ``changes``, of an experiment that is not loaded: none of its code runs."""
+    """As ``changes``, for an experiment that is not loaded; none of its code is run."""
     then = code.kept(folder / CODE)
-    seen = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
-    return code.difference(seen, code.present(file, seen) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
+    texts = {name: text for name, text in then.items() if not name.startswith(code.FILES)}
+    return code.difference(texts, code.present(file, texts) | {CONFIG: (folder / CONFIG).read_text(encoding="utf-8")})
 
 
 def own_mark(folder: Path) -> str:
-    """What shows that this user has started a run, with the code and the config that are kept with it."""
+    """A signature of this user for the code and the config that are stored with a run."""
     return code.mark(code.digest(code.kept(folder / CODE)))
 
 
@@ -107,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of a run.
 
     Raises:
-        ValueError: the folder is none of a run.
+        ValueError: this is not the folder of a run.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -115,19 +115,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     parts = [config.get(name) for name in ("flags", "init", "data")]
     if config.get("verb") not in ("run", "sweep") or not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{path}: expected the settings of a run")
+        raise ValueError(f"{path}: got other content; expected the settings of a run")
     return config
 
 
 def run_state(folder: Path) -> str:
-    """How it stands with a run: running, done, interrupted (also when it was killed), diverged or failed."""
+    """The state of a run: running, done, interrupted (also if it was killed), diverged or failed."""
     if owner(folder) is not None:
         return "running"
     return result_state(folder)
 
 
 def result_state(folder: Path) -> str:
-    """The same of a run that nobody carries out."""
+    """The state of a run that is not running."""
     result = read_json(folder / RESULT)
     if not result:
         return "interrupted"
@@ -140,12 +140,12 @@ def _json(content: Any) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; numbers that JSON lacks (NaN, infinity) become null."""
+    """Replace a JSON file; numbers that JSON does not have (NaN, infinity) become null."""
     replace_file(path, _json(content).encode())
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside the code, and when it was made.
+    """The machine and software that a result depends on, and the time.
 
     >>> sorted(environment())[:3]
     ['cores', 'devices', 'driver']

@@ -1,8 +1,8 @@
-"""Who holds a run folder: one process at a time, and a dead one no longer.
+"""The lock of a run folder: one process at a time holds it.
 
-The kernel's lock on the file ``lock`` ends with its owner, however that dies; processes that it forked do not keep it.
-``lock.json`` beside it says who that is. Where a file system knows no locks, filelock warns, and goes by the process
-that its file names.
+The kernel releases the lock on the file ``lock`` when its owner ends, in any way; forked processes do not inherit it.
+``lock.json`` beside it describes the owner. On a file system without locks filelock warns, and uses the process id in
+its file instead.
 """
 
 import json
@@ -17,28 +17,28 @@ from typing import Any, NamedTuple
 from minijaxnet._files import NotAFile, open_own, read_json, replace_file
 
 LOCK, OWNER = "lock", "lock.json"
-# Somebody who only looks may hold it for a moment.
+# A process that only checks the lock may hold it for a moment.
 _WAIT_S = 0.2
 
 
 class RunInUse(OSError):
-    """A run folder that another process holds."""
+    """An error: another process holds the run folder."""
 
 
-class Held(NamedTuple):
-    """A run folder that this process holds, as ``hold`` gave it."""
+class HeldFolder(NamedTuple):
+    """A run folder that this process holds; ``hold`` makes it."""
 
     folder: Path
 
 
 @contextmanager
-def hold(folder: str | Path | Held) -> Iterator[Held]:
-    """Hold a run folder within the ``with``; one that is held already, by whoever hands it on, stays so.
+def hold(folder: str | Path | HeldFolder) -> Iterator[HeldFolder]:
+    """Hold a run folder within the ``with``. A ``HeldFolder`` is passed through and stays held.
 
     Raises:
-        RunInUse: a process that is alive holds it, this one included; the text names it and since when.
+        RunInUse: a running process, which may be this one, holds it; the text has the process and the time.
     """
-    if isinstance(folder, Held):
+    if isinstance(folder, HeldFolder):
         yield folder
         return
     from filelock import Timeout  # 70 ms: imported where used
@@ -51,24 +51,24 @@ def hold(folder: str | Path | Held) -> Iterator[Held]:
         other = read_json(folder / OWNER)
         who = f"process {other.get('pid', 'unknown')} on {other.get('host', 'an unknown machine')}"
         since = f" since {other['since_utc']}" if "since_utc" in other else ""
-        raise RunInUse(f"{folder}: {who} holds this run{since}; expected a run that nobody carries out") from None
+        raise RunInUse(f"{folder}: {who} holds this run{since}; expected a run that is not running") from None
     pid = os.getpid()
     try:
         me = {"pid": pid, "host": platform.node(), "since_utc": datetime.now(UTC).isoformat(timespec="seconds")}
         replace_file(folder / OWNER, json.dumps(me).encode())
-        yield Held(folder)
+        yield HeldFolder(folder)
     finally:
-        if os.getpid() == pid:  # a process that was forked meanwhile holds nothing
+        if os.getpid() == pid:  # a forked process does not hold it
             for name in (OWNER, LOCK):
-                with suppress(OSError):  # Windows removes no open file: filelock does so afterwards
+                with suppress(OSError):  # Windows cannot remove an open file; there filelock removes it afterwards
                     (folder / name).unlink()
             lock.release()
 
 
 def owner(folder: str | Path) -> dict[str, Any] | None:
-    """Who holds a run folder, ``{"pid", "host", "since_utc"}``; None if nobody does that is alive.
+    """The running process that holds a run folder, ``{"pid", "host", "since_utc"}``; None if there is none.
 
-    To read the files is enough to know; what a file system without locks knows, only those can ask who may write.
+    This needs only read access to the files, but write access on a file system without locks.
     """
     folder = Path(folder)
     return (read_json(folder / OWNER) or {"host": platform.node()}) if _is_locked(folder / LOCK) else None
@@ -77,7 +77,7 @@ def owner(folder: str | Path) -> dict[str, Any] | None:
 def _lock(path: Path) -> Any:
     from filelock import FileLock
 
-    if not path.parent.is_dir():  # filelock would make it
+    if not path.parent.is_dir():  # otherwise filelock would make the folder
         raise FileNotFoundError(f"{path.parent}: there is no such folder; expected the folder of a run")
     if path.is_symlink():
         raise NotAFile(f"{path}: got a symbolic link; expected the file itself")
@@ -89,7 +89,7 @@ def _is_locked(path: Path) -> bool:
         with open(path, "rb", opener=open_own) as file:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see one another
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two checks do not block each other
             return False
     except BlockingIOError:
         return True
@@ -100,5 +100,5 @@ def _is_locked(path: Path) -> bool:
     try:
         with _lock(path):
             return False
-    except (Timeout, OSError):  # who may not ask cannot tell
+    except (Timeout, OSError):  # without write access it is unknown, and counts as held
         return True

@@ -1,7 +1,7 @@
-"""What happened, a line each, on disk as it happens: ``metrics.jsonl``, and apart from it clocks in ``timing.jsonl``.
+"""The log of a run: rows of metrics in ``metrics.jsonl``, and their times in ``timing.jsonl``.
 
-A line of metrics is ``{"step", "loss", "gradient_norm", ...}``: what the step saw before it moved, and what was
-measured there. There is no clock in it, so two runs of the same numbers have the same file.
+A row is ``{"step", "loss", "gradient_norm", ...}``: the loss and the gradient norm before the step, and the numbers of
+``measure``. It has no times, so two runs with equal numbers have equal files.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from minijaxnet._tables import significant
 from minijaxnet._types import Params
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
-# The log of so few weights shows where each is.
+# With at most this many weights the log has the value of each.
 MOST_WATCHED = 2
 
 
 class Progress(NamedTuple):
-    """Where a fit stands, told after each chunk; steps are counted from its first start."""
+    """The progress of a fit after a chunk; steps are counted from the first start of the run."""
 
     step: int
     steps: int
@@ -38,18 +38,18 @@ class Progress(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """Functions that receive the rows that a ``fit`` logs: for TensorBoard, Weights & Biases, MLflow or a progress bar.
+    """Functions that receive the logged rows of a ``fit``: for TensorBoard, Weights & Biases, MLflow or a progress bar.
 
-    ``fit`` calls them between chunks of compiled steps, in its own thread; of several processes only the first one
-    does. An exception that they raise ends the fit.
+    ``fit`` calls them between chunks of compiled steps, in the caller's thread; with several processes only the first
+    process calls them. An exception that they raise ends the fit.
 
     Attributes:
-        write: ``write(row)``, once for each row, when it has been written to ``metrics.jsonl``: every ``log_every``
-            steps, and once more at the end. A row is ``{"step": int, "loss": float, "gradient_norm": float}`` with what
-            ``measure`` added; steps are rising.
-        begin: ``begin(step)``, once, before the first row: 0, or the step from which a resumed fit goes on. Rows from
-            that step on, which an earlier process may have written already, follow anew, with the same numbers.
-        progress: ``progress(progress)``, after each chunk.
+        write: ``write(row)``, called once for each row, after it was written to ``metrics.jsonl``: every ``log_every``
+            steps, and at the end. A row is ``{"step": int, "loss": float, "gradient_norm": float}`` with the numbers of
+            ``measure``; steps increase.
+        begin: ``begin(step)``, called once before the first row, with 0 or the step from which a fit is resumed. Rows
+            from that step on may have been written by an earlier process; they are written again with equal numbers.
+        progress: ``progress(progress)``, called after each chunk.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,7 +68,7 @@ class Sink(NamedTuple):
 
 
 class Log:
-    """The rows, kept, and written as they come. Used within a ``with``; nothing is written without a folder."""
+    """The logged rows, in memory and, if there is a folder, in files. To be used in a ``with`` statement."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Log:
         resume: bool = False,
         sink: Sink | None = None,
     ):
-        """Begin new files in the folder, or with ``resume`` take over what is there; see ``begin``."""
+        """Make new files in the folder, or with ``resume`` read the existing ones; then call ``restart``."""
         self.rows: list[dict[str, Any]] = []
         self._sha256 = hashlib.sha256()
         self._sink = sink
@@ -86,7 +86,7 @@ class Log:
             return
         self._path = Path(folder) / METRICS
         if self._path.exists() and not resume:
-            raise FileExistsError(f"{self._path}: there is a run in this folder; expected a new one, or resume=True")
+            raise FileExistsError(f"{self._path}: got the folder of a run; expected a new one, or resume=True")
         if resume:
             self.rows = read_rows(self._path)
         with contextlib.ExitStack() as opened:
@@ -94,9 +94,9 @@ class Log:
                 self._files[path.name] = opened.enter_context(Lines(path, mode))
             opened.pop_all()
 
-    def append(self, step: int, seen: Mapping[str, Any], run_s: float) -> None:
-        """Keep a row of what was seen at a step, after so many seconds of compiled steps, and write it."""
-        self.rows.append({"step": step} | dict(seen))
+    def append(self, step: int, numbers: Mapping[str, Any], run_s: float) -> None:
+        """Add a row for a step, after ``run_s`` seconds of compiled steps, and write it."""
+        self.rows.append({"step": step} | dict(numbers))
         line = _line(self.rows[-1])
         self._write(METRICS, line)
         self._sha256.update(line.encode())
@@ -104,8 +104,8 @@ class Log:
         if self._sink is not None:
             self._sink.write(self.rows[-1])
 
-    def begin(self, step: int) -> None:
-        """Forget all from a step on, since it will be seen again."""
+    def restart(self, step: int) -> None:
+        """Remove the rows from a step on, as they will be logged again."""
         self.rows, content = [row for row in self.rows if row["step"] < step], self._content(step)
         self._sha256 = hashlib.sha256(content)
         if self._files:
@@ -116,12 +116,12 @@ class Log:
             self._sink.begin(step)
 
     def synced_sha256(self) -> str:
-        """A SHA-256 over all rows, once the disk holds them."""
+        """Flush all rows to the disk, and return their SHA-256."""
         self.sync()
         return self._sha256.hexdigest()
 
     def sha256_before(self, step: int) -> str:
-        """The same over those of earlier steps."""
+        """The SHA-256 of the rows before a step."""
         return hashlib.sha256(self._content(step)).hexdigest()
 
     def _content(self, step: int) -> bytes:
@@ -129,17 +129,17 @@ class Log:
 
     @property
     def every(self) -> int | None:
-        """Steps from one row to the next, if there are two at least that do not end it."""
+        """Steps between two rows; None with fewer than three rows, since the last row may come earlier."""
         steps = [row["step"] for row in self.rows[:3]]
         return steps[1] - steps[0] if len(steps) == 3 else None
 
     def whole_until(self, every: int) -> int:
-        """The first multiple of ``every`` that has no row."""
+        """The first multiple of ``every`` without a row."""
         steps = {row["step"] for row in self.rows}
         return next(step for step in itertools.count(0, every) if step not in steps)
 
     def sync(self) -> None:
-        """Have the disk hold all that was written."""
+        """Flush the files to the disk."""
         for file in self._files.values():
             file.sync()
 
@@ -148,7 +148,7 @@ class Log:
             self._files[name].append(line)
 
     def __enter__(self) -> "Log":
-        """Append within a ``with``."""
+        """Return the log."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -158,7 +158,7 @@ class Log:
 
 
 def first_and_last(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and the rows of a table of what was logged first and last.
+    """The headings and cells of a table of the first and the last row.
 
     >>> first_and_last([{"step": 0, "loss": 2.0}, {"step": 1_000, "loss": 0.5}])
     (('', 'at step 0', 'at step 1,000'), [('loss', '2', '0.5')])
@@ -170,15 +170,15 @@ def first_and_last(rows: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tu
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, as far as it is whole: the last line of a killed run may not be.
+    """Read the rows of a metrics file up to the first damaged line; a killed run may leave a part of a line.
 
-    What JSON cannot hold, NaN and infinity, comes back as NaN.
+    NaN and infinity, which JSON does not have, are read as NaN.
     """
     try:
         lines = read_own(Path(path)).splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    try:  # all at once, which is four times as fast, if each line is one row
+    try:  # all lines at once, which is four times as fast
         found = json.loads(b"[%b]" % b",".join(lines))
     except (ValueError, RecursionError):
         found = []
@@ -191,15 +191,16 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether it has a step and numbers alone."""
+    """Whether this is a dictionary with a step and numbers only."""
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
-    small = (value for value in row.values() if type(value) is not int or abs(value) < 1 << 63)  # others are no floats
+    # Larger ints may not fit into a float.
+    small = (value for value in row.values() if type(value) is not int or abs(value) < 1 << 63)
     return sum(isinstance(value, int | float | None) for value in small) == len(row)
 
 
 def _whole_rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """The rows up to the first line that is none."""
+    """The rows before the first line that is not a row."""
     for line in lines:
         try:
             row = json.loads(line)
@@ -215,7 +216,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def weights_of(params: Params) -> dict[str, jax.Array]:
-    """Each number of some params under a name of its own, with slashes as TensorBoard's groups have them.
+    """Each number of the params by a name with slashes, as in TensorBoard's groups.
 
     >>> list(weights_of({"a": jnp.ones(2), "b": jnp.ones(())}))
     ['params/a/0', 'params/a/1', 'params/b']
@@ -232,7 +233,7 @@ def weights_of(params: Params) -> dict[str, jax.Array]:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a logged number is a weight, by its name.
+    """Whether a logged number is a weight, according to its name.
 
     >>> is_weight("params"), is_weight("params/slope"), is_weight("params_norm")
     (True, True, False)

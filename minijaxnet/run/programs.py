@@ -1,4 +1,4 @@
-"""Compiled programs that are kept with a run, so that a new process goes on to the same bits."""
+"""Compiled programs that are stored with a run, so that a resumed run gives the same bits."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,29 +17,29 @@ _SETTINGS = (
 
 @contextlib.contextmanager
 def kept_programs(folder: Path, keep: str) -> Iterator[None]:
-    """Have JAX keep in a run's folder what it compiles meanwhile, and take from there what is kept already.
+    """Let JAX store compiled programs in a run's folder within the ``with``, and use those that are there.
 
-    On a GPU XLA chooses kernels by timing them, so that a new process may choose others, which round otherwise.
+    On a GPU XLA chooses kernels by timing them, so a new process may choose others, with other rounding.
 
     Args:
-        folder: of the run. What is kept there is run: it has to be the user's own.
-        keep: "yes", "no", or "auto" for on an accelerator only: on a CPU the same program is compiled each time. Of
-            several processes none keeps any.
+        folder: of the run. The stored programs are run, so it has to be the user's own folder.
+        keep: "yes", "no", or "auto": only on an accelerator, as a CPU compiles the same program each time. With several
+            processes no programs are stored.
     """
-    wanted = keep == "yes" or (keep == "auto" and jax.default_backend() != "cpu")
-    if not wanted or jax.process_count() > 1:
+    stores = keep == "yes" or (keep == "auto" and jax.default_backend() != "cpu")
+    if not stores or jax.process_count() > 1:
         yield
         return
     from jax.experimental.compilation_cache import compilation_cache
 
     before = {name: jax.config.values[name] for name in _SETTINGS}
     try:
-        # None of XLA's own caches: their folder's name would be part of what a program is found by, so that none would
-        # be found once the run's folder is moved or named by another path.
+        # Without XLA's own caches: their folder's name would be part of a program's key, so that programs would not be
+        # found after the run's folder is moved.
         for name, value in zip(_SETTINGS, (str(folder / PROGRAMS), 0.0, -1, "none"), strict=True):
             jax.config.update(name, value)
-        _drop_cut_off(folder / PROGRAMS)
-        compilation_cache.reset_cache()  # else JAX stays with what it found at its first compilation
+        _remove_damaged(folder / PROGRAMS)
+        compilation_cache.reset_cache()  # otherwise JAX keeps the settings of its first compilation
         yield
     finally:
         for name, value in before.items():
@@ -47,14 +47,14 @@ def kept_programs(folder: Path, keep: str) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _drop_cut_off(programs: Path) -> None:
-    """Remove what a process that was killed has written in part: JAX would neither read it nor write it anew."""
+def _remove_damaged(programs: Path) -> None:
+    """Remove files that a killed process has written in part: JAX would neither read nor replace them."""
     try:
         from jax._src.compilation_cache import decompress_executable
-    except ImportError:  # private to JAX: then its own warning tells
+    except ImportError:  # a private function of JAX; without it JAX itself warns
         return
     for path in programs.glob("*-cache"):
         try:
             decompress_executable(path.read_bytes())
-        except Exception:  # of zlib or of zstd, whichever JAX has found
+        except Exception:  # an error of zlib or of zstd, whichever JAX uses
             path.unlink(missing_ok=True)

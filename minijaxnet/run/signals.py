@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: asked to stop, a run comes to a good end; asked twice, it ends at once."""
+"""SIGINT and SIGTERM: the first signal stops a run after the current chunk, a second one ends it at once."""
 
 import signal
 import threading
@@ -6,34 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Whether somebody asked to stop: ``signum`` is the signal's number, 0 while nobody did."""
+    """Whether a signal has come; ``signum`` is its number, or 0."""
 
     signum = 0
 
     def __bool__(self) -> bool:
-        """Whether to stop."""
+        """Whether a signal has come."""
         return bool(self.signum)
 
 
 @contextmanager
-def heard(*, raises: bool = False) -> Iterator[Stop]:
+def stop_signals(*, raises: bool = False) -> Iterator[Stop]:
     """A ``Stop`` that the first SIGINT or SIGTERM sets.
 
-    From then on they act as before. Outside the main thread nothing is caught: Python hands signals to no other.
+    After it the signals have their former effect. Outside the main thread no signal is caught, since Python passes
+    signals only to the main thread.
 
     Args:
-        raises: whether the first one raises ``KeyboardInterrupt(signum)``, too, where nobody looks at the ``Stop``; a
-            second one then kills the process, since threads that are busy keep an exception waiting.
+        raises: whether the first signal also raises ``KeyboardInterrupt(signum)``, for code that does not check the
+            ``Stop``. A second one then kills the process, since an exception would have to wait for busy threads.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {signum: signal.getsignal(signum) for signum in _HEARD}
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
 
     def restore() -> None:
         for signum, handler in before.items():
@@ -44,11 +45,11 @@ def heard(*, raises: bool = False) -> Iterator[Stop]:
         if not raises:
             restore()
             return
-        for each in _HEARD:
+        for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt(signum)
 
-    for signum in _HEARD:
+    for signum in _SIGNALS:
         signal.signal(signum, on_signal)
     try:
         yield stop

@@ -1,4 +1,4 @@
-"""What a fit does between chunks of compiled steps: measure, keep, agree with other processes, log."""
+"""The work of a fit between chunks of compiled steps: measuring, logging, checkpoints, agreement of processes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +20,15 @@ from minijaxnet.run.measured import measured_by, row_of
 from minijaxnet.run.signals import Stop
 from minijaxnet.streams import Stream
 
-# A chunk of compiled steps lasts about this long: short enough for Ctrl-C, long enough to cost nothing.
+# The time of a chunk of compiled steps: short enough for Ctrl-C, long enough that the work between costs little.
 _CHUNK_S = 0.1
 
 
 class Watch(NamedTuple):
-    """Who looks at a fit between its chunks.
+    """The parts of a fit that work between its chunks.
 
     Attributes:
-        every: steps from one logged row to the next.
+        every: steps between logged rows.
     """
 
     every: int
@@ -40,12 +40,12 @@ class Watch(NamedTuple):
     stop: Stop
 
 
-class Ran(NamedTuple):
-    """A descent that was run: where it ended, how, and how long it took.
+class Outcome(NamedTuple):
+    """The end of a descent: its last state, its history, and its times.
 
     Attributes:
         interrupted: the signal that ended it; 0 if none did.
-        stopped_early: whether the number to keep the best of has not become better for long enough.
+        stopped_early: whether the metric has not improved for ``patience`` rows.
     """
 
     state: DescentState
@@ -58,19 +58,19 @@ class Ran(NamedTuple):
 
 def run_watched(
     step: Any, state: DescentState, source: InMemory | Stream, until_flat: Any, steps: range, watch: Watch
-) -> Ran:
+) -> Outcome:
     """Run a descent for a range of steps.
 
-    Before each chunk it is measured if a row is due, all processes agree on the chunk's length, and a checkpoint is
-    kept if one is due; after it the row is logged.
+    Before each chunk, metrics are measured if a row is due, all processes agree on the length of the chunk, and a
+    checkpoint is saved if one is due. After the chunk the row is logged.
 
     Args:
         step: of a descent.
-        state: where to start; donated.
+        state: the start; donated.
         source: of the batches.
         until_flat: from ``flat_norm``.
-        steps: from the first step to the last but one.
-        watch: who looks.
+        steps: the range of steps.
+        watch: the parts of the fit.
     """
     started, history, run_s, steps_per_s = time.perf_counter(), History(len(steps)), 0.0, 1.0
     capacity, block = chunk_capacity(step, state, source), block_on(state)
@@ -78,20 +78,20 @@ def run_watched(
 
     def lengths() -> Iterator[int]:
         nonlocal started, measured, interrupted, stopped_early
-        yield 0  # all the time that this chunk takes is tracing and compiling
+        yield 0  # a chunk without steps: its time is that of tracing and compiling
         while True:
             at, goes_on = steps.start + history.steps_taken, history.status == OUT_OF_STEPS
             most = min(steps.stop - at, watch.every - at % watch.every, watch.keeper.steps_left(at), capacity)
             if goes_on and most > 0:
-                source.arrays()  # the next batches, if there are any
+                source.arrays()  # reads the next batches
                 most = 0 if source.ended else min(most, source.left)
             measured = None
             if goes_on and most > 0 and at % watch.every == 0:
                 measured = measured_by(watch.measure, state.params)
-                watch.best.see(at, state.params, measured)
-            timely = max(1, int(_CHUNK_S * steps_per_s))
-            own = (min(most, timely // block * block or timely), watch.keeper.is_due(at), watch.best.is_over)
-            # What clocks and signals say is not the same in each process: here they agree on what comes next.
+                watch.best.update(at, state.params, measured)
+            in_time = max(1, int(_CHUNK_S * steps_per_s))
+            own = (min(most, in_time // block * block or in_time), watch.keeper.is_due(at), watch.best.is_over)
+            # Clocks and signals differ between processes, so the processes agree on what comes next.
             plans = all_gather((*own, watch.stop.signum))
             (length, is_due, stopped_early, _), interrupted = plans[0].tolist(), int(plans[:, 3].max())
             if not goes_on or most <= 0 or interrupted or stopped_early:
@@ -107,30 +107,30 @@ def run_watched(
     compile_s = time.perf_counter() - started
     for state, trace in running:
         jax.block_until_ready((state, trace))
-        seconds, seen = time.perf_counter() - started, history.append(trace)
-        taken, run_s = len(seen.loss), run_s + seconds
+        seconds, info = time.perf_counter() - started, history.append(trace)
+        taken, run_s = len(info.loss), run_s + seconds
         source.take(taken)
         if not taken:
             continue
-        # Grow no faster than fourfold: the first chunk is one step, and its time mostly the call's.
+        # At most fourfold: the first chunk is one step, and most of its time is that of the call.
         steps_per_s, at = min(taken / seconds, 4 * steps_per_s), steps.start + history.steps_taken
         if measured is not None:
-            watch.log.append(at - taken, row_of(seen, measured), run_s)
+            watch.log.append(at - taken, row_of(info, measured), run_s)
         if watch.sink is not None:
-            loss, norm = float(seen.loss[-1]), float(seen.gradient_norm[-1])
+            loss, norm = float(info.loss[-1]), float(info.gradient_norm[-1])
             watch.sink.progress(Progress(at, steps.stop, loss, norm, history.steps_taken / run_s))
-    return Ran(state, history, interrupted, bool(stopped_early), compile_s, run_s)
+    return Outcome(state, history, interrupted, bool(stopped_early), compile_s, run_s)
 
 
-def log_the_end(
-    step: Any, ran: Ran, source: InMemory | Stream, until_flat: Any, end: int, watch: Watch
+def log_last_row(
+    step: Any, outcome: Outcome, source: InMemory | Stream, until_flat: Any, end: int, watch: Watch
 ) -> DescentState:
-    """Log what the next step would see; the state, as it was."""
+    """Log a last row for the last state, without taking a step; return this state."""
     everything_is_flat = np.asarray(np.inf, until_flat.dtype)
-    [(state, seen)] = chunks(step, ran.state, source, [1], everything_is_flat)
+    [(state, info)] = chunks(step, outcome.state, source, [1], everything_is_flat)
     measured = measured_by(watch.measure, state.params)
-    if not (ran.interrupted and end % watch.every):  # a fit that nothing ended would not look at these weights
-        watch.best.see(end, state.params, measured)
-    watch.log.append(end, row_of(jax.device_get(seen), measured), ran.run_s)
+    if not (outcome.interrupted and end % watch.every):  # without the signal there would be no row at this step
+        watch.best.update(end, state.params, measured)
+    watch.log.append(end, row_of(jax.device_get(info), measured), outcome.run_s)
     watch.log.sync()
     return state

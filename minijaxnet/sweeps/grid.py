@@ -1,8 +1,8 @@
-"""Sweeps: one run for each value of a seed, a learning rate or anything else, all of them in one compiled program.
+"""Sweeps: one run for each value of a seed, a learning rate or anything else, all in one compiled program.
 
-A run is a pure function of its arguments, so a thousand runs are one ``vmap``. The grid is cut into blocks that fit
-into memory, one a core at a time; each is a call of the same program, and what it found goes to the host. On a mesh a
-call runs a block on each of its devices: the same program on each, with nothing to say to the others.
+A run is a pure function of its arguments, so a thousand runs are one ``vmap``. The grid is divided into blocks that fit
+into memory. A CPU runs one block per core at a time. Each block is a call of the same program, and its output goes to
+the host. On a mesh a call runs one block on each device, without communication between the devices.
 """
 
 import functools
@@ -20,20 +20,20 @@ from jax.sharding import Mesh
 from minijaxnet._checks import check_callable
 from minijaxnet._trees import is_keys
 from minijaxnet.data import numbers
-from minijaxnet.history import nothing
+from minijaxnet.history import missing_value
 from minijaxnet.sweeps.program import program_of, replicas, workers_of
 from minijaxnet.sweeps.result import SweepResult
 
 
 class Blocks(NamedTuple):
-    """Where the finished blocks of a sweep are kept, so that a later call need not run them again.
+    """A store of finished blocks of a sweep, so that a later call does not run them again.
 
     Attributes:
-        size: replicas a block, where some are kept already; else None.
-        load: ``load(first, like)``: the output of the block that begins with a replica, as NumPy arrays like these;
-            None if it is not kept.
+        size: replicas per block, if there are stored blocks; else None.
+        load: ``load(first, like)``: the output of the block whose first replica is ``first``, as NumPy arrays like
+            ``like``; None if it is not stored.
         save: ``save(first, output)``.
-        mine: ``mine(first, size)``: whether this process runs the block; what others run stays unfinished here.
+        mine: ``mine(first, size)``: whether this process runs the block; other blocks stay unfinished in its result.
     """
 
     size: int | None
@@ -55,32 +55,32 @@ def sweep(
     """Call ``run(**values)`` for every combination of the axes' values, in one compiled program.
 
     Args:
-        run: a pure function of one value of each axis, by name, that returns a pytree of arrays, such as what
-            ``descend`` returns.
-        axes: ``{name: values}``, each an array or keys with an axis in front, at least one value long.
-        zipped: whether the first values of all axes go together, then the second, and so on; else it is the grid.
-        block: how many replicas a call runs, on each device of a mesh; on a CPU each core runs a call of its own. If
-            None, a core's or a device's share of them, or as many as fit into memory; on a CPU at most 1,000 a core,
-            which the devices that it is divided into share, as they do its memory.
-        blocks: where finished blocks are kept; those that are there are not run. They hold for the same run and axes,
-            on whatever mesh.
-        on_progress: called after each call with the replicas that are done, and how many there are.
-        mesh: whose axis ``"replica"``, or else its first one, the replicas are divided over; on the default device if
-            None. Along its other axes ``run`` may divide its batches, by ``on_mesh(mesh, descent)``; what devices then
-            exchange stays within their replica.
+        run: a pure function of one value of each axis, by name, that returns a tree of arrays, such as the output of
+            ``descend``.
+        axes: ``{name: values}``, each an array or keys with a leading axis of at least one value.
+        zipped: whether to combine the first values of all axes, then the second values, and so on; by default all
+            combinations are run.
+        block: replicas per block. A call runs one block, or one on each device of a mesh; on a CPU each core runs its
+            own call. If None, a core's or a device's share of the replicas, or as many as fit into memory; on a CPU at
+            most 1,000 per core, shared by the devices into which the CPU is divided.
+        blocks: a store of finished blocks, which are not run again. It is valid for the same run and axes, with any
+            mesh.
+        on_progress: called after each call with the number of finished replicas and the number of all.
+        mesh: replicas are divided over its axis ``"replica"``, or else its first one; the default device if None.
+            Along the other axes ``run`` may divide its batches, by ``on_mesh(mesh, descent)``; then devices communicate
+            only within their replica.
 
     Returns:
-        What the runs returned. A run that diverges is a result, too, and leaves the others alone. Each replica equals
-        the same run by itself to rounding: of many small matrix products XLA sums the terms in another order than of
-        one. Equal blocks are the same program, so with the same ``block`` a replica has the same bits on devices of
-        one kind however many of them a mesh has, unless ``run`` divides its batches. Ctrl-C keeps the blocks that are
-        finished; before the first one it raises as ever.
+        The outputs of the runs. A run that diverges is a result, too, and does not affect the others. Each replica
+        equals the same run alone up to rounding: XLA sums the terms of many small matrix products in another order than
+        those of one. Blocks of equal size are the same program, so with the same ``block`` a replica has the same bits
+        for any number of devices of one kind, unless ``run`` divides its batches. After Ctrl-C the result has the
+        finished blocks; without any, KeyboardInterrupt is raised.
 
     Raises:
-        ValueError: no axis, an axis without values, axes of unequal length that are zipped; a replica for which there
-            is not enough memory; a run with side effects; a mesh with axes that are not Auto, or with devices of other
-            processes.
-        TypeError: a run that is no function; values without an axis in front; a run that returns what is no array.
+        ValueError: there is no axis; an axis has no values; zipped axes have different lengths; a replica does not fit
+            into memory; the run has side effects; the mesh has axes that are not Auto, or devices of other processes.
+        TypeError: the run is not a function; values have no leading axis; the run returns something other than arrays.
 
     Example:
         >>> from minijaxnet.descent import gradient_descent
@@ -92,11 +92,11 @@ def sweep(
         >>> result.output.loss.shape, result.best().place
         ((2, 3, 20), (0, 2))
 
-        What networks from several seeds predict together, mean and spread, is one ``vmap`` over the params that ``run``
-        returned, leading axes in the axes' order:
+        Mean and spread of the predictions of networks from several seeds are one ``vmap`` over the params that ``run``
+        returned, with the axes in front:
 
-        >>> slopes = sweep(lambda slope: slope, {"slope": jnp.array([1.0, 2.0, 3.0])}).output
-        >>> predictions = jax.vmap(lambda slope, x: slope * x, (0, None))(slopes, jnp.array([1.0, 10.0]))
+        >>> params = sweep(lambda weight: weight, {"weight": jnp.array([1.0, 2.0, 3.0])}).output
+        >>> predictions = jax.vmap(lambda weight, x: weight * x, (0, None))(params, jnp.array([1.0, 10.0]))
         >>> jnp.mean(predictions, axis=0).tolist(), jnp.std(predictions, axis=0, ddof=1).tolist()
         ([2.0, 20.0], [1.0, 10.0])
 
@@ -124,7 +124,7 @@ def sweep(
     rows = dict.fromkeys(axes, places[0]) if zipped else dict(zip(axes, places, strict=True))
 
     def values_of(firsts: Sequence[int], size: int) -> dict[str, Any]:
-        # The last blocks are filled up with the last replica, so that one program serves all.
+        # The last blocks are padded with the last replica, so that all blocks share one program.
         at = np.minimum(np.add.outer(firsts, np.arange(size)).ravel(), count - 1)
         return {name: values[rows[name][at]] for name, values in axes.items()}
 
@@ -136,7 +136,7 @@ def sweep(
 
     def call(firsts: Sequence[int]) -> list[Any]:
         filled = [*firsts, *[count] * (workers.rows - len(firsts))]
-        with jax.enable_x64(x64):  # which each thread has for itself
+        with jax.enable_x64(x64):  # the setting is separate for each thread
             output = jax.tree.map(_on_host, program(workers.put(values_of(filled, size))))
         parts = [slice(i * size, (i + 1) * size) for i in range(len(firsts))]
         return [jax.tree.map(lambda leaf, part=part: leaf[part], output) for part in parts]
@@ -144,7 +144,7 @@ def sweep(
     output, finished = None, np.zeros(count, bool)
     if blocks is not None:
         like = jax.tree.map(_like_on_host, jax.eval_shape(functools.partial(replicas, run), values_of([0], size)))
-        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), nothing(leaf)), like)
+        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), missing_value(leaf)), like)
         for first in range(0, count, size):
             if (kept := blocks.load(first, like)) is not None:
                 output = _stored(output, kept, first, count)
@@ -170,7 +170,7 @@ def sweep(
                 if on_progress is not None:
                     on_progress(int(finished.sum()), count)
         except BaseException as error:
-            pool.shutdown(cancel_futures=True)  # and wait for those under way, which are as good as any
+            pool.shutdown(cancel_futures=True)  # and wait for the running calls, whose results are kept
             if not isinstance(error, KeyboardInterrupt):
                 raise
             for found in [found for found in calls if not found.cancelled() and found.exception() is None]:
@@ -182,7 +182,7 @@ def sweep(
 
 
 def _values(name: str, values: Any) -> Any:
-    """An axis as an array: NumPy's for numbers, JAX's for keys."""
+    """Convert the values of an axis to an array: of NumPy for numbers, of JAX for keys."""
     if not isinstance(name, str):
         raise TypeError(f"axes: got the name {name!r}; expected text, an argument of run")
     if isinstance(values, Iterator):
@@ -204,16 +204,16 @@ def _on_host(leaf: jax.Array) -> np.ndarray:
 
 
 def _like_on_host(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """An array like what a block returns of a leaf, without memory of its own."""
+    """An array with the shape and dtype of a block's output on the host; it takes no memory."""
     if is_keys(leaf):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _stored(output: Any, found: Any, first: int, count: int) -> Any:
-    """The output of all replicas, with a block's put in its place."""
+    """The output of all replicas, after storing that of one block in it."""
     if output is None:
-        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), nothing(leaf)), found)
+        output = jax.tree.map(lambda leaf: np.full((count, *leaf.shape[1:]), missing_value(leaf)), found)
     for mine, new in zip(jax.tree.leaves(output), jax.tree.leaves(found), strict=True):
         mine[first : first + len(new)] = new[: count - first]
     return output

@@ -1,4 +1,4 @@
-"""What the runs of a sweep returned, where they ended, and which of them ended lowest."""
+"""The result of a sweep: the outputs of its runs, their last losses, and the best replica."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from minijaxnet.history import DIVERGED, FLAT, Trace
 
 
 class Best(NamedTuple):
-    """The replica that ended best.
+    """The best replica of a sweep.
 
     Attributes:
         place: its index on the axes.
         values: ``{axis: value}``.
-        loss: where it ended, as in ``losses``.
+        loss: its last loss, as in ``losses``.
     """
 
     place: tuple[int, ...]
@@ -26,14 +26,14 @@ class Best(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """What the runs of a sweep returned; print ``table()``.
+    """The outputs of the runs of a sweep; print ``table()``.
 
     Attributes:
-        axes: ``{name: values}``, as they were given.
-        output: what a run returns, as NumPy arrays with the axes in front: one each, in their order, or one for all of
-            them if they were zipped. Of keys, their data.
+        axes: ``{name: values}``, the argument of ``sweep``.
+        output: the outputs of the runs, as NumPy arrays with the axes in front: all axes in order, or a single one if
+            they were zipped. Random keys are stored as their data.
         finished: which replicas were run, of the axes' shape; all of them, unless Ctrl-C ended the sweep.
-        block: how many replicas a call of the program ran.
+        block: replicas per block.
     """
 
     axes: dict[str, Any]
@@ -43,7 +43,7 @@ class SweepResult(NamedTuple):
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it."""
+        """Whether Ctrl-C ended the sweep."""
         return not self.finished.all()
 
     @property
@@ -51,7 +51,7 @@ class SweepResult(NamedTuple):
         """The trace in the output.
 
         Raises:
-            TypeError: there is none.
+            TypeError: the output has no trace.
         """
         nodes = jax.tree.leaves(self.output, is_leaf=lambda node: isinstance(node, Trace))
         traces = [node for node in nodes if isinstance(node, Trace)]
@@ -61,10 +61,10 @@ class SweepResult(NamedTuple):
 
     @property
     def losses(self) -> np.ndarray:
-        """Where each replica ended, of the axes' shape; infinite where it diverged, NaN where nothing is known.
+        """The last loss of each replica, of the axes' shape; infinite if it diverged, NaN if it is unknown.
 
-        What the run returns as ``output["loss"]``, if it does; else the last loss in its trace, which is that before
-        its last step, and nothing if it took none.
+        It is ``output["loss"]`` if the run returns that; else the last loss in the trace, which is the one before the
+        last step, and unknown if no step was taken.
         """
         trace = self.trace
         if isinstance(self.output, dict) and "loss" in self.output:
@@ -76,20 +76,20 @@ class SweepResult(NamedTuple):
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """What the run returns as ``output["metrics"]``, by name; NaN where it diverged, or nothing is known."""
+        """The run's ``output["metrics"]`` by name; NaN for a replica that diverged or was not run."""
         found = self.output.get("metrics", {}) if isinstance(self.output, dict) else {}
-        known = np.isfinite(self.losses)
-        return {name: np.where(known, np.asarray(values, np.float64), np.nan) for name, values in found.items()}
+        ended = np.isfinite(self.losses)
+        return {name: np.where(ended, np.asarray(values, np.float64), np.nan) for name, values in found.items()}
 
     def best(self, by: str = "loss") -> Best:
-        """The replica that ended best, of those that did not diverge.
+        """The best replica of those that did not diverge.
 
         Args:
-            by: "loss" for the lowest last loss, or one of ``metrics``: of an accuracy or a score the highest is the
-                best, else the lowest; "highest NAME" or "lowest NAME" say it.
+            by: "loss" for the lowest last loss; "highest NAME" or "lowest NAME" for one of ``metrics``; or a name
+                alone, which means the highest for an accuracy or a score, else the lowest.
 
         Raises:
-            ValueError: all of them diverged, or there is no such metric.
+            ValueError: all replicas diverged, or there is no such metric.
         """
         losses, goal = self.losses, goal_of(by)
         values = {"loss": np.where(np.isfinite(losses), losses, np.nan)} | self.metrics
@@ -97,8 +97,7 @@ class SweepResult(NamedTuple):
             raise ValueError(f"by: got {goal.name!r}; expected one of {', '.join(values)}")
         values = values[goal.name]
         if not np.isfinite(values).any():
-            got = f"got {values.size} replicas, of which none ended at a finite {goal.name}"
-            raise ValueError(f"best: {got}; expected one")
+            raise ValueError(f"best: got {values.size} replicas, none with a finite {goal.name}; expected one with it")
         best = np.nanargmax(values) if goal.highest else np.nanargmin(values)
         place = tuple(int(i) for i in np.unravel_index(best, values.shape))
         each = place if len(place) == len(self.axes) else place * len(self.axes)
@@ -106,15 +105,15 @@ class SweepResult(NamedTuple):
         return Best(place, chosen, float(losses[place]))
 
     def table(self, axis: str | None = None) -> str:
-        """How the replicas ended, by the values of one axis: quantiles of the last loss, medians of the metrics.
+        """A table of the last losses (quantiles) and metrics (medians) for each value of one axis.
 
         Args:
-            axis: its name; the first one of numbers, if not said.
+            axis: the name of the axis; by default the first one of numbers.
         """
         return text_table(*self.cells(axis))
 
     def cells(self, axis: str | None = None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The columns of ``table``, and its rows."""
+        """The headings and the rows of ``table``."""
         name = axis or next((name for name, values in self.axes.items() if not is_keys(values)), next(iter(self.axes)))
         if name not in self.axes:
             raise ValueError(f"axis: got {name!r}; expected one of {', '.join(self.axes)}")
@@ -127,17 +126,17 @@ class SweepResult(NamedTuple):
         rows: list[tuple[str, ...]] = []
         columns = map(by_value, (losses, trace.status, trace.steps_taken))
         for i, (loss, status, taken) in enumerate(zip(*columns, strict=True)):
-            there = ~np.isnan(loss)
-            if not there.any():
-                rows.append((shown(values, i), *["-"] * (5 + len(self.metrics))))
+            ended = ~np.isnan(loss)
+            if not ended.any():
+                rows.append((_axis_value(values, i), *["-"] * (5 + len(self.metrics))))
                 continue
-            quantiles = np.quantile(loss[there], (0.1, 0.5, 0.9), method="nearest")
-            flat = taken[there & (status == FLAT)]
+            quantiles = np.quantile(loss[ended], (0.1, 0.5, 0.9), method="nearest")
+            flat = taken[ended & (status == FLAT)]
             rows.append(
                 (
-                    shown(values, i),
+                    _axis_value(values, i),
                     *(significant(float(q)) for q in quantiles),
-                    percent(float(np.mean(status[there] == DIVERGED))),
+                    percent(float(np.mean(status[ended] == DIVERGED))),
                     significant(float(np.median(flat))) if len(flat) else "-",
                     *(_median(by_value(metric)[i]) for metric in self.metrics.values()),
                 )
@@ -147,14 +146,15 @@ class SweepResult(NamedTuple):
     def _repr_html_(self) -> str:
         try:
             losses = self.losses
-        except TypeError:  # the runs do not return the trace of a descent
+        except TypeError:  # the runs return no trace
             axes = ", ".join(f"{name} ({len(values):,})" for name, values in self.axes.items())
             return html_result(f"Sweep over {axes}, without a Trace in its output")
         verdict = f"Sweep: {losses.size:,} descents, {int((losses == np.inf).sum()):,} diverged"
         if np.isfinite(losses).any():
             best = self.best()
             places = best.place * (len(self.axes) // len(best.place))  # zipped axes share one place
-            where = (f"{name} {shown(values, i)}" for (name, values), i in zip(self.axes.items(), places, strict=True))
+            pairs = zip(self.axes.items(), places, strict=True)
+            where = (f"{name} {_axis_value(values, i)}" for (name, values), i in pairs)
             verdict += f"; lowest loss {significant(best.loss)} at {', '.join(where)}"
         return html_result(verdict, self.cells())
 
@@ -164,10 +164,10 @@ class SweepResult(NamedTuple):
 
 
 def _median(values: np.ndarray) -> str:
-    known = values[np.isfinite(values)]
-    return significant(float(np.median(known))) if len(known) else "-"
+    finite = values[np.isfinite(values)]
+    return significant(float(np.median(finite))) if len(finite) else "-"
 
 
-def shown(values: Any, i: int) -> str:
-    """A value of an axis: a number as it is, anything else by its place."""
+def _axis_value(values: Any, i: int) -> str:
+    """A value of an axis as text: a number, or the place for anything else."""
     return f"#{i}" if is_keys(values) or values.ndim > 1 else significant(float(values[i]))

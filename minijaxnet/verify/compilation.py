@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minijaxnet._jaxpr import closed_over, equations, other_keys
+from minijaxnet._jaxpr import closed_over, equations, non_threefry_keys
 from minijaxnet.verify.arguments import UNTRACEABLE
 from minijaxnet.verify.interpreter import computed_narrow, interpret
 from minijaxnet.verify.perturbation import Perturbation, perturbed
@@ -260,7 +260,7 @@ def quick_options() -> dict[str, Any] | None:
 
 def mapped_axes(rule: Traced, leaves: Sequence[Any]) -> list[int | None]:
     """The axes to ``vmap`` over: of everything, or of floats alone where keys draw other numbers under ``vmap``."""
-    everything = not other_keys(rule.program)
+    everything = not non_threefry_keys(rule.program)
     return [0 if everything or is_inexact(leaf) else None for leaf in leaves]
 
 

@@ -70,7 +70,7 @@ def test_a_test_fails_where_a_step_is_surely_beyond_its_bound_or_surely_slower_t
     assert all(len(content["arms"]) == 2 for content in files.values())
 
     assert suite(1.05, "--bench-against", "saved")["3"] == ""
-    assert "certainly slower than then: other" in suite(1.3, "--bench-against", "saved")["3"]
+    assert "certainly slower than saved: other" in suite(1.3, "--bench-against", "saved")["3"]
     assert suite(1.3, "--bench-against", "saved", "--bench-slower", "1.5")["3"] == ""
     assert "--bench-slower: got nan; expected a ratio" in suite(1.3, "--bench-slower", "nan")["3"]
 

@@ -46,8 +46,8 @@ BAD_EXPERIMENTS = [
         {"test": "*3 * [mjn.Batch(x, y)]"},
         "data: it returns a tuple of 4; expected batches (train, test), or (train, validation, test)",
     ),
-    ("experiment = 3", "its experiment is a int; expected a line `experiment ="),
-    ("pass", "defines no experiment; expected a line `experiment = Experiment(...)`"),
+    ("experiment = 3", "got an experiment that is a int; expected a line `experiment ="),
+    ("pass", "got no experiment; expected a line `experiment = Experiment(...)`"),
     ("import sys\nsys.exit(3)", "my_experiment.py: it does not import:\n"),
 ]
 

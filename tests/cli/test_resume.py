@@ -82,7 +82,7 @@ def test_other_code_or_another_config_is_refused_with_a_diff(file, old, new, her
         forget()
         called = call(*arguments)
         assert called.code == 2
-        assert "got other code or another config than it was started with" in called.err
+        assert "got changed code or a changed config" in called.err
         assert any(line.startswith("-") and old in line for line in called.err.splitlines())
         assert any(line.startswith("+") and new in line for line in called.err.splitlines())
     assert call("resume", only("runs"), "--force").code == 0
@@ -119,7 +119,7 @@ def test_other_versions_are_a_warning_and_settings_that_change_numbers_are_refus
     ("arguments", "words"),
     [
         (["nowhere"], "nowhere: there is no config.json; expected the folder of a run"),
-        (["broken"], "broken/config.json: expected the settings of a run"),
+        (["broken"], "broken/config.json: got other content; expected the settings of a run"),
         (["lost"], "lost: its experiment gone.py is not there"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_process_that_was_killed_is_started_again_by_the_same_command_to_the_s
     for path in damaged:
         path.write_bytes(path.read_bytes()[:100])
     called = call("resume", early)
-    assert called.code == 2 and "got no checkpoint that is whole" in called.err
+    assert called.code == 2 and "got no valid checkpoint" in called.err
     shutil.rmtree(early / "checkpoints")  # as if it had been killed before the first one
     mark_again(early)
     for again, how, step in ((folder, arguments, 15), (early, ("resume", early), 0)):

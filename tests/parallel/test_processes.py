@@ -145,12 +145,12 @@ def test_the_first_that_waits_in_vain_for_the_others_ends():
     initialize(sys.argv[1], num_processes=2, process_id=0, timeout_s=2)
     """
     [(code, _, err)] = ended([python(lines, f"127.0.0.1:{free_port()}")])
-    assert code == 2 and "not all 2 processes came within 2 s to 127.0.0.1" in err
+    assert code == 2 and "not all 2 processes joined 127.0.0.1" in err
 
 
 def test_who_waits_in_vain_for_the_first_is_told_in_time():
     port = free_port()
-    words = f"coordinator: got 127.0.0.1:{port}, where nobody listens after 0.2 s"
+    words = f"coordinator: got 127.0.0.1:{port}, which did not answer within 0.2 s"
     with pytest.raises(ConnectionError, match=words):
         initialize(f"127.0.0.1:{port}", num_processes=2, process_id=1, timeout_s=0.2)
 
@@ -160,7 +160,7 @@ def test_a_port_that_is_taken_is_told():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConnectionError, match=f"coordinator: got port {port}, taken"):
+        with pytest.raises(ConnectionError, match=f"coordinator: got port {port}, in use"):
             initialize(f"127.0.0.1:{port}", num_processes=2, process_id=0)
 
 

@@ -147,7 +147,7 @@ def mesh_of_four(axis_type):
 def check_that_explicit_axes_are_refused():
     descent, explicit = mjn.gradient_descent(CLASSIFIES, 0.1), mesh_of_four(AxisType.Explicit)
     start = descent.init(CLASSIFIER)
-    words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as of data_mesh or by axis_types="
+    words = "mesh: got the axes 'data' 4, Explicit; expected Auto ones, as from data_mesh, or by axis_types="
     for refused in (
         lambda: shard_batch(explicit, DATA),
         lambda: replicate(explicit, start),
@@ -158,7 +158,10 @@ def check_that_explicit_axes_are_refused():
         with pytest.raises(ValueError, match=words):
             refused()
     for other, text in ((explicit, "'data' 4, Explicit"), (data_mesh(8), "'data' 8, Auto")):
-        with jax.set_mesh(other), pytest.raises(ValueError, match=f"mesh: got another than jax.set_mesh set, {text}"):
+        with (
+            jax.set_mesh(other),
+            pytest.raises(ValueError, match=f"mesh: got one that differs from that of jax.set_mesh, {text}"),
+        ):
             replicate(data_mesh(4), start)
 
 

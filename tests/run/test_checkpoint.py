@@ -286,7 +286,7 @@ def test_a_donated_array_is_refused_by_name(tmp_path):
     gone = jax.device_put(np.ones(3))
     gone.delete()
     with pytest.raises(
-        ValueError, match=r"^tree\['w'\]: got an array that was deleted, or donated .*; expected its data"
+        ValueError, match=r"^tree\['w'\]: got an array that was deleted or donated; expected one with data"
     ):
         save_checkpoint(tmp_path / "a", {"w": gone}, step=0)
     assert not list(tmp_path.iterdir())

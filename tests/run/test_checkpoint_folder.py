@@ -64,7 +64,7 @@ def test_the_newest_that_is_whole_wins_and_why_others_did_not_is_told(tmp_path):
 def test_where_none_is_whole_nobody_starts_anew_unawares(tmp_path):
     fill(tmp_path, 1, 2)
     damage(tmp_path, 1, 2)
-    text = rf"^{re.escape(str(tmp_path))}: got no checkpoint that is whole; expected one\n  .*00002.*\n  .*00001"
+    text = rf"^{re.escape(str(tmp_path))}: got no valid checkpoint; expected one\n  .*00002.*\n  .*00001"
     with pytest.raises(CheckpointError, match=text):
         load_latest(tmp_path, LIKE)
 

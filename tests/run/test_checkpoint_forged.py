@@ -67,7 +67,7 @@ def more_arrays(content):
 
 
 META = "__metadata__"
-OURS = "got a header that differs from its SHA-256, or is written in another way than ours"
+OURS = "got a header that differs from its SHA-256, or is written in another way"
 NO_ARRAY = r"tree\['weights'\]: got dtype .* and shape .*; expected an array"
 FORGED = {
     "a shape of 10^12 elements": (array(shape=[10**12]), r"got offsets \[30, 78\]; expected \[30, 40{10}30\]"),

@@ -51,7 +51,7 @@ def test_the_first_operation_is_named_with_its_line(objective, params, operation
 def test_it_tells_how_much_is_not_finite_and_what_went_in():
     for params, count in (([0, 2], "1 of 2 elements is infinite"), ([2, 3], "2 of 2 elements are infinite")):
         message = diagnose(plain, np.float32(params), BATCH)
-        assert message.endswith(f"{count}; what went in has elements up to {100 * params[1]}")
+        assert message.endswith(f"{count}; its inputs have elements up to {100 * params[1]}")
     assert "1 of 1 elements is NaN" in diagnose(lambda w, b: jnp.log(w), -1.0, BATCH)
 
 
@@ -69,10 +69,10 @@ def test_where_only_the_norm_overflows_the_largest_leaf_is_named():
 
 def test_what_was_not_finite_before_is_said():
     message = diagnose(plain, ONES, BATCH._replace(x=np.full((4, 3), np.nan, np.float32)))
-    assert message == "what goes into the step is not finite already: [1].x"
+    assert message == "the input of the step is not finite: [1].x"
 
 
 def test_where_loss_and_gradient_are_finite_it_is_the_optimizers_step():
     assert diagnose(lambda w, b: jnp.sum(w**2), ONES, BATCH) == (
-        "loss and gradient are finite; what is not is the optimizer's step"
+        "loss and gradient are finite, but the optimizer's step is not"
     )

@@ -247,4 +247,4 @@ def test_updates_that_are_all_lost_to_rounding_are_noted(dtype, rate, noted):
     descent = mjn.gradient_descent(lambda weights, batch: jnp.mean((weights * batch[0] - batch[1]) ** 2), rate)
     ones = np.ones(4, dtype)
     result = mjn.fit(descent, descent.init(jnp.asarray(ones)), (ones, 2 * ones), steps=20)
-    assert ["0 of 4 weights have moved" in note and "bfloat16" in note for note in result.notes] == [True] * noted
+    assert ["0 of 4 weights have changed" in note and "bfloat16" in note for note in result.notes] == [True] * noted

@@ -140,19 +140,19 @@ def swapped(line):
     return line.replace(LOSS, b"?").replace(NORM, LOSS).replace(b"?", NORM)
 
 
-OTHERS = "the rows before step 27 are not those that were written: it goes on from step {}, not 27"
+OTHERS = "the rows before step 27 have been changed: the fit continues from step {}, not 27"
 SPOILT = {
     "a damaged checkpoint": (newest(lambda path: os.truncate(path, 99)), 20, "step-00000027.safetensors: got"),
     "a torn line": (killed_before_the_last_checkpoint, 20, None),
     "the first row lost": (
         row(3, lambda line: b"?" + line),
         0,
-        "the row of step 6 is lost: it goes on from step 0, not",
+        "the row of step 6 is lost: the fit continues from step 0, not",
     ),
     "a row lost": (
         row(11, lambda line: b"?" + line),
         20,
-        "the row of step 22 is lost: it goes on from step 20, not 27",
+        "the row of step 22 is lost: the fit continues from step 20, not 27",
     ),
     "a digit": (row(0, lambda line: line[:-3] + (b"1" if line[-3:-2] != b"1" else b"2") + line[-2:]), 0, OTHERS),
     "null": (row(6, lambda line: line[: line.index(NORM)] + NORM + b"null}\n"), 10, OTHERS),
@@ -250,7 +250,7 @@ def test_a_folder_that_the_caller_holds_is_used_and_stays_held(tmp_path):
 def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):
     fitted(full_batch(), tmp_path, steps=5)
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one, or resume=True"):
+    with pytest.raises(FileExistsError, match="got the folder of a run; expected a new one, or resume=True"):
         fitted(full_batch(), tmp_path, steps=5)
     assert steps_in(tmp_path) == [5]
 

@@ -61,7 +61,7 @@ def holder(folder, helper="none"):
 
 def test_a_second_process_is_refused_and_told_who_holds_the_run_until_the_first_is_dead(tmp_path):
     with holder(tmp_path) as process:
-        who = rf"process {process.pid} on .* since 20.*; expected a run that nobody"
+        who = rf"process {process.pid} on .* since 20.*; expected a run that is not running"
         with pytest.raises(RunInUse, match=who), hold(tmp_path):
             pass
         found = owner(tmp_path)

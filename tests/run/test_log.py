@@ -62,7 +62,7 @@ def test_the_metrics_file_holds_the_rows(rate, tmp_path):
     timed = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps_of(timed) == steps_of(result.rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl", "timing.jsonl"]
-    with pytest.raises(FileExistsError, match="there is a run in this folder; expected a new one"):
+    with pytest.raises(FileExistsError, match="got the folder of a run; expected a new one"):
         fitted(in_a_bowl(rate), 3, run_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines() == lines
     diverges = rate > 1

@@ -236,7 +236,7 @@ def all_damaged(tool: Tool, setting: Setting) -> Iterator[Trial]:
     kept = tuple(tool.checkpoints(runs.whole))
     for file in (file for path in kept for file in _files(path)):
         file.write_bytes(file.read_bytes()[:-1])
-    expected = Expected(f"step-0|{tool.leaf}", r"\w", r"got no checkpoint that is whole")
+    expected = Expected(f"step-0|{tool.leaf}", r"\w", r"got no valid checkpoint")
     yield runs.resumed(runs.whole, expected)._replace(right=None, untouched=kept)
 
 
@@ -268,7 +268,7 @@ def _changed(what: str, old: str, new: str, tool: Tool, setting: Setting) -> Ite
     (folder / "result.json").unlink()  # as if it had been killed before its end
     path = (folder if what == "config.json" else setting.scratch) / what
     path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    diff = rf"(?s)other code or another config.*\n-[^\n]*{re.escape(old)}.*\n\+[^\n]*{re.escape(new)}"
+    diff = rf"(?s)changed code or a changed config.*\n-[^\n]*{re.escape(old)}.*\n\+[^\n]*{re.escape(new)}"
     refused = Expected(path.name, r"\n[+-]", diff)
     yield Trial(ours.called(setting.scratch, "resume", str(folder)), refused, untouched=(folder,))
 
