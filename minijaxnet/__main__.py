@@ -1,8 +1,6 @@
 """``python -m minijaxnet`` is the command ``minijaxnet``."""
 
-import sys
-
-from minijaxnet.cli import main
+from minijaxnet.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

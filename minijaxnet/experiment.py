@@ -93,6 +93,8 @@ class Experiment:
             value = getattr(self, name)
             if not callable(value) and not (value is None and name in ("value_and_gradient", "predict")):
                 raise TypeError(f"Experiment: {name}: got {type(value).__name__}; expected a function")
+        if not isinstance(self.metrics, Mapping):
+            raise TypeError(f"Experiment: metrics: got {type(self.metrics).__name__}; expected {{name: function}}")
         for name, metric in self.metrics.items():
             if not callable(metric):
                 raise TypeError(f"Experiment: metrics[{name!r}]: got {type(metric).__name__}; expected a function")

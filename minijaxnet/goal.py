@@ -6,6 +6,8 @@ import numpy as np
 
 # Parts of the names of metrics whose highest value is the best.
 _HIGHER = ("accuracy", "precision", "recall", "f1", "auc", "score", "r2", "likelihood")
+# The same where less of it is better.
+_LOWER = ("loss", "error", "norm", "mse", "mae", "perplexity", "entropy", "distance", "divergence", "deviance")
 
 
 class Goal(NamedTuple):
@@ -30,15 +32,22 @@ class Goal(NamedTuple):
         return value > than if self.highest else value < than
 
 
-def goal_of(text: str) -> Goal:
+def goal_of(text: str, where: str) -> Goal:
     """The goal that a text names: ``highest NAME``, ``lowest NAME``, or a name alone.
 
-    With a name alone, the highest accuracy or score is the best, and the lowest of anything else.
+    With a name alone, the highest accuracy or score is the best, and the lowest loss, error or norm.
 
-    >>> print(goal_of("test_loss"), goal_of("test_accuracy"), goal_of("highest margin"), sep=", ")
+    Raises:
+        ValueError: a name alone that does not say whether more of it is better.
+
+    >>> print(*(goal_of(text, "by") for text in ("test_loss", "test_accuracy", "highest margin")), sep=", ")
     lowest test_loss, highest test_accuracy, highest margin
     """
     how, _, name = text.partition(" ")
     if how in ("highest", "lowest") and name:
         return Goal(name.strip(), how == "highest")
-    return Goal(text, any(part in text.lower() for part in _HIGHER))
+    highest, lowest = (any(part in text.lower() for part in parts) for parts in (_HIGHER, _LOWER))
+    if highest == lowest:
+        expected = f"'highest {text}' or 'lowest {text}', since the name does not say which is better"
+        raise ValueError(f"{where}: got {text!r}; expected {expected}")
+    return Goal(text, highest)

@@ -135,10 +135,10 @@ def flat_norm(until_flat: Any, *, sampled: bool) -> Any:
 
 def may_step(info: StepInfo, until_flat: Any) -> Any:
     """Whether a step may be taken: the gradient is not flat, and the step is accepted."""
-    is_flat = (info.gradient_norm <= until_flat) | jnp.isposinf(until_flat)  # also where the norm is NaN
-    if jax.tree.leaves(info.accepted):
-        return info.accepted & ~is_flat
-    return jnp.isfinite(info.loss) & jnp.isfinite(info.gradient_norm) & ~is_flat
+    norm = info.gradient_norm
+    if jax.tree.leaves(info.accepted):  # an accepted norm may be NaN, which only an infinite limit calls flat
+        return info.accepted & ((norm > until_flat) | (jnp.isnan(norm) & (until_flat < jnp.inf)))
+    return jnp.isfinite(info.loss) & jnp.isfinite(norm) & (norm > until_flat)
 
 
 def rows_of(trace: Trace) -> StepInfo:

@@ -277,7 +277,7 @@ def _chunk(
         return k + 1, running, state, history
 
     ready = is_ready(step, state)
-    starts = ready & (status == OUT_OF_STEPS)
+    starts = (ready | (steps == 0)) & (status == OUT_OF_STEPS)
     _, running, state, history = repeated_while(may_take, body, (jnp.int32(0), starts, state, history), block)
     history = unpacked(history)
     # A descent stops at the first row that forbids a step. Later rows of a replica that has stopped are not valid.

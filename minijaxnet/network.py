@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from minijaxnet._checks import check_callable
 from minijaxnet._types import DTypeLike
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -136,6 +137,7 @@ def elementwise(fn: Activation) -> Network:
         >>> elementwise(jax.nn.relu).apply((), jnp.array([-1.0, 2.0]))
         Array([0., 2.], dtype=float32)
     """
+    check_callable("elementwise: fn", fn)
     return Network(lambda key: (), lambda params, x: fn(x))
 
 
@@ -202,6 +204,8 @@ def mlp(
     Source: He et al., "Delving deep into rectifiers", 2015; Glorot and Bengio, 2010.
     """
     sizes = check_sizes("mlp", sizes)
+    check_callable("mlp: activation", activation)
+    check_callable("mlp: output_activation", output_activation or activation)
     activations = (activation,) * (len(sizes) - 2) + (output_activation,)
 
     def layer(n_in: int, n_out: int, fn: Activation | None) -> Network:

@@ -237,3 +237,10 @@ def test_under_jaxs_settings_that_look_for_errors_nothing_is_taken_for_one():
         starts = np.float32([1.0, 2.0, 3.0])
         swept = mjn.sweep(lambda start: mjn.descend(flat, flat.init(start), 1.0, steps=9)[1], {"start": starts})
         assert swept.output.steps_taken.tolist() == [0, 1, 1]
+
+
+def test_a_traced_flat_norm_that_is_nan_takes_no_step():
+    descent = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, 0.1)
+    run = jax.jit(lambda flat: mjn.descend(descent, descent.init(3.0), 1.0, steps=5, until_flat=flat)[1])
+    assert (run(jnp.nan).status, run(jnp.nan).steps_taken) == (mjn.DIVERGED, 0)
+    assert run(0.0).status == mjn.OUT_OF_STEPS

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 import jax
 
@@ -30,6 +31,14 @@ A small JAX framework for researchers who work on gradients.
 {verbs}
 
 minijaxnet VERB --help shows more; minijaxnet run FILE --help shows that experiment's own flags and defaults."""
+
+
+def command() -> NoReturn:
+    """The shell's command: ``main``. After a signal it ends at once, for XLA may still compile in its own threads."""
+    code = main()
+    if code >= 128:
+        leave(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,7 +56,7 @@ def _execute(request: Request, open_folder: OpenFolder, resume: bool) -> int:
     # Of several processes the first one could not stop the others on the way: it checks before the descent.
     if jax.process_count() > 1 and not broadcast(is_first() and (is_right(check()) or flags.unchecked)):
         if is_first():
-            print(f"\n{check()}\n\nThe descent was not started: {WRONG}.")
+            print(f"\n{check()}\n\nThe descent was not started: {WRONG}; --unchecked descends all the same.")
         return 1
     if not is_first():
         return exit_code(run())
@@ -73,7 +73,7 @@ def _execute(request: Request, open_folder: OpenFolder, resume: bool) -> int:
             with programs, failure_recorded(folder), _sink(flags.steps, check, flags.unchecked) as sink:
                 result = run(run_dir=held, resume=resume, sink=sink)
         except WrongGradient:
-            say(f"\n{check()}\n\nThe descent was stopped: {WRONG}.")
+            say(f"\n{check()}\n\nThe descent was stopped: {WRONG}; --unchecked goes on all the same.")
             return 1
         for note in result.notes:
             say(f"warning: {note}")

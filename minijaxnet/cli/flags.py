@@ -125,6 +125,8 @@ class SweepFlags(PlaceFlags):
     """The most steps of a descent."""
     until_flat: float = 0.0
     """A descent stops before a step whose gradient norm is at most this."""
+    unchecked: bool = False
+    """Descend though the gradient by hand, or a derivative rule within the loss, is wrong."""
     optimizer: str = "gd"
     """"gd" is gradient descent; any other name is an optimizer of optax."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from minijaxnet._types import PyTree
 from minijaxnet.batches import minibatches_of
-from minijaxnet.cli.checks import checks_of
+from minijaxnet.cli.checks import report_on
 from minijaxnet.cli.measure import log_every_of, measure_of
 from minijaxnet.cli.optimizers import Optimizer, differentiated, optimizer_of_request
 from minijaxnet.cli.placement import mesh_of, placed_data
@@ -103,9 +103,4 @@ def check_gradient(setup: Setup) -> GradReport | None:
     arguments = (setup.start.params, batch, *keys)
     if mesh is not None and jax.process_count() == 1:
         arguments = (replicate(mesh, setup.start.params), shard_batch(mesh, batch), *replicate(mesh, keys))
-    report = None
-    for check in checks_of(setup.request.experiment, arguments).values():
-        report = check(arguments)
-        if not report.ok:
-            break
-    return report
+    return report_on(setup.request.experiment, arguments)

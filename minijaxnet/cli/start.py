@@ -12,7 +12,7 @@ import numpy as np
 
 from minijaxnet._trees import cast_floats
 from minijaxnet._types import DTypeLike, Objective, Params, PyTree
-from minijaxnet.data import check_batch, numbers
+from minijaxnet.data import Batch, check_batch, numbers
 from minijaxnet.experiment import Experiment, loads_its_share
 from minijaxnet.streams import first_batch_of, is_read
 
@@ -77,8 +77,8 @@ def batches_of(experiment: Experiment, precision: str, numbers_of_data: Mapping[
     share = {"process_id": jax.process_index(), "num_processes": jax.process_count()}
     batches = experiment.data(**numbers_of_data, **(share if loads_its_share(experiment) else {}))
     names = {2: ("train", "test"), 3: ("train", "validation", "test")}
-    if not isinstance(batches, tuple | list) or len(batches) not in names:
-        size = f" of {len(batches)}" if isinstance(batches, tuple | list) else ""
+    if not isinstance(batches, tuple | list) or isinstance(batches, Batch) or len(batches) not in names:
+        size = f" of {len(batches)}" if type(batches) in (tuple, list) else ""
         expected = "batches (train, test), or (train, validation, test)"
         raise TypeError(f"data: it returns a {type(batches).__name__}{size}; expected {expected}")
     named = dict(zip(names[len(batches)], batches, strict=True))

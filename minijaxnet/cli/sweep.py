@@ -11,13 +11,16 @@ from pathlib import Path
 import jax
 
 from minijaxnet.batches import minibatches_of
+from minijaxnet.cli.checks import report_on
 from minijaxnet.cli.errors import UsageError
 from minijaxnet.cli.flags import SweepFlags
 from minijaxnet.cli.measure import measured_names
+from minijaxnet.cli.outcome import WRONG
+from minijaxnet.cli.parsing import parse_range
 from minijaxnet.cli.placement import agree, described, own_mesh
 from minijaxnet.cli.request import Request, read_request
 from minijaxnet.cli.run_folder import OpenFolder, failure_recorded, new_folder
-from minijaxnet.cli.start import digest_of, start_of
+from minijaxnet.cli.start import Start, digest_of, first_batch, start_of
 from minijaxnet.cli.sweep_plan import plan_of, run_of
 from minijaxnet.cli.sweep_report import joined_result, report
 from minijaxnet.goal import goal_of
@@ -53,7 +56,7 @@ def _execute(request: Request, open_folder: OpenFolder) -> int:
     for size in plan.program_axes.get("batch_size", ()):
         minibatches_of(start.train, size)
     names = ["loss", *measured_names(experiment, start.held_out)]
-    if (by := goal_of(flags.by).name) not in names:
+    if (by := goal_of(flags.by, "by").name) not in names:
         raise ValueError(f"by: got {by!r}; expected one of {', '.join(names)}")
     mesh, programs = own_mesh(flags), plan.programs()
     count = math.prod(map(len, plan.axes.values())) * len(programs)
@@ -62,6 +65,8 @@ def _execute(request: Request, open_folder: OpenFolder) -> int:
         heading = f"{experiment.name}: {count:,} descents of {flags.steps:,} steps, {flags.precision} on "
         print(f"{heading}{described(mesh)}{processes}", flush=True)
     data_sha256 = agree(request, digest_of(start.train, *start.held_out.values()))
+    if not broadcast(flags.unchecked or (is_first() and _gradient_is_right(request, start))):
+        return 1
     results: list[SweepResult] = []
     with contextlib.ExitStack() as opened:
         folder = None
@@ -86,6 +91,19 @@ def _execute(request: Request, open_folder: OpenFolder) -> int:
         result = joined_result(results, {name: some for name, some in plan.program_axes.items() if len(some) > 1})
         signum = 0 if complete else int(all_gather([stop.signum]).max()) or signal.SIGINT
         return report(request, plan, folder, result, signum) if is_first() else 128 * bool(signum) + signum
+
+
+def _gradient_is_right(request: Request, start: Start) -> bool:
+    """Whether the gradient by hand is right at the start of the first descent; a wrong one is reported."""
+    sizes = request.flags.batch_size
+    batch = first_batch(start.train, None if sizes == "all" else int(parse_range("batch_size", sizes)[0]))
+    report = report_on(
+        request.experiment, (start.params, batch, *(() if start.draw_key is None else (start.draw_key,)))
+    )
+    if report is None or report.ok:
+        return True
+    print(f"\n{report}\n\nThe sweep was not started: {WRONG}; --unchecked descends all the same.")
+    return False
 
 
 def _is_mine(first: int, size: int) -> bool:

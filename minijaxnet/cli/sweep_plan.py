@@ -63,6 +63,9 @@ def plan_of(request: Request) -> Plan:
     for name in ("learning_rate", *options):
         if len(values[name]) > 1 and not _can_be_traced(request, values, name, tuple(options)):
             program_axes[name] = values[name]
+    for name in request.init:
+        if len(values[name]) > 1 and not _can_init(request, values, name):
+            program_axes[name] = values[name]
     if flags.batch_size != "all":
         program_axes["batch_size"] = whole_numbers("batch_size", parse_range("batch_size", flags.batch_size))
     axes = {name: np.array(some) for name, some in values.items() if len(some) > 1 and name not in program_axes}
@@ -89,6 +92,17 @@ def _can_be_traced(request: Request, values: dict[str, list[Any]], name: str, op
     try:
         jax.eval_shape(traced, numbers[name])
     except jax.errors.ConcretizationTypeError:
+        return False
+    return True
+
+
+def _can_init(request: Request, values: dict[str, list[Any]], name: str) -> bool:
+    """Whether params can be made with a traced number; not where it is the size of an array."""
+    numbers = {other: values[other][0] for other in request.init}
+    key = jax.random.key(0)
+    try:
+        jax.eval_shape(lambda number: request.experiment.init(key, **numbers | {name: number}), numbers[name])
+    except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
         return False
     return True
 

@@ -64,7 +64,7 @@ def _write_arrays(path: Path, result: SweepResult) -> None:
 
 def _print_best(request: Request, plan: Plan, result: SweepResult) -> dict[str, Any]:
     """Print the best descent, and the command that runs it; the same for ``result.json``."""
-    goal, best = goal_of(request.flags.by), result.best(request.flags.by)
+    goal, best = goal_of(request.flags.by, "by"), result.best(request.flags.by)
     values = {name: float(value) for name, value in best.values.items()}
     metrics = {name: float(leaf[best.place]) for name, leaf in result.metrics.items()}
     where = ", ".join(f"{name} {significant(value)}" for name, value in values.items())

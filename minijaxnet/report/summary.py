@@ -18,7 +18,7 @@ def verdicts_of(record: RunRecord) -> Iterator[Verdict]:
     """What came out of a run, in sentences."""
     yield Verdict(_STATES[record.state], _how_it_ended(record))
     if best := record.result.get("kept_best"):
-        goal = goal_of(str(record.config["flags"].get("keep_best")))
+        goal = goal_of(str(record.config["flags"].get("keep_best")), "keep_best")
         words = f"The {goal} was {significant(best['value'])}, at step {best['step']:,}: these weights are kept."
         yield Verdict("neutral", words)
     if len(record.rows) > 1 and "train_loss" in record.rows[0]:

@@ -42,7 +42,7 @@ class BestKeeper:
             raise TypeError(f"keep_best: got {keep_best!r}; expected the name of a metric, such as 'test_loss'")
         if patience is not None and keep_best is None:
             raise ValueError("patience: got a number without keep_best; expected keep_best, such as 'test_loss'")
-        self.goal = None if keep_best is None else goal_of(keep_best)
+        self.goal = None if keep_best is None else goal_of(keep_best, "keep_best")
         self.best: Best | None = None
         self._patience = None if patience is None else check_count("patience", patience, least=1)
         self._path = None if folder is None else Path(folder) / BEST

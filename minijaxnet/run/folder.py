@@ -132,7 +132,9 @@ def result_state(folder: Path) -> str:
     if not result:
         return "interrupted"
     states = {"DIVERGED": "diverged", "INTERRUPTED": "interrupted", "FAILED": "failed"}
-    return states.get(str(result.get("status")), "done")
+    check = result.get("gradient_check")
+    done = "wrong gradient" if isinstance(check, dict) and check.get("ok") is False else "done"
+    return states.get(str(result.get("status")), done)
 
 
 def _json(content: Any) -> str:

@@ -91,7 +91,7 @@ class SweepResult(NamedTuple):
         Raises:
             ValueError: all replicas diverged, or there is no such metric.
         """
-        losses, goal = self.losses, goal_of(by)
+        losses, goal = self.losses, goal_of(by, "by")
         values = {"loss": np.where(np.isfinite(losses), losses, np.nan)} | self.metrics
         if goal.name not in values:
             raise ValueError(f"by: got {goal.name!r}; expected one of {', '.join(values)}")

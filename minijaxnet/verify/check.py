@@ -195,6 +195,9 @@ def _misfit(given: _Given, arguments: Arguments, value: Any) -> GradReport | Non
     if difference := structure_difference(gradient, target):
         what = f"the gradient is not like {'the argument' if isinstance(argnums, int) else 'the arguments'}"
         alike = jax.tree.structure(gradient) == jax.tree.structure(target)
+        if not given.has_value and isinstance(gradient, tuple | list) and len(gradient) == 2:
+            if structure_difference(_strongly_typed(gradient[1], target), target) is None:
+                return misbuilt("it returns (value, gradient); expected the gradient alone, or has_value=True")
         mine, right = (jax.tree.leaves(tree) if alike else [] for tree in (gradient, target))
         return misbuilt(f"{what}: {difference.removeprefix('(leaf): ')}", mine, right)
     return None

@@ -211,8 +211,19 @@ def test_a_wrong_hand_gradient_is_reported_after_the_loss_unless_unchecked(tmp_p
     assert called.code == 1 and called.read("result.json")["gradient_check"]["ok"] is False
     assert called.out.index("took all") < called.out.index("gradient by hand against autodiff: NOT RIGHT")
     assert "wrong beyond rounding in ['offset']" in called.out and "The result cannot be relied on" in called.out
+    assert "wrong gradient" in call("runs", called.folder.parent).out
     called = run(tmp_path, wrong, "--unchecked")
     assert called.code == 0 and called.read("result.json")["gradient_check"]["ok"] is False
+
+
+def test_a_check_that_raises_is_said_and_the_run_is_kept(tmp_path, monkeypatch):
+    def fails(setup):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("minijaxnet.cli.execute.check_gradient", fails)
+    called = run(tmp_path, BY_HAND)
+    assert called.code == 1 and "not checked: RuntimeError: no" in called.out
+    assert called.read("result.json")["status"] == "OUT_OF_STEPS"
 
 
 def test_a_wrong_hand_gradient_ends_a_long_descent(tmp_path, monkeypatch):

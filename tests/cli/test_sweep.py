@@ -69,6 +69,27 @@ def test_a_grid_of_rates_and_seeds_is_shown_and_written_and_a_seed_is_the_run_of
     assert arrays["test_weight"][2, 2] == pytest.approx(last["test_weight"], rel=1e-6)
 
 
+def test_sizes_of_init_have_a_program_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = FILE.replace("scale=1.0, power=1", "width=2").replace(
+        "scale**power * jax.random.normal(key)", "jnp.sum(jax.random.normal(key, (width,)))"
+    )
+    called = run(tmp_path, textwrap.dedent(text), "--width", "2,3", "--seeds", 2, "--steps", 5, verb="sweep", head="")
+    assert called.code == 0, called
+    arrays = np.load(called.folder / "sweep.npz")
+    assert arrays["axis_width"].tolist() == [2, 3] and arrays["losses"].shape == (2, 2, 5)
+
+
+def test_a_wrong_gradient_by_hand_is_not_swept_unless_unchecked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_hand = "value_and_gradient=lambda p, b: (loss(p, b), {'w': jnp.mean((p['w'] * b.x - b.y) * b.x)}),"
+    text = textwrap.dedent(FILE.replace('"line", init, loss, data,', f'"line", init, loss, data, {by_hand}'))
+    called = run(tmp_path, text, "--steps", 5, verb="sweep", head="")
+    assert (called.code, called.folder) == (1, None)
+    assert "NOT RIGHT" in called.out and "a factor 1/2" in called.out and "The sweep was not started" in called.out
+    assert run(tmp_path, text, "--steps", 5, "--unchecked", verb="sweep", head="").code == 0
+
+
 @pytest.mark.parametrize("sizes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_numbers_of_init_batch_sizes_and_options_of_optax_are_axes(sizes, sweep):
     batches = ("--batch-size", "2,4") if sizes > 1 else ()

@@ -90,10 +90,11 @@ REFUSED = [
     ({"run_dir": __file__}, ValueError, "^run_dir: got '.*'; expected a folder"),
     ({"run_dir": b"here"}, TypeError, "^run_dir: got b'here'; expected a folder"),
     ({"on_interrupt": "stop"}, ValueError, "on_interrupt: got 'stop'; expected 'raise' or 'return'"),
-    ({"keep_best": "far"}, ValueError, "keep_best: got 'far'; expected one of the measured metrics: near"),
+    ({"keep_best": "lowest far"}, ValueError, "keep_best: got 'far'; expected one of the measured metrics: near"),
+    ({"keep_best": "near"}, ValueError, "keep_best: got 'near'; expected 'highest near' or 'lowest near'"),
     ({"keep_best": ""}, TypeError, "keep_best: got ''; expected the name of a metric"),
     ({"patience": 3}, ValueError, "patience: got a number without keep_best"),
-    ({"keep_best": "near", "patience": 0}, ValueError, "patience: got 0"),
+    ({"keep_best": "lowest near", "patience": 0}, ValueError, "patience: got 0"),
 ]
 
 

@@ -45,7 +45,7 @@ def gradient_of(params, batch, slip):
 SLIPS = {
     "none": ({}, ""),
     "a factor of two": ({"into": 1, "bias": 1, "out": 1}, "twice what it should be: a factor 2"),
-    "layers swapped": ({"into": 2, "out": 2}, r"it is the gradient of \['out'\]: the two are swapped"),
+    "layers swapped": ({"into": 2, "out": 2}, r"it is the gradient of \['out'\]: are the two swapped"),
     "no weight decay": ({"into": 3}, "missing.* 0.5 times"),
     "a row of zeros": ({"into": 4}, "one slice is wrong, index 2 of axis 0"),
     "sign of a bias": ({"bias": 2}, "the sign is wrong: a factor -1"),

@@ -167,7 +167,7 @@ def _transposed(slip: Wrong) -> str:
 def _swapped(slip: Wrong) -> str:
     for path, other in slip.others.items():
         if slip.equal(slip.hand, other):
-            return f"it is the gradient of {path}: the two are swapped"
+            return f"it is the gradient of {path}: are the two swapped?"
     return ""
 
 
