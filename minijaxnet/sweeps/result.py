@@ -85,11 +85,11 @@ class SweepResult(NamedTuple):
         """The best replica of those that did not diverge.
 
         Args:
-            by: "loss" for the lowest last loss; "highest NAME" or "lowest NAME" for one of ``metrics``; or a name
-                alone, which means the highest for an accuracy or a score, else the lowest.
+            by: "loss" for the lowest last loss; "highest NAME" or "lowest NAME" for one of ``metrics``; a name
+                alone is enough for an accuracy or a score (the highest), and for a loss, an error or a norm.
 
         Raises:
-            ValueError: all replicas diverged, or there is no such metric.
+            ValueError: all replicas diverged, there is no such metric, or the name does not say which is better.
         """
         losses, goal = self.losses, goal_of(by, "by")
         values = {"loss": np.where(np.isfinite(losses), losses, np.nan)} | self.metrics

@@ -115,7 +115,10 @@ def vjp_checker(
     elif why_no_reference := _why_not_differentiable(by_autodiff, leaves, given=reference is not None):
         subject = Subject("derivative rule", "finite differences")
     forward = second = None
-    of_args = lambda function: lambda *leaves: function(*leaves[: len(arguments.leaves)])  # noqa: E731
+
+    def of_args(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *leaves: function(*leaves[: len(arguments.leaves)])
+
     if why_no_reference:
         forward = (lambda *leaves: hand(*leaves)[: len(results)], of_args(plain))
     elif kinds and not backward:

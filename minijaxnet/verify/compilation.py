@@ -267,8 +267,7 @@ def mapped_axes(rule: Traced, leaves: Sequence[Any]) -> list[int | None]:
 def stacked(first: Sequence[Any], second: Sequence[Any], axes: Sequence[int | None]) -> list[Any]:
     """Two points as one batch; what is not mapped over is the first one's."""
     triples = zip(first, second, axes, strict=True)
-    stack = lambda a, b: (np if isinstance(a, np.ndarray) else jnp).stack((a, b))  # noqa: E731
-    return [a if axis is None else stack(a, b) for a, b, axis in triples]
+    return [a if axis is None else (np if isinstance(a, np.ndarray) else jnp).stack((a, b)) for a, b, axis in triples]
 
 
 def in_short(error: Exception) -> str:
