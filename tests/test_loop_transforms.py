@@ -244,3 +244,12 @@ def test_a_traced_flat_norm_that_is_nan_takes_no_step():
     run = jax.jit(lambda flat: mjn.descend(descent, descent.init(3.0), 1.0, steps=5, until_flat=flat)[1])
     assert (run(jnp.nan).status, run(jnp.nan).steps_taken) == (mjn.DIVERGED, 0)
     assert run(0.0).status == mjn.OUT_OF_STEPS
+
+
+def test_no_steps_at_a_traced_rate_that_is_nan_are_out_of_steps_and_one_step_has_diverged():
+    def status(rate, steps):
+        descent = mjn.gradient_descent(lambda weight, batch: (weight - batch) ** 2, rate)
+        return mjn.descend(descent, descent.init(3.0), 1.0, steps=steps)[1].status
+
+    run = jax.jit(status, static_argnums=1)
+    assert (run(jnp.nan, 0), run(jnp.nan, 1)) == (mjn.OUT_OF_STEPS, mjn.DIVERGED)

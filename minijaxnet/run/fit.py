@@ -125,8 +125,8 @@ def fit(
         log_every: steps from one logged row to the next; about 20 rows if None.
         measure: ``measure(params) -> {name: number}``, added to each logged row.
         keep_best: the name of one of these numbers. The weights for which it is best are kept, in ``.best`` and as
-            ``best.safetensors``. "highest NAME" or "lowest NAME" says what is best; a name alone is enough for an accuracy
-            or a score (the highest), and for a loss, an error or a norm (the lowest).
+            ``best.safetensors``. "highest NAME" or "lowest NAME" says what is best; a name alone is enough for an
+            accuracy or a score (the highest), and for a loss, an error or a norm (the lowest).
         patience: stop when that number has not improved for this many logged rows; never if None.
         run_dir: a folder for ``metrics.jsonl``, ``timing.jsonl`` and ``checkpoints/``. It is made if it does not exist,
             and locked during the fit, unless it is a ``HeldFolder`` that the caller has locked. If None, nothing is

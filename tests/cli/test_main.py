@@ -1,5 +1,6 @@
 """The command itself: its verbs, its help, what it imports, how it ends, and where it prints."""
 
+import importlib
 import os
 import re
 
@@ -98,3 +99,16 @@ def test_letters_that_a_terminal_lacks_are_replaced(tmp_path):
     assert [code for code, *_ in found] == [0, 2]
     assert "Ab ? ?." in found[0][1] and "\\u03c0.py: there is no such file" in found[1][2]
     assert not any("Traceback" in err for *_, err in found)
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, "exit 0"), (2, "exit 2"), (130, "at once 130"), (143, "at once 143")])
+def test_after_a_signal_the_command_ends_at_once(code, ended, monkeypatch):
+    def at_once(code):
+        raise SystemExit(f"at once {code}")
+
+    monkeypatch.setattr("minijaxnet.cli.main", lambda: code)
+    monkeypatch.setattr("minijaxnet.cli.leave", at_once)
+    with pytest.raises(SystemExit) as error:
+        importlib.import_module("minijaxnet.cli").command()
+    found = error.value.code
+    assert (found if isinstance(found, str) else f"exit {found}") == ended
